@@ -1,0 +1,7 @@
+"""`python -m sparsemem` is the `sparsemem` command."""
+
+import sys
+
+from sparsemem.cli import main
+
+sys.exit(main())

@@ -1,0 +1,192 @@
+"""The `sparsemem` command. Progress and prose go to stderr, results to stdout; exit codes: see `main`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparsemem.config import ConfigError, load_study
+from sparsemem.study.engine import ENGINES
+
+DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+_ABOUT = """\
+At a fixed number of parameters and of activated parameters: where should the sparse ones live, in routed experts or in memory tables?
+Write a study in YAML, look at its plan, run it, read its report.
+
+  sparsemem plan sweeps/allocation-quick.yaml      every trial, solved and timed, nothing trained
+  sparsemem run sweeps/allocation-quick.yaml       train what is not finished, then write the report
+  sparsemem status runs/allocation-quick           how far it is, also while it runs
+  sparsemem report runs/allocation-quick           fits, figures and report again, from the result files
+  sparsemem bench step                             speed of a training step on this machine
+
+exit codes: 0 done, 1 some trials failed, 2 refused input, 130 interrupted and resumable"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 done, 1 some trials failed, 2 refused input (nothing was written), 130 interrupted and resumable.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = _parser().parse_args(given)
+    try:
+        return int(parsed.command(parsed))
+    except ConfigError as error:
+        _say(f"sparsemem: refused: {error}")
+        return REFUSED
+    except OSError as error:
+        _say(f"sparsemem: {error}; what was finished is kept")
+        return SOME_FAILED
+    except KeyboardInterrupt:
+        if parsed.command is _run:
+            _say("\ninterrupted; finished trials are kept, the others go on from their last checkpoint. To continue:")
+            _say(f"  {shlex.join(['sparsemem', *given])}")
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sparsemem", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Any, does: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=does,
+            description=f"{does[0].upper()}{does[1:]}.",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(command=command)
+        return sub
+
+    plan = add("plan", _plan, "show every trial before anything is trained", "sparsemem plan sweeps/allocation-quick.yaml --json")
+    plan.add_argument("--json", action="store_true", help='print {"trials": [...]} with the names of trials.csv and estimated_seconds')
+    run = add(
+        "run",
+        _run,
+        "train what a study has not finished yet, then write its report; safe to repeat",
+        "sparsemem run sweeps/allocation-quick.yaml --set budget.tokens=100k --set 'vary.rho=[1, 0.5, 0]'",
+    )
+    run.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="receives the folder <study>/ (default: runs)")
+    run.add_argument("--engine", choices=ENGINES, default="ray", help="ray: Ray Tune; local: plain subprocesses (default: ray)")
+    for sub in (plan, run):
+        sub.add_argument("study", type=Path, metavar="STUDY.yaml")
+        sub.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="path=value",
+            help="replace a field of the file, by its dotted path; the value is YAML; repeatable",
+        )
+    status = add("status", _status, "show how far a study is, from its files alone", "sparsemem status runs/allocation-quick")
+    report = add("report", _report, "write fits, figures and report again, from the result files", "sparsemem report runs/allocation-quick")
+    for sub in (status, report):
+        sub.add_argument("folder", type=Path, metavar="DIR", help="results folder of one study")
+    bench = add("bench", _bench, "measure this machine", "sparsemem bench step --json")
+    bench.add_argument("what", choices=("step",), help="step: a training step against the dense model and `transformers`")
+    bench.add_argument("--json", action="store_true", help="print one JSON object a line")
+    return parser
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------------
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    study = load_study(arguments.study, _overrides(arguments.set))
+    from sparsemem.study.plan import describe, estimate_seconds, plan
+
+    planned = plan(study)
+    _say(f"{study.study}: {len(planned)} trials; timing a few training steps ...")
+    seconds, together = estimate_seconds(planned, study)
+    if arguments.json:
+        rows = [{**p.row(), "estimated_seconds": round(s, 1)} for p, s in zip(planned, seconds, strict=True)]
+        print(json.dumps({"trials": rows}, indent=2))
+    else:
+        print(describe(planned, seconds, together))
+    return DONE
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    study = load_study(arguments.study, _overrides(arguments.set))
+    from sparsemem.study.launch import run_study
+    from sparsemem.study.progress import results_table
+
+    ledger = run_study(study, arguments.study.resolve().parent, arguments.results, arguments.engine, _say)
+    print(results_table(ledger.table()))
+    _print_findings(ledger.folder)
+    failed = [id_ for id_ in ledger.unfinished() if ledger.state(id_).message]
+    for id_ in failed:
+        state = ledger.state(id_)
+        _say(f"trial {id_} {state.status}: {state.message.splitlines()[0]} (more in {ledger.trial_folder(id_) / 'failure.json'})")
+    if ledger.unfinished():
+        _say("running the same command again tries these trials once more, from their last checkpoint")
+        return SOME_FAILED
+    return DONE
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from sparsemem.study.ledger import Ledger
+    from sparsemem.study.progress import look, overview
+
+    print(overview(look(Ledger.read(arguments.folder))))
+    return DONE
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from sparsemem.study.ledger import Ledger
+
+    ledger = Ledger.read(arguments.folder)
+    ledger.write_table()
+    from analysis.report import write_report
+
+    write_report(ledger.folder)
+    _print_findings(ledger.folder)
+    return DONE
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from sparsemem.bench import main as bench
+
+    return bench(arguments.what, arguments.json)
+
+
+def _print_findings(folder: Path) -> None:
+    """The fit in words, and where the figures and the report are."""
+    if not (folder / "report.html").exists():
+        return
+    from analysis.report import summarize
+
+    print(f"\n{summarize(folder)}\n")
+    print(f"figures  {folder / 'figures'}")
+    print(f"report   {folder / 'report.html'}")
+
+
+def _overrides(settings: Sequence[str]) -> dict[str, Any]:
+    """`path=value` pairs as dotted path -> value.
+
+    Raises:
+        ConfigError: a setting is not of that form.
+    """
+    found = {}
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        try:
+            if not equals or not all(path.split(".")):
+                raise ValueError("write path=value, such as budget.tokens=100k")
+            found[path] = yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"--set {setting}: {error}") from None
+    return found
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,119 @@
+"""Tokens on disk, and the order in which training meets them: a pure function of the seed and the step.
+
+Nothing has to be saved to resume but the step; all shares of a study meet the same batches.
+
+Shapes: B sequences a batch, S held-out sequences, T = context, V vocabulary.
+It must not know models.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparsemem.config import ConfigError
+from sparsemem.data.corpus import refused
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A prepared corpus.
+
+    Attributes:
+        train, val: token ids with a separator after each document, memory-mapped, uint16 or uint32.
+        vocab_size: V.
+        separator_id: the token that ends a document.
+        canonical: raw id -> canonical id, int64 [V].
+        canonical_size: canonical ids in use.
+        token_bytes: UTF-8 bytes each token stands for, int64 [V]; 0 for special tokens.
+        manifest: what the text is; stored with a study.
+        digest: names the corpus and its tokenizer.
+    """
+
+    train: npt.NDArray[np.unsignedinteger[Any]]
+    val: npt.NDArray[np.unsignedinteger[Any]]
+    vocab_size: int
+    separator_id: int
+    canonical: npt.NDArray[np.int64]
+    canonical_size: int
+    token_bytes: npt.NDArray[np.int64]
+    manifest: dict[str, Any]
+    digest: str
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokens:
+        """Open what `prepare` has built."""
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("train", "val")}
+        tables = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("canonical", "token_bytes")}
+        names = ("vocab_size", "separator_id", "canonical_size", "digest")
+        return cls(**arrays, **tables, **{name: manifest[name] for name in names}, manifest=manifest)
+
+
+class Batches:
+    """Non-overlapping windows of the training text, in a new permutation each epoch."""
+
+    def __init__(self, tokens: npt.NDArray[Any], context: int, batch_tokens: int, seed: int) -> None:
+        """
+        Args:
+            tokens: ids, 1-D.
+            context: T.
+            batch_tokens: B x T.
+            seed: of the order.
+
+        Raises:
+            ConfigError: the text is shorter than one batch.
+        """
+        self.tokens, self.context, self.seed = tokens, context, seed
+        self.rows = batch_tokens // context
+        self.windows = (len(tokens) - 1) // context
+        if self.windows < self.rows:
+            raise ConfigError(
+                f"field `train.batch_tokens` has the value {batch_tokens:,}: a batch takes {self.rows} sequences of {context} tokens, "
+                f"the training text holds {self.windows}; use smaller batches or more text"
+            )
+        self._orders: dict[int, npt.NDArray[np.int64]] = {}
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of a step, int64 [B, T] each. A batch at the end of an epoch takes its rest from the next."""
+        epochs, places = np.divmod(np.arange(step * self.rows, (step + 1) * self.rows), self.windows)
+        first, last = int(epochs[0]), int(epochs[-1])
+        windows = self._order(first)[places]
+        if last != first:
+            windows = np.where(epochs == first, windows, self._order(last)[places])
+        return _split(self.tokens, windows, self.context)
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        if epoch not in self._orders:
+            # Sorting the raw stream of PCG64 is a permutation that no later numpy changes; `Generator.permutation` promises none.
+            draws = np.random.PCG64([self.seed, epoch]).random_raw(self.windows)
+            self._orders = {k: v for k, v in self._orders.items() if k == epoch - 1} | {epoch: np.argsort(draws, kind="stable")}
+        return self._orders[epoch]
+
+
+def validation_windows(tokens: npt.NDArray[Any], context: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `count` non-overlapping windows of the held-out text: inputs and targets, int64 [S, T] each.
+
+    Raises:
+        ConfigError: the held-out text is shorter.
+    """
+    held = (len(tokens) - 1) // context
+    if count < 1 or held < count:
+        remedy = f"that is {held} sequences of {context} tokens, {max(count, 1)} are needed; hold out more"
+        raise refused("validation_tokens", len(tokens), remedy)
+    return _split(tokens, np.arange(count), context)
+
+
+def _split(tokens: npt.NDArray[Any], windows: npt.NDArray[np.int64], context: int) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch  # here, so that preparing and describing data does not wait for it
+
+    cut = torch.from_numpy(tokens[windows[:, None] * context + np.arange(context + 1)].astype(np.int64))
+    return cut[:, :-1].contiguous(), cut[:, 1:].contiguous()

@@ -1,0 +1,233 @@
+"""From a study's `data` to a folder of tokens: built once, in a cache named by a digest of the settings and the text.
+
+    train.npy val.npy canonical.npy token_bytes.npy tokenizer.json manifest.json
+
+The folder appears whole or not at all, also when two processes build it at once. It must not know models.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from sparsemem.config import ConfigError, Data
+from sparsemem.data.canonical import canonical_table
+from sparsemem.data.corpus import Corpus, Document, open_corpus, refused
+from sparsemem.data.selection import Kept, Selection, fair_share, select
+from sparsemem.data.tokenizer import encode, load_tokenizer, separator_id, token_bytes, train_tokenizer
+from sparsemem.files import write_json
+
+FORMAT = 1  # part of the digest: raise it when the same settings give other tokens
+VALIDATION_BYTES_A_TOKEN = 6  # text looked at per held-out token: more than a token stands for, as some of it turns out to be duplicates
+OVERLAP_ORDERS = (2, 3, 4, 5, 8)
+STORED = ("train.npy", "val.npy", "canonical.npy", "token_bytes.npy", "tokenizer.json")
+
+Encoded = tuple[Document, npt.NDArray[Any]]  # a document with its token ids, the separator last
+
+
+def prepare(config: Data, base: Path, cache: Path | None = None, report: Callable[[str], None] = lambda line: None) -> Path:
+    """Build the tokens of a study, or find them.
+
+    Args:
+        config: the study's data. `context` does not enter the digest: studies that vary it share their tokens.
+        base: the folder of the study's file; globs and the tokenizer's path are relative to it.
+        cache: folder of prepared corpora; default `$SPARSEMEM_CACHE` or `~/.cache/sparsemem`.
+        report: takes a line of progress now and then.
+
+    Returns:
+        The folder, for `Tokens.load`.
+
+    Raises:
+        ConfigError: the text is empty, unreadable or too short for `vocab_size`, `context` or `validation_tokens`.
+    """
+    cache = cache or Path(os.environ.get("SPARSEMEM_CACHE") or Path.home() / ".cache" / "sparsemem")
+    corpus = open_corpus(config, base)
+    digest = _digest(config, corpus, base)
+    folder = cache / digest
+    with _lock(cache, digest):
+        if not _is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            for left_over in cache.glob(f".{digest}.*"):  # of a builder that was killed
+                shutil.rmtree(left_over, ignore_errors=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{digest}.", dir=cache))
+            try:
+                _build(config, corpus, base, temporary, digest, report)
+                temporary.chmod(0o755)
+                temporary.rename(folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    longest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["longest_document"]
+    if longest <= config.context:
+        remedy = f"the longest document has {longest} tokens; use a context below that, or longer documents"
+        raise refused("context", config.context, remedy)
+    return folder
+
+
+def _digest(config: Data, corpus: Corpus, base: Path) -> str:
+    settings = config.model_dump(mode="json", exclude={"context", "tokenizer"})
+    tokenizer = None
+    if config.tokenizer:
+        try:
+            tokenizer = hashlib.sha256((base / config.tokenizer).read_bytes()).hexdigest()
+        except OSError as error:
+            remedy = f"it cannot be read ({error.strerror}); give the path of a `tokenizer.json`, relative to the study's file"
+            raise refused("tokenizer", config.tokenizer, remedy) from None
+    text = json.dumps([FORMAT, tokenizers.__version__, settings, tokenizer, corpus.identity], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _lock(cache: Path, digest: str) -> Iterator[None]:
+    """Wait for other builders of the same tokens. The system frees the lock of a process that dies."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        file = (cache / f"{digest}.lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"the cache folder {cache} cannot be written ({error.strerror}); set SPARSEMEM_CACHE to one that can") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        stored = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["stored"]
+        return all((folder / name).stat().st_size == stored[name] for name in STORED)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _build(config: Data, corpus: Corpus, base: Path, folder: Path, digest: str, report: Callable[[str], None]) -> None:
+    given = load_tokenizer(base / config.tokenizer, config.vocab_size) if config.tokenizer else None  # the quick check first
+    text = _select(config, corpus, report)
+    if not given:
+        report(f"tokenizer: training a vocabulary of {config.vocab_size}")
+    tokenizer = given or train_tokenizer([kept.text for kept in text.train], config.vocab_size)
+    report(f"tokenizer: encoding {sum(len(kept.text) for kept in text.train) / 1e6:.1f} MB")
+    separator = separator_id(tokenizer)
+    val = _cut(_encoded(tokenizer, text.validation), config.validation_tokens, separator)
+    train = _encoded(tokenizer, text.train)
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "train": np.concatenate([ids for _, ids in train]),
+        "val": np.concatenate([ids for _, ids in val]),
+        "canonical": canonical_table(tokenizer),
+        "token_bytes": token_bytes(tokenizer),
+    }
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+    report("corpus: measuring how many held-out n-grams occur in the training text")
+    packages = _packages({"validation": val, "train": train}, corpus.versions, arrays["token_bytes"])
+    manifest = {
+        "corpus": config.corpus,
+        "digest": digest,
+        "packages": packages,
+        "documents": len(train) + len(val),
+        "bytes": sum(package["bytes"] for package in packages),
+        "duplicates_exact": text.duplicates_exact,
+        "duplicates_near": text.duplicates_near,
+        "longest_document": max(len(ids) for _, ids in train) - 1,
+        "train_tokens": len(arrays["train"]),
+        "validation_tokens": len(arrays["val"]),
+        "bytes_per_token": float(arrays["token_bytes"][arrays["train"]].mean()),
+        "vocab_size": config.vocab_size,
+        "separator_id": separator,
+        "canonical_size": int(arrays["canonical"].max()) + 1,
+        "overlap": {str(order): overlap(arrays["train"], arrays["val"], order, separator) for order in OVERLAP_ORDERS},
+        "stored": {name: (folder / name).stat().st_size for name in STORED},
+    }
+    write_json(folder / "manifest.json", manifest)
+    report(f"corpus {config.corpus}: {manifest['train_tokens']:,} tokens to train on, {manifest['validation_tokens']:,} held out")
+
+
+def _select(config: Data, corpus: Corpus, report: Callable[[str], None]) -> Selection:
+    report(f"corpus {config.corpus}: reading up to {config.max_bytes / 1e6:.1f} MB")
+    documents = corpus.documents()
+    if not documents:
+        raise refused("corpus", config.corpus, "it holds no text; name files or a data set with text in them")
+    text = select(documents, config.max_bytes, config.validation_tokens * VALIDATION_BYTES_A_TOKEN)
+    report(
+        f"corpus {config.corpus}: {len(text.train)} documents to train on, {len(text.validation)} to hold out from; "
+        f"{text.duplicates_exact} copies and {text.duplicates_near} near-copies dropped"
+    )
+    if not text.train:
+        raise refused("corpus", config.corpus, "no text is left to train on beside the held-out text; use more text")
+    return text
+
+
+def _encoded(tokenizer: tokenizers.Tokenizer, texts: Sequence[Kept]) -> list[Encoded]:
+    separator = separator_id(tokenizer)
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
+    ids = encode(tokenizer, [kept.text for kept in texts])
+    return [(kept.document, np.array([*ids_of_one, separator], dtype)) for kept, ids_of_one in zip(texts, ids, strict=True)]
+
+
+def _cut(encoded: Sequence[Encoded], total: int, separator: int) -> list[Encoded]:
+    """Exactly `total` held-out tokens, no unit giving more than its fair share; a document that is cut still ends in a separator."""
+    sizes: Counter[str] = Counter()
+    for document, ids in encoded:
+        sizes[document.unit] += len(ids)
+    if sizes.total() < total:
+        remedy = f"the text held out has {sizes.total()} tokens; hold out fewer, or use more text (`max_bytes`, more files)"
+        raise refused("validation_tokens", total, remedy)
+    room = dict.fromkeys(sizes, fair_share(sizes.values(), total))
+    cut = []
+    for document, ids in encoded:
+        size = min(len(ids), room[document.unit], total)
+        if size:
+            cut.append((document, np.append(ids[: size - 1], ids.dtype.type(separator))))
+            room[document.unit] -= size
+            total -= size
+    return cut
+
+
+def _packages(sides: Mapping[str, Sequence[Encoded]], versions: Mapping[str, str], sizes: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Files and bytes of each package on each side."""
+    entries = []
+    for split, encoded in sides.items():
+        files: dict[str, list[int]] = {}
+        for document, ids in encoded:
+            files.setdefault(document.package, []).append(int(sizes[ids].sum()))
+        for name, counts in sorted(files.items()):
+            entries.append({"name": name, "version": versions[name], "files": len(counts), "bytes": sum(counts), "split": split})
+    return entries
+
+
+def overlap(train: npt.NDArray[Any], val: npt.NDArray[Any], order: int, separator: int) -> float:
+    """Share of the held-out n-grams, repeats counted, that also occur in the training text; none across a document's end."""
+    within = ~np.lib.stride_tricks.sliding_window_view(val == separator, order).any(axis=1)
+    wanted = _ngram_hashes(val, order)[within]
+    found = np.zeros(len(wanted), dtype=bool)
+    mask = np.uint64((1 << 22) - 1)
+    may_match = np.zeros(1 << 22, dtype=bool)  # sieves out most training n-grams, so that few are sorted
+    may_match[wanted & mask] = True
+    chunk = 1 << 24  # bounds memory
+    for start in range(0, len(train), chunk):
+        hashes = _ngram_hashes(train[start : start + chunk + order - 1], order)
+        hashes = np.sort(hashes[may_match[hashes & mask]])
+        if len(hashes):
+            found |= hashes[np.minimum(np.searchsorted(hashes, wanted), len(hashes) - 1)] == wanted
+    return float(found.mean()) if len(found) else 0.0
+
+
+def _ngram_hashes(ids: npt.NDArray[Any], order: int) -> npt.NDArray[np.uint64]:
+    """Multilinear hashes of all n-grams, uint64 [len(ids) - order + 1]."""
+    count = max(0, len(ids) - order + 1)
+    hashes = np.zeros(count, dtype=np.uint64)
+    for i, multiplier in enumerate(np.random.PCG64(0).random_raw(order) | np.uint64(1)):
+        hashes += ids[i : i + count].astype(np.uint64) * multiplier
+    return hashes

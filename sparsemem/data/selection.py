@@ -1,0 +1,243 @@
+"""Which documents are kept, and which are held out: whole units for validation, duplicates dropped, sizes capped.
+
+- Held-out units are chosen by a hash of their name, so that installing a package does not reshuffle the others.
+- Units fill like vessels to a common level: every unit gives its first bytes before any gives its second, until the cap is
+  reached. A giant package therefore cannot crowd out the rest, and no more is read than is kept.
+- A document most of whose shingles were seen before is a near-duplicate. Exact copies are not enough: vendored copies and
+  older versions on the other side of the split would flatter a model that remembers n-grams.
+
+It must not know tokens.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from sparsemem.data.corpus import Document, stable_order
+
+SHINGLE_WORDS = 6
+NEAR_SHARE = 0.5  # of a document's shingles seen before: a near-duplicate
+MIN_UNITS = 4  # held-out units aimed at, so that none makes up the validation text alone
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A document whose text stays."""
+
+    document: Document
+    text: bytes
+
+
+@dataclass
+class Selection:
+    """The text of a study, each side in the order in which it is packed."""
+
+    train: list[Kept] = field(default_factory=list)
+    validation: list[Kept] = field(default_factory=list)
+    duplicates_exact: int = 0
+    duplicates_near: int = 0
+
+
+def select(documents: Sequence[Document], max_bytes: int, validation_bytes: int) -> Selection:
+    """Split, de-duplicate and cap.
+
+    Args:
+        documents: in any order; the result does not depend on it.
+        max_bytes: text kept on both sides together.
+        validation_bytes: text aimed at for validation; at most half of `max_bytes` and of the units are taken.
+
+    Returns:
+        A selection in which no training document nearly equals one held out, nor one another.
+    """
+    validation_bytes = min(validation_bytes, max_bytes // 2)
+    if len(documents) == 1:
+        documents = _halves(documents[0], max_bytes, validation_bytes)
+    units: dict[str, list[Document]] = {}
+    for document in documents:
+        units.setdefault(document.unit, []).append(document)
+    sizes = {name: sum(d.size for d in unit) for name, unit in units.items()}
+    held_out = choose_held_out(sizes, validation_bytes)
+    levelled = _levelled(units)
+
+    selection = Selection()
+    exact: set[bytes] = set()
+    held_table, train_table = ShingleTable(validation_bytes), ShingleTable(max_bytes)
+
+    def keep(candidates: Iterable[Document], room: int, unit_room: int, table: ShingleTable, others: Sequence[ShingleTable]) -> list[Kept]:
+        kept = []
+        taken: Counter[str] = Counter()
+        for document in candidates:
+            if room <= 0:
+                break
+            if taken[document.unit] >= unit_room:
+                continue
+            text = document.read()
+            if not text:
+                continue
+            digest = hashlib.sha256(text).digest()
+            if digest in exact:
+                selection.duplicates_exact += 1
+                continue
+            exact.add(digest)
+            text = cut_utf8(text, min(room, unit_room - taken[document.unit]))
+            shingles = shingles_of(text)
+            if share_seen(shingles, (table, *others)) >= NEAR_SHARE:
+                selection.duplicates_near += 1
+                continue
+            table.add(shingles)
+            kept.append(Kept(document, text))
+            taken[document.unit] += len(text)
+            room -= len(text)
+        return kept
+
+    unit_room = fair_share([sizes[name] for name in held_out], validation_bytes)
+    held = keep((d for d in levelled if d.unit in held_out), validation_bytes, unit_room, held_table, ())
+    room = max_bytes - sum(len(k.text) for k in held)
+    selection.train = keep((d for d in levelled if d.unit not in held_out), room, room, train_table, (held_table,))
+    # The other direction: a held-out document that is a small part of a large training document.
+    selection.validation = [k for k in held if share_seen(shingles_of(k.text), (train_table,)) < NEAR_SHARE]
+    selection.duplicates_near += len(held) - len(selection.validation)
+    return selection
+
+
+def choose_held_out(sizes: Mapping[str, int], validation_bytes: int) -> set[str]:
+    """Units for validation, by the hash of their names: of moderate size first, then any; at most half of them.
+
+    A unit counts for at most a quarter of `validation_bytes`, so that there are `MIN_UNITS` of them where there can be.
+    """
+    part = validation_bytes // MIN_UNITS
+
+    def order(name: str) -> tuple[bool, bytes]:
+        moderate = part // MIN_UNITS <= sizes[name] <= validation_bytes * MIN_UNITS
+        return not moderate, stable_order(name)
+
+    chosen: set[str] = set()
+    covered = 0
+    for name in sorted(sizes, key=order)[: len(sizes) // 2]:
+        if covered >= validation_bytes:
+            break
+        chosen.add(name)
+        covered += min(sizes[name], part)
+    return chosen
+
+
+def fair_share(sizes: Iterable[int], total: int) -> int:
+    """The most that one unit may give of `total`: one part in `MIN_UNITS`, or more where the others have too little."""
+    left, rest = sorted(sizes), total
+    while left and left[0] * len(left) < rest:
+        rest -= left.pop(0)
+    level = -(-rest // len(left)) if left else total
+    return max(level, -(-total // MIN_UNITS))
+
+
+def cut_utf8(text: bytes, size: int) -> bytes:
+    """The first `size` bytes, less a character that would be cut in two."""
+    return text if len(text) <= size else codecs.getincrementaldecoder("utf-8")().decode(text[:size]).encode()
+
+
+def _levelled(units: Mapping[str, list[Document]]) -> list[Document]:
+    """All documents by the bytes of their unit that precede them; within a unit in hashed order."""
+    keyed = []
+    for name, unit in units.items():
+        unit_key, start = stable_order(name), 0
+        for document in sorted(unit, key=lambda d: (stable_order(f"{d.unit}/{d.name}"), d.name)):
+            keyed.append(((start, unit_key, document.name), document))
+            start += document.size
+    return [document for _, document in sorted(keyed, key=lambda pair: pair[0])]
+
+
+def _halves(document: Document, max_bytes: int, validation_bytes: int) -> list[Document]:
+    """A corpus of one document has nothing to hold out whole: its end is held out, from a line's start on where there is one."""
+    text = cut_utf8(document.read() or b"", max_bytes)
+    start = len(cut_utf8(text, len(text) - min(validation_bytes, len(text) // 2)))
+    line = text.find(b"\n", start) + 1
+    cut = line if 0 < line < len(text) else start
+    parts = {"": text[:cut], " (end)": text[cut:]}
+    return [Document(document.package, document.unit + name, document.name, len(part), part) for name, part in parts.items()]
+
+
+# --- shingles ---------------------------------------------------------------------------------------------------------------
+
+_BLOCK = 1 << 20  # bytes hashed at once; bounds memory, and a shingle across two blocks is not worth keeping
+_BASE = 0x9E3779B97F4A7C15 | 1
+_BITS = np.array([1 << bit for bit in range(8)], dtype=np.uint8)
+_WORD_BYTES = np.array([chr(byte).isalnum() or byte == ord("_") or byte >= 128 for byte in range(256)])
+
+
+def _powers(base: int) -> npt.NDArray[np.uint64]:
+    powers = np.full(_BLOCK + 1, base, dtype=np.uint64)
+    powers[0] = 1
+    products: npt.NDArray[np.uint64] = np.cumprod(powers, dtype=np.uint64)
+    return products
+
+
+_POWERS = _powers(_BASE)
+_INVERSE_POWERS = _powers(pow(_BASE, -1, 1 << 64))  # an odd number has an inverse modulo 2^64
+
+
+def shingles_of(text: bytes) -> npt.NDArray[np.uint64]:
+    """Distinct hashes of all runs of `SHINGLE_WORDS` words; of all words where there are fewer. Spacing and punctuation do not count."""
+    blocks = [_block_shingles(text[start : start + _BLOCK]) for start in range(0, len(text), _BLOCK)]
+    return np.unique(np.concatenate(blocks)) if blocks else np.empty(0, np.uint64)
+
+
+def _block_shingles(text: bytes) -> npt.NDArray[np.uint64]:
+    raw = np.frombuffer(text + b" ", dtype=np.uint8)
+    is_word = _WORD_BYTES[raw]
+    after_word = np.zeros_like(is_word)
+    after_word[1:] = is_word[:-1]
+    # Words joined by one separator each (value 1); a prefix sum of the polynomial then gives the hash of any run of them.
+    joined = np.where(is_word, raw, 1)[is_word | after_word].astype(np.uint64)
+    ends = np.flatnonzero(joined == 1)
+    if not len(ends):
+        return np.empty(0, np.uint64)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(joined * _POWERS[: len(joined)], dtype=np.uint64)])
+    words = min(SHINGLE_WORDS, len(ends))
+    starts, ends = starts[: len(starts) - words + 1], ends[words - 1 :]
+    hashes: npt.NDArray[np.uint64] = (sums[ends] - sums[starts]) * _INVERSE_POWERS[starts]
+    hashes ^= hashes >> np.uint64(32)  # mixes the bits, as the table's addresses are low ones
+    hashes *= np.uint64(0xD6E8FEB86659FD93)
+    hashes ^= hashes >> np.uint64(32)
+    return hashes
+
+
+class ShingleTable:
+    """Which shingles were seen: one bit each, addressed by the hash.
+
+    With 8 bits a byte of text (about 50 a shingle), some 2% of unseen shingles look seen: little against `NEAR_SHARE`.
+    """
+
+    def __init__(self, text_bytes: int) -> None:
+        size = 1 << max(16, (text_bytes - 1).bit_length())
+        self.bits = np.zeros(size, dtype=np.uint8)
+
+    def _address(self, shingles: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
+        place = (shingles >> np.uint64(3)) & np.uint64(len(self.bits) - 1)
+        return place, _BITS[shingles & np.uint64(7)]
+
+    def add(self, shingles: npt.NDArray[np.uint64]) -> None:
+        place, bit = self._address(shingles)
+        np.bitwise_or.at(self.bits, place, bit)
+
+    def holds(self, shingles: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        place, bit = self._address(shingles)
+        seen: npt.NDArray[np.bool_] = (self.bits[place] & bit) != 0
+        return seen
+
+
+def share_seen(shingles: npt.NDArray[np.uint64], tables: Sequence[ShingleTable]) -> float:
+    """Share of the shingles that any of the tables holds; 1 for a text without words."""
+    if not len(shingles):
+        return 1.0
+    seen = np.zeros(len(shingles), dtype=bool)
+    for table in tables:
+        seen |= table.holds(shingles)
+    return float(seen.mean())

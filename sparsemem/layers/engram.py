@@ -1,0 +1,145 @@
+"""Engram: conditional memory by hashed n-grams (arXiv 2601.07372), with each choice where paper and released code differ.
+
+- Row numbers depend on token ids alone: no router, no key scoring. Suffix n-grams of several orders, several hash heads an order,
+  every head with a table of its own and a distinct prime number of rows.
+- What is read is gated by the hidden state, smoothed by a short causal convolution, and added to the residual stream.
+
+Shape letters: B sequences, T positions, D model width, N orders, H tables (orders x heads), M memory width (H x row width).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
+from sparsemem.config import Engram, Model
+from sparsemem.layers.norm import RMSNorm, norm_account
+from sparsemem.layers.parameter import parameter
+from sparsemem.memory.table import MemoryTable
+
+
+class NgramHash(nn.Module):
+    """Token ids to row numbers (released code: multiply, XOR, modulo a prime)."""
+
+    multipliers: Tensor
+    canonical: Tensor
+    primes_NH: Tensor
+
+    def __init__(self, config: Engram, layer: int, rows: tuple[int, ...], canonical: Tensor, separator: int) -> None:
+        """
+        Args:
+            layer: 1-based block.
+            rows: rows of each table, order by order, head by head.
+            canonical: (V,) raw token id -> canonical id; ignored without `compression`.
+            separator: raw id of the token that ends a document.
+        """
+        super().__init__()
+        self.orders, self.reset, self.separator = config.orders, config.reset_at_document_end, separator
+        ids = canonical if config.compression else torch.arange(len(canonical))
+        self.pad = int(ids[separator])
+        self.register_buffer("canonical", ids, persistent=False)
+        self.register_buffer("multipliers", hash_multipliers(config, layer, int(ids.max()) + 1), persistent=False)
+        self.register_buffer("primes_NH", torch.tensor(rows).view(len(config.orders), config.heads), persistent=False)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """(B, T) raw token ids -> (B, T, H) row numbers, int64."""
+        ids_BT = self.canonical[tokens_BT]
+        document_BT = (tokens_BT == self.separator).cumsum(1) - (tokens_BT == self.separator).long()  # separators before t
+        mix_BT = ids_BT * self.multipliers[0]
+        rows, order = [], 1
+        for n, wanted in enumerate(self.orders):
+            while order < wanted:
+                back_BT = F.pad(ids_BT, (order, 0), value=self.pad)[:, : ids_BT.shape[1]]
+                if self.reset:
+                    same_BT = F.pad(document_BT, (order, 0), value=-1)[:, : ids_BT.shape[1]] == document_BT
+                    back_BT = torch.where(same_BT, back_BT, self.pad)
+                mix_BT = mix_BT ^ (back_BT * self.multipliers[order])
+                order += 1
+            rows.append(mix_BT.unsqueeze(-1) % self.primes_NH[n])
+        return torch.cat(rows, dim=-1)
+
+
+def hash_multipliers(config: Engram, layer: int, vocabulary: int) -> Tensor:
+    """One odd multiplier a look-back, small enough that its product with an id stays within int64; `layer` is 1-based."""
+    bound = max(1, np.iinfo(np.int64).max // vocabulary // 2)
+    stream = np.random.default_rng(config.hash_seed + 10007 * (layer - 1))
+    return torch.from_numpy(2 * stream.integers(0, bound, size=max(config.orders)) + 1)
+
+
+class EngramMemory(nn.Module):
+    """The module at the entry of one block: hash, look up, gate, convolve. The caller adds its output to the residual stream."""
+
+    def __init__(self, config: Model, layer: int, rows: tuple[int, ...], canonical: Tensor, separator: int) -> None:
+        super().__init__()
+        assert config.engram is not None
+        self.config = config.engram
+        memory_width, width = len(rows) * self.config.row_dim, config.width
+        self.hash = NgramHash(self.config, layer, rows, canonical, separator)
+        self.table = MemoryTable(rows, self.config.row_dim, self.config.init_std)
+        self.key = parameter(width, memory_width, std=config.init_std)
+        self.value = parameter(width, memory_width, std=config.init_std)
+        self.key_bias = parameter(width) if self.config.bias else None
+        self.value_bias = parameter(width) if self.config.bias else None
+        self.hidden_norm = RMSNorm(width, config.norm_eps)
+        self.key_norm = RMSNorm(width, config.norm_eps)
+        if self.config.conv:
+            self.conv_norm = RMSNorm(width, config.norm_eps)
+            self.taps_KD = parameter(self.config.conv_kernel, width)  # zero: the module starts as its gated value
+
+    def forward(self, hidden_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
+        """Hidden states (B, T, D) and raw token ids (B, T) -> what the memory adds, (B, T, D)."""
+        memory_BTM = self.table(self.hash(tokens_BT))
+        key_BTD = F.linear(memory_BTM, self.key, self.key_bias)
+        value_BTD = F.linear(memory_BTM, self.value, self.value_bias)
+        value_BTD = self.gate(hidden_BTD, key_BTD).to(value_BTD.dtype) * value_BTD
+        return value_BTD + self._convolve(value_BTD) if self.config.conv else value_BTD
+
+    def gate(self, hidden_BTD: Tensor, key_BTD: Tensor) -> Tensor:
+        """How much of the memory each position lets in, (B, T, 1) between 0 and 1 (Engram sec. 2)."""
+        score_BT1 = (self.hidden_norm(hidden_BTD) * self.key_norm(key_BTD)).sum(-1, keepdim=True) / math.sqrt(hidden_BTD.shape[-1])
+        if self.config.gate == "signed-root":
+            score_BT1 = score_BT1.sign() * score_BT1.abs().clamp_min(1e-6).sqrt()
+        return score_BT1.sigmoid()
+
+    def _convolve(self, value_BTD: Tensor) -> Tensor:
+        """SiLU of a depthwise causal convolution; tap j reads j x (largest order) positions back."""
+        x_BTD = self.conv_norm(value_BTD)
+        T, dilation = x_BTD.shape[1], self.config.orders[-1]
+        out_BTD = x_BTD * self.taps_KD[0]
+        for tap in range(1, min(self.config.conv_kernel, 1 + (T - 1) // dilation)):
+            out_BTD = out_BTD + F.pad(x_BTD[:, : T - tap * dilation], (0, 0, tap * dilation, 0)) * self.taps_KD[tap]
+        return F.silu(out_BTD)
+
+
+def engram_accounts(config: Model, rows: tuple[int, ...]) -> tuple[Account, Account]:
+    """Closed form of one module: (what every token passes: projections, norms, convolution; rows)."""
+    assert config.engram is not None
+    engram, width = config.engram, config.width
+    read = len(rows) * engram.row_dim
+    projections = always_active(2 * width * read) + always_active(2 * width * engram.bias, flops=0)
+    score = norm_account(width) * 2 + Account(flops=2 * width)
+    conv = norm_account(width) + always_active(width * engram.conv_kernel) if engram.conv else Account()
+    return projections + score + conv, Account(sum(rows) * engram.row_dim, read, 0, read * BYTES_PER_PARAMETER)
+
+
+def distinct_primes(at_least: int, count: int) -> tuple[int, ...]:
+    """The first `count` primes from `at_least` upward: rows of all tables of a model, none used twice.
+
+    >>> distinct_primes(8, 4)
+    (11, 13, 17, 19)
+    """
+    return tuple(prime for _, prime in zip(range(count), _primes_from(at_least), strict=False))
+
+
+def _primes_from(start: int) -> Iterator[int]:
+    candidate = max(start, 2)
+    while True:
+        if all(candidate % divisor for divisor in range(2, math.isqrt(candidate) + 1)):
+            yield candidate
+        candidate += 1

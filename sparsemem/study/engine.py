@@ -1,0 +1,85 @@
+"""The seam between a study and whatever runs its trials, and how many trials this machine runs at once.
+
+An engine is a scheduler and nothing else: identity, resumption and results live in the trial folders, so a study may be begun with
+one engine and ended with the other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sparsemem.config import ConfigError, Run
+from sparsemem.files import write_json
+
+ENGINES = ("ray", "local")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial to run. Both folders are absolute; the trial's holds `trial.yaml`."""
+
+    trial_folder: Path
+    tokens_folder: Path
+
+
+class Engine(Protocol):
+    """Runs jobs, each in a process of its own, starting a failing one again up to `run.max_failures` times.
+
+    Returns when every job has ended; how it ended stands in its folder. On KeyboardInterrupt it stops its processes and raises it on.
+    """
+
+    def __call__(self, jobs: Sequence[Job], run: Run) -> None: ...
+
+
+def find_engine(name: str) -> Engine:
+    """`ray` or `local`; only the one asked for is imported."""
+    if name == "ray":
+        from sparsemem.study.ray_engine import run_trials as ray
+
+        return ray
+    if name == "local":
+        from sparsemem.study.local import run_trials as local
+
+        return local
+    raise ConfigError(f"engine {name!r} is unknown; choose one of {', '.join(ENGINES)}")
+
+
+def slots(run: Run) -> int:
+    """Trials that this machine runs at once.
+
+    Raises:
+        ConfigError: it cannot hold even one.
+    """
+    cpus = processors()
+    if run.cpus_per_trial > cpus:
+        raise ConfigError(f"field `run.cpus_per_trial` has the value {run.cpus_per_trial}: this machine offers {cpus}; lower it")
+    wanted = run.gpus_per_trial
+    if not wanted:
+        return cpus // run.cpus_per_trial
+    if wanted > 1 and wanted != int(wanted):
+        raise ConfigError(f"field `run.gpus_per_trial` has the value {wanted:g}: above 1 it must be a whole number")
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if wanted > gpus:
+        raise ConfigError(f"field `run.gpus_per_trial` has the value {wanted:g}: PyTorch sees {gpus} GPUs here; lower it, 0 for none")
+    return min(cpus // run.cpus_per_trial, int(gpus // wanted) if wanted > 1 else gpus * int(1 / wanted))
+
+
+def processors() -> int:
+    """Processors that this process may use: its affinity, capped by a container's quota."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
+        return max(1, min(cpus, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or no limit ("max")
+        return cpus
+
+
+def record_failure(trial_folder: Path, message: str, status: str = "failed") -> None:
+    """Leave word of a trial whose process could not do so itself."""
+    write_json(trial_folder / "failure.json", {"status": status, "message": message, "traceback": ""})

@@ -1,0 +1,92 @@
+"""Runs a study: plan, corpus, ledger, engine, report, in this order. What is refused is refused before anything is written."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from sparsemem.config import Study, Trial
+from sparsemem.study.engine import Job, find_engine, slots
+from sparsemem.study.ledger import Ledger, data_id, study_lock
+from sparsemem.study.plan import plan
+from sparsemem.study.progress import Progress
+
+
+def to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say: Callable[[str], None] = to_stderr) -> Ledger:
+    """Train every trial of a study that is not finished, then write the report. Running it again is always safe.
+
+    Args:
+        base: the folder that relative paths in `study.data` start from.
+        results: receives the folder `<study>/`.
+        engine: `ray` or `local`.
+        say: takes remarks, one line each.
+
+    Raises:
+        ConfigError: refused; nothing was written.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; every trial goes on from its last checkpoint the next time.
+    """
+    run_trials = find_engine(engine)
+    together = slots(study.run)
+    planned = plan(study)
+    trials = {p.trial.id: p.trial for p in planned}
+    ledger = Ledger(results / study.study, [p.row() for p in planned])
+    ledger.check_owner()
+    with ExitStack() as held:
+        if ledger.folder.exists():
+            held.enter_context(study_lock(ledger.folder))
+        waiting = ledger.unfinished()
+        folders, corpora = _prepare([trials[id_] for id_ in waiting], base, say)
+        ledger.check_corpora(corpora, trials)
+        if not ledger.folder.exists():
+            ledger.folder.mkdir(parents=True)
+            held.enter_context(study_lock(ledger.folder))
+        ledger.begin(study, trials, corpora, say)
+        say(f"{study.study}: {len(trials)} trials, {len(trials) - len(waiting)} of them finished before; results in {ledger.folder}")
+        jobs = [Job(ledger.trial_folder(id_).resolve(), folders[data_id(trials[id_].data)]) for id_ in waiting]
+        try:
+            if jobs:
+                with _terminated_like_interrupted(), Progress(ledger, together):
+                    run_trials(jobs, study.run)
+        finally:
+            ledger.write_table()
+        _report(ledger)
+    return ledger
+
+
+def _prepare(trials: Sequence[Trial], base: Path, say: Callable[[str], None]) -> tuple[Mapping[str, Path], Mapping[str, Mapping[str, Any]]]:
+    """Folder and manifest of each text that the trials read, by data id."""
+    if not trials:
+        return {}, {}
+    from sparsemem.data import Tokens, prepare
+
+    folders = {name: prepare(data, base, report=say).resolve() for name, data in {data_id(t.data): t.data for t in trials}.items()}
+    return folders, {name: Tokens.load(folder).manifest for name, folder in folders.items()}
+
+
+def _report(ledger: Ledger) -> None:
+    if ledger.counts()["finished"]:
+        from analysis.report import write_report
+
+        write_report(ledger.folder)
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM (a scheduler's preemption, `kill`) ends a run as Ctrl-C does. Signals belong to the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,366 @@
+"""The results folder of a study: what was planned, how far each trial is, and what came out. It must not know engines or torch.
+
+Files are the only state. A trial's status follows from what lies in its folder:
+
+- `result.json` -> finished or diverged; it is written last, so its presence means that the rest is there.
+- its lock is held -> running.
+- `failure.json` -> failed or out_of_memory.
+- `curve.csv` or a checkpoint -> interrupted: it goes on from there.
+- nothing -> pending.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import socket
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparsemem.config import ConfigError, Data, Study, Trial
+from sparsemem.files import set_aside, write_json, write_text
+
+FINAL = ("finished", "diverged")
+UNFINISHED = ("failed", "out_of_memory", "interrupted", "pending", "running")
+COLUMNS = (
+    *("trial_id", "status", "study", "seed", "rho", "share_moe", "share_engram"),
+    *("total_params", "active_params", "sparse_params", "embedding_params", "budget_error_total", "budget_error_active"),
+    *("routed_experts", "shared_width", "memory_rows", "flops_per_token", "flops_per_token_head", "memory_bytes_per_token", "tokens"),
+    *("val_loss", "val_loss_se", "val_bpb", "train_loss", "tokens_per_second", "peak_memory_bytes", "seconds"),
+)
+"""Of `trials.csv`; every varied field that is not among them follows under its dotted path."""
+MEASURED = COLUMNS[-7:]
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a trial is."""
+
+    status: str
+    result: Mapping[str, Any] = field(default_factory=dict)
+    """Of a final trial: its `result.json`."""
+    message: str = ""
+    """Of a failed trial: why."""
+
+
+class Ledger:
+    """A results folder and the trials planned in it."""
+
+    def __init__(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """
+        Args:
+            rows: the columns of `trials.csv` known before training, one mapping a planned trial.
+        """
+        self.folder = folder
+        self.rows = rows
+        self._final: dict[str, State] = {}
+
+    @classmethod
+    def read(cls, folder: Path) -> Ledger:
+        """The ledger that a run left behind.
+
+        Raises:
+            ConfigError: the folder holds no study.
+        """
+        try:
+            with open(folder / "trials.csv", newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        except (OSError, ValueError, csv.Error):
+            rows = []
+        if not (folder / "study.yaml").exists() or not rows or not set(COLUMNS) <= rows[0].keys():
+            inside = sorted(path.parent.name for path in folder.glob("*/study.yaml"))
+            raise ConfigError(
+                f"{folder}: not the results folder of a study (study.yaml and a whole trials.csv)"
+                + (f"; it holds those of {', '.join(inside)}: name one, such as {folder / inside[0]}" if inside else "")
+            )
+        return cls(folder, [{name: value for name, value in row.items() if name not in (*MEASURED, "status")} for row in rows])
+
+    @property
+    def study(self) -> str:
+        return self.folder.name
+
+    def trial_folder(self, trial_id: str) -> Path:
+        return self.folder / "trials" / trial_id
+
+    def state(self, trial_id: str) -> State:
+        """From the trial's files; a final state is read once."""
+        if trial_id not in self._final:
+            state = _state(self.trial_folder(trial_id), trial_id)
+            if state.status not in FINAL:
+                return state
+            self._final[trial_id] = state
+        return self._final[trial_id]
+
+    def unfinished(self) -> list[str]:
+        """Planned trials without a final result, in the order of the plan."""
+        return [row["trial_id"] for row in self.rows if self.state(row["trial_id"]).status not in FINAL]
+
+    def counts(self) -> Counter[str]:
+        """Status -> number of trials."""
+        return Counter(self.state(row["trial_id"]).status for row in self.rows)
+
+    def table(self) -> list[dict[str, Any]]:
+        """The rows of `trials.csv`: planned columns, status, and what was measured (None where it was not)."""
+        rows = []
+        for row in self.rows:
+            state = self.state(row["trial_id"])
+            measured = {name: state.result.get(name) for name in MEASURED}
+            if state.status == "diverged":
+                measured |= {"val_loss": None, "val_loss_se": None, "val_bpb": None}
+            merged = {**row, "status": state.status, **measured}
+            rows.append({name: merged[name] for name in dict.fromkeys((*COLUMNS, *row))})
+        return rows
+
+    def write_table(self) -> None:
+        """Bring `trials.csv` up to date; untouched where it is."""
+        text, rows = io.StringIO(), self.table()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        path = self.folder / "trials.csv"
+        if not path.exists() or path.read_text(encoding="utf-8") != text.getvalue():
+            write_text(path, text.getvalue())
+
+    # --- writing, under the study's lock ---
+
+    def check_owner(self) -> None:
+        """Refuse to write into a folder that is another study's, or none.
+
+        Raises:
+            ConfigError: naming both.
+        """
+        outer, recorded = self.folder.parent / "study.yaml", self.folder / "study.yaml"
+        if outer.exists():
+            raise ConfigError(
+                f"{self.folder.parent}: holds the study {_name(outer)!r}, so it cannot hold the results of {self.study!r}; "
+                f"give the folder that contains it, `--results {self.folder.parent.parent}`"
+            )
+        if recorded.exists() and _name(recorded) != self.study:
+            raise ConfigError(
+                f"{self.folder}: holds the study {_name(recorded)!r}, not {self.study!r}; "
+                "give `--results` another folder or rename the study"
+            )
+        if self.folder.exists() and not recorded.exists() and any(path.name != "lock" for path in self.folder.iterdir()):
+            raise ConfigError(f"{self.folder}: exists and holds no study; give `--results` another folder or move it away")
+
+    def check_corpora(self, corpora: Mapping[str, Mapping[str, Any]], trials: Mapping[str, Trial]) -> None:
+        """Refuse to mix trials that were trained on different texts.
+
+        Args:
+            corpora: data id (`data_id`) -> manifest of the corpus as it is now.
+            trials: trial id -> planned trial.
+
+        Raises:
+            ConfigError: a finished trial with the same `data` was trained on another corpus.
+        """
+        recorded = {entry["id"]: entry for entry in self._provenance().get("data", [])}
+        for name, manifest in corpora.items():
+            finished = [id_ for id_, trial in trials.items() if data_id(trial.data) == name and self.state(id_).status in FINAL]
+            if finished and name in recorded and recorded[name]["digest"] != manifest["digest"]:
+                raise ConfigError(
+                    f"{self.folder}: its {len(finished)} finished trials were trained on the corpus {recorded[name]['digest']}, "
+                    f"but `data` now comes to {manifest['digest']} (installed packages or files have changed); "
+                    "run in the environment of the first run, or begin anew with another `study` name or `--results` folder"
+                )
+
+    def begin(
+        self, study: Study, trials: Mapping[str, Trial], corpora: Mapping[str, Mapping[str, Any]], say: Callable[[str], None]
+    ) -> None:
+        """Write down what is about to run, and set aside what is damaged.
+
+        Args:
+            corpora: data id -> manifest, of the trials that are about to run; empty: none will.
+        """
+        self._write_study(study, corpora)
+        for number, manifest in enumerate({manifest["digest"]: manifest for manifest in corpora.values()}.values()):
+            main = number == 0 and _mapping(self.folder / "data.json").get("digest") in (None, manifest["digest"])
+            write_json(self.folder / ("data.json" if main else f"data-{manifest['digest']}.json"), manifest)
+        for id_ in self.unfinished():
+            folder = self.trial_folder(id_)
+            folder.mkdir(parents=True, exist_ok=True)
+            result, description = folder / "result.json", folder / "trial.yaml"
+            if result.exists():
+                say(f"{result}: not the whole result of trial {id_}; set aside as {set_aside(result).name}, the trial runs again")
+            if description.exists() and not _describes(description, id_):
+                say(f"{description}: not the description of trial {id_}; set aside as {set_aside(description).name} and written again")
+            if not description.exists():
+                write_text(description, yaml.safe_dump(trials[id_].model_dump(mode="json"), sort_keys=False))
+        self.write_table()
+
+    def _write_study(self, study: Study, corpora: Mapping[str, Mapping[str, Any]]) -> None:
+        written = json.loads(json.dumps(study.model_dump(mode="json")))
+        vary = written["vary"]
+        kept = {"study": written["study"], "question": written["question"], **written["base"]}
+        kept |= {"vary": vary[0] if len(vary) == 1 else vary, "run": written["run"]}
+        provenance = self._provenance()
+        if corpora or not provenance:
+            data = {entry["id"]: entry for entry in provenance.get("data", [])}
+            for name, manifest in corpora.items():
+                data[name] = {"id": name, **{key: manifest[key] for key in ("corpus", "digest", "train_tokens", "validation_tokens")}}
+            started = provenance.get("started") or datetime.now(UTC).isoformat(timespec="seconds")
+            provenance = {**_versions(), "started": started, "data": list(data.values())}
+        text = yaml.safe_dump(kept | {"provenance": provenance}, sort_keys=False, allow_unicode=True, width=120)
+        path = self.folder / "study.yaml"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+
+    def _provenance(self) -> dict[str, Any]:
+        recorded = _mapping(self.folder / "study.yaml").get("provenance")
+        return recorded if isinstance(recorded, dict) else {}
+
+
+def data_id(data: Data) -> str:
+    """Names a way of preparing text, so that trials that vary `data` can be told apart by it."""
+    return hashlib.sha256(data.model_dump_json().encode()).hexdigest()[:12]
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def study_lock(folder: Path) -> Iterator[None]:
+    """Hold a study for one driver. The system drops the lock when the driver ends, however it ends.
+
+    Raises:
+        ConfigError: another driver holds it; names its process and machine.
+    """
+    with open(folder / "lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ConfigError(f"{folder}: is being run by {holder}; wait for it or stop it, `sparsemem status {folder}` shows it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        with open(lock, encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared and for an instant: a trial that starts now only waits for it
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EACCES)
+    return False
+
+
+# --- reading a trial's files ------------------------------------------------------------------------------------------------
+
+
+def _state(folder: Path, trial_id: str) -> State:
+    try:
+        result = _result(folder / "result.json", trial_id)
+        return State(result["status"], result)
+    except (OSError, ValueError):
+        pass  # none yet, or not a whole one: `begin` sets that aside
+    if _is_held(folder / "lock"):
+        return State("running")
+    try:
+        failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
+        return State(str(failure["status"]), message=str(failure["message"]))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError, KeyError):
+        return State("failed", message="failure.json cannot be read")
+    began = (folder / "curve.csv").exists() or (folder / "checkpoint.pt").exists()
+    return State("interrupted" if began else "pending")
+
+
+def _result(path: Path, trial_id: str) -> dict[str, Any]:
+    """
+    Raises:
+        OSError, ValueError: it is not the whole result of this trial.
+    """
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(result, dict) or result.get("status") not in FINAL:
+        raise ValueError(f"its status is not one of {', '.join(FINAL)}")
+    if result.get("trial_id") != trial_id:
+        raise ValueError(f"it is that of trial {result.get('trial_id')}")
+    for name in ("val_loss", "val_bpb"):
+        value = result.get(name)
+        if result["status"] == "finished" and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise ValueError(f"its {name} is {value!r}")
+    return result
+
+
+def _describes(path: Path, trial_id: str) -> bool:
+    try:
+        return Trial.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).id == trial_id
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _name(study_yaml: Path) -> str:
+    return str(_mapping(study_yaml).get("study", "(unreadable study.yaml)"))
+
+
+# --- provenance -------------------------------------------------------------------------------------------------------------
+
+
+def _versions() -> dict[str, Any]:
+    """What the numbers were made with. No host names, no paths, nothing of the environment's variables."""
+    commit, dirty = _git()
+    return {
+        "sparsemem": _version("sparsemem"),
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "ray": _version("ray"),
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+        "git_commit": commit,
+        "git_dirty": dirty,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> tuple[str | None, bool | None]:
+    """Commit of this package's checkout, and whether anything but results differs from it; None outside of one."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None, None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", ":(exclude)results"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None

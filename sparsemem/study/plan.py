@@ -1,0 +1,184 @@
+"""From a study to its trials with solved sizes, and how long they will take. It must not know results or engines."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sparsemem.config import ConfigError, Study, Trial
+from sparsemem.study.engine import slots
+from sparsemem.study.text import count, duration, table
+
+if TYPE_CHECKING:
+    from sparsemem.model import ModelAccount, Sizes
+
+MEASURED_SIZES = 3  # steps are measured at so many sizes at most; the others are interpolated
+START_SECONDS = 4.0  # a trial's process, its imports and its corpus
+HELD_OUT_PASSES = 2  # the last evaluation reads the held-out set once, the ones before it about once together
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A trial, what the budget solved for it, and what that costs."""
+
+    study: str
+    trial: Trial
+    varied: dict[str, Any]
+    """Dotted path -> value of every field that the study varies."""
+    sizes: Sizes
+    account: ModelAccount
+
+    def row(self) -> dict[str, Any]:
+        """The columns of `trials.csv` that are known before training, under their names there."""
+        from sparsemem.budget import budget_errors
+
+        trial, account = self.trial, self.account
+        error_total, error_active = budget_errors(account, trial.budget)
+        row = {
+            "trial_id": trial.id,
+            "study": self.study,
+            "seed": trial.seed,
+            "rho": trial.rho,
+            "share_moe": account.share("moe"),
+            "share_engram": account.share("engram"),
+            "total_params": account.total_params,
+            "active_params": account.active_params,
+            "sparse_params": account.sparse_params,
+            "embedding_params": account.embedding_params,
+            "budget_error_total": error_total,
+            "budget_error_active": error_active,
+            "routed_experts": self.sizes.routed_experts,
+            "shared_width": self.sizes.shared_width,
+            "memory_rows": self.sizes.memory_rows,
+            "flops_per_token": account.flops_per_token,
+            "flops_per_token_head": account.flops_per_token_head,
+            "memory_bytes_per_token": account.memory_bytes_per_token,
+            "tokens": trial.budget.tokens,
+        }
+        return row | {path: value for path, value in self.varied.items() if path not in row}
+
+
+def plan(study: Study) -> list[PlannedTrial]:
+    """Every distinct trial of the study, in the order of its axes.
+
+    Raises:
+        ConfigError: a trial misses its budget; the message names the point, the field and the nearest feasible value.
+    """
+    from sparsemem.budget import solve
+    from sparsemem.model import count_model
+
+    axes = list(dict.fromkeys(leaf for grid in study.vary for path, values in grid.items() for leaf in _leaves(path, values)))
+    planned: dict[str, PlannedTrial] = {}
+    for varied, trial in study.points():
+        if trial.id in planned:
+            continue
+        try:
+            sizes = solve(trial.model, trial.budget, trial.shares)
+        except ConfigError as error:
+            point = ", ".join(f"{path}={value}" for path, value in varied.items())
+            raise ConfigError(f"{error}" + (f" (at the point {point})" if point else "")) from None
+        account = count_model(trial.model, sizes, trial.data.context, trial.data.vocab_size)
+        planned[trial.id] = PlannedTrial(study.study, trial, _values(trial, axes), sizes, account)
+    return list(planned.values())
+
+
+def _leaves(path: str, values: Sequence[Any]) -> Iterator[str]:
+    """A varied field, or the fields of a varied group: `budget: [{tokens: 1M}, ...]` varies `budget.tokens`."""
+    for value in values:
+        if isinstance(value, dict) and path != "shares":
+            for name, inner in value.items():
+                yield from _leaves(f"{path}.{name}", [inner])
+        else:
+            yield path
+
+
+def _values(trial: Trial, axes: Sequence[str]) -> dict[str, Any]:
+    """What the trial came to at each axis: units are resolved, and a field that its shares do not use is None."""
+    fields = trial.model_dump(mode="json") | {"rho": trial.rho}
+    found = {}
+    for path in axes:
+        value: Any = fields
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        found[path] = json.dumps(value) if isinstance(value, dict | list) else value
+    return found
+
+
+# --- time -------------------------------------------------------------------------------------------------------------------
+
+
+def estimate_seconds(planned: Sequence[PlannedTrial], study: Study) -> tuple[list[float], float]:
+    """Seconds of each trial, and of the whole study over this machine's slots, from a few training steps on this machine.
+
+    Steps are timed at the smallest, the middle and the largest size; seconds per FLOP of the others are interpolated by rank.
+    """
+    from sparsemem.accounting import STEP_OVER_FORWARD
+    from sparsemem.train import measure_step
+
+    run = study.run
+    by_size = sorted({(p.account.flops_per_token_head, p.sizes.routed_experts, p.sizes.memory_rows): p for p in planned}.items())
+    sizes = [key for key, _ in by_size]
+    last = len(sizes) - 1
+    device = None if run.gpus_per_trial else "cpu"
+    measured = {}
+    for rank in {round(last * part / (MEASURED_SIZES - 1)) for part in range(MEASURED_SIZES)}:
+        trial = by_size[rank][1].trial
+        step = measure_step(trial, run.cpus_per_trial, device=device)
+        measured[rank] = step / trial.train.batch_tokens / sizes[rank][0]
+    seconds = []
+    for p in planned:
+        flops = p.account.flops_per_token_head
+        tokens = p.trial.budget.tokens + p.trial.data.validation_tokens * HELD_OUT_PASSES / STEP_OVER_FORWARD
+        rank = sizes.index((flops, p.sizes.routed_experts, p.sizes.memory_rows))
+        seconds.append(START_SECONDS + tokens * flops * _interpolated(rank, measured))
+    return seconds, _makespan(seconds, slots(run))
+
+
+def _interpolated(rank: int, measured: dict[int, float]) -> float:
+    low, high = max(r for r in measured if r <= rank), min(r for r in measured if r >= rank)
+    return measured[low] if low == high else measured[low] + (measured[high] - measured[low]) * (rank - low) / (high - low)
+
+
+def _makespan(seconds: Sequence[float], slots: int) -> float:
+    """When the last trial ends if each starts as soon as a slot is free."""
+    free = [0.0] * slots
+    for trial in seconds:
+        heapq.heapreplace(free, free[0] + trial)
+    return max(free)
+
+
+# --- for people -------------------------------------------------------------------------------------------------------------
+
+
+def describe(planned: Sequence[PlannedTrial], seconds: Sequence[float], together: float) -> str:
+    """The plan as a table with a line of totals."""
+    axes = list(planned[0].varied)
+    header = ["trial", *axes, "experts", "shared width", "memory rows", "P_tot", "error", "P_act", "error"]
+    header += ["FLOPs/token", "bytes/token", "tokens", "time"]
+    rows = []
+    for p, time in zip(planned, seconds, strict=True):
+        row = p.row()
+        rows.append(
+            [
+                row["trial_id"],
+                *("-" if p.varied[axis] is None else f"{p.varied[axis]}" for axis in axes),
+                f"{row['routed_experts']}",
+                f"{row['shared_width']}",
+                f"{row['memory_rows']:,}",
+                f"{row['total_params']:,}",
+                f"{row['budget_error_total']:+.3%}",
+                f"{row['active_params']:,}",
+                f"{row['budget_error_active']:+.3%}",
+                count(row["flops_per_token"]),
+                count(row["memory_bytes_per_token"]),
+                count(row["tokens"]),
+                duration(time),
+            ]
+        )
+    tokens = sum(p.trial.budget.tokens for p in planned)
+    worst = max(abs(p.row()[name]) for p in planned for name in ("budget_error_total", "budget_error_active"))
+    totals = f"{len(planned)} trials, {count(tokens)} tokens, largest budget error {worst:.3%}, about {duration(together)} on this machine"
+    return f"{table(header, rows)}\n{totals}"

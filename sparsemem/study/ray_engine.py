@@ -1,0 +1,91 @@
+"""Trials as an explicit grid of Ray Tune, one process each. It must not know studies.
+
+Ray only schedules here. Its own storage and its session live in a temporary folder that goes with the run: a Tune experiment cannot be
+extended, and `Tuner.restore` cannot change its space, so nothing of a study is kept in one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsemem.config import Run
+from sparsemem.study.engine import Job, record_failure, slots
+
+OBJECT_STORE_BYTES = 80 * 2**20  # nothing travels through it; Ray's default is 30% of the machine's memory
+
+_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port on 127.0.0.1
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the old reporter is the one that `verbose=0` silences
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the driver's
+}
+
+
+def run_trials(jobs: Sequence[Job], run: Run) -> None:
+    """See `engine.Engine`."""
+    os.environ.update(_ENVIRONMENT)
+    import ray
+    from ray import tune
+
+    together = min(slots(run), len(jobs))
+    scratch = tempfile.mkdtemp(prefix="sparsemem-", dir="/tmp" if os.path.isdir("/tmp") else None)  # short: sockets live in it
+    resources = {"cpu": run.cpus_per_trial, "gpu": run.gpus_per_trial}
+    folders = [str(job.trial_folder) for job in jobs]
+    tokens = {str(job.trial_folder): str(job.tokens_folder) for job in jobs}
+    tuner_arguments: dict[str, Any] = {
+        "param_space": {
+            "trial_folder": tune.grid_search(folders),
+            "tokens": tokens,
+            "threads": run.cpus_per_trial,
+            "device": None if run.gpus_per_trial else "cpu",
+        },
+        "tune_config": tune.TuneConfig(reuse_actors=False, max_concurrent_trials=together),
+        "run_config": tune.RunConfig(
+            name="study",
+            storage_path=os.path.join(scratch, "tune"),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=run.max_failures),
+        ),
+    }
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # results go to stdout, Ray's remarks do not
+            ray.init(
+                address="local",
+                num_cpus=together * run.cpus_per_trial,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=scratch,
+            )
+            outcomes = tune.Tuner(tune.with_resources(_run, resources), **tuner_arguments).fit()
+        for number in range(len(outcomes)):
+            outcome = outcomes[number]
+            if isinstance(outcome.error, ray.exceptions.OutOfMemoryError):
+                record_failure(Path(outcome.config["trial_folder"]), "ended by Ray: the machine ran out of memory", "out_of_memory")
+            elif isinstance(outcome.error, ray.exceptions.RayActorError):
+                record_failure(Path(outcome.config["trial_folder"]), "its process was killed (often: out of memory)")
+    finally:
+        ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _run(config: dict[str, Any]) -> None:
+    """One trial, in a process of Ray's."""
+    os.environ["OMP_NUM_THREADS"] = str(config["threads"])  # before torch is imported
+    import yaml
+
+    from sparsemem.config import Trial
+    from sparsemem.train import run_trial
+
+    folder = Path(config["trial_folder"])
+    trial = Trial.model_validate(yaml.safe_load((folder / "trial.yaml").read_text(encoding="utf-8")))
+    run_trial(trial, Path(config["tokens"][str(folder)]), folder, threads=config["threads"], device=config["device"])

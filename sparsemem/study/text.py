@@ -1,0 +1,41 @@
+"""Numbers and tables for people. It must not know studies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def count(number: float) -> str:
+    """Four digits and a decimal unit.
+
+    >>> count(1_240_000), count(499_968), count(62)
+    ('1.24M', '500k', '62')
+    """
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.4g}{unit}"
+    return f"{number:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """The largest two units, no finer than that.
+
+    >>> duration(42), duration(190), duration(7500), duration(200_000)
+    ('42 s', '3 min 10 s', '2 h 5 min', '2 d 7 h')
+    """
+    whole = round(seconds)
+    for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // smaller_size
+            return f"{whole // size} {unit} {rest} {smaller}" if rest else f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned to the right by spaces, the first to the left; lines are never wrapped or cut."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        for line in (header, ["-" * width for width in widths], *rows)
+    ]
+    return "\n".join(line.rstrip() for line in lines)

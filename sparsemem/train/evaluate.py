@@ -1,0 +1,28 @@
+"""Loss on the fixed held-out set, sequence by sequence, so that two trials can be compared pairwise.
+
+Shape letters: S held-out sequences, T positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparsemem.model import Transformer
+
+SEQUENCES_AT_ONCE = 32
+
+
+@torch.no_grad()
+def sequence_losses(model: Transformer, inputs_ST: Tensor, targets_ST: Tensor, precision: torch.dtype) -> Tensor:
+    """Mean nats per token of each sequence, (S,) float64 on the CPU."""
+    training = model.training
+    model.eval()
+    device = model.embedding.device
+    means = []
+    with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+        for inputs_BT, targets_BT in zip(inputs_ST.split(SEQUENCES_AT_ONCE), targets_ST.split(SEQUENCES_AT_ONCE), strict=True):
+            losses_BT, _ = model.losses(inputs_BT.to(device), targets_BT.to(device))
+            means.append(losses_BT.double().mean(1).cpu())
+    model.train(training)
+    return torch.cat(means)

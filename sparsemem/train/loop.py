@@ -1,0 +1,339 @@
+"""One trial from its config to its result: resumable, deterministic, without Ray. It must not know studies.
+
+- The token budget is met exactly: targets beyond it in the last batch carry no loss.
+- The batch is a function of (seed, step), so the data cursor is the step.
+- A trial killed at any moment goes on from its last checkpoint and ends as if nothing had happened, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import math
+import platform
+import resource
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsemem.budget import solve
+from sparsemem.config import Train, Trial
+from sparsemem.data import Batches, Tokens, validation_windows
+from sparsemem.files import write_json, write_text
+from sparsemem.model import Sizes, Transformer
+from sparsemem.train import checkpoint
+from sparsemem.train.allocator import keep_freed_memory
+from sparsemem.train.evaluate import sequence_losses
+from sparsemem.train.optim import Optimizer, learning_rate
+
+CURVE_COLUMNS = ("step", "tokens", "train_loss", "val_loss", "lr", "grad_norm", "expert_load_max", "tokens_per_second", "seconds")
+CURVE_ROWS = 50
+CHECKPOINT_SECONDS = 20.0
+PARTIAL_EVALUATION = 8  # an evaluation before the last one uses every so many-th part of the held-out set
+
+
+def run_trial(trial: Trial, tokens_folder: Path, trial_folder: Path, *, threads: int, device: str | None = None) -> dict[str, Any]:
+    """Train a trial to its end and return its result; at once if `trial_folder` holds one already.
+
+    Args:
+        tokens_folder: what `data.prepare` built.
+        trial_folder: receives `curve.csv`, `val_losses.csv` and, last, `result.json`; `failure.json` in place of it on an error.
+        threads: processor threads to use.
+        device: a torch device; by default the GPU where there is one.
+
+    Raises:
+        torch.OutOfMemoryError, MemoryError: out of memory; `failure.json` then has the status `out_of_memory`.
+        Exception: whatever else went wrong, after `failure.json` was written.
+    """
+    trial_folder.mkdir(parents=True, exist_ok=True)
+    with _only_one(trial_folder / "lock"):
+        finished = trial_folder / "result.json"
+        if finished.exists():
+            return dict(json.loads(finished.read_text(encoding="utf-8")))
+        (trial_folder / "failure.json").unlink(missing_ok=True)
+        try:
+            _prepare_process(threads)
+            return _Run(trial, tokens_folder, trial_folder, device).to_the_end()
+        except Exception as error:
+            full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+            failure = {"status": "out_of_memory" if full else "failed", "message": str(error), "traceback": traceback.format_exc()}
+            write_json(trial_folder / "failure.json", failure)
+            raise
+
+
+class StepTimer:
+    """Training steps of a trial's model on random tokens, to be timed. Nothing is read or written."""
+
+    def __init__(self, trial: Trial, threads: int, device: str | None = None) -> None:
+        _prepare_process(threads)
+        self.trial, self.device = trial, torch.device(device or default_device())
+        sizes = solve(trial.model, trial.budget, trial.shares)
+        model = Transformer(trial.model, sizes, trial.data.context, torch.arange(trial.data.vocab_size), separator=0)
+        self.model = model.initialize(trial.seed).to(self.device)
+        self.optimizer, self.precision = Optimizer(self.model, trial.train), _precision(trial.train, self.device)
+
+    def step(self) -> float:
+        """Seconds of one step."""
+        data, batch_tokens = self.trial.data, self.trial.train.batch_tokens
+        windows = torch.randint(data.vocab_size, (batch_tokens // data.context, data.context + 1), device=self.device)
+        start = time.perf_counter()
+        train_step(self.model, self.optimizer, windows[:, :-1], windows[:, 1:], batch_tokens, 1e-6, self.precision)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+
+def measure_step(trial: Trial, threads: int, device: str | None = None, steps: int = 4) -> float:
+    """Median seconds of a training step, after one that does not count."""
+    timer = StepTimer(trial, threads, device)
+    timer.step()
+    return statistics.median(timer.step() for _ in range(steps))
+
+
+def train_step(
+    model: Transformer,
+    optimizer: Optimizer,
+    inputs_BT: torch.Tensor,
+    targets_BT: torch.Tensor,
+    tokens: int,
+    rate: float,
+    precision: torch.dtype,
+) -> tuple[float, float]:
+    """One update on the first `tokens` targets of the batch. Returns (mean loss in nats per token, gradient norm)."""
+    with torch.autocast(inputs_BT.device.type, dtype=precision, enabled=precision != torch.float32):
+        losses_BT, auxiliary = model.losses(inputs_BT, targets_BT)
+    loss = losses_BT.flatten()[:tokens].mean()
+    (loss + auxiliary).backward()
+    value = float(loss.detach())
+    norm = optimizer.step(rate) if math.isfinite(value) else math.nan
+    for layer in model.expert_layers():
+        layer.rebalance()
+    return value, norm
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass
+class _Since:
+    """What has gathered since the last row of the curve. Part of the checkpoint, so that a resumed curve has the same rows."""
+
+    loss: float = 0.0
+    norm: float = 0.0
+    load: float = 0.0
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class _Run:
+    """The state of a trial between its first and its last step."""
+
+    def __init__(self, trial: Trial, tokens_folder: Path, folder: Path, device: str | None) -> None:
+        self.trial, self.folder = trial, folder
+        self.device = torch.device(device or default_device())
+        self.precision = _precision(trial.train, self.device)
+        self.tokens = Tokens.load(tokens_folder)
+        self.sizes: Sizes = solve(trial.model, trial.budget, trial.shares)
+        canonical = torch.from_numpy(self.tokens.canonical)
+        model = Transformer(trial.model, self.sizes, trial.data.context, canonical, self.tokens.separator_id)
+        self.model = model.initialize(trial.seed).to(self.device)
+        self.optimizer = Optimizer(self.model, trial.train)
+        self.batches = Batches(self.tokens.train, trial.data.context, trial.train.batch_tokens, trial.seed)
+        sequences = (trial.data.validation_tokens - 1) // trial.data.context
+        self.held_out = validation_windows(self.tokens.val, trial.data.context, sequences)
+        self.steps = -(-trial.budget.tokens // trial.train.batch_tokens)
+        self.row_steps = _spread(self.steps, CURVE_ROWS)
+        self.evaluation_steps = _spread(self.steps, trial.train.evaluations)
+        self.step, self.seconds, self.since = 0, 0.0, _Since()
+        self.curve: list[dict[str, Any]] = []
+        self._resume()
+
+    def to_the_end(self) -> dict[str, Any]:
+        saved = time.monotonic()
+        final: torch.Tensor | None = None
+        self._write_curve()
+        while self.step < self.steps:
+            start = time.perf_counter()
+            loss, norm, rate = self._advance()
+            self._gather(loss, norm, time.perf_counter() - start)
+            if not math.isfinite(loss):
+                self._row(rate, None)
+                self._write_curve()
+                return self._finish("diverged", loss, None)
+            if self.step in self.row_steps or self.step in self.evaluation_steps:
+                evaluation = self._evaluate() if self.step in self.evaluation_steps else None
+                final = evaluation if self.step == self.steps else None
+                self._row(rate, None if evaluation is None else float(evaluation.mean()))
+                self._write_curve()
+            if self.step < self.steps and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                self._save()
+                saved = time.monotonic()
+        assert final is not None
+        chance = math.log(self.trial.data.vocab_size)
+        return self._finish("finished" if float(final.mean()) < chance else "diverged", self.curve[-1]["train_loss"], final)
+
+    # --- one step ---
+
+    def _advance(self) -> tuple[float, float, float]:
+        config, budget = self.trial.train, self.trial.budget.tokens
+        inputs_BT, targets_BT = self.batches.batch(self.step)
+        tokens = min(config.batch_tokens, budget - self.step * config.batch_tokens)
+        needed = -(-tokens // self.trial.data.context)
+        inputs_BT, targets_BT = inputs_BT[:needed].to(self.device), targets_BT[:needed].to(self.device)
+        self.step += 1
+        rate = learning_rate(config, self._tokens_done() / budget)
+        loss, norm = train_step(self.model, self.optimizer, inputs_BT, targets_BT, tokens, rate, self.precision)
+        return loss, norm, rate
+
+    def _tokens_done(self) -> int:
+        return min(self.step * self.trial.train.batch_tokens, self.trial.budget.tokens)
+
+    # --- the curve ---
+
+    def _gather(self, loss: float, norm: float, seconds: float) -> None:
+        since = self.since
+        since.loss, since.norm, since.steps = since.loss + loss, since.norm + norm, since.steps + 1
+        since.load += max((layer.imbalance for layer in self.model.expert_layers()), default=math.nan)
+        since.seconds += seconds
+        since.tokens = self._tokens_done() - (self.curve[-1]["tokens"] if self.curve else 0)
+        self.seconds += seconds
+
+    def _row(self, rate: float, val_loss: float | None) -> None:
+        since, self.since = self.since, _Since()
+        self.curve.append(
+            {
+                "step": self.step,
+                "tokens": self._tokens_done(),
+                "train_loss": since.loss / since.steps,
+                "val_loss": val_loss,
+                "lr": rate,
+                "grad_norm": since.norm / since.steps,
+                "expert_load_max": since.load / since.steps,
+                "tokens_per_second": since.tokens / since.seconds,
+                "seconds": self.seconds,
+            }
+        )
+
+    def _write_curve(self) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(CURVE_COLUMNS)
+        writer.writerows([_shown(row[column]) for column in CURVE_COLUMNS] for row in self.curve)
+        write_text(self.folder / "curve.csv", text.getvalue())
+
+    def _evaluate(self) -> torch.Tensor:
+        inputs_ST, targets_ST = self.held_out
+        if self.step < self.steps:
+            inputs_ST, targets_ST = inputs_ST[::PARTIAL_EVALUATION], targets_ST[::PARTIAL_EVALUATION]
+        return sequence_losses(self.model, inputs_ST, targets_ST, self.precision)
+
+    # --- stop and go ---
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def _save(self) -> None:
+        state = {
+            "trial_id": self.trial.id,
+            "corpus": self.tokens.digest,
+            "step": self.step,
+            "seconds": self.seconds,
+            "since": vars(self.since),
+            "curve": self.curve,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        checkpoint.save(self._checkpoint, state)
+
+    def _resume(self) -> None:
+        state = checkpoint.load(self._checkpoint, self.trial.id, self.tokens.digest)
+        if state is None:
+            return
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
+        self.since = _Since(**state["since"])
+
+    def _finish(self, status: str, train_loss: float, final: torch.Tensor | None) -> dict[str, Any]:
+        result: dict[str, Any] = {"trial_id": self.trial.id, "status": status, "val_loss": None, "val_loss_se": None, "val_bpb": None}
+        if final is not None:
+            rows = "".join(f"{number},{loss:.9g}\n" for number, loss in enumerate(final.tolist()))
+            write_text(self.folder / "val_losses.csv", "sequence,nats_per_token\n" + rows)
+            targets_ST = self.held_out[1]
+            text_bytes = int(self.tokens.token_bytes[targets_ST.numpy()].sum())
+            result["val_loss"] = float(final.mean())
+            result["val_loss_se"] = float(final.std() / math.sqrt(len(final))) if len(final) > 1 else None
+            result["val_bpb"] = float(final.mean()) * targets_ST.numel() / text_bytes / math.log(2)
+        result |= {
+            "train_loss": train_loss if math.isfinite(train_loss) else None,
+            "tokens": self._tokens_done(),
+            "steps": self.step,
+            "tokens_per_second": self._tokens_done() / self.seconds,
+            "peak_memory_bytes": _peak_memory(self.device),
+            "seconds": self.seconds,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "precision": "fp32" if self.precision == torch.float32 else "bf16",
+            "versions": {"python": platform.python_version(), "torch": version("torch"), "sparsemem": version("sparsemem")},
+        }
+        write_json(self.folder / "result.json", result)
+        self._checkpoint.unlink(missing_ok=True)
+        return result
+
+
+# --- small parts ------------------------------------------------------------------------------------------------------------
+
+
+def _prepare_process(threads: int) -> None:
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # Adam's second moments of rarely used experts decay into denormals, which are slow
+    keep_freed_memory()
+
+
+def _spread(steps: int, points: int) -> frozenset[int]:
+    """At most `points` steps, evenly spaced, the last one included."""
+    return frozenset(-(-steps * (number + 1) // points) for number in range(points))
+
+
+def _precision(config: Train, device: torch.device) -> torch.dtype:
+    if config.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+
+
+def _shown(value: float | int | None) -> str:
+    """A number as text that reads back to the same losses in every run; nothing for what was not measured."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.9g}"
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Largest memory of the device; on a CPU, of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Hold the lock of a trial's folder; wait for a worker that is still there, for instance one whose driver was killed."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
