@@ -12,12 +12,15 @@ Pure integer arithmetic over the closed forms of `model.count_model`; nothing is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from sparsemem.config import Budget, ConfigError, Model
 from sparsemem.layers.engram import distinct_primes
 from sparsemem.model import ModelAccount, Sizes, count_model
+
+SHARE_TOLERANCE = 0.02  # how far the share that integer sizes come to may lie from the one asked for
 
 
 def solve(config: Model, budget: Budget, shares: Mapping[str, float]) -> Sizes:
@@ -30,22 +33,28 @@ def solve(config: Model, budget: Budget, shares: Mapping[str, float]) -> Sizes:
         ConfigError: no integer sizes meet the budget; the message names the field, its value and the nearest feasible value.
     """
     if not shares:
-        return _checked(config, budget, _fit_shared_width(config, budget, Sizes(routed_experts=0, shared_width=0)))
+        return _checked(config, budget, shares, _fit_shared_width(config, budget, Sizes(routed_experts=0, shared_width=0)))
     if config.moe.shared_experts == 0 and config.engram:
         raise ConfigError("field `model.moe.shared_experts` is 0: the memory's activated part is taken off the shared experts; set it to 1")
     sparse = budget.total_params - budget.active_params
     one_expert = _count(config, Sizes(config.moe.top_k + 1, 0)).parts["moe"].idle
     idle_experts = round(shares.get("moe", 0.0) * sparse / one_expert)
+    if shares.get("moe", 0.0) > 0 and idle_experts == 0:
+        feasible = budget.active_params + math.ceil(one_expert / shares["moe"])
+        raise ConfigError(
+            f"field `budget.total_params` has the value {budget.total_params:,}: the routed experts' share does not hold one of them; "
+            f"raise it to {feasible:,} or more, or make `model.moe.expert_width` smaller"
+        )
     sizes = Sizes(config.moe.top_k + idle_experts, 0, _rows(config, 2) if config.engram else ())
     sizes = _fit_shared_width(config, budget, sizes)
     if config.engram:
         sizes = _fit_rows(config, budget, sizes)
-    return _checked(config, budget, sizes)
+    return _checked(config, budget, shares, sizes)
 
 
 def budget_errors(account: ModelAccount, budget: Budget) -> tuple[float, float]:
     """Signed relative errors of P_tot and P_act. The dense baseline has P_tot = P_act by definition: both are held against P_act."""
-    total = budget.total_params if account.sparse_params else budget.active_params
+    total = budget.total_params if "moe" in account.parts else budget.active_params
     return account.total_params / total - 1, account.active_params / budget.active_params - 1
 
 
@@ -106,14 +115,23 @@ def _rows(config: Model, at_least: int) -> tuple[tuple[int, ...], ...]:
     return tuple(primes[start : start + tables] for start in range(0, len(primes), tables))
 
 
-def _checked(config: Model, budget: Budget, sizes: Sizes) -> Sizes:
+def _checked(config: Model, budget: Budget, shares: Mapping[str, float], sizes: Sizes) -> Sizes:
     account = _count(config, sizes)
-    errors = budget_errors(account, budget)
-    for name, error, got in zip(("total_params", "active_params"), errors, (account.total_params, account.active_params), strict=True):
+    error_total, error_active = budget_errors(account, budget)
+    # Active first: while P_act is missed, so is what P_tot leaves for the pools. A dense model has no P_tot of its own.
+    checks = [("active_params", error_active, account.active_params), ("total_params", error_total, account.total_params)]
+    for name, error, got in checks[: 2 if shares else 1]:
         if abs(error) > budget.tolerance:
             raise ConfigError(
                 f"field `budget.{name}` has the value {getattr(budget, name):,}, which no integer sizes meet within "
                 f"{budget.tolerance:.2%}; the nearest feasible value is {got:,} ({error:+.2%})"
+            )
+    for pool, share in shares.items():
+        if abs(account.share(pool) - share) > SHARE_TOLERANCE:
+            raise ConfigError(
+                f"field `shares.{pool}` has the value {share:g}, which no whole number of experts comes to within "
+                f"{SHARE_TOLERANCE:g}; the nearest feasible value is {account.share(pool):.4g}. "
+                "Smaller experts (`model.moe.expert_width`) make finer shares"
             )
     return sizes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,8 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if parsed.command is _run:
             _say("\ninterrupted; finished trials are kept, the others go on from their last checkpoint. To continue:")
-            _say(f"  {shlex.join(['sparsemem', *given])}")
+            _say(f"  {shlex.join([_name(), *given])}")
         return INTERRUPTED
+
+
+def _name() -> str:
+    """How the command is called here: `make` calls it by a path that is not on PATH."""
+    invoked = sys.argv[0]
+    return invoked if Path(invoked).name == "sparsemem" and not shutil.which("sparsemem") else "sparsemem"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -146,17 +153,22 @@ def _report(arguments: argparse.Namespace) -> int:
 
     ledger = Ledger.read(arguments.folder)
     ledger.write_table()
+    from analysis.errors import AnalysisError
     from analysis.report import write_report
 
-    write_report(ledger.folder)
+    try:
+        write_report(ledger.folder)
+    except AnalysisError as error:
+        raise ConfigError(str(error)) from None
     _print_findings(ledger.folder)
     return DONE
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from sparsemem.bench import main as bench
+    from sparsemem.bench import bench_step
 
-    return bench(arguments.what, arguments.json)
+    bench_step(as_json=arguments.json)
+    return DONE
 
 
 def _print_findings(folder: Path) -> None:

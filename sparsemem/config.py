@@ -10,6 +10,7 @@ This module must not know torch or Ray: `analysis` reads it, and a study is refu
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import itertools
@@ -213,6 +214,9 @@ class Model(_Strict):
     def _shapes(self) -> Model:
         if self.width % (2 * self.heads):
             raise ValueError(f"`width` {self.width} must be a multiple of 2 x `heads` = {2 * self.heads} (RoPE turns pairs)")
+        for name, value in (("width", self.width), ("moe.expert_width", self.moe.expert_width)):
+            if value % 8:
+                raise ValueError(f"`{name}` {value} must be a multiple of 8: grouped matrix products need rows of whole 16 bytes")
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"`heads` {self.heads} must be a multiple of `kv_heads` {self.kv_heads}")
         if self.moe.leading_dense >= self.layers:
@@ -328,6 +332,10 @@ class Trial(_Strict):
                 raise ValueError(f"`shares` names the pool {pool!r}; known pools: {', '.join(POOLS)}")
             if getattr(self.model, pool) is None:
                 raise ValueError(f"`shares` gives {self.shares[pool]:g} to {pool}, which `model` does not configure; add `model.{pool}`")
+        if self.model.moe.top_k == 1 and self.model.moe.normalize_gates and self.shares:
+            raise ValueError(
+                "`model.moe.top_k` 1 with `normalize_gates` makes every gate 1: the router learns nothing; set `normalize_gates: false`"
+            )
         if self.train.batch_tokens % self.data.context:
             raise ValueError(f"`train.batch_tokens` {self.train.batch_tokens:,} must be a multiple of `data.context` {self.data.context}")
         if self.budget.tokens < self.data.context:
@@ -364,7 +372,7 @@ def _shares_of(rho: Any, memories: list[str]) -> dict[str, float]:
 
 
 class Study(_Strict):
-    """What the user writes. `vary` spans a grid; a list of mappings is the union of several grids."""
+    """What the user writes. `vary` spans a grid; a list of mappings is the union of several grids. `budget` may be a list, a ladder."""
 
     study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     question: str = ""
@@ -372,6 +380,14 @@ class Study(_Strict):
     """The trial's fields as written, shared by all trials before `vary` is applied."""
     vary: tuple[dict[str, tuple[Any, ...]], ...] = ({},)
     run: Run = Run()
+
+    @model_validator(mode="after")
+    def _has_points(self) -> Study:
+        if not self.vary:
+            raise ValueError("field `vary` is an empty list; leave it out, or name a grid such as {rho: [1.0, 0.5], seed: [0, 1]}")
+        for path in (path for grid in self.vary for path, values in grid.items() if not values):
+            raise ValueError(f"field `vary.{path}` is an empty list, which leaves no trial; give it at least one value or leave it out")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -384,6 +400,9 @@ class Study(_Strict):
         raw["base"] = {key: raw.pop(key) for key in (*Trial.model_fields, "rho") if key in raw}
         if isinstance(raw.get("vary"), dict):
             raw["vary"] = [raw["vary"]]
+        if isinstance(raw["base"].get("budget"), list):  # a ladder of budgets is an axis like any other
+            ladder, grids = raw["base"].pop("budget"), raw.get("vary", [{}])
+            raw["vary"] = [{"budget": ladder, **grid} if isinstance(grid, dict) else grid for grid in grids]
         return raw
 
     def trials(self) -> list[Trial]:
@@ -399,7 +418,7 @@ class Study(_Strict):
         for grid in self.vary:
             for values in itertools.product(*grid.values()):
                 varied = dict(zip(grid, values, strict=True))
-                raw = json.loads(json.dumps(self.base))
+                raw = copy.deepcopy(self.base)
                 for path, value in varied.items():
                     _assign(raw, path, value)
                 with _named_errors("vary" if varied else "", Trial, given=varied):
@@ -417,7 +436,7 @@ def _assign(raw: dict[str, Any], path: str, value: Any) -> None:
         if not isinstance(inner, dict):
             raise ConfigError(f"field `{'.'.join(parents[: depth + 1])}` in `vary.{path}`: it is {inner!r}, not a group of fields")
         raw = inner
-    raw[leaf] = value
+    raw[leaf] = copy.deepcopy(value)  # a later axis may set a field inside it
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------
@@ -450,7 +469,11 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
     raw.pop("provenance", None)  # what `run` adds to the copy that it keeps beside the results
     try:
         for dotted, value in (overrides or {}).items():
-            _assign(raw, dotted, value)
+            if dotted.startswith("vary."):  # the name of an axis is itself a dotted path
+                grids = raw.get("vary", {})
+                raw["vary"] = [{**grid, dotted.removeprefix("vary."): value} for grid in (grids if isinstance(grids, list) else [grids])]
+            else:
+                _assign(raw, dotted, value)
         with _named_errors("", Study, given=raw):
             study = Study.model_validate(raw)
         for _ in study.points():

@@ -41,7 +41,7 @@ class NgramHash(nn.Module):
         """
         super().__init__()
         self.orders, self.reset, self.separator = config.orders, config.reset_at_document_end, separator
-        ids = canonical if config.compression else torch.arange(len(canonical))
+        ids = canonical if config.compression else torch.arange(len(canonical), device=canonical.device)
         self.pad = int(ids[separator])
         self.register_buffer("canonical", ids, persistent=False)
         self.register_buffer("multipliers", hash_multipliers(config, layer, int(ids.max()) + 1), persistent=False)

@@ -30,7 +30,11 @@ _ENVIRONMENT = {
 
 
 def run_trials(jobs: Sequence[Job], run: Run) -> None:
-    """See `engine.Engine`."""
+    """See `engine.Engine`.
+
+    Raises:
+        ChildProcessError: Ray did not start; it gives its own processes 30 seconds, which a busy machine may not meet.
+    """
     os.environ.update(_ENVIRONMENT)
     import ray
     from ray import tune
@@ -57,25 +61,34 @@ def run_trials(jobs: Sequence[Job], run: Run) -> None:
     }
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # results go to stdout, Ray's remarks do not
-            ray.init(
-                address="local",
-                num_cpus=together * run.cpus_per_trial,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=scratch,
-            )
+            _start(together * run.cpus_per_trial, scratch)
             outcomes = tune.Tuner(tune.with_resources(_run, resources), **tuner_arguments).fit()
         for number in range(len(outcomes)):
-            outcome = outcomes[number]
-            if isinstance(outcome.error, ray.exceptions.OutOfMemoryError):
-                record_failure(Path(outcome.config["trial_folder"]), "ended by Ray: the machine ran out of memory", "out_of_memory")
-            elif isinstance(outcome.error, ray.exceptions.RayActorError):
-                record_failure(Path(outcome.config["trial_folder"]), "its process was killed (often: out of memory)")
+            error, folder = outcomes[number].error, Path((outcomes[number].config or {})["trial_folder"])
+            if isinstance(error, ray.exceptions.OutOfMemoryError):
+                record_failure(folder, "ended by Ray: the machine ran out of memory", "out_of_memory")
+            elif isinstance(error, ray.exceptions.RayActorError):
+                record_failure(folder, "its process was killed (often: out of memory)")
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _start(cpus: int, scratch: str) -> None:
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=scratch,
+        )
+    except Exception as error:  # Ray raises plain exceptions of many kinds here
+        raise ChildProcessError(f"Ray did not start ({error}); run again when the machine is less busy, or with --engine local") from error
 
 
 def _run(config: dict[str, Any]) -> None:

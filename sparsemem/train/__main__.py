@@ -10,7 +10,6 @@ import sys
 import traceback
 from pathlib import Path
 
-import torch
 import yaml
 
 from sparsemem.config import Trial
@@ -26,7 +25,7 @@ def main() -> int:
     trial = Trial.model_validate(yaml.safe_load((arguments.trial_folder / "trial.yaml").read_text(encoding="utf-8")))
     try:
         run_trial(trial, arguments.tokens_folder, arguments.trial_folder, threads=arguments.threads)
-    except (torch.OutOfMemoryError, MemoryError):
+    except MemoryError:
         return 3
     except Exception:
         traceback.print_exc()

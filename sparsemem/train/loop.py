@@ -53,22 +53,24 @@ def run_trial(trial: Trial, tokens_folder: Path, trial_folder: Path, *, threads:
         device: a torch device; by default the GPU where there is one.
 
     Raises:
-        torch.OutOfMemoryError, MemoryError: out of memory; `failure.json` then has the status `out_of_memory`.
+        MemoryError: out of memory, of the processor or of the GPU; `failure.json` then has the status `out_of_memory`.
         Exception: whatever else went wrong, after `failure.json` was written.
     """
     trial_folder.mkdir(parents=True, exist_ok=True)
     with _only_one(trial_folder / "lock"):
-        finished = trial_folder / "result.json"
-        if finished.exists():
-            return dict(json.loads(finished.read_text(encoding="utf-8")))
         (trial_folder / "failure.json").unlink(missing_ok=True)
         try:
+            finished = trial_folder / "result.json"
+            if finished.exists():
+                return dict(json.loads(finished.read_text(encoding="utf-8")))
             _prepare_process(threads)
             return _Run(trial, tokens_folder, trial_folder, device).to_the_end()
         except Exception as error:
-            full = isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+            full = _is_out_of_memory(error)
             failure = {"status": "out_of_memory" if full else "failed", "message": str(error), "traceback": traceback.format_exc()}
             write_json(trial_folder / "failure.json", failure)
+            if full:
+                raise MemoryError(str(error)) from error
             raise
 
 
@@ -147,10 +149,6 @@ class _Run:
         self.precision = _precision(trial.train, self.device)
         self.tokens = Tokens.load(tokens_folder)
         self.sizes: Sizes = solve(trial.model, trial.budget, trial.shares)
-        canonical = torch.from_numpy(self.tokens.canonical)
-        model = Transformer(trial.model, self.sizes, trial.data.context, canonical, self.tokens.separator_id)
-        self.model = model.initialize(trial.seed).to(self.device)
-        self.optimizer = Optimizer(self.model, trial.train)
         self.batches = Batches(self.tokens.train, trial.data.context, trial.train.batch_tokens, trial.seed)
         sequences = (trial.data.validation_tokens - 1) // trial.data.context
         self.held_out = validation_windows(self.tokens.val, trial.data.context, sequences)
@@ -159,7 +157,10 @@ class _Run:
         self.evaluation_steps = _spread(self.steps, trial.train.evaluations)
         self.step, self.seconds, self.since = 0, 0.0, _Since()
         self.curve: list[dict[str, Any]] = []
-        self._resume()
+        self._build()
+        if not checkpoint.load(self._checkpoint, trial.id, self.tokens.digest, self._resume):
+            self._build()  # anew: an unusable checkpoint may have been taken over in part
+            self.model.initialize(trial.seed)
 
     def to_the_end(self) -> dict[str, Any]:
         saved = time.monotonic()
@@ -260,10 +261,14 @@ class _Run:
         }
         checkpoint.save(self._checkpoint, state)
 
-    def _resume(self) -> None:
-        state = checkpoint.load(self._checkpoint, self.trial.id, self.tokens.digest)
-        if state is None:
-            return
+    def _build(self) -> None:
+        """The model, its weights not yet drawn, and its optimiser."""
+        canonical = torch.from_numpy(self.tokens.canonical)
+        model = Transformer(self.trial.model, self.sizes, self.trial.data.context, canonical, self.tokens.separator_id)
+        self.model = model.to(self.device)
+        self.optimizer = Optimizer(self.model, self.trial.train)
+
+    def _resume(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
@@ -272,7 +277,7 @@ class _Run:
 
     def _finish(self, status: str, train_loss: float, final: torch.Tensor | None) -> dict[str, Any]:
         result: dict[str, Any] = {"trial_id": self.trial.id, "status": status, "val_loss": None, "val_loss_se": None, "val_bpb": None}
-        if final is not None:
+        if final is not None and status == "finished":
             rows = "".join(f"{number},{loss:.9g}\n" for number, loss in enumerate(final.tolist()))
             write_text(self.folder / "val_losses.csv", "sequence,nats_per_token\n" + rows)
             targets_ST = self.held_out[1]
@@ -322,6 +327,12 @@ def _shown(value: float | int | None) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return str(value) if isinstance(value, int) else f"{value:.9g}"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """On a CPU, torch says so only in the text of a RuntimeError."""
+    texts = ("can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """Optimisers and the learning-rate schedule of one trial.
 
-Backbone: AdamW, with decay on matrices only. Memory tables: Adam without decay at a multiple of the rate, on the rows that the
+Backbone: AdamW, with decay on matrices only (the vocabulary's and the convolution's taps among them).
+Memory tables: Adam without decay at a multiple of the rate, on the rows that the
 step read (torch's SparseAdam: moments of other rows stay as they are; the bias correction counts steps of the whole table).
 """
 
@@ -60,11 +61,10 @@ def learning_rate(config: Train, done: float) -> float:
     >>> [round(learning_rate(train, done), 4) for done in (0.05, 0.1, 0.55, 1.0)]
     [0.005, 0.01, 0.005, 0.0]
     """
-    if done < config.warmup:
-        return config.lr * done / config.warmup
+    if done <= config.warmup:
+        return config.lr * (done / config.warmup if config.warmup else 1.0)
     if config.schedule == "cosine":
-        progress = (done - config.warmup) / (1 - config.warmup) if config.warmup < 1 else 1.0
-        height = 0.5 * (1 + math.cos(math.pi * progress))
+        height = 0.5 * (1 + math.cos(math.pi * (done - config.warmup) / (1 - config.warmup)))
     else:
         height = min(1.0, (1 - done) / config.decay) if config.decay else 1.0
     return config.lr * (config.final_lr + (1 - config.final_lr) * height)

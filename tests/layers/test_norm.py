@@ -1,0 +1,33 @@
+"""RMS norm: unit root mean square times a gain, whatever the scale of its input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sparsemem.layers.norm import RMSNorm, norm_account
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-2])
+def test_divides_by_the_root_mean_square_and_multiplies_by_the_gain(eps: float) -> None:
+    norm, x = RMSNorm(12, eps), torch.randn(5, 3, 12)
+    norm.gain.data = torch.linspace(-1, 2, 12)
+    exact = x.double().numpy()
+    exact = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + eps) * np.linspace(-1, 2, 12)
+    np.testing.assert_allclose(norm(x).detach().numpy(), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_a_zero_vector_stays_zero_with_a_finite_gradient() -> None:
+    norm = RMSNorm(4, 1e-6)
+    norm.gain.data.fill_(1.0)
+    x = torch.zeros(2, 4, requires_grad=True)
+    norm(x).sum().backward()
+    assert norm(x).eq(0).all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_the_account_is_the_gain_without_flops() -> None:
+    account = norm_account(7)
+    assert (account.total, account.active, account.flops) == (RMSNorm(7, 1e-6).gain.numel(), 7, 0)

@@ -1,0 +1,191 @@
+"""Both engines with real processes, and what they survive. Only processes that a test started are ended, by their id."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sparsemem.cli import main
+
+TIMES = ("tokens_per_second", "peak_memory_bytes", "seconds")
+PATIENCE = 120.0
+LONG = {"total_params": "30k", "active_params": "7k", "tokens": 60_000, "tolerance": "5%"}  # a few seconds a trial
+
+both_engines = pytest.mark.parametrize("engine", ["local", "ray"])
+
+
+class Driver:
+    """`sparsemem run` in a process of its own."""
+
+    def __init__(self, study: Path, engine: str, results: Path) -> None:
+        self.folder = results / "tiny"
+        command = [sys.executable, "-m", "sparsemem", "run", str(study), "--engine", engine, "--results", str(results)]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+
+    def end(self) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, out, err
+
+    def worker(self) -> tuple[int, Path]:
+        """Wait until a trial is being trained; its process and its folder."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.process.communicate()
+            for lock in self.folder.glob("trials/*/lock"):
+                if (lock.parent / "curve.csv").exists() and (pid := _holder(lock)):
+                    return pid, lock.parent
+            time.sleep(0.02)
+        raise AssertionError("no trial started")
+
+
+def _holder(lock: Path) -> int | None:
+    """The process that holds a lock, from the kernel's table."""
+    inode = lock.stat().st_ino
+    for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
+        fields = line.split()
+        if "->" not in fields and fields[3] == "WRITE" and fields[5].endswith(f":{inode}"):
+            return int(fields[4])
+    return None
+
+
+def _table(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "trials.csv", newline="", encoding="utf-8") as file:
+        return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
+
+
+def _gone(pid: int, seconds: float = 15.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Driver]]:
+    """Starts drivers and ends those that a failed test left."""
+    drivers: list[Driver] = []
+
+    def begin(*arguments: Any) -> Driver:
+        drivers.append(Driver(*arguments))
+        return drivers[-1]
+
+    yield begin
+    for driver in drivers:
+        if driver.process.poll() is None:
+            driver.process.terminate()
+            driver.end()
+
+
+@both_engines
+def test_a_study_runs_and_prints_its_trials(
+    write_study: Callable[..., Path], start: Callable[..., Driver], tmp_path: Path, engine: str
+) -> None:
+    code, out, err = start(write_study(vary={"rho": [1.0, 0.0]}), engine, tmp_path / "runs").end()
+    assert code == 0, err
+    assert out.splitlines()[0].split()[:2] == ["trial", "rho"]
+    assert "2 of 2 trials done" in err
+    assert str(tmp_path / "runs" / "tiny" / "report.html") in out
+    assert (tmp_path / "runs" / "tiny" / "report.html").exists()
+    assert [row["status"] for row in _table(tmp_path / "runs" / "tiny")] == ["finished"] * 2
+
+
+def test_a_ray_that_does_not_start_is_said_and_nothing_is_lost(
+    write_study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def time_out(**arguments: Any) -> None:
+        raise Exception("the node timed out")
+
+    monkeypatch.setattr("ray.init", time_out)
+    results = tmp_path / "runs"
+    assert main(["run", str(write_study()), "--results", str(results)]) == 1
+    assert "Ray did not start (the node timed out); run again" in capsys.readouterr().err
+    assert {row["status"] for row in _table(results / "tiny")} == {"pending"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="finds processes through /proc")
+@both_engines
+def test_what_ends_a_driver_or_a_worker_changes_no_result(
+    write_study: Callable[..., Path], start: Callable[..., Driver], tmp_path: Path, engine: str
+) -> None:
+    study = write_study(budget=LONG)
+    assert start(study, engine, tmp_path / "undisturbed").end()[0] == 0
+    undisturbed = _table(tmp_path / "undisturbed" / "tiny")
+    runs = tmp_path / "runs"
+
+    driver = start(study, engine, runs)
+    worker, _ = driver.worker()
+    driver.process.send_signal(signal.SIGINT)
+    code, _, err = driver.end()
+    assert code == 130
+    assert f"sparsemem run {study} --engine {engine}" in err
+    assert _gone(worker)
+
+    driver = start(study, engine, runs)
+    worker, _ = driver.worker()
+    second = start(study, engine, runs)
+    code, _, err = second.end()
+    assert code == 2
+    assert f"is being run by process {driver.process.pid} on" in err
+    driver.process.kill()
+    assert driver.end()[0] == -signal.SIGKILL
+
+    driver = start(study, engine, runs)  # at once: a worker that is still there is waited for
+    assert _gone(worker)
+    worker, trial = driver.worker()
+    os.kill(worker, signal.SIGKILL)
+    code, _, err = driver.end()
+    assert code == 0, err
+    assert _table(runs / "tiny") == undisturbed
+    assert (trial / "result.json").exists()
+    assert not list(runs.rglob("*.corrupt-*"))
+
+
+@pytest.mark.slow
+@both_engines
+def test_a_trial_that_keeps_failing_is_reported_and_the_others_finish(
+    write_study: Callable[..., Path], start: Callable[..., Driver], tmp_path: Path, engine: str
+) -> None:
+    study, runs = write_study(run={"max_failures": 1}), tmp_path / "runs"
+    driver = start(study, engine, runs)
+    _, trial = driver.worker()
+    (trial / "result.json").mkdir()  # a result can be written nowhere
+    code, out, err = driver.end()
+    assert code == 1
+    assert "failed" in out
+    assert f"trial {trial.name} failed:" in err
+    assert sorted(row["status"] for row in _table(runs / "tiny")) == ["failed", "finished", "finished"]
+    (trial / "result.json").rmdir()
+    assert start(study, engine, runs).end()[0] == 0
+    assert [row["status"] for row in _table(runs / "tiny")] == ["finished"] * 3
+
+
+@pytest.mark.slow
+def test_a_study_begun_with_one_engine_is_ended_with_the_other(
+    write_study: Callable[..., Path], start: Callable[..., Driver], tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    assert start(write_study(vary={"rho": [1.0]}), "local", runs).end()[0] == 0
+    first = _table(runs / "tiny")
+    study = write_study(vary={"rho": [1.0, 0.5]})
+    assert start(study, "ray", runs).end()[0] == 0
+    assert _table(runs / "tiny")[:1] == first
+    assert len(yaml.safe_load((runs / "tiny" / "study.yaml").read_text())["provenance"]["data"]) == 1

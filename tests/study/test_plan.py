@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sparsemem import Study
+from sparsemem.config import ConfigError, load_study
+from sparsemem.study.engine import find_engine, slots
+from sparsemem.study.ledger import COLUMNS, MEASURED
+from sparsemem.study.plan import _interpolated, _makespan, describe, estimate_seconds, plan
+
+
+def test_a_plan_has_the_columns_of_the_table_that_are_known_before_training(write_study: Callable[..., Path]) -> None:
+    frame = Study.from_yaml(write_study(vary={"rho": [1.0, 0.5], "train.lr": [0.01, 0.02]})).plan()
+    assert list(frame.columns) == [name for name in COLUMNS if name not in (*MEASURED, "status")] + ["train.lr"]
+    assert frame.rho.tolist() == [1.0, 1.0, 0.5, 0.5]
+    assert frame["train.lr"].tolist() == [0.01, 0.02, 0.01, 0.02]
+    assert (frame.total_params - frame.active_params == frame.sparse_params).all()
+    assert frame.budget_error_total.abs().max() < 0.05
+
+
+def test_shares_are_those_of_the_integer_sizes_and_rho_is_the_one_asked_for(write_study: Callable[..., Path]) -> None:
+    row = plan(load_study(write_study(vary={"rho": [0.5]})))[0].row()
+    assert row["rho"] == 0.5
+    assert row["share_moe"] + row["share_engram"] == pytest.approx(1)
+    assert row["share_moe"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_varied_units_and_groups_come_out_as_plain_numbers(write_study: Callable[..., Path]) -> None:
+    ladder = [{"total_params": "30k", "active_params": "7k", "tokens": tokens, "tolerance": "5%"} for tokens in ("4k", "16k")]
+    rows = [p.row() for p in plan(load_study(write_study(vary={"budget": ladder, "rho": [1.0]})))]
+    assert [row["budget.tokens"] for row in rows] == [4000, 16000]
+    assert [row["budget.total_params"] for row in rows] == [30000, 30000]
+
+
+def test_settings_that_a_share_does_not_use_make_no_new_trial(write_study: Callable[..., Path]) -> None:
+    planned = plan(load_study(write_study(vary={"rho": [1.0, 0.5], "model.engram.heads": [1, 2]})))
+    assert [(p.trial.rho, p.varied["model.engram.heads"]) for p in planned] == [(1.0, None), (0.5, 1), (0.5, 2)]
+
+
+def test_the_dense_baseline_has_no_rho(write_study: Callable[..., Path]) -> None:
+    row = plan(load_study(write_study(vary={"rho": ["dense"]})))[0].row()
+    assert row["rho"] is None
+    assert row["routed_experts"] == row["memory_rows"] == 0
+
+
+def test_a_missed_budget_is_refused_with_its_point(write_study: Callable[..., Path]) -> None:
+    study = load_study(write_study(budget={"total_params": "30k", "active_params": "2k", "tokens": 4096}))
+    with pytest.raises(ConfigError, match=r"budget.active_params.* 2,000.*raise it to.*rho=1.0"):
+        plan(study)
+
+
+def test_estimates_grow_with_the_tokens_and_share_the_slots(write_study: Callable[..., Path]) -> None:
+    study = load_study(write_study(vary={"rho": [1.0, 0.0], "budget.tokens": ["10M", "40M"]}))
+    planned = plan(study)
+    seconds, together = estimate_seconds(planned, study)
+    assert seconds[1] > 3 * seconds[0]
+    assert max(seconds) <= together <= sum(seconds)
+    text = describe(planned, seconds, together)
+    assert text.splitlines()[-1].startswith("4 trials, 100M tokens")
+
+
+def test_slots_are_filled_in_order() -> None:
+    assert _makespan([4, 1, 1, 1], slots=2) == 4
+    assert _makespan([1, 1, 1], slots=1) == 3
+    assert _interpolated(1, {0: 1.0, 2: 3.0}) == 2.0
+
+
+def test_a_machine_without_room_for_one_trial_is_refused(write_study: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"run.cpus_per_trial.* 4096.*lower it"):
+        slots(load_study(write_study(run={"cpus_per_trial": 4096})).run)
+    with pytest.raises(ConfigError, match=r"run.gpus_per_trial.*1.5.*whole number"):
+        slots(load_study(write_study(run={"gpus_per_trial": 1.5})).run)
+    with pytest.raises(ConfigError, match="ray, local"):
+        find_engine("slurm")

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparsemem.cli import main
+
+STUDY = """
+study: small
+data: {corpus: files, files: [corpus/*.txt], vocab_size: 300, context: 16, validation_tokens: 2k}
+model: {layers: 2, width: 16, heads: 2, moe: {expert_width: 8, top_k: 2}}
+budget: {total_params: 30k, active_params: 7k, tokens: 4k, tolerance: 5%}
+train: {batch_tokens: 256, lr: 1e-2}
+vary: {seed: [0, 1]}
+rho: 1
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(STUDY, encoding="utf-8")
+    return path
+
+
+def test_plan_as_json_has_nothing_else_on_stdout(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(study), "--json"]) == 0
+    trials = json.loads(capsys.readouterr().out)["trials"]
+    assert [trial["seed"] for trial in trials] == [0, 1]
+    assert all(trial["estimated_seconds"] > 0 for trial in trials)
+    assert {"trial_id", "routed_experts", "budget_error_active", "flops_per_token", "memory_bytes_per_token"} <= trials[0].keys()
+
+
+def test_plan_as_a_table_ends_in_totals(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(study)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["trial", "seed", "experts"]
+    assert lines[-1].startswith("2 trials, 8k tokens, largest budget error")
+
+
+def test_set_replaces_fields_and_axes(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["vary.seed=[7]", "budget.tokens=8k", "train={batch_tokens: 512, lr: 0.1}"]
+    assert main(["plan", str(study), "--json", *(word for setting in settings for word in ("--set", setting))]) == 0
+    (trial,) = json.loads(capsys.readouterr().out)["trials"]
+    assert (trial["seed"], trial["tokens"]) == (7, 8000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plan", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
+        (["run", "{study}", "--set", "budget.tokens=many"], ["small.yaml", "budget.tokens", "'many'", "500k"]),
+        (["run", "{study}", "--set", "modle.width=3"], ["unknown field", "modle", "model"]),
+        (["run", "{study}", "--set", "rho=1.5"], ["rho", "1.5", "between 0"]),
+        (["run", "{study}", "--set", "budget.tokens"], ["--set budget.tokens", "path=value"]),
+        (["run", "{study}", "--set", "seed=[1"], ["--set seed=[1"]),
+        (["run", "{study}", "--set", "budget.active_params=1k"], ["budget.active_params", "1,000", "raise it to"]),
+        (["run", "{study}"], ["corpus/*.txt"]),
+        (["status", "{folder}"], ["not the results folder of a study"]),
+        (["report", "{folder}"], ["not the results folder of a study"]),
+    ],
+)
+def test_bad_input_is_refused_with_words_and_nothing_is_written(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(study.parent)
+    assert main([argument.format(study=study, folder=study.parent) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert all(word in err for word in words), err
+    assert "Traceback" not in err
+    assert list(study.parent.iterdir()) == [study]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "nowhere.yaml"], ["status", "nowhere"]])
+def test_help_and_refusals_load_neither_torch_nor_ray(arguments: list[str]) -> None:
+    code = "import sys; from sparsemem.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'ray', 'pandas'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "status", "report", "bench"])
+def test_the_help_of_each_command_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert f"example:\n  sparsemem {command} " in capsys.readouterr().out

@@ -1,0 +1,379 @@
+"""The config: what a user may write, what is refused and in which words, and what a trial's identity depends on."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sparsemem.config import ConfigError, Study, Trial, load_study, parse_quantity, parse_real, parse_share
+
+STUDY: dict[str, Any] = {  # ARCHITECTURE.md's example
+    "study": "allocation-quick",
+    "question": "Which share?",
+    "data": {"corpus": "python-source", "vocab_size": 4096, "context": 128},
+    "model": {
+        "layers": 3,
+        "width": 64,
+        "heads": 4,
+        "moe": {"expert_width": 48, "top_k": 2, "shared_experts": 1},
+        "engram": {"layers": [2], "orders": [2, 3], "heads": 4, "row_dim": 8},
+    },
+    "budget": {"total_params": "1.24M", "active_params": "135k", "tokens": "500k", "tolerance": "1%"},
+    "train": {"batch_tokens": 2048, "lr": "1e-2", "table_lr_factor": 5, "warmup": "2%", "schedule": "cosine"},
+    "vary": {"rho": [1.0, 0.5, 0.0], "seed": [0, 1]},
+    "run": {"cpus_per_trial": 1, "max_failures": 2},
+}
+MISSING = object()
+
+
+def _with(path: str, value: Any) -> dict[str, Any]:
+    """The study with one dotted path set, or removed."""
+    raw = copy.deepcopy(STUDY)
+    *parents, leaf = path.split(".")
+    inner = raw
+    for name in parents:
+        inner = inner[name]
+    if value is MISSING:
+        del inner[leaf]
+    else:
+        inner[leaf] = value
+    return raw
+
+
+def _load(tmp_path: Path, raw: Any, **overrides: Any) -> Study:
+    path = tmp_path / "study.yaml"
+    path.write_text(raw if isinstance(raw, str) else yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
+    return load_study(path, overrides)
+
+
+def _refused(tmp_path: Path, raw: Any) -> str:
+    with pytest.raises(ConfigError) as refused:
+        _load(tmp_path, raw)
+    assert str(tmp_path / "study.yaml") in str(refused.value)
+    return str(refused.value)
+
+
+def _trial(**changes: Any) -> Trial:
+    raw = {key: copy.deepcopy(STUDY[key]) for key in ("data", "model", "budget", "train")}
+    return Trial.model_validate(raw | ({} if "shares" in changes else {"rho": 0.5}) | changes)
+
+
+# --- units ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    (
+        {"1.24M": 1_240_000, "135k": 135_000, "135K": 135_000, "26.7B": 26_700_000_000, "1G": 10**9, "2T": 2 * 10**12}
+        | {"2e20": 2 * 10**20, "1e6": 10**6, " 7 ": 7, "1_000": 1000, "0.5k": 500, 5: 5, 6.0: 6}
+    ).items(),
+)
+def test_counts_are_read_with_decimal_units(written: Any, read: int) -> None:
+    assert parse_quantity(written) == read
+    assert isinstance(parse_quantity(written), int)
+
+
+@pytest.mark.parametrize(
+    "written", ["1.24 MB", "m", "1,000", "-5k", "1.5", 1.5, True, None, [1], "1e-3", "", "0x10", float("nan"), float("inf")]
+)
+def test_nonsense_counts_are_refused(written: Any) -> None:
+    with pytest.raises(ValueError, match="write a"):
+        parse_quantity(written)
+
+
+@pytest.mark.parametrize(("written", "read"), [("2%", 0.02), ("100%", 1), ("0.5 %", 0.005), (0.75, 0.75), ("1e-2", 0.01), (1, 1), (0, 0)])
+def test_shares_are_read_with_percent(written: Any, read: float) -> None:
+    assert parse_share(written) == pytest.approx(read)
+
+
+@pytest.mark.parametrize("written", ["nan", "inf", float("nan"), True, "two", "%", "2%%", "1e999"])
+def test_what_is_no_finite_number_is_refused(written: Any) -> None:
+    for parse in (parse_real, parse_share):
+        with pytest.raises(ValueError, match="write a"):
+            parse(written)
+
+
+def test_yaml_reads_1e_2_as_text_and_it_still_is_a_hundredth(tmp_path: Path) -> None:
+    """YAML 1.1 wants a dot in a float: `1e-2` is a string to it."""
+    assert yaml.safe_load("1e-2") == "1e-2"
+    study = _load(tmp_path, yaml.safe_dump(STUDY).replace("lr: '1e-2'", "lr: 1e-2"))
+    assert {trial.train.lr for trial in study.trials()} == {0.01}
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("modle", {}, ["unknown field `modle`", "did you mean `model`"]),
+        ("rh", 0.5, ["unknown field `rh`", "did you mean `rho`"]),
+        ("run.cpu_per_trial", 1, ["unknown field `run.cpu_per_trial`", "did you mean `cpus_per_trial`"]),
+        ("data.vocabsize", 300, ["unknown field `data.vocabsize`", "did you mean `vocab_size`"]),
+        ("model.moe.topk", 2, ["unknown field `model.moe.topk`", "did you mean `top_k`"]),
+        ("model.engram.rowdim", 8, ["unknown field `model.engram.rowdim`", "did you mean `row_dim`"]),
+        ("budget.total_parms", 1, ["unknown field `budget.total_parms`", "did you mean `total_params`"]),
+        ("train.zzz", 1, ["unknown field `train.zzz`", "known here", "weight_decay"]),
+        ("model.moe.top_k", MISSING, ["field `model.moe.top_k` is missing"]),
+        ("budget", MISSING, ["field `budget` is missing"]),
+        ("vary", MISSING, ["field `shares` is missing"]),
+        ("study", MISSING, ["field `study` is missing"]),
+        ("study", "Two Words", ["field `study`", "'Two Words'"]),
+        ("model.width", "64", ["field `model.width`", "'64'"]),
+        ("model.width", True, ["field `model.width`", "True"]),
+        ("model.layers", 0, ["field `model.layers`", "0"]),
+        ("model.width", 62, ["62", "multiple of 2 x `heads`"]),
+        ("model.kv_heads", 3, ["`kv_heads` 3"]),
+        ("model.engram.layers", [4], ["engram.layers", "[4]"]),
+        ("model.engram.orders", [3, 2], ["`orders`", "[3, 2]"]),
+        ("model.engram.orders", [1, 2], ["model.engram.orders", "1"]),
+        ("model.engram.conv", "yes please", ["model.engram.conv"]),
+        ("model.moe.leading_dense", 3, ["leading_dense", "3"]),
+        ("model.moe.gate", "tanh", ["model.moe.gate", "'tanh'", "sigmoid"]),
+        ("budget.total_params", "1.2 MB", ["budget.total_params", "1.2 MB", "1.24M"]),
+        ("budget.active_params", "2M", ["2,000,000", "1,240,000"]),
+        ("budget.tokens", 0, ["budget.tokens", "0"]),
+        ("budget.tokens", 100, ["100", "context"]),
+        ("budget.tolerance", "50%", ["budget.tolerance"]),
+        ("train.batch_tokens", 2000, ["2,000", "multiple of `data.context` 128"]),
+        ("train.lr", 0, ["train.lr"]),
+        ("train.lr", True, ["train.lr", "True"]),
+        ("train.warmup", "120%", ["train.warmup"]),
+        ("train.schedule", "linear", ["train.schedule", "'linear'"]),
+        ("data.corpus", "files", ["files", "globs"]),
+        ("data.corpus", "hub", ["dataset", "revision"]),
+        ("vary", {"rho": [1.5]}, ["rho", "1.5", "between 0"]),
+        ("vary", {"rho": [-0.1]}, ["rho", "-0.1"]),
+        ("vary", {"rho": [True]}, ["rho", "True"]),
+        ("vary", {"rho": ["half"]}, ["rho", "'half'", "dense"]),
+        ("vary", {"rho": 0.5}, ["vary"]),
+        ("vary", {"shares": [{"moe": 0.5, "engram": 0.4}]}, ["sum to 0.9", "sum to 1"]),
+        ("vary", {"shares": [{"moe": 0.5, "pkm": 0.5}]}, ["'pkm'", "moe, engram"]),
+        ("vary", {"shares": [{"moe": 1.5, "engram": -0.5}]}, ["shares"]),
+        ("vary", {"rho": [0.5], "model.engram": [None]}, ["rho", "memory"]),
+        ("vary", {"shares": [{"moe": 0.5, "engram": 0.5}], "model.engram": [None]}, ["engram", "add `model.engram`"]),
+        ("vary", {"rho": [0.5], "model.moe.topk": [1]}, ["unknown field `model.moe.topk`", "top_k"]),
+        ("vary", {"rho": [0.5], "train.lr.x": [1]}, ["train.lr", "group"]),
+        ("vary", {"rho": [0.5], "seed": [-1]}, ["seed", "-1"]),
+    ],
+)
+def test_a_refusal_names_field_value_and_remedy(tmp_path: Path, path: str, value: Any, words: list[str]) -> None:
+    message = _refused(tmp_path, _with(path, value))
+    assert [word for word in words if word not in message] == [], message
+
+
+@pytest.mark.parametrize("answer", ["yes", "on", "true"])
+def test_yaml_booleans_are_not_shares(tmp_path: Path, answer: str) -> None:
+    """YAML 1.1 reads `yes` as true, and Python reads true as 1."""
+    text = yaml.safe_dump(_with("vary", MISSING)) + f"rho: {answer}\n"
+    assert "rho" in _refused(tmp_path, text)
+
+
+def test_rho_and_shares_exclude_each_other(tmp_path: Path) -> None:
+    both = _with("vary", MISSING) | {"rho": 0.5, "shares": {"moe": 1.0}}
+    assert "not both" in _refused(tmp_path, both)
+
+
+@pytest.mark.parametrize("vary", [[], {"seed": []}, [{"rho": [1.0]}, {"rho": []}]])
+def test_an_axis_without_values_is_refused(tmp_path: Path, vary: Any) -> None:
+    """Otherwise a study without a single trial would be accepted, and nothing in it checked."""
+    assert "vary" in _refused(tmp_path, _with("vary", vary))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- 1", "just text", "study: [", "a: b: c", "\tx: 1", "? {a: 1}\n: 2", "&a [*a]", "%YAML 9\n---\n", "a: !!int x"]
+)
+def test_what_is_no_mapping_of_fields_is_refused(tmp_path: Path, text: str) -> None:
+    _refused(tmp_path, text)
+
+
+def test_objects_are_never_built_from_yaml(tmp_path: Path) -> None:
+    marker = tmp_path / "built"
+    for tag in (
+        f"!!python/object/apply:pathlib.Path.touch [{marker}]",
+        "!!python/object:sparsemem.config.Run {}",
+        "!!python/name:os.system",
+    ):
+        assert "not valid YAML" in _refused(tmp_path, f"study: x\nquestion: {tag}\n")
+    assert not marker.exists()
+
+
+def test_files_that_cannot_be_read_are_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "allocation.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"no such file.*allocation\.yaml"):
+        load_study(tmp_path / "alocation.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_study(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("study: é".encode("latin-1"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_study(tmp_path / "latin.yaml")
+
+
+# --- the grid ---------------------------------------------------------------------------------------------------------------
+
+
+def test_vary_spans_a_grid_in_the_order_of_its_axes(tmp_path: Path) -> None:
+    trials = _load(tmp_path, STUDY).trials()
+    assert [(trial.rho, trial.seed) for trial in trials] == [(1, 0), (1, 1), (0.5, 0), (0.5, 1), (0, 0), (0, 1)]
+    assert len({trial.id for trial in trials}) == 6
+    assert trials[0].budget.total_params == 1_240_000
+
+
+def test_several_grids_are_united_and_a_common_point_is_one_trial(tmp_path: Path) -> None:
+    grids = [{"rho": [1.0, "50%"], "seed": [0]}, {"rho": [0.5, "dense"], "seed": [0, 1], "train.lr": [0.01, "2e-2"]}]
+    trials = _load(tmp_path, _with("vary", grids)).trials()
+    assert len(trials) == 2 + 8 - 1  # the grids meet in rho 0.5, seed 0, lr 0.01
+    assert trials[1].rho == 0.5
+    assert sum(trial.rho is None for trial in trials) == 4
+
+
+def test_trials_leave_the_study_as_it_was_written(tmp_path: Path) -> None:
+    """A value of one axis that another axis reaches into must not carry over to the next grid."""
+    other = {"layers": [1], "heads": 4, "row_dim": 8}
+    grids = [{"rho": [0.5], "model.engram": [other], "model.engram.heads": [2]}, {"rho": [0.5], "model.engram": [other]}]
+    study = _load(tmp_path, _with("vary", grids))
+    trials = study.trials()
+    assert [trial.model.engram and trial.model.engram.heads for trial in trials] == [2, 4]
+    assert study.vary[1]["model.engram"][0] == other
+    assert study.vary[0]["model.engram"][0] == other
+
+
+def test_shares_and_rho_are_two_ways_to_write_one_trial() -> None:
+    assert _trial(shares={"moe": 0.5, "engram": 0.5}).id == _trial().id
+    assert _trial(shares={"moe": 1, "engram": 0}).id == _trial(rho=1).id == _trial(rho="100%").id
+    assert _trial(shares={}).rho is None
+    assert _trial(shares={"engram": 1.0}).rho == _trial(rho=0).rho == 0
+
+
+def test_overrides_are_set_before_the_trials_are_made(tmp_path: Path) -> None:
+    study = _load(tmp_path, STUDY, **{"budget.tokens": "1M", "run.max_failures": 0, "vary.seed": [5]})
+    assert {(trial.budget.tokens, trial.seed) for trial in study.trials()} == {(1_000_000, 5)}
+    assert study.run.max_failures == 0
+    with pytest.raises(ConfigError, match=r"budget\.tokns"):
+        _load(tmp_path, STUDY, **{"budget.tokns": 1})
+
+
+# --- identity ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_id_of_a_trial_is_what_it_was() -> None:
+    """Golden: results are found again by it. A new field or default changes it, which needs a line in the change log."""
+    assert _trial().id == "dbf83d44f842"
+
+
+@pytest.mark.parametrize("path", ["study", "question", "run.max_failures", "run.cpus_per_trial"])
+def test_names_questions_and_placement_are_not_part_of_the_id(tmp_path: Path, path: str) -> None:
+    changed = _with(path, {"study": "other", "question": "Other?"}.get(path, 3))
+    assert [trial.id for trial in _load(tmp_path, changed).trials()] == [trial.id for trial in _load(tmp_path, STUDY).trials()]
+
+
+@pytest.mark.parametrize(
+    ("path", "same"),
+    [
+        ("budget.total_params", 1_240_000),
+        ("train.lr", 0.01),
+        ("train.warmup", 0.02),
+        ("train.table_lr_factor", 5.0),
+        ("budget.tolerance", 0.01),
+    ],
+)
+def test_ways_to_write_a_value_do_not_change_the_id(tmp_path: Path, path: str, same: Any) -> None:
+    assert [trial.id for trial in _load(tmp_path, _with(path, same)).trials()] == [trial.id for trial in _load(tmp_path, STUDY).trials()]
+
+
+@pytest.mark.parametrize(("path", "other"), [("data.context", 64), ("model.moe.top_k", 3), ("budget.tokens", "501k"), ("train.lr", 0.02)])
+def test_every_setting_of_a_trial_is_part_of_its_id(tmp_path: Path, path: str, other: Any) -> None:
+    before, after = ({trial.id for trial in _load(tmp_path, raw).trials()} for raw in (STUDY, _with(path, other)))
+    assert not before & after
+
+
+def test_settings_of_a_memory_that_is_not_built_do_not_change_the_id() -> None:
+    other = copy.deepcopy(STUDY["model"])
+    other["engram"]["heads"] = 2
+    without = {key: value for key, value in other.items() if key != "engram"}
+    assert _trial(rho=1).id == _trial(rho=1, model=other).id == _trial(rho=1, model=without).id
+    assert _trial(rho="dense").id == _trial(rho="dense", model=without).id
+    assert _trial(rho=0.5).id != _trial(rho=0.5, model=other).id
+
+
+def test_a_trial_survives_its_own_dump() -> None:
+    """`trial.yaml` is the dump; a worker reads the same trial, with the same id, from it."""
+    for rho in (1, 0.5, 0, "dense", 0.15, 1 / 3):
+        trial = _trial(rho=rho)
+        again = Trial.model_validate(yaml.safe_load(yaml.safe_dump(trial.model_dump(mode="json"))))
+        assert again == trial
+        assert again.id == trial.id
+
+
+# --- whatever a file may hold -----------------------------------------------------------------------------------------------
+
+_SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates() | st.binary(max_size=4)
+    | st.sampled_from(["1.24M", "2%", "1e-2", "moe", "dense", 10**400, "9" * 5000, "1e999k", float("nan"), -1, 0, 1])
+)  # fmt: skip
+_PATHS = [
+    "study",
+    "question",
+    "data",
+    "model",
+    "budget",
+    "train",
+    "vary",
+    "run",
+    "rho",
+    "shares",
+    "seed",
+    "base",
+    "provenance",
+    "new",
+    "data.context",
+]
+_PATHS += [
+    "model.moe",
+    "model.engram",
+    "model.engram.layers",
+    "model.width",
+    "budget.tokens",
+    "budget.tolerance",
+    "train.lr",
+    "train.betas",
+    "vary.rho",
+]
+_PATHS += ["vary.shares", "vary.model.engram", "vary.seed", "model.engram.orders", "data.files", "train.batch_tokens"]
+_KEYS = (
+    st.sampled_from(["moe", "engram", "rho", "seed", "train.lr", "model.moe", "", ".", "a.b", "shares"])
+    | st.integers()
+    | st.none()
+    | st.booleans()
+)
+_ANYTHING = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=3), max_leaves=6)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.sampled_from(_PATHS), _ANYTHING), min_size=1, max_size=3))
+def test_any_content_gives_a_study_or_a_config_error(tmp_path: Path, changes: list[tuple[str, Any]]) -> None:
+    raw = copy.deepcopy(STUDY)
+    for path, value in changes:
+        group, _, leaf = path.partition(".")
+        if leaf and isinstance(raw.get(group), dict):
+            raw[group][leaf] = value
+        elif not leaf:
+            raw[group] = value
+    try:
+        study = _load(tmp_path, raw)
+    except ConfigError:
+        return
+    assert all(trial.id for trial in study.trials())
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(_ANYTHING | st.text(alphabet="ab:-[]{}&*!|>%@`'\"#,? \n\t0~", max_size=30))
+def test_any_file_gives_a_study_or_a_config_error(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(ConfigError):
+        _load(tmp_path, content if isinstance(content, str) else yaml.safe_dump(content))

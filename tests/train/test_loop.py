@@ -1,0 +1,419 @@
+"""One trial from start to end: exact budget, same result after any interruption, and what bad luck leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import math
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from sparsemem.budget import solve
+from sparsemem.config import Trial
+from sparsemem.data import Tokens
+from sparsemem.model import Transformer
+from sparsemem.train import __main__ as entry
+from sparsemem.train import checkpoint, loop, measure_step, run_trial
+from sparsemem.train.optim import Optimizer
+
+Make = Callable[..., Trial]
+TIMED = {"tokens_per_second", "seconds", "peak_memory_bytes"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process's allocator and denormals stay as the other tests expect them."""
+    monkeypatch.setattr(loop, "_prepare_process", lambda threads: torch.set_num_threads(threads))
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return [{key: value for key, value in row.items() if key not in TIMED} for row in csv.DictReader(file)]
+
+
+def _ends(folder: Path) -> tuple[Any, ...]:
+    """All that a trial leaves, times aside."""
+    result = {key: value for key, value in json.loads((folder / "result.json").read_text()).items() if key not in TIMED}
+    held_out = (folder / "val_losses.csv").read_text() if (folder / "val_losses.csv").exists() else None
+    return result, _rows(folder / "curve.csv"), held_out
+
+
+class _Killed(BaseException):
+    """As abrupt as a signal: nothing in the loop catches it."""
+
+
+def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:
+    """Raise in place of the `step`-th training step from here on, with a checkpoint after each step before it."""
+    real, calls = loop.train_step, iter(range(1, 10**6))
+
+    def stopping(*arguments: Any) -> tuple[float, float]:
+        if next(calls) == step:
+            raise error
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "train_step", stopping)
+
+
+def _interrupted(monkeypatch: pytest.MonkeyPatch, trial: Trial, tokens: Path, folder: Path, *steps: int) -> None:
+    for step in steps:
+        with monkeypatch.context() as patch:
+            _stop_at(patch, step, _Killed())
+            with pytest.raises(_Killed):
+                run_trial(trial, tokens, folder, threads=1)
+
+
+# --- the way to the end -----------------------------------------------------------------------------------------------------
+
+
+def test_a_result_says_what_was_trained_and_what_came_out(make_trial: Make, tokens_folder: Path, tmp_path: Path) -> None:
+    trial = make_trial()
+    result = run_trial(trial, tokens_folder, tmp_path, threads=1)
+    assert result == json.loads((tmp_path / "result.json").read_text())
+    fields = (
+        "trial_id status val_loss val_loss_se val_bpb train_loss tokens steps tokens_per_second peak_memory_bytes seconds device threads"
+    )
+    assert list(result) == [*fields.split(), "precision", "versions"]
+    assert (result["trial_id"], result["status"], result["threads"]) == (trial.id, "finished", 1)
+    assert (result["tokens"], result["steps"]) == (2010, 16)
+    assert 0 < result["val_loss"] < math.log(260) - 0.5  # it has learned something
+    assert result["peak_memory_bytes"] > 1e6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.csv", "lock", "result.json", "val_losses.csv"]
+
+
+def test_the_curve_counts_every_token_of_the_budget_once(make_trial: Make, tokens_folder: Path, tmp_path: Path) -> None:
+    run_trial(make_trial(), tokens_folder, tmp_path, threads=1)
+    with (tmp_path / "curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        "step",
+        "tokens",
+        "train_loss",
+        "val_loss",
+        "lr",
+        "grad_norm",
+        "expert_load_max",
+        "tokens_per_second",
+        "seconds",
+    ]
+    assert [int(row["tokens"]) for row in rows] == [128 * step for step in range(1, 16)] + [2010]
+    assert [int(row["step"]) for row in rows if row["val_loss"]] == [4, 8, 12, 16]
+    assert float(rows[-1]["lr"]) == pytest.approx(0.001)  # the schedule ends with the budget
+    assert all(float(row["expert_load_max"]) >= 1 for row in rows)
+    assert [float(row["seconds"]) for row in rows] == sorted(float(row["seconds"]) for row in rows)
+
+
+def test_long_curves_have_about_fifty_rows() -> None:
+    assert len(loop._spread(100_000, loop.CURVE_ROWS)) == 50
+    assert loop._spread(3, 8) == {1, 2, 3}
+    assert max(loop._spread(1237, 50)) == 1237
+
+
+def test_validation_figures_by_hand(make_trial: Make, tokens_folder: Path, tmp_path: Path) -> None:
+    """Mean, standard error, and bits per byte = nats of all held-out targets / their bytes / ln 2."""
+    result = run_trial(make_trial(), tokens_folder, tmp_path, threads=1)
+    losses = np.array([float(row["nats_per_token"]) for row in _rows(tmp_path / "val_losses.csv")])
+    tokens = Tokens.load(tokens_folder)
+    sequences = 999 // 16
+    assert len(losses) == sequences
+    assert result["val_loss"] == pytest.approx(losses.mean(), rel=1e-7)
+    assert result["val_loss_se"] == pytest.approx(losses.std(ddof=1) / math.sqrt(sequences), rel=1e-6)
+    targets = tokens.val[1 : 1 + sequences * 16]
+    assert result["val_bpb"] == pytest.approx(losses.sum() * 16 / tokens.token_bytes[targets].sum() / math.log(2), rel=1e-7)
+
+
+@pytest.mark.parametrize(("tokens", "last"), [(16, [1, 16]), (128, [8, 128]), (129, [1, 1]), (250, [8, 122])])
+def test_the_last_batch_is_cut_to_the_budget(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int, last: list[int]
+) -> None:
+    seen, real = [], loop.train_step
+
+    def watching(model: Any, optimizer: Any, inputs: torch.Tensor, targets: torch.Tensor, count: int, *rest: Any) -> tuple[float, float]:
+        seen.append([len(inputs), count])
+        return real(model, optimizer, inputs, targets, count, *rest)
+
+    monkeypatch.setattr(loop, "train_step", watching)
+    result = run_trial(make_trial(budget={"tokens": tokens}), tokens_folder, tmp_path, threads=1)
+    assert seen[-1] == last
+    assert sum(count for _, count in seen) == tokens == result["tokens"]
+
+
+def _after_a_step(trial: Trial, targets: torch.Tensor, count: int) -> list[torch.Tensor]:
+    sizes = solve(trial.model, trial.budget, trial.shares)
+    model = Transformer(trial.model, sizes, 16, torch.arange(260), separator=0).initialize(0)
+    inputs = torch.randint(260, (4, 16), generator=torch.Generator().manual_seed(0))
+    loop.train_step(model, Optimizer(model, trial.train), inputs, targets, count, 0.01, torch.float32)
+    return [weight.detach() for weight in model.parameters()]
+
+
+def test_targets_beyond_the_budget_teach_nothing(make_trial: Make) -> None:
+    targets = torch.randint(260, (4, 16), generator=torch.Generator().manual_seed(1))
+    changed = targets.flatten().clone()
+    changed[50:] = (changed[50:] + 1) % 260
+    first, second = (_after_a_step(make_trial(), each.view(4, 16), 50) for each in (targets, changed))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    changed[49] = (changed[49] + 1) % 260
+    assert not all(torch.equal(a, b) for a, b in zip(first, _after_a_step(make_trial(), changed.view(4, 16), 50), strict=True))
+
+
+def test_all_shares_of_a_seed_meet_the_same_batches(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The paired design: what differs between two shares of a seed is the share."""
+    seen: list[torch.Tensor] = []
+    real = loop.train_step
+
+    def watching(model: Any, optimizer: Any, inputs: torch.Tensor, *rest: Any) -> tuple[float, float]:
+        seen.append(inputs)
+        return real(model, optimizer, inputs, *rest)
+
+    monkeypatch.setattr(loop, "train_step", watching)
+    orders = []
+    for name, rho, seed in (("a", 1, 0), ("b", 0.5, 0), ("c", 0, 0), ("d", "dense", 0), ("e", 0.5, 1)):
+        run_trial(make_trial(rho, seed), tokens_folder, tmp_path / name, threads=1)
+        orders.append(torch.cat(seen))
+        seen.clear()
+    assert all(torch.equal(orders[0], order) for order in orders[1:4])
+    assert not torch.equal(orders[0], orders[4])
+
+
+def test_a_finished_trial_is_not_trained_again(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run_trial(make_trial(), tokens_folder, tmp_path, threads=1)
+    monkeypatch.setattr(loop, "train_step", lambda *_: pytest.fail("trained again"))
+    assert run_trial(make_trial(), tokens_folder, tmp_path, threads=1) == result
+
+
+def test_two_workers_do_not_train_one_trial_at_once(make_trial: Make, tokens_folder: Path, tmp_path: Path) -> None:
+    worker = threading.Thread(target=run_trial, args=(make_trial(), tokens_folder, tmp_path), kwargs={"threads": 1})
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        worker.start()
+        worker.join(0.3)
+        assert not (tmp_path / "curve.csv").exists()
+    worker.join(30)
+    assert (tmp_path / "result.json").exists()
+
+
+def test_the_time_of_a_step_is_measured(make_trial: Make) -> None:
+    assert 0 < measure_step(make_trial(), threads=1, steps=2) < 5
+
+
+# --- interruptions ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rho", [1, 0.5, 0, "dense"])
+def test_an_interrupted_trial_ends_as_the_uninterrupted_one_bit_for_bit(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rho: Any
+) -> None:
+    trial = make_trial(rho)
+    run_trial(trial, tokens_folder, tmp_path / "whole", threads=1)
+    # killed before any checkpoint, right after the first, in the middle, twice at one place, and in the last step
+    _interrupted(monkeypatch, trial, tokens_folder, tmp_path / "parts", 1, 2, 6, 1, 9)
+    assert (tmp_path / "parts" / "checkpoint.pt").exists()
+    run_trial(trial, tokens_folder, tmp_path / "parts", threads=1)
+    assert _ends(tmp_path / "parts") == _ends(tmp_path / "whole")
+    assert not (tmp_path / "parts" / "checkpoint.pt").exists()
+
+
+def test_rows_of_a_long_curve_survive_an_interruption_between_them(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row averages all steps since the last one, also those before the kill."""
+    trial = make_trial()
+    monkeypatch.setattr(loop, "CURVE_ROWS", 3)
+    run_trial(trial, tokens_folder, tmp_path / "whole", threads=1)
+    _interrupted(monkeypatch, trial, tokens_folder, tmp_path / "parts", 3, 7)
+    run_trial(trial, tokens_folder, tmp_path / "parts", threads=1)
+    assert _ends(tmp_path / "parts") == _ends(tmp_path / "whole")
+
+
+def _flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[: len(content) // 2], _flip, lambda content: b"", lambda content: b"not a checkpoint"]
+)
+def test_a_damaged_checkpoint_is_set_aside_and_the_trial_still_ends_alike(
+    make_trial: Make,
+    tokens_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[bytes], bytes],
+) -> None:
+    trial = make_trial()
+    run_trial(trial, tokens_folder, tmp_path / "whole", threads=1)
+    _interrupted(monkeypatch, trial, tokens_folder, tmp_path / "parts", 6)
+    path = tmp_path / "parts" / "checkpoint.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    run_trial(trial, tokens_folder, tmp_path / "parts", threads=1)
+    assert _ends(tmp_path / "parts") == _ends(tmp_path / "whole")
+    assert (tmp_path / "parts" / "checkpoint.pt.corrupt-1").exists()
+    assert "set aside as checkpoint.pt.corrupt-1" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_never_unpickled_into_objects(tmp_path: Path) -> None:
+    """`weights_only`: a checkpoint from elsewhere cannot run code."""
+
+    class Payload:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    checkpoint.save(tmp_path / "checkpoint.pt", {"trial_id": "x", "corpus": "y", "payload": Payload()})
+    assert not checkpoint.load(tmp_path / "checkpoint.pt", "x", "y", lambda state: None)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_of_another_trial_or_corpus_is_not_used(
+    make_trial: Make,
+    tokens_folder: Path,
+    other_tokens_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_trial(make_trial(), tokens_folder, tmp_path / "whole", threads=1)
+    for name, trial, tokens in (("trial", make_trial(seed=1), tokens_folder), ("corpus", make_trial(), other_tokens_folder)):
+        _interrupted(monkeypatch, trial, tokens, tmp_path / name, 5)
+        run_trial(make_trial(), tokens_folder, tmp_path / name, threads=1)
+        assert _ends(tmp_path / name) == _ends(tmp_path / "whole")
+        assert name in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_code_is_set_aside_too(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A field or a tensor that this version does not know, after an update of the package in the middle of a study."""
+    trial = make_trial()
+    run_trial(trial, tokens_folder, tmp_path / "whole", threads=1)
+    _interrupted(monkeypatch, trial, tokens_folder, tmp_path / "parts", 6)
+    path = tmp_path / "parts" / "checkpoint.pt"
+    states: list[dict[str, Any]] = []
+    assert checkpoint.load(path, trial.id, Tokens.load(tokens_folder).digest, states.append)
+    states[0]["model"]["renamed"] = states[0]["model"].pop("embedding")
+    checkpoint.save(path, states[0])
+    run_trial(trial, tokens_folder, tmp_path / "parts", threads=1)
+    assert _ends(tmp_path / "parts") == _ends(tmp_path / "whole")
+
+
+# --- bad ends ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [1, 6, 16])
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_as_diverged_with_its_curve(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, loss: float
+) -> None:
+    real, calls = loop.train_step, iter(range(1, 10**6))
+    monkeypatch.setattr(loop, "train_step", lambda *arguments: (loss, math.nan) if next(calls) == step else real(*arguments))
+    result = run_trial(make_trial(), tokens_folder, tmp_path, threads=1)
+    assert (result["status"], result["steps"], result["val_loss"]) == ("diverged", step, None)
+    assert len(_rows(tmp_path / "curve.csv")) == step
+    assert not (tmp_path / "failure.json").exists()
+    assert json.loads((tmp_path / "result.json").read_text()) == result  # JSON without NaN
+
+
+@pytest.mark.parametrize("tokens", [128, 2010])
+@pytest.mark.parametrize("lr", [1e3, 1e15, 1e35])
+def test_an_absurd_rate_ends_as_diverged_also_in_the_last_step(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path, tokens: int, lr: float
+) -> None:
+    """With one step in all, the loss is finite and only the evaluation shows the damage."""
+    trial = make_trial(train={"lr": lr, "warmup": 0, "final_lr": 1.0}, budget={"tokens": tokens})
+    result = run_trial(trial, tokens_folder, tmp_path, threads=1)
+    assert result["status"] == "diverged"
+    assert len(_rows(tmp_path / "curve.csv")) == result["steps"]
+    assert not (tmp_path / "failure.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (ValueError("something else"), "failed", 1),
+        (MemoryError(), "out_of_memory", 3),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", 3),
+        # what torch raises on Linux and on other systems where a tensor does not fit into the memory
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."),
+            "out_of_memory",
+            3,
+        ),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried ..."),
+            "out_of_memory",
+            3,
+        ),
+    ],
+)
+def test_failures_are_told_apart_in_their_file_and_in_the_exit_code(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str, code: int
+) -> None:
+    trial = make_trial()
+    (tmp_path / "trial.yaml").write_text(yaml.safe_dump(trial.model_dump(mode="json")))
+    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path), str(tokens_folder), "--threads", "1"])
+    with monkeypatch.context() as patch:
+        _stop_at(patch, 3, error)
+        assert entry.main() == code
+    failure = json.loads((tmp_path / "failure.json").read_text())
+    assert failure["status"] == status
+    assert failure["message"] == str(error)
+    assert type(error).__name__ in failure["traceback"]
+    assert not (tmp_path / "result.json").exists()
+
+    assert entry.main() == 0  # from its checkpoint, to the end
+    assert not (tmp_path / "failure.json").exists()
+    assert json.loads((tmp_path / "result.json").read_text())["trial_id"] == trial.id
+
+
+def test_a_diverged_trial_is_a_result_and_exits_with_zero(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trial.yaml").write_text(yaml.safe_dump(make_trial().model_dump(mode="json")))
+    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path), str(tokens_folder)])
+    monkeypatch.setattr(loop, "train_step", lambda *_: (math.nan, math.nan))
+    assert entry.main() == 0
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "diverged"
+
+
+def test_a_validation_loss_worse_than_guessing_is_diverged(make_trial: Make, tokens_folder: Path, tmp_path: Path) -> None:
+    """The exact end of such a trial; its held-out losses are kept, its loss is no result."""
+    result = run_trial(make_trial(train={"lr": 3.0, "warmup": 0, "final_lr": 1.0}), tokens_folder, tmp_path, threads=1)
+    assert result["status"] == "diverged"
+
+
+def test_a_full_disk_leaves_no_half_result(make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = loop.write_json
+
+    def full(path: Path, value: Any) -> None:
+        if path.name == "result.json":
+            raise OSError(28, "No space left on device")
+        real(path, value)
+
+    monkeypatch.setattr(loop, "write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        run_trial(make_trial(), tokens_folder, tmp_path, threads=1)
+    assert not (tmp_path / "result.json").exists()
+    assert "No space" in json.loads((tmp_path / "failure.json").read_text())["message"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+@pytest.mark.parametrize("rho", [1, 0.5, 0, "dense"])
+def test_a_gpu_comes_to_the_loss_of_the_cpu(make_trial: Make, tokens_folder: Path, tmp_path: Path, precision: str, rho: Any) -> None:
+    on_cpu = run_trial(make_trial(rho), tokens_folder, tmp_path / "cpu", threads=1, device="cpu")
+    on_gpu = run_trial(make_trial(rho, train={"precision": precision}), tokens_folder, tmp_path / "gpu", threads=1, device="cuda")
+    assert on_gpu["val_loss"] == pytest.approx(on_cpu["val_loss"], abs=0.05)
+    assert on_gpu["precision"] == ("bf16" if precision == "auto" else "fp32")
