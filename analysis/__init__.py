@@ -1,0 +1,39 @@
+"""From a results folder to tables, fits with intervals, figures and a report. It must know neither torch nor Ray, and starts fast.
+
+>>> import analysis
+>>> trials = analysis.load_trials("results/allocation-quick")  # doctest: +SKIP
+>>> fit = analysis.fit_allocation(analysis.split_cells(trials)[0].trials)  # doctest: +SKIP
+>>> print(fit.summary())  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "AnalysisError": "analysis.errors",
+    "load_trials": "analysis.table",
+    "load_curves": "analysis.table",
+    "load_sequence_losses": "analysis.table",
+    "paired_differences": "analysis.table",
+    "average_differences": "analysis.table",
+    "format_table": "analysis.table",
+    "split_cells": "analysis.cells",
+    "fit_allocation": "analysis.fits.allocation",
+    "AllocationFit": "analysis.fits.allocation",
+    "Status": "analysis.fits.types",
+    "write_report": "analysis.report",
+    "summarize": "analysis.report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

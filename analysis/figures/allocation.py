@@ -1,0 +1,163 @@
+"""Loss against share: the allocation curve of every cell, and the differences to pure experts with all cells on one axis."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from analysis.cells import Cell
+from analysis.figures.style import COLOURS, GREY, LIGHT, LINES, MARKERS, ONE_COLUMN, TWO_COLUMNS, new_figure, share_axis, style
+from analysis.fits.allocation import AllocationFit
+from analysis.fits.types import Status
+from analysis.table import RHO, average_differences, paired_differences
+
+PUBLISHED = (0.75, 0.80)  # best share of routed experts in Engram, arXiv 2601.07372
+SEED_MARKERS = ("o", "^", "s", "D", "v", "P")
+
+
+def allocation_data(fitted: Sequence[tuple[Cell, AllocationFit]]) -> pd.DataFrame:
+    """Everything that `allocation_figure` draws -> cell, series, share, loss, low, high, seed, trial_id (losses in nats per token).
+
+    Series: `run` (one trained model), `mean` (for the average seed, with its paired standard error), `curve` (with the 95% band), `optimum`
+    (share with its interval in low and high), `tied` (shares low to high), `dense` (mean of the baseline).
+    """
+    tables = []
+    for cell, fit in fitted:
+        runs = cell.trials
+        parts = [
+            pd.DataFrame(
+                {"series": "run", "share": runs["share_moe"], "loss": runs["val_loss"], "seed": runs["seed"], "trial_id": runs["trial_id"]}
+            )
+        ]
+        if fit.means:
+            counts = runs["share_moe"].round(9).value_counts()
+            error = [(fit.paired_sd or np.nan) / np.sqrt(counts[share]) for share in fit.shares]
+            means = pd.DataFrame({"series": "mean", "share": fit.shares, "loss": fit.means})
+            ends = fit.shares[0], fit.shares[-1]
+            x = ends[0] + (ends[1] - ends[0]) * (1 - np.cos(np.linspace(0, np.pi, 201))) / 2  # closest where a curve may be steepest
+            curve = fit.predict(np.clip(x, *ends)).rename(columns={"x": "share"})
+            parts += [curve.assign(series="curve"), means.assign(low=means["loss"] - error, high=means["loss"] + error)]
+            if len(fit.tied) > 1:
+                parts.append(pd.DataFrame({"series": ["tied"], "low": min(fit.tied), "high": max(fit.tied)}))
+        if fit.argmin and fit.loss_at_best:
+            best = {"share": fit.argmin.value, "loss": fit.loss_at_best.value, "low": fit.argmin.low, "high": fit.argmin.high}
+            parts.append(pd.DataFrame([{"series": "optimum", **best}]))
+        if len(cell.dense):
+            parts.append(pd.DataFrame([{"series": "dense", "loss": cell.dense["val_loss"].mean()}]))
+        tables.append(pd.concat(parts).assign(cell=cell.label, status=str(fit.status)))
+    return pd.concat(tables, ignore_index=True).reindex(
+        columns=["cell", "status", "series", "share", "loss", "low", "high", "seed", "trial_id"]
+    )
+
+
+def allocation_figure(data: pd.DataFrame) -> Figure:
+    """One panel a cell, each with its own loss axis: cells differ by far more than a curve is deep."""
+    names = list(dict.fromkeys(data["cell"]))
+    columns = min(len(names), 3)
+    rows = -(-len(names) // columns)
+    with style():
+        width = ONE_COLUMN * 1.25 if columns == 1 else TWO_COLUMNS
+        figure = new_figure(width, 0.45 + 2.45 * rows)
+        grid = figure.subplots(rows, columns, squeeze=False)
+        used: dict[str, Line2D | Patch] = {}
+        for place, axes in enumerate(grid.flat):
+            if place >= len(names):
+                axes.set_visible(False)
+                continue
+            used |= _panel(axes, data[data["cell"] == names[place]], COLOURS[place % len(COLOURS)], COLOURS[0] if len(names) == 1 else GREY)
+            axes.set_title(names[place])
+            if place % columns == 0:
+                axes.set_ylabel("Validation loss (nats/token)")
+        figure.legend(used.values(), used.keys(), loc="outside lower center", ncols=3 if columns == 1 else 4)
+        return figure
+
+
+def _panel(axes: Axes, data: pd.DataFrame, colour: str, key: str) -> dict[str, Line2D | Patch]:
+    """Draw one cell in `colour`; returns the legend's entries, in the colour `key`."""
+    series = {str(name): group for name, group in data.groupby("series")}
+    runs, shares = series["run"], series["run"]["share"]
+    used: dict[str, Line2D | Patch] = {}
+    if shares.min() < PUBLISHED[0] and shares.max() > PUBLISHED[1]:
+        hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.75", "hatch": "/////", "linewidth": 0}
+        axes.axvspan(*PUBLISHED, zorder=0, **hatched)
+        used["published optimum (Engram)"] = Patch(**hatched)
+    if "tied" in series:
+        span = series["tied"].iloc[0]
+        axes.axvspan(span["low"], span["high"], color=LIGHT, linewidth=0, zorder=0)
+        used["tied with the best share"] = Patch(color=LIGHT, linewidth=0)
+    for marker, seed in zip(itertools.cycle(SEED_MARKERS), sorted(runs["seed"].unique()), strict=False):
+        open_marker: dict[str, Any] = {"marker": marker, "linestyle": "", "markersize": 2.8, "markerfacecolor": "white"}
+        open_marker |= {"markeredgecolor": GREY, "markeredgewidth": 0.6}
+        axes.plot(shares[runs["seed"] == seed], runs["loss"][runs["seed"] == seed], **open_marker)
+        used[f"seed {seed:.0f}"] = Line2D([], [], **open_marker)
+    if "curve" in series:
+        curve, means = series["curve"], series["mean"]
+        axes.fill_between(curve["share"], curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)
+        axes.plot(curve["share"], curve["loss"], color=colour)
+        axes.errorbar(means["share"], means["loss"], means["high"] - means["loss"], fmt="o", color=colour, elinewidth=0.8)
+        used["mean, paired s.e."] = Line2D([], [], color=key, marker="o", linestyle="")
+        used["fit, 95% band"] = Line2D([], [], color=key)
+    if "dense" in series:
+        loss = series["dense"]["loss"].iloc[0]
+        bottom, top = axes.get_ylim()
+        if bottom - 0.5 * (top - bottom) < loss < top + 0.5 * (top - bottom):
+            dotted: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 0.9}
+            axes.axhline(loss, **dotted)
+            used["dense, same P_act"] = Line2D([], [], **dotted)
+        else:  # a line so far off would flatten the curve
+            axes.text(0.5, 0.97, f"dense, same P_act: {loss:.3f}", transform=axes.transAxes, ha="center", va="top", fontsize=6.5)
+    if "optimum" in series:
+        best, status = series["optimum"].iloc[0], data["status"].iloc[0]
+        star: dict[str, Any] = {"marker": "*", "markersize": 7, "markeredgecolor": "black", "markeredgewidth": 0.6}
+        star["markerfacecolor"] = "black" if status == Status.CONVERGED else "white"
+        bottom, top = axes.get_ylim()
+        level = bottom - 0.03 * (top - bottom)
+        axes.set_ylim(bottom - 0.10 * (top - bottom), top)
+        axes.plot([best["low"], best["high"]], [level, level], color="black", linewidth=1, marker="|", markersize=4)
+        axes.plot(best["share"], level, color="black", **star)
+        doubt = "" if status == Status.CONVERGED else f" ({status.replace('_', ' ')})"
+        used[f"optimum, 95% interval{doubt}"] = Line2D([], [], color="black", linewidth=1, **star)
+    share_axis(axes, shares.min(), shares.max())
+    return used
+
+
+def differences_data(fitted: Sequence[tuple[Cell, AllocationFit]], sequence_losses: pd.DataFrame | None = None) -> pd.DataFrame:
+    """What `differences_figure` draws: `average_differences` of every cell, with its label; share 1 is 0 by definition."""
+    tables = []
+    for cell, _ in fitted:
+        averages = average_differences(paired_differences(cell.trials, sequence_losses))
+        if len(averages):
+            tables.append(
+                pd.concat([averages, pd.DataFrame([{"rho": 1.0, "share_moe": 1.0, "difference": 0.0}])])
+                .sort_values("share_moe")
+                .assign(cell=cell.label)
+            )
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def differences_figure(data: pd.DataFrame) -> Figure:
+    """Paired differences to rho = 1 with all cells on one axis: whether the optimum or the depth moves."""
+    with style():
+        figure = new_figure(ONE_COLUMN * 1.25, 2.7)
+        axes = figure.subplots()
+        axes.axhline(0, color=GREY, linewidth=0.6)
+        for place, (name, group) in enumerate(data.groupby("cell", sort=False)):
+            look: dict[str, Any] = {
+                "color": COLOURS[place % len(COLOURS)],
+                "marker": MARKERS[place % len(MARKERS)],
+                "linestyle": LINES[place % len(LINES)],
+            }
+            axes.errorbar(group["share_moe"], group["difference"], group["se_seeds"], elinewidth=0.8, label=name or None, **look)
+        axes.set_ylabel(f"Loss less that of {RHO} = 1 (nats/token)")
+        share_axis(axes, data["share_moe"].min(), data["share_moe"].max())
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside lower center", ncols=2)
+        return figure

@@ -1,0 +1,94 @@
+"""The one look of all figures, and how they are saved. It must not know what a figure shows.
+
+Fonts are the DejaVu that comes with matplotlib, text is drawn as outlines, ids are hashed from a fixed salt and no date is written: the
+same table gives the same bytes. Colours are Okabe and Ito's, safe for colour-blind readers; marker and line style repeat what colour says,
+for print in grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from analysis.table import RHO, si
+from sparsemem.files import write_atomically, write_text
+
+ONE_COLUMN, TWO_COLUMNS = 3.35, 6.9  # inches
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":")
+GREY, LIGHT = "0.45", "0.88"
+
+_SETTINGS: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.labelsize": 7.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.2,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "errorbar.capsize": 1.5,
+    "mathtext.fontset": "dejavusans",
+    "svg.fonttype": "path",
+    "svg.hashsalt": "sparsemem",
+    "savefig.dpi": 300,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Matplotlib's own defaults plus ours, whatever the user's settings are; those are back afterwards."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS)  # type: ignore[arg-type]
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, on the file-only canvas."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, data: pd.DataFrame, folder: Path, name: str) -> None:
+    """Write NAME.svg, NAME.png and NAME.csv, the last with exactly what is drawn."""
+    with style():
+        for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+
+            def draw(file: BinaryIO, suffix: str = suffix, metadata: dict[str, None] = metadata) -> None:
+                figure.savefig(file, format=suffix, metadata=metadata)
+
+            write_atomically(folder / f"{name}.{suffix}", draw)
+    write_text(folder / f"{name}.csv", data.to_csv(index=False, lineterminator="\n"))
+
+
+def share_axis(axes: Axes, low: float, high: float) -> None:
+    """Name the share axis and leave the ends some air."""
+    axes.set_xlabel(f"Routed experts' share of sparse parameters, {RHO}")
+    air = 0.03 * (high - low)
+    axes.set_xlim(low - air, high + air)
+
+
+def count_axis(axes: Axes) -> None:
+    """Ticks such as 500k and 2M along x."""
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: si(value) if value else "0"))

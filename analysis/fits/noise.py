@@ -1,0 +1,100 @@
+"""How much a loss moves from seed to seed, and which shares that noise cannot tell from the best.
+
+Seeds are paired: a seed fixes the data order and the shared initial weights of all shares, so it moves all of them together. The model is
+`loss = mean of the share + effect of the seed + noise`; only the noise blurs a comparison between shares.
+
+Letters: I shares, J seeds, N runs, B resamples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class SeedModel:
+    """Share means with the seed effects taken off, and the noise left over."""
+
+    x_I: Array
+    """Distinct shares, rising."""
+    mean_I: Array
+    """Loss of each share for the average seed, nats per token."""
+    counts_I: Array
+    """Runs of each share."""
+    map_IN: Array
+    """Linear map from the losses of the runs to `mean_I`."""
+    sd: float
+    """Standard deviation of the noise once seed effects are off (paired); NaN when nothing is repeated."""
+    df: int
+    """Degrees of freedom of `sd`."""
+    spread: float
+    """Standard deviation between the seeds of one share, seed effects included, pooled over shares; NaN when nothing is repeated."""
+    squares: float
+    """Sum of squares behind `sd`."""
+
+    @property
+    def covariance_II(self) -> Array:
+        """Covariance of `mean_I` in units of sd^2."""
+        return self.map_IN @ self.map_IN.T
+
+
+def seed_model(x_N: Array, y_N: Array, seed_N: Array) -> SeedModel:
+    """Separate shares, seeds and noise by least squares; shares may have different seeds (unbalanced is fine).
+
+    Where no share links two seeds their effects cannot be told from those of the shares; then none are taken off.
+    """
+    x_I, share_N, counts_I = np.unique(x_N, return_inverse=True, return_counts=True)
+    seeds, seed_index_N = np.unique(seed_N, return_inverse=True)
+    n, i, j = len(y_N), len(x_I), len(seeds)
+    effects_NJ = np.eye(j)[seed_index_N]
+    contrasts_NJ = effects_NJ[:, :-1] - effects_NJ[:, -1:]  # effects sum to zero: the means are those of the average seed
+    shares_NI = np.eye(i)[share_N]
+    design = np.hstack([shares_NI, contrasts_NJ])
+    if np.linalg.matrix_rank(design) < i + j - 1:
+        design = shares_NI
+    inverse = np.linalg.pinv(design)
+    squares = float(np.sum((y_N - design @ (inverse @ y_N)) ** 2))
+    df = n - design.shape[1]
+    within = float(np.sum((y_N - shares_NI @ (shares_NI.T @ y_N / counts_I)) ** 2))
+    return SeedModel(
+        x_I=x_I,
+        mean_I=inverse[:i] @ y_N,
+        counts_I=counts_I,
+        map_IN=inverse[:i],
+        sd=float(np.sqrt(squares / df)) if df > 0 else float("nan"),
+        df=df,
+        spread=float(np.sqrt(within / (n - i))) if n > i else float("nan"),
+        squares=squares,
+    )
+
+
+def resample(model: SeedModel, sd: float, df: int, count: int, rng: np.random.Generator) -> Array:
+    """Share means of `count` repeated studies -> [B, I].
+
+    With two or three seeds there is too little to draw from by resampling the runs themselves, so Gaussian noise of the pooled, measured
+    size is added to every run and the seed effects are taken off again. Each resample also draws the noise level from its own uncertainty
+    (scaled inverse chi-square), which widens the interval of a study with few seeds as Student's t would.
+    """
+    level_B = sd * np.sqrt(df / rng.chisquare(df, count))
+    noise_BN = rng.standard_normal((count, model.map_IN.shape[1])) * level_B[:, None]
+    return model.mean_I + noise_BN @ model.map_IN.T
+
+
+def tied_with_best(model: SeedModel, sd: float, df: int, rng: np.random.Generator) -> Array:
+    """Which shares may be the best: bool [I]. The true best is among them with 95% confidence, jointly over all shares.
+
+    Gupta's subset selection (Technometrics 7, 1965): share k stays if no share i beats it by more than d_k standard errors of their
+    paired difference, d_k being the 95% quantile of the largest such ratio when all shares are equal (simulated, pooled noise).
+    """
+    c = model.covariance_II
+    error_II = np.sqrt(np.maximum(np.diag(c)[:, None] + np.diag(c)[None] - 2 * c, 0)) + np.eye(len(c))
+    draws, size = rng.standard_normal((10_000, model.map_IN.shape[1])) @ model.map_IN.T, np.sqrt(rng.chisquare(df, 10_000) / df)
+    stays = []
+    for k in range(len(c)):
+        chance = ((draws[:, [k]] - draws) / error_II[k]).max(1) / size
+        stays.append(((model.mean_I[k] - model.mean_I) / error_II[k]).max() <= sd * np.quantile(chance, 0.95))
+    return np.array(stays)

@@ -1,0 +1,130 @@
+"""The sentences of a report that no single fit can say: how far a study is, what moves between cells, captions, what was not varied."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.cells import RATE, Cell
+from analysis.figures.allocation import PUBLISHED
+from analysis.fits.allocation import AllocationFit
+from analysis.fits.types import Estimate
+from analysis.table import RHO, si
+
+DIFFERENCES_CAPTION = (
+    f"Loss less that of the pure mixture of experts ({RHO} = 1) with the same seed, mean over seeds; bars are one standard error between "
+    "seeds, where there are two. Below zero, memory helps."
+)
+CURVES_CAPTION = (
+    f"Top: validation loss while training, mean over seeds. Bottom: the same less that of {RHO} = 1 with the same seed at the same token; "
+    "bands are one standard error between seeds."
+)
+
+
+def allocation_caption(series: set[str]) -> str:
+    """Describes the series that the allocation figure holds."""
+    known = {
+        "curve": "Filled markers: means for the average seed, with paired standard error; line: the fit, with pointwise 95% band.",
+        "optimum": "The star marks the fitted optimum with its 95% interval.",
+        "tied": "Shaded: shares statistically tied with the best sampled one.",
+        "dense": "Dense: a model without sparse parameters and with as many activated ones (dotted, or its loss where that is far off).",
+    }
+    return " ".join(
+        (
+            "Validation loss against the share of the sparse parameters held by routed experts, at fixed total and activated parameters.",
+            "Open markers: single runs.",
+            *(sentence for name, sentence in known.items() if name in series),
+            f"Hatched: the published optimum, {PUBLISHED[0]:.0%} to {PUBLISHED[1]:.0%} (Engram, arXiv 2601.07372), at far larger scale.",
+        )
+    )
+
+
+def counts(trials: pd.DataFrame) -> str:
+    """How many trials are in which state."""
+    found = Counter(trials["status"])
+    rest = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in found.items() if status != "finished")
+    return f"{found['finished']} of {len(trials)} trials finished" + (f"; {rest}." if rest else ".")
+
+
+def shifts(fitted: Sequence[tuple[Cell, AllocationFit]]) -> list[str]:
+    """Whether the optimum moves from one cell to the next: its difference with the interval over (independent) resamples."""
+    sentences = []
+    for (first, fit), (second, other) in pairwise(fitted):
+        if fit.argmin and other.argmin:
+            draws = other.argmin_draws() - np.random.default_rng(0).permutation(fit.argmin_draws())
+            moved = Estimate.of(other.argmin.value - fit.argmin.value, draws)
+            verdict = "no movement can be told from noise" if moved.low <= 0 <= moved.high else "it moves"
+            interval = f"{moved.value:+.3f} (95% interval {moved.low:+.3f} to {moved.high:+.3f})"
+            sentences.append(f"From {first.label} to {second.label} the optimum shifts by {interval}: {verdict}.")
+    return sentences
+
+
+def caveats(trials: pd.DataFrame, described: dict[str, Any], corpus: dict[str, Any]) -> list[str]:
+    """What the study cannot tell: whatever it did not vary, and what all its numbers rest on.
+
+    Args:
+        trials: `load_trials`.
+        described: `study.yaml`.
+        corpus: `data.json`; empty where there is none yet.
+    """
+    finished = trials[trials["status"] == "finished"]
+    varied = {str(name) for name in trials.columns if trials[name].nunique() > 1}
+    lines = []
+    if len(finished) < len(trials):
+        lines.append(f"{len(trials) - len(finished)} of {len(trials)} planned trials have no result, so every number here may still move.")
+    if len(finished):
+        lines.append(_scale(finished))
+    lengths = sorted(finished["tokens"].dropna().unique())
+    if len(lengths) < 2:
+        lines.append("One training length: whether the optimum moves with compute cannot be told.")
+    elif lengths[-1] < 10 * lengths[0]:
+        lines.append(f"Training lengths a factor of {lengths[-1] / lengths[0]:.3g} apart: only a fast movement of the optimum would show.")
+    if not varied & {"budget.total_params", "budget.active_params"}:
+        lines.append("One total and one activated parameter count: whether the optimum moves with sparsity or with size cannot be told.")
+    if RATE in varied:
+        lines.append(
+            "The learning rate was chosen per share on the held-out set itself: a share with more rates tried is flattered by a little."
+        )
+    else:
+        lines.append(
+            "One learning rate for every share: part of a difference between shares may be one of tuning, unless checked elsewhere."
+        )
+    if "train.table_lr_factor" not in varied:
+        lines.append("One learning-rate factor of the memory tables.")
+    if not any(name.startswith("model.engram") for name in varied) and (finished["rho"] < 1).any():
+        lines.append("One memory design (layers, orders, heads, row width): another may have another optimum.")
+    if not any(name.startswith("model.moe") for name in varied):
+        lines.append("One expert design (width, top-k, balancing): finer or coarser experts may shift the curve.")
+    if not any(name.startswith("data") for name in varied):
+        name = (described.get("data") or {}).get("corpus", "python-source")
+        share = corpus.get("overlap", {}).get("4")
+        seen = f": {share:.0%} of its held-out 4-grams also occur in the training text, which favours n-gram memory" if share else ""
+        lines.append(f"One corpus, {name}{seen}.")
+    seeds = finished.groupby("rho")["seed"].nunique()
+    if len(seeds):
+        number = (
+            f"{seeds.min()} to {seeds.max()} seeds"
+            if seeds.min() < seeds.max()
+            else "1 seed"
+            if seeds.max() == 1
+            else f"{seeds.max()} seeds"
+        )
+        noise = "seed noise is not measured" if seeds.max() == 1 else "the noise is pooled over shares and taken to be alike at all of them"
+        lines.append(f"{number} a share: {noise}.")
+    lines.append("All runs are judged on the same held-out sequences, and a seed changes data order and initial weights together.")
+    return lines
+
+
+def _scale(finished: pd.DataFrame) -> str:
+    ratio = finished["tokens"] / finished["active_params"]
+    low, high = f"{ratio.min():.3g}", f"{ratio.max():.3g}"
+    each = low if low == high else f"{low} to {high}"
+    return (
+        f"Scale: {si(finished['active_params'].median())} activated parameters and {each} training tokens for each. The published optimum "
+        "comes from models thousands of times larger; nothing here says where it lies there."
+    )

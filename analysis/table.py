@@ -1,0 +1,258 @@
+"""A results folder as DataFrames, and DataFrames as text for a terminal. Reads files only; knows no fit and no figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import AnalysisError, require_columns
+
+STATUSES = ("finished", "diverged", "failed", "out_of_memory", "interrupted", "running", "pending")
+NUMBERS = (
+    *("seed", "rho", "share_moe", "share_engram", "total_params", "active_params", "sparse_params", "embedding_params"),
+    *("budget_error_total", "budget_error_active", "routed_experts", "shared_width", "memory_rows", "flops_per_token"),
+    *("flops_per_token_head", "memory_bytes_per_token", "tokens", "val_loss", "val_loss_se", "val_bpb", "train_loss"),
+    *("tokens_per_second", "peak_memory_bytes", "seconds"),
+)
+COLUMNS = ("trial_id", "status", "study", *NUMBERS)
+"""Columns of every `trials.csv`; what follows them is a varied field under its dotted path."""
+RHO = "\N{GREEK SMALL LETTER RHO}"
+"""The share of the sparse parameters held by routed experts, as readers see it."""
+REQUIRED = ("trial_id", "status", "seed", "rho", "share_moe", "total_params", "active_params", "tokens", "val_loss")
+
+
+def load_trials(results_dir: Path | str) -> pd.DataFrame:
+    """`trials.csv`, typed: one row a planned trial, in the order of the plan; losses in nats per token, NaN where not finished.
+
+    Raises:
+        AnalysisError: the file is missing, empty or not CSV, lacks a column, holds text in place of a number, repeats a trial id, or names
+            an unknown status.
+    """
+    path = Path(results_dir) / "trials.csv"
+    if not path.is_file():
+        raise AnalysisError(f"{path}: no such file; give the folder of a study, the one that holds trials.csv")
+    frame = _read_csv(path, dtype=str)
+    require_columns(frame.columns, REQUIRED, str(path))
+    if frame.empty:
+        raise AnalysisError(f"{path}: holds no trial")
+    repeated = frame["trial_id"][frame["trial_id"].duplicated()].unique()
+    if len(repeated):
+        raise AnalysisError(f"{path}: trial id {', '.join(map(str, repeated))} stands in several rows; keep one of each")
+    unknown = sorted(set(frame["status"].fillna("")) - set(STATUSES))
+    if unknown:
+        raise AnalysisError(f"{path}: column `status` holds {unknown[0]!r}; known: {', '.join(STATUSES)}")
+    for name in frame.columns:
+        if name in NUMBERS:
+            frame[name] = _numbers(frame[name], path)
+        elif name not in COLUMNS:
+            typed = pd.to_numeric(frame[name], errors="coerce")
+            if (typed.notna() == frame[name].notna()).all():
+                frame[name] = typed
+    finished = frame["status"] == "finished"
+    broken = frame["trial_id"][finished & ~np.isfinite(frame["val_loss"])]
+    if len(broken):
+        raise AnalysisError(
+            f"{path}: trial {', '.join(broken)} is finished but its val_loss is not a number; set its result aside and run it again"
+        )
+    if frame["seed"].isna().any():
+        raise AnalysisError(f"{path}: trial {frame['trial_id'][frame['seed'].isna()].iloc[0]} has no seed")
+    return frame.astype({"seed": int})
+
+
+def load_curves(results_dir: Path | str) -> pd.DataFrame:
+    """The training curves of every trial that finished or diverged, one row a record, with the trial's columns beside it.
+
+    The curve's own columns keep their names; a trial's column of the same name, such as `val_loss`, gets the prefix `final_`.
+
+    Raises:
+        AnalysisError: a curve is missing or lacks a column.
+    """
+    trials = load_trials(results_dir)
+    ended = trials[trials["status"].isin(("finished", "diverged"))]
+    curves = []
+    for trial_id in ended["trial_id"]:
+        path = Path(results_dir) / "trials" / trial_id / "curve.csv"
+        curve = _read_csv(path)
+        require_columns(curve.columns, ("step", "tokens", "train_loss", "val_loss"), str(path))
+        curves.append(curve.assign(trial_id=trial_id))
+    if not curves:
+        return pd.DataFrame(columns=["trial_id", "step", "tokens", "train_loss", "val_loss"])
+    rows = pd.concat(curves, ignore_index=True)
+    clashes = {name: f"final_{name}" for name in trials.columns if name in rows.columns and name != "trial_id"}
+    return rows.merge(trials.rename(columns=clashes), on="trial_id", validate="many_to_one")
+
+
+def load_sequence_losses(results_dir: Path | str) -> pd.DataFrame:
+    """Held-out loss of every finished trial: nats per token, index sequence, one column a trial id.
+
+    Raises:
+        AnalysisError: a file is missing, or a trial was evaluated on other sequences than the first.
+    """
+    trials = load_trials(results_dir)
+    columns: dict[str, pd.Series] = {}
+    for trial_id in trials["trial_id"][trials["status"] == "finished"]:
+        path = Path(results_dir) / "trials" / trial_id / "val_losses.csv"
+        losses = _read_csv(path)
+        require_columns(losses.columns, ("sequence", "nats_per_token"), str(path))
+        column = losses.set_index("sequence")["nats_per_token"]
+        first = next(iter(columns.values()), column)
+        if not column.index.equals(first.index):
+            raise AnalysisError(f"{path}: not the {len(first)} held-out sequences of the other trials; run this trial again")
+        columns[trial_id] = column
+    return pd.DataFrame(columns)
+
+
+def paired_differences(trials: pd.DataFrame, sequence_losses: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Loss of each finished trial less that of the trial with rho = 1 of the same cell and seed, nats per token.
+
+    Args:
+        trials: of one cell (see `split_cells`), one learning rate a share.
+        sequence_losses: from `load_sequence_losses`; both trials read the same sequences, so the standard error is that of the differences.
+
+    Returns:
+        trial_id, reference_id, rho, share_moe, seed, difference, difference_se (NaN without sequence losses). Seeds without rho = 1 are
+        left out.
+    """
+    finished = trials[trials["status"] == "finished"]
+    references = finished[finished["rho"] == 1].set_index("seed")["trial_id"]
+    loss = finished.set_index("trial_id")["val_loss"]
+    rows = []
+    for trial in finished[finished["rho"] != 1].to_dict("records"):
+        if trial["seed"] not in references.index:
+            continue
+        reference = references[trial["seed"]]
+        error = float("nan")
+        if sequence_losses is not None and {trial["trial_id"], reference} <= set(sequence_losses.columns):
+            by_sequence = sequence_losses[trial["trial_id"]] - sequence_losses[reference]
+            error = float(by_sequence.std(ddof=1) / np.sqrt(len(by_sequence)))
+        kept = {name: trial[name] for name in ("rho", "share_moe", "seed")}
+        rows.append(
+            {
+                "trial_id": trial["trial_id"],
+                "reference_id": reference,
+                **kept,
+                "difference": trial["val_loss"] - loss[reference],
+                "difference_se": error,
+            }
+        )
+    return pd.DataFrame(rows, columns=["trial_id", "reference_id", "rho", "share_moe", "seed", "difference", "difference_se"])
+
+
+def average_differences(differences: pd.DataFrame) -> pd.DataFrame:
+    """`paired_differences` over seeds -> rho, share_moe, seeds, difference, se_seeds (between seeds; NaN for one), se_sequences (from the
+    held-out sequences; the seeds share those, so it does not shrink with their number)."""
+    grouped = differences.groupby("rho", sort=False, dropna=False)
+    return grouped.agg(
+        share_moe=("share_moe", "first"),
+        seeds=("seed", "count"),
+        difference=("difference", "mean"),
+        se_seeds=("difference", "sem"),
+        se_sequences=("difference_se", "mean"),
+    ).reset_index()
+
+
+# --- text -------------------------------------------------------------------------------------------------------------------
+
+
+def si(value: float) -> str:
+    """Three or four digits and a decimal unit; '' for NaN.
+
+    >>> si(1_240_000), si(135_168), si(62), si(5.7e9)
+    ('1.24M', '135.2k', '62', '5.7B')
+    """
+    if pd.isna(value):
+        return ""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"
+
+
+def shown(value: Any) -> str:
+    """A varied field's value as a reader writes it; '' where the trial does not use the field.
+
+    >>> shown(2_000_000), shown(0.01), shown(float("nan"))
+    ('2M', '0.01', '')
+    """
+    if isinstance(value, str):
+        return value
+    return "" if pd.isna(value) else si(value) if abs(value) >= 10_000 else f"{value:.10g}"
+
+
+def _fixed(digits: int) -> Callable[[float], str]:
+    return lambda value: "" if pd.isna(value) else f"{value:.{digits}f}"
+
+
+def _duration(seconds: float) -> str:
+    if pd.isna(seconds):
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+FORMATS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "rho": ("rho", lambda value: "dense" if pd.isna(value) else f"{value:.4g}"),
+    "seed": ("seed", str),
+    "status": ("status", lambda value: value.replace("_", " ")),
+    "total_params": ("P_tot", si),
+    "active_params": ("P_act", si),
+    "routed_experts": ("experts", si),
+    "memory_rows": ("rows", si),
+    "tokens": ("tokens", si),
+    "val_loss": ("val loss (nats/token)", _fixed(4)),
+    "val_loss_se": ("s.e.", _fixed(4)),
+    "val_bpb": ("bits/byte", _fixed(4)),
+    "tokens_per_second": ("tokens/s", si),
+    "peak_memory_bytes": ("peak (GB)", lambda value: "" if pd.isna(value) else f"{value / 1e9:.2f}"),
+    "seconds": ("time (m:s)", _duration),
+}
+"""Column of `trials.csv` -> its heading with the unit, and how a value is written."""
+
+
+def trials_for_reading(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials as text under headings with units, one row a trial, the varied fields after rho."""
+    varied = [name for name in trials.columns if name not in (*COLUMNS, "budget.tokens") and trials[name].nunique() > 1]
+    first = ["rho", *varied, "seed", "status"]
+    names = [*first, *(name for name in FORMATS if name not in first and name in trials)]
+    text = {}
+    for name in names:
+        heading, write = FORMATS.get(name, (name, shown))
+        text[heading] = [write(value) for value in trials[name]]
+    return pd.DataFrame(text)
+
+
+def format_table(trials: pd.DataFrame) -> str:
+    """The trials as aligned plain text for a terminal; never wrapped or cut."""
+    text = trials_for_reading(trials)
+    lines = [list(text.columns), *text.to_numpy().tolist()]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, **options)
+    except FileNotFoundError:
+        raise AnalysisError(
+            f"{path}: no such file, though trials.csv says that this trial ended; `sparsemem run` the study again"
+        ) from None
+    except pd.errors.EmptyDataError:
+        raise AnalysisError(f"{path}: is empty") from None
+    except (pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
+        raise AnalysisError(f"{path}: cannot be read as CSV: {error}") from None
+
+
+def _numbers(column: pd.Series, path: Path) -> pd.Series:
+    typed = pd.to_numeric(column, errors="coerce")
+    wrong = column[typed.isna() & column.notna()]
+    if len(wrong):
+        raise AnalysisError(f"{path}: line {wrong.index[0] + 2}, column `{column.name}` holds {wrong.iloc[0]!r}; a number belongs there")
+    return typed.astype(float)

@@ -1,0 +1,200 @@
+"""The report of a study: complete, self-contained, the same bytes again, honest about what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import AnalysisError, fit_allocation, load_curves, load_trials, split_cells, summarize, write_report
+from analysis.__main__ import main
+from analysis.figures.allocation import allocation_data, allocation_figure, differences_data, differences_figure
+from analysis.figures.curves import curves_data, curves_figure
+
+New = Callable[..., Path]
+
+
+class Page(HTMLParser):
+    """Text and addresses of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_study_leaves_fits_figures_and_a_page_that_needs_no_network(study: Path) -> None:
+    report = write_report(study)
+    assert report == study / "report.html"
+    assert sorted(path.name for path in (study / "figures").iterdir()) == sorted(
+        f"{name}.{suffix}" for name in ("allocation", "differences", "curves") for suffix in ("svg", "png", "csv")
+    )
+    page = Page(report.read_text())
+    assert page.addresses
+    assert all(address.startswith(("#", "data:")) for address in page.addresses)
+    assert not re.search(r"url\(|@import|https?://", re.sub(r"data:[^\"]*", "", report.read_text()))
+    for part in (
+        "Which share of the sparse parameters",
+        "What this cannot tell",
+        "000000000007",
+        "beta 2.0",
+        "31% of its held-out 4-grams",
+    ):
+        assert part in page.text
+
+
+def test_the_fits_are_recorded_with_status_rows_and_provenance(new_study: New) -> None:
+    folder = new_study(tokens=(500_000, 2_000_000))
+    write_report(folder)
+    record = json.loads((folder / "fits.json").read_text())
+    assert [fit["cell"] for fit in record["fits"]] == [{"budget.tokens": 500_000}, {"budget.tokens": 2_000_000}]
+    for fit in record["fits"]:
+        assert fit["status"] == "converged"
+        assert len(fit["rows"]) == 16
+        assert fit["argmin"]["low"] < 0.36
+        assert fit["argmin"]["high"] > 0.34
+    assert {"trials_csv_sha256", "numpy", "scipy"} <= set(record["provenance"])
+
+
+def test_the_same_ledger_gives_the_same_bytes_whatever_the_users_style(study: Path) -> None:
+    write_report(study)
+    first = {path.name: path.read_bytes() for path in [*(study / "figures").iterdir(), study / "fits.json", study / "report.html"]}
+    with matplotlib.rc_context({"lines.linewidth": 9, "font.family": "serif", "savefig.dpi": 50}):
+        write_report(study)
+        assert matplotlib.rcParams["lines.linewidth"] == 9
+    assert first == {path.name: path.read_bytes() for path in [*(study / "figures").iterdir(), study / "fits.json", study / "report.html"]}
+
+
+def test_failures_are_listed_and_their_messages_are_text(new_study: New) -> None:
+    html = write_report(new_study(statuses={3: "out_of_memory", 9: "diverged", 11: "pending"}, dense=True)).read_text()
+    assert "<b>12 GB</b>" not in html
+    page = Page(html)
+    assert "<b>12 GB</b> asked for" in page.text
+    assert "15 of 18 trials finished" in page.text
+    assert "diverged" in page.text
+
+
+@pytest.mark.parametrize("unfinished", [range(3, 16), range(16)])
+def test_a_study_in_progress_has_a_report_with_a_status(new_study: New, unfinished: range) -> None:
+    folder = new_study(statuses=dict.fromkeys(unfinished, "pending"))
+    (folder / "data.json").unlink()
+    assert "too_few_points" in Page(write_report(folder).read_text()).text
+    assert json.loads((folder / "fits.json").read_text())["fits"][0]["status"] == "too_few_points"
+
+
+def test_the_choice_of_the_learning_rate_is_told(new_study: New) -> None:
+    folder = new_study(rates={0.005: 0.02, 0.01: 0.0})
+    assert "Learning rate chosen per share" in Page(write_report(folder).read_text()).text
+    assert "chosen per share" in json.loads((folder / "fits.json").read_text())["fits"][0]["conventions"]["learning_rate"]
+
+
+def test_the_summary_says_optimum_interval_and_shift(new_study: New) -> None:
+    lines = summarize(new_study(tokens=(500_000, 2_000_000))).splitlines()
+    assert lines[0] == "32 of 32 trials finished."
+    assert re.match(r"500k training tokens: The loss is least at a share of 0\.3\d \(95% interval", lines[1])
+    assert "no movement can be told from noise" in lines[3]
+
+
+def test_the_summary_of_a_boundary_optimum_claims_no_interior_one(new_study: New) -> None:
+    text = summarize(new_study(loss=lambda share: 4 + 0.1 * share))
+    assert "No minimum inside" in text
+    assert "no_interior_minimum" in text
+
+
+def test_fifty_trials_take_less_than_ten_seconds(new_study: New) -> None:
+    folder = new_study(tokens=(500_000, 2_000_000), seeds=3, dense=True)
+    start = time.process_time()  # of this process alone: other work on the machine is not counted
+    write_report(folder)
+    assert time.process_time() - start < 10
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_figure_draws_exactly_its_table(new_study: New) -> None:
+    trials = load_trials(new_study(dense=True))
+    fitted = [(cell, fit_allocation(cell.trials, resamples=100)) for cell in split_cells(trials)]
+    data = allocation_data(fitted)
+    axes = allocation_figure(data).axes[0]
+    drawn = {tuple(np.round(line.get_xydata(), 9).ravel()) for line in axes.lines}
+    for series in ("curve", "mean"):
+        table = data[data["series"] == series]
+        assert tuple(np.round(table[["share", "loss"]].to_numpy(), 9).ravel()) in drawn
+    runs = data[data["series"] == "run"]
+    assert sorted(runs["trial_id"]) == sorted(trials[trials["rho"].notna()]["trial_id"])
+    for _, own in runs.groupby("seed"):
+        assert tuple(np.round(own[["share", "loss"]].to_numpy(dtype=float), 9).ravel()) in drawn
+    assert "nats/token" in axes.get_ylabel()
+    assert "share" in axes.get_xlabel()
+
+
+def test_an_optimum_in_doubt_is_drawn_as_such(new_study: New) -> None:
+    (cell,) = split_cells(load_trials(new_study(seeds=1)))
+    figure = allocation_figure(allocation_data([(cell, fit_allocation(cell.trials, resamples=100))]))
+    assert any("too few points" in text.get_text() for text in figure.legends[0].get_texts())
+
+
+def test_differences_and_curves_hold_every_share_once(new_study: New) -> None:
+    folder = new_study(tokens=(500_000, 2_000_000))
+    fitted = [(cell, fit_allocation(cell.trials, resamples=50)) for cell in split_cells(load_trials(folder))]
+    differences = differences_data(fitted)
+    assert differences.groupby("cell").size().tolist() == [8, 8]
+    assert differences[differences["rho"] == 1]["difference"].tolist() == [0, 0]
+    assert len(differences_figure(differences).axes[0].containers) == 2
+    curves = curves_data([cell for cell, _ in fitted], load_curves(folder))
+    assert curves.groupby(["cell", "quantity", "rho"]).size().unique().tolist() == [8]
+    assert (curves["seeds"] == 2).all()
+    assert len(curves_figure(curves).axes) == 4
+
+
+# --- command ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_reports_and_prints_the_reading(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(study)]) == 0
+    printed = capsys.readouterr()
+    assert "The loss is least at a share of 0.3" in printed.out
+    assert "report.html" in printed.err
+
+
+def test_the_command_refuses_what_is_no_study(tmp_path: Path, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "nothing")]) == 2
+    assert "nothing/trials.csv: no such file; give the folder of a study" in capsys.readouterr().err
+    (study / "study.yaml").write_text("study: [")
+    assert main([str(study)]) == 2
+    assert "study.yaml: cannot be read" in capsys.readouterr().err
+    (study / "study.yaml").unlink()
+    with pytest.raises(AnalysisError, match=r"study.yaml: no such file"):
+        write_report(study)
+
+
+def test_neither_torch_nor_ray_is_imported(study: Path) -> None:
+    code = (
+        "import sys, analysis.report; analysis.report.write_report(sys.argv[1]); print(sorted({'torch', 'ray'} & set(sys.modules)), "
+        "sorted(name for name in sys.modules if name.startswith('sparsemem.') and name not in ('sparsemem.config', 'sparsemem.files')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(study)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] []"
+
+
+def test_blank_columns_of_an_unfinished_study_survive_the_table(new_study: New) -> None:
+    trials = load_trials(new_study(statuses=dict.fromkeys(range(16), "pending")))
+    assert isinstance(trials["val_loss"].dtype, np.dtype)
+    assert pd.isna(trials["val_loss"]).all()
