@@ -125,6 +125,7 @@ def _checked(config: Model, budget: Budget, shares: Mapping[str, float], sizes: 
             raise ConfigError(
                 f"field `budget.{name}` has the value {getattr(budget, name):,}, which no integer sizes meet within "
                 f"{budget.tolerance:.2%}; the nearest feasible value is {got:,} ({error:+.2%})"
+                + ("; `model.moe.shared_experts: 1` would take up the rest" if config.moe.shared_experts == 0 else "")
             )
     for pool, share in shares.items():
         if abs(account.share(pool) - share) > SHARE_TOLERANCE:

@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.command(parsed))
     except ConfigError as error:
-        _say(f"sparsemem: refused: {error}")
+        message, file = str(error), str(getattr(parsed, "study", ""))
+        _say(f"sparsemem: refused: {message if message.startswith(file) else f'{file}: {message}'}")
         return REFUSED
     except OSError as error:
         _say(f"sparsemem: {error}; what was finished is kept")

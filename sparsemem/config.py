@@ -80,7 +80,7 @@ def parse_share(value: Any) -> Any:
     return parse_real(value)
 
 
-Quantity = Annotated[int, BeforeValidator(parse_quantity), Field(gt=0)]
+Quantity = Annotated[int, BeforeValidator(parse_quantity), Field(gt=0, le=10**15)]
 Real = Annotated[float, BeforeValidator(parse_real)]
 Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1)]
 Size = Annotated[StrictInt, Field(ge=1)]
@@ -263,7 +263,7 @@ class Train(_Strict):
     """Rate at the end as a share of `lr`."""
     weight_decay: Annotated[Real, Field(ge=0)] = 0.1
     """Of the backbone's matrices; never of norms, biases or tables."""
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Annotated[Share, Field(lt=1)], Annotated[Share, Field(lt=1)]] = (0.9, 0.95)
     grad_clip: Annotated[Real, Field(gt=0)] = 1.0
     """Largest norm of the backbone's gradient. Table gradients stay out of it: Adam rescales them row by row."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -279,7 +279,7 @@ class Train(_Strict):
 
 
 class Run(_Strict):
-    """How trials are placed. Nothing here changes a result, so none of it enters a trial's identity."""
+    """How trials are placed. None of it enters a trial's identity; the ledger refuses to mix precisions, which the device decides."""
 
     cpus_per_trial: Size = 1
     """Processor slots and threads of a trial."""
@@ -338,6 +338,11 @@ class Trial(_Strict):
             )
         if self.train.batch_tokens % self.data.context:
             raise ValueError(f"`train.batch_tokens` {self.train.batch_tokens:,} must be a multiple of `data.context` {self.data.context}")
+        if self.data.validation_tokens <= self.data.context:
+            raise ValueError(
+                f"`data.validation_tokens` {self.data.validation_tokens:,} holds no sequence of "
+                f"`data.context` {self.data.context} tokens; hold out more"
+            )
         if self.budget.tokens < self.data.context:
             raise ValueError(f"`budget.tokens` {self.budget.tokens:,} is less than one sequence of `data.context` {self.data.context}")
         return self
@@ -400,6 +405,10 @@ class Study(_Strict):
         raw["base"] = {key: raw.pop(key) for key in (*Trial.model_fields, "rho") if key in raw}
         if isinstance(raw.get("vary"), dict):
             raw["vary"] = [raw["vary"]]
+        for grid in raw["vary"] if isinstance(raw.get("vary"), list) else []:
+            for path, values in grid.items() if isinstance(grid, dict) else []:
+                if not isinstance(values, list | tuple):
+                    raise ValueError(f"field `vary.{path}` has the value {values!r}: write a list of values, such as [{values}]")
         if isinstance(raw["base"].get("budget"), list):  # a ladder of budgets is an axis like any other
             ladder, grids = raw["base"].pop("budget"), raw.get("vary", [{}])
             raw["vary"] = [{"budget": ladder, **grid} if isinstance(grid, dict) else grid for grid in grids]
@@ -454,12 +463,16 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        raw = yaml.safe_load(text)
+        _refuse_repeated_fields(yaml.compose(text, Loader=yaml.SafeLoader))
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [], n=1)
         raise ConfigError(f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         where = getattr(error, "problem_mark", None)
         place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
@@ -469,6 +482,8 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
     raw.pop("provenance", None)  # what `run` adds to the copy that it keeps beside the results
     try:
         for dotted, value in (overrides or {}).items():
+            if _is_varied(raw.get("vary"), dotted):
+                raise ConfigError(f"`--set {dotted}` would change nothing: `vary` sets it; write `--set 'vary.{dotted}=[{value}]'`")
             if dotted.startswith("vary."):  # the name of an axis is itself a dotted path
                 grids = raw.get("vary", {})
                 raw["vary"] = [{**grid, dotted.removeprefix("vary."): value} for grid in (grids if isinstance(grids, list) else [grids])]
@@ -483,6 +498,26 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
     except (TypeError, RecursionError, OverflowError) as error:
         raise ConfigError(f"{path}: holds a value that no field takes: {error}") from None
     return study
+
+
+def _is_varied(vary: Any, path: str) -> bool:
+    """Whether every grid sets this field, so that its value in the base is never used."""
+    grids = vary if isinstance(vary, list) else [vary]
+    return bool(grids) and all(isinstance(grid, dict) and path in grid for grid in grids)
+
+
+def _refuse_repeated_fields(node: yaml.Node | None, place: str = "") -> None:
+    """YAML's own reader keeps the last of two equal keys and says nothing."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise ConfigError(f"field `{place}{key.value}` stands twice (line {key.start_mark.line + 1}); keep one of them")
+            seen.add(key.value)
+            _refuse_repeated_fields(value, f"{place}{key.value}.")
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated_fields(item, place)
 
 
 class _named_errors:

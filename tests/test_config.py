@@ -377,3 +377,24 @@ def test_any_content_gives_a_study_or_a_config_error(tmp_path: Path, changes: li
 def test_any_file_gives_a_study_or_a_config_error(tmp_path: Path, content: Any) -> None:
     with pytest.raises(ConfigError):
         _load(tmp_path, content if isinstance(content, str) else yaml.safe_dump(content))
+
+
+def test_a_field_written_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("study: a\nvary: {rho: [1.0], rho: [0.5]}\n")
+    with pytest.raises(ConfigError, match=r"study.yaml: field `vary.rho` stands twice \(line 2\)"):
+        load_study(path)
+
+
+def test_an_override_that_an_axis_would_hide_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("study: a\nvary: {budget.tokens: [1M, 2M]}\n")
+    with pytest.raises(ConfigError, match=r"--set 'vary.budget.tokens=\[50k\]'"):
+        load_study(path, {"budget.tokens": "50k"})
+
+
+def test_an_axis_without_a_list_is_refused_in_the_words_of_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("study: a\nvary: {rho: 0.5}\n")
+    with pytest.raises(ConfigError, match=r"field `vary.rho` has the value 0.5: write a list of values, such as \[0.5\]"):
+        load_study(path)

@@ -46,11 +46,13 @@ def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say:
         waiting = ledger.unfinished()
         folders, corpora = _prepare([trials[id_] for id_ in waiting], base, say)
         ledger.check_corpora(corpora, trials)
+        ledger.check_precision(study, trials)
         if not ledger.folder.exists():
             ledger.folder.mkdir(parents=True)
             held.enter_context(study_lock(ledger.folder))
         ledger.begin(study, trials, corpora, say)
         say(f"{study.study}: {len(trials)} trials, {len(trials) - len(waiting)} of them finished before; results in {ledger.folder}")
+        damaged = set(ledger.folder.glob("trials/*/checkpoint.pt.corrupt-*"))
         jobs = [Job(ledger.trial_folder(id_).resolve(), folders[data_id(trials[id_].data)]) for id_ in waiting]
         try:
             if jobs:
@@ -58,25 +60,43 @@ def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say:
                     run_trials(jobs, study.run)
         finally:
             ledger.write_table()
-        _report(ledger)
+            for path in sorted(set(ledger.folder.glob("trials/*/checkpoint.pt.corrupt-*")) - damaged):
+                say(f"{path}: a damaged checkpoint was found and set aside; its trial started again")
+        _report(ledger, say)
     return ledger
 
 
 def _prepare(trials: Sequence[Trial], base: Path, say: Callable[[str], None]) -> tuple[Mapping[str, Path], Mapping[str, Mapping[str, Any]]]:
-    """Folder and manifest of each text that the trials read, by data id."""
+    """Folder and manifest of each text that the trials read, by data id.
+
+    Raises:
+        ConfigError: the text cannot be had, or is too short for a trial.
+    """
     if not trials:
         return {}, {}
-    from sparsemem.data import Tokens, prepare
+    from sparsemem.data import Batches, Tokens, prepare
 
     folders = {name: prepare(data, base, report=say).resolve() for name, data in {data_id(t.data): t.data for t in trials}.items()}
-    return folders, {name: Tokens.load(folder).manifest for name, folder in folders.items()}
+    tokens = {name: Tokens.load(folder) for name, folder in folders.items()}
+    for trial in trials:
+        Batches(tokens[data_id(trial.data)].train, trial.data.context, trial.train.batch_tokens, trial.seed)
+    epochs = max(trial.budget.tokens / len(tokens[data_id(trial.data)].train) for trial in trials)
+    if epochs > 1:
+        say(
+            f"note: trials read their text up to {epochs:.1f} times, which favours memory; `data.max_bytes` takes more text, if there is more"
+        )
+    return folders, {name: found.manifest for name, found in tokens.items()}
 
 
-def _report(ledger: Ledger) -> None:
+def _report(ledger: Ledger, say: Callable[[str], None]) -> None:
     if ledger.counts()["finished"]:
+        from analysis.errors import AnalysisError
         from analysis.report import write_report
 
-        write_report(ledger.folder)
+        try:
+            write_report(ledger.folder)
+        except AnalysisError as error:
+            say(f"no report: {error}")
 
 
 @contextmanager

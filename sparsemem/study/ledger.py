@@ -145,6 +145,9 @@ class Ledger:
         Raises:
             ConfigError: naming both.
         """
+        for parent in (self.folder, *self.folder.parents):
+            if parent.exists() and not parent.is_dir():
+                raise ConfigError(f"{parent}: is a file, not a folder; give `--results` a folder")
         outer, recorded = self.folder.parent / "study.yaml", self.folder / "study.yaml"
         if outer.exists():
             raise ConfigError(
@@ -179,6 +182,22 @@ class Ledger:
                     "run in the environment of the first run, or begin anew with another `study` name or `--results` folder"
                 )
 
+    def check_precision(self, study: Study, trials: Mapping[str, Trial]) -> None:
+        """Refuse to mix trials of different precision: with `train.precision: auto` the device decides it.
+
+        Raises:
+            ConfigError: naming both.
+        """
+        device = "bf16" if study.run.gpus_per_trial else "fp32"
+        for id_, trial in trials.items():
+            wanted = device if trial.train.precision == "auto" else trial.train.precision
+            found = self.state(id_).result.get("precision", wanted)
+            if found != wanted:
+                raise ConfigError(
+                    f"{self.folder}: trial {id_} was trained in {found}, but `run.gpus_per_trial` {study.run.gpus_per_trial:g} with "
+                    f"`train.precision: auto` means {wanted}; set `train.precision` in the study or give `--results` another folder"
+                )
+
     def begin(
         self, study: Study, trials: Mapping[str, Trial], corpora: Mapping[str, Mapping[str, Any]], say: Callable[[str], None]
     ) -> None:
@@ -187,6 +206,9 @@ class Ledger:
         Args:
             corpora: data id -> manifest, of the trials that are about to run; empty: none will.
         """
+        left = len(_trials_listed(self.folder / "trials.csv") - trials.keys())
+        if left:
+            say(f"{self.folder}: {left} trials of an earlier plan are kept, but left out of trials.csv and the report")
         self._write_study(study, corpora)
         for number, manifest in enumerate({manifest["digest"]: manifest for manifest in corpora.values()}.values()):
             main = number == 0 and _mapping(self.folder / "data.json").get("digest") in (None, manifest["digest"])
@@ -305,7 +327,19 @@ def _result(path: Path, trial_id: str) -> dict[str, Any]:
         value = result.get(name)
         if result["status"] == "finished" and not (isinstance(value, int | float) and math.isfinite(value)):
             raise ValueError(f"its {name} is {value!r}")
+    if result["status"] == "finished":
+        losses = [float(line.partition(",")[2]) for line in (path.parent / "val_losses.csv").read_text(encoding="utf-8").splitlines()[1:]]
+        if not losses or not math.isclose(math.fsum(losses) / len(losses), result["val_loss"], rel_tol=1e-6):
+            raise ValueError("val_losses.csv beside it is not the one it was made from")
     return result
+
+
+def _trials_listed(path: Path) -> set[str]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return {row["trial_id"] for row in csv.DictReader(file)}
+    except (OSError, KeyError, ValueError):
+        return set()
 
 
 def _describes(path: Path, trial_id: str) -> bool:

@@ -65,13 +65,14 @@ def plan(study: Study) -> list[PlannedTrial]:
     """Every distinct trial of the study, in the order of its axes.
 
     Raises:
-        ConfigError: a trial misses its budget; the message names the point, the field and the nearest feasible value.
+        ConfigError: trials miss their budgets; a line for each way to do so names the point, the field and the nearest feasible value.
     """
     from sparsemem.budget import solve
     from sparsemem.model import count_model
 
     axes = list(dict.fromkeys(leaf for grid in study.vary for path, values in grid.items() for leaf in _leaves(path, values)))
     planned: dict[str, PlannedTrial] = {}
+    refusals: dict[str, str] = {}
     for varied, trial in study.points():
         if trial.id in planned:
             continue
@@ -79,9 +80,12 @@ def plan(study: Study) -> list[PlannedTrial]:
             sizes = solve(trial.model, trial.budget, trial.shares)
         except ConfigError as error:
             point = ", ".join(f"{path}={value}" for path, value in varied.items())
-            raise ConfigError(f"{error}" + (f" (at the point {point})" if point else "")) from None
+            refusals.setdefault(str(error), f" (at the point {point})" if point else "")
+            continue
         account = count_model(trial.model, sizes, trial.data.context, trial.data.vocab_size)
         planned[trial.id] = PlannedTrial(study.study, trial, _values(trial, axes), sizes, account)
+    if refusals:
+        raise ConfigError("\n".join(message + point for message, point in refusals.items()))
     return list(planned.values())
 
 

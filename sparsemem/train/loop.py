@@ -251,6 +251,7 @@ class _Run:
         state = {
             "trial_id": self.trial.id,
             "corpus": self.tokens.digest,
+            "precision": str(self.precision),
             "step": self.step,
             "seconds": self.seconds,
             "since": vars(self.since),
@@ -269,6 +270,8 @@ class _Run:
         self.optimizer = Optimizer(self.model, self.trial.train)
 
     def _resume(self, state: dict[str, Any]) -> None:
+        if state["precision"] != str(self.precision):
+            raise ValueError(f"it was trained in {state['precision']}, not {self.precision}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsemem.config import Train
 
@@ -34,6 +35,8 @@ class Optimizer:
         self.parts: list[tuple[torch.optim.Optimizer, float]] = [(adamw, 1.0)]
         if tables:
             sparse = torch.optim.SparseAdam(tables, lr=config.lr * config.table_lr_factor, betas=config.betas)
+            for table in tables:
+                sparse.state[table] = {"step": 0, "exp_avg": _zeros_on_demand(table), "exp_avg_sq": _zeros_on_demand(table)}
             self.parts.append((sparse, config.table_lr_factor))
 
     def step(self, rate: float) -> float:
@@ -52,6 +55,11 @@ class Optimizer:
     def load_state_dict(self, states: list[dict[str, object]]) -> None:
         for (optimizer, _), state in zip(self.parts, states, strict=True):
             optimizer.load_state_dict(state)
+
+
+def _zeros_on_demand(like: Tensor) -> Tensor:
+    """Zeros that take memory only where they are written: numpy asks the system for fresh pages, torch fills them itself."""
+    return torch.from_numpy(np.zeros(like.shape, np.float32)) if like.device.type == "cpu" else torch.zeros_like(like)
 
 
 def learning_rate(config: Train, done: float) -> float:

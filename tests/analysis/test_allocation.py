@@ -124,7 +124,7 @@ def coverage(curve: Curve, noise: float, studies: int, **options: bool) -> tuple
     depth = float(curve(np.array([1.0]))[0] - curve(np.array([truth]))[0])
     hits = np.zeros(3)
     for random in range(studies):
-        fit = fit_allocation(simulate(curve, noise, random=random, **options), resamples=250)
+        fit = fit_allocation(simulate(curve, noise, random=random, **options), resamples=200)
         low, high = np.quantile(fit.argmin_draws(), (0.025, 0.975))
         hits += low <= truth <= high, fit.depth.low <= depth <= fit.depth.high, best in fit.tied
     return tuple(hits / studies)

@@ -79,6 +79,7 @@ def finish(folder: Path, **fields: Any) -> None:
     loss = 3 + int(folder.name, 16) % 1000 / 1000
     result = {"trial_id": folder.name, "status": "finished", "val_loss": loss, "val_loss_se": 0.01, "val_bpb": loss / 2, "train_loss": loss}
     measured = {"tokens": 4096, "tokens_per_second": 1e4, "peak_memory_bytes": 10**8, "seconds": 0.4}
+    (folder / "val_losses.csv").write_text(f"sequence,nats_per_token\n0,{loss}\n", encoding="utf-8")
     (folder / "result.json").write_text(json.dumps(result | measured | fields), encoding="utf-8")
 
 
@@ -87,5 +88,5 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """Stands in for both engines; the report is left out too."""
     fake = FakeEngine()
     monkeypatch.setattr(launch, "find_engine", lambda name: fake)
-    monkeypatch.setattr(launch, "_report", lambda ledger: None)
+    monkeypatch.setattr(launch, "_report", lambda ledger, say: None)
     return fake

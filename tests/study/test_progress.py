@@ -21,6 +21,7 @@ def ledger(tmp_path: Path) -> Ledger:
         (tmp_path / "trials" / str(row["trial_id"])).mkdir(parents=True)
     result = '{"trial_id": "a", "status": "finished", "val_loss": 3.5, "val_bpb": 1.5, "tokens": 1000, "seconds": 10}'
     (tmp_path / "trials" / "a" / "result.json").write_text(result)
+    (tmp_path / "trials" / "a" / "val_losses.csv").write_text("sequence,nats_per_token\n0,3.25\n1,3.75\n")
     (tmp_path / "trials" / "b" / "curve.csv").write_text(CURVE + "1,250,5,4.5,,,,50,5\n2,500,4,,,,,50,10\n")
     (tmp_path / "trials" / "c" / "failure.json").write_text('{"status": "failed", "message": "boo\\nat line 3"}')
     return Ledger(tmp_path, rows)
