@@ -82,9 +82,7 @@ def _prepare(trials: Sequence[Trial], base: Path, say: Callable[[str], None]) ->
         Batches(tokens[data_id(trial.data)].train, trial.data.context, trial.train.batch_tokens, trial.seed)
     epochs = max(trial.budget.tokens / len(tokens[data_id(trial.data)].train) for trial in trials)
     if epochs > 1:
-        say(
-            f"note: trials read their text up to {epochs:.1f} times, which favours memory; `data.max_bytes` takes more text, if there is more"
-        )
+        say(f"note: trials read their text up to {epochs:.1f} times, which favours memory; `data.max_bytes` admits more")
     return folders, {name: found.manifest for name, found in tokens.items()}
 
 
