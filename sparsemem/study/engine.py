@@ -35,19 +35,6 @@ class Engine(Protocol):
     def __call__(self, jobs: Sequence[Job], run: Run) -> None: ...
 
 
-def find_engine(name: str) -> Engine:
-    """`ray` or `local`; only the one asked for is imported."""
-    if name == "ray":
-        from sparsemem.study.ray_engine import run_trials as ray
-
-        return ray
-    if name == "local":
-        from sparsemem.study.local import run_trials as local
-
-        return local
-    raise ConfigError(f"engine {name!r} is unknown; choose one of {', '.join(ENGINES)}")
-
-
 def slots(run: Run) -> int:
     """Trials that this machine runs at once.
 

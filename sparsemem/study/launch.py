@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sparsemem.config import Study, Trial
-from sparsemem.study.engine import Job, find_engine, slots
+from sparsemem.config import ConfigError, Study, Trial
+from sparsemem.study.engine import ENGINES, Engine, Job, slots
 from sparsemem.study.ledger import Ledger, data_id, study_lock
 from sparsemem.study.plan import plan
 from sparsemem.study.progress import Progress
@@ -64,6 +64,19 @@ def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say:
                 say(f"{path}: a damaged checkpoint was found and set aside; its trial started again")
         _report(ledger, say)
     return ledger
+
+
+def find_engine(name: str) -> Engine:
+    """`ray` or `local`; only the one asked for is imported."""
+    if name == "ray":
+        from sparsemem.study.ray_engine import run_trials as ray
+
+        return ray
+    if name == "local":
+        from sparsemem.study.local import run_trials as local
+
+        return local
+    raise ConfigError(f"engine {name!r} is unknown; choose one of {', '.join(ENGINES)}")
 
 
 def _prepare(trials: Sequence[Trial], base: Path, say: Callable[[str], None]) -> tuple[Mapping[str, Path], Mapping[str, Mapping[str, Any]]]:

@@ -7,7 +7,8 @@ import pytest
 
 from sparsemem import Study
 from sparsemem.config import ConfigError, load_study
-from sparsemem.study.engine import find_engine, slots
+from sparsemem.study.engine import slots
+from sparsemem.study.launch import find_engine
 from sparsemem.study.ledger import COLUMNS, MEASURED
 from sparsemem.study.plan import _interpolated, _makespan, describe, estimate_seconds, plan
 
