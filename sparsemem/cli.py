@@ -110,9 +110,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _plan(arguments: argparse.Namespace) -> int:
     study = load_study(arguments.study, _overrides(arguments.set))
+    from sparsemem.data.corpus import open_corpus
     from sparsemem.study.plan import describe, estimate_seconds, plan
 
     planned = plan(study)
+    for data in {p.trial.data for p in planned}:
+        open_corpus(data, arguments.study.resolve().parent)
     _say(f"{study.study}: {len(planned)} trials; timing a few training steps ...")
     seconds, together = estimate_seconds(planned, study)
     if arguments.json:

@@ -466,6 +466,8 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
         text = path.read_text(encoding="utf-8")
         raw = yaml.safe_load(text)
         _refuse_repeated_fields(yaml.compose(text, Loader=yaml.SafeLoader))
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; name the study's YAML file") from None
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [], n=1)
         raise ConfigError(f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")) from None

@@ -86,8 +86,8 @@ def _panel(axes: Axes, data: pd.DataFrame, colour: str, key: str) -> dict[str, L
     runs, shares = series["run"], series["run"]["share"]
     used: dict[str, Line2D | Patch] = {}
     if shares.min() < PUBLISHED[0] and shares.max() > PUBLISHED[1]:
-        hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.75", "hatch": "/////", "linewidth": 0}
-        axes.axvspan(*PUBLISHED, zorder=0, **hatched)
+        hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.6", "hatch": "/////", "linewidth": 0}
+        axes.axvspan(*PUBLISHED, zorder=0.5, **hatched)  # above the tied range
         used["published optimum (Engram)"] = Patch(**hatched)
     if "tied" in series:
         span = series["tied"].iloc[0]

@@ -85,9 +85,11 @@ class Ledger:
             rows = []
         if not (folder / "study.yaml").exists() or not rows or not set(COLUMNS) <= rows[0].keys():
             inside = sorted(path.parent.name for path in folder.glob("*/study.yaml"))
+            usual = Path("runs") / folder.stem
             raise ConfigError(
                 f"{folder}: not the results folder of a study (study.yaml and a whole trials.csv)"
                 + (f"; it holds those of {', '.join(inside)}: name one, such as {folder / inside[0]}" if inside else "")
+                + (f"; did you mean {usual}?" if usual != folder and (usual / "study.yaml").exists() else "")
             )
         return cls(folder, [{name: value for name, value in row.items() if name not in (*MEASURED, "status")} for row in rows])
 
