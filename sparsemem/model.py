@@ -19,7 +19,7 @@ from sparsemem.layers.engram import EngramMemory, engram_accounts
 from sparsemem.layers.feed_forward import FeedForward, feed_forward_account
 from sparsemem.layers.moe import MixtureOfExperts, moe_accounts
 from sparsemem.layers.norm import RMSNorm, norm_account
-from sparsemem.layers.parameter import initialize, parameter
+from sparsemem.parameter import initialize, parameter
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Transformer(nn.Module):
         return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none").view_as(targets_BT), auxiliary
 
     def initialize(self, seed: int) -> Transformer:
-        """Draw all weights; see `layers.parameter.initialize` for what two models of one seed share."""
+        """Draw all weights; see `parameter.initialize` for what two models of one seed share."""
         initialize(self, seed)
         return self
 

@@ -24,6 +24,8 @@ rho: 1
 def study(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(STUDY, encoding="utf-8")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("text")
     return path
 
 
@@ -59,7 +61,8 @@ def test_set_replaces_fields_and_axes(study: Path, capsys: pytest.CaptureFixture
         (["run", "{study}", "--set", "budget.tokens"], ["--set budget.tokens", "path=value"]),
         (["run", "{study}", "--set", "seed=[1"], ["--set seed=[1"]),
         (["run", "{study}", "--set", "budget.active_params=1k"], ["budget.active_params", "1,000", "raise it to"]),
-        (["run", "{study}"], ["corpus/*.txt"]),
+        (["run", "{study}", "--set", "data.files=[none/*.txt]"], ["small.yaml", "data.files", "none/*.txt"]),
+        (["plan", "{study}", "--set", "data.files=[none/*.txt]"], ["small.yaml", "data.files", "none/*.txt"]),
         (["status", "{folder}"], ["not the results folder of a study"]),
         (["report", "{folder}"], ["not the results folder of a study"]),
     ],
@@ -73,7 +76,7 @@ def test_bad_input_is_refused_with_words_and_nothing_is_written(
     assert out == ""
     assert all(word in err for word in words), err
     assert "Traceback" not in err
-    assert list(study.parent.iterdir()) == [study]
+    assert {path.name for path in study.parent.iterdir()} == {"small.yaml", "corpus"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "nowhere.yaml"], ["status", "nowhere"]])

@@ -208,7 +208,7 @@ def test_files_that_cannot_be_read_are_refused_with_the_nearest_name(tmp_path: P
     (tmp_path / "allocation.yaml").write_text("")
     with pytest.raises(ConfigError, match=r"no such file.*allocation\.yaml"):
         load_study(tmp_path / "alocation.yaml")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is a folder"):
         load_study(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("study: é".encode("latin-1"))
     with pytest.raises(ConfigError, match="cannot be read"):

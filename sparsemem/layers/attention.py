@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsemem.accounting import Account, always_active
 from sparsemem.config import Model
 from sparsemem.layers.norm import RMSNorm, norm_account
-from sparsemem.layers.parameter import parameter, residual_std
+from sparsemem.parameter import parameter, residual_std
 
 
 class Attention(nn.Module):

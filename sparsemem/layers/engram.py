@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
 from sparsemem.config import Engram, Model
 from sparsemem.layers.norm import RMSNorm, norm_account
-from sparsemem.layers.parameter import parameter
 from sparsemem.memory.table import MemoryTable
+from sparsemem.parameter import parameter
 
 
 class NgramHash(nn.Module):

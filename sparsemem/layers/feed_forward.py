@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsemem.accounting import Account, always_active
 from sparsemem.config import Model
-from sparsemem.layers.parameter import parameter, residual_std
+from sparsemem.parameter import parameter, residual_std
 
 
 class FeedForward(nn.Module):

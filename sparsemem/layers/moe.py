@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
 from sparsemem.config import Model, MoE
 from sparsemem.layers.feed_forward import FeedForward, feed_forward_account, gated
-from sparsemem.layers.parameter import parameter, residual_std
+from sparsemem.parameter import parameter, residual_std
 
 
 class MixtureOfExperts(nn.Module):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemem.accounting import Account, always_active
-from sparsemem.layers.parameter import parameter
+from sparsemem.parameter import parameter
 
 
 class RMSNorm(nn.Module):

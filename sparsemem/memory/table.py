@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemem.layers.parameter import parameter
+from sparsemem.parameter import parameter
 
 
 class MemoryTable(nn.Module):

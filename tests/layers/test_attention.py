@@ -11,7 +11,7 @@ import torch
 
 from sparsemem.config import Model
 from sparsemem.layers.attention import Attention, attention_account, rotate, rotations
-from sparsemem.layers.parameter import initialize
+from sparsemem.parameter import initialize
 
 
 def _model(heads: int = 4, kv_heads: int | None = None, **changes: Any) -> Model:

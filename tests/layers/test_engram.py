@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sparsemem.config import Engram, Model
 from sparsemem.layers.engram import EngramMemory, NgramHash, distinct_primes, engram_accounts, hash_multipliers
-from sparsemem.layers.parameter import initialize
+from sparsemem.parameter import initialize
 
 WIDTH, VOCABULARY, SEPARATOR = 16, 50, 3
 CANONICAL = torch.arange(VOCABULARY) * 7 % 31  # onto 0..30: some raw ids fold into one

@@ -8,7 +8,7 @@ import torch
 
 from sparsemem.config import Model
 from sparsemem.layers.feed_forward import FeedForward, feed_forward_account
-from sparsemem.layers.parameter import initialize
+from sparsemem.parameter import initialize
 
 
 @pytest.mark.parametrize(("width", "inner"), [(8, 12), (8, 1), (16, 33)])

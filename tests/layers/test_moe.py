@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from sparsemem.config import Model
 from sparsemem.layers.moe import MixtureOfExperts, moe_accounts
-from sparsemem.layers.parameter import initialize
+from sparsemem.parameter import initialize
 
 WIDTH, INNER = 8, 16
 

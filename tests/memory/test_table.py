@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsemem.config import Train
-from sparsemem.layers.parameter import initialize
 from sparsemem.memory.table import MemoryTable
+from sparsemem.parameter import initialize
 from sparsemem.train.optim import Optimizer
 
 ROWS = (5, 7, 11)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsemem.layers.parameter import initialize, parameter
+from sparsemem.parameter import initialize, parameter
 
 
 def _drawn(seed: int, *shape: int, std: float = 0.1) -> torch.Tensor:
