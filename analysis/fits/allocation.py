@@ -137,8 +137,10 @@ class AllocationFit:
         if self.argmin:
             value, low, high = (f"{share:.2f}" for share in (self.argmin.value, self.argmin.low, self.argmin.high))
             lines.append(f"The loss is least at a share of {value} (95% interval {low} to {high}; {self.law} curve).")
-        elif self.best_end is not None:
+        elif self.best_end is not None and (self.p_interior or 0) < 0.5:
             lines.append(f"No minimum inside the sampled shares: the loss is least at the end {self.best_end:.2f}.")
+        elif self.best_end is not None:
+            lines.append(f"A minimum inside the sampled shares is not established; of their ends, {self.best_end:.2f} has the lower loss.")
         if self.depth and self.best_end != self.shares[-1]:
             there = "That is" if self.argmin else "That end is"
             size = f"{abs(self.depth.value):.4f} nats/token {'lower' if self.depth.value >= 0 else 'higher'} than at share 1"
@@ -234,12 +236,12 @@ def fit_allocation(
     winner, theta_BK = laws[curves.chosen_B[0]], theta[curves.chosen_B[0]]
     low, high = float(shares[0]), float(shares[-1])
     best_B, inside_B = curves.best(low, high)
-    at_best_B, at_high_B = curves.at(np.array([best_B[0], high])).T
-    depth = Estimate.of(at_high_B[0] - at_best_B[0], at_high_B[1:] - at_best_B[1:]) if high > 0.995 else None
     p_interior = float(inside_B[1:].mean())
     tied_I = tied_with_best(model, sd, df, rng)
     interior = bool(inside_B[0]) and p_interior >= (0.95 if tied_I.all() else 0.5)
     end = float(best_B[0]) if not inside_B[0] else low if model.mean_I[0] <= model.mean_I[-1] else high
+    at_best_B, at_high_B = curves.at(np.array([best_B[0] if interior else end, high])).T
+    depth = Estimate.of(at_high_B[0] - at_best_B[0], at_high_B[1:] - at_best_B[1:]) if high > 0.995 else None
     objective = float(np.sum(weights_I * (model.mean_I - winner.value(model.x_I, theta_BK[:1])[0]) ** 2))
     lack = _lack_of_fit(objective, len(shares) - len(winner.parameters), model)
     status, message = _verdict(

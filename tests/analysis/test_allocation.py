@@ -169,6 +169,17 @@ def test_a_boundary_optimum_says_which_end_wins(slope: float, end: float) -> Non
     assert f"at the end {end:.2f}" in fit.summary()
 
 
+def test_depth_is_that_of_the_end_where_a_minimum_inside_is_not_established() -> None:
+    """One seed, four shares: the curve turns inside, but its noise does not let that be said."""
+    runs = pd.DataFrame({"share_moe": [0, 0.2, 0.6, 1.0], "val_loss": [8.06, 8.055, 8.05, 8.066], "seed": 0})
+    fit = fit_allocation(runs, resamples=200)
+    assert (fit.argmin, fit.best_end) == (None, 0.0)
+    curve = fit.predict([0.0, 1.0])["loss"]
+    assert fit.depth is not None
+    assert fit.depth.value == pytest.approx(curve[1] - curve[0])
+    assert "is not established; of their ends, 0.00" in fit.summary()
+
+
 def test_a_hill_has_no_minimum_inside() -> None:
     fit = fit_allocation(simulate(lambda x: 4.2 - 0.3 * (x - 0.4) ** 2, 0.003), law="quadratic", resamples=200)
     assert (fit.status, fit.argmin, fit.best_end) == (Status.NO_INTERIOR_MINIMUM, None, 1.0)
