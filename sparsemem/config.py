@@ -271,6 +271,12 @@ class Train(_Strict):
     evaluations: Size = 8
     """Points of the validation curve, evenly spaced; the last one is the result and uses the whole held-out set."""
 
+    def precision_on(self, gpu: bool) -> Literal["fp32", "bf16"]:
+        """What `precision` comes to on a GPU or a CPU."""
+        if self.precision == "auto":
+            return "bf16" if gpu else "fp32"
+        return self.precision
+
     @model_validator(mode="after")
     def _phases(self) -> Train:
         if self.schedule == "wsd" and self.warmup + self.decay > 1:
@@ -465,7 +471,6 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
     try:
         text = path.read_text(encoding="utf-8")
         raw = yaml.safe_load(text)
-        _refuse_repeated_fields(yaml.compose(text, Loader=yaml.SafeLoader))
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder; name the study's YAML file") from None
     except FileNotFoundError:
@@ -473,8 +478,6 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
         raise ConfigError(f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         where = getattr(error, "problem_mark", None)
         place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
@@ -483,6 +486,7 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
         raise ConfigError(f"{path}: a study is a mapping of fields that starts with `study: NAME`; this file holds {type(raw).__name__}")
     raw.pop("provenance", None)  # what `run` adds to the copy that it keeps beside the results
     try:
+        _refuse_repeated_fields(yaml.compose(text, Loader=yaml.SafeLoader))
         for dotted, value in (overrides or {}).items():
             if _is_varied(raw.get("vary"), dotted):
                 raise ConfigError(f"`--set {dotted}` would change nothing: `vary` sets it; write `--set 'vary.{dotted}=[{value}]'`")

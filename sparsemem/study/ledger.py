@@ -78,11 +78,7 @@ class Ledger:
         Raises:
             ConfigError: the folder holds no study.
         """
-        try:
-            with open(folder / "trials.csv", newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-        except (OSError, ValueError, csv.Error):
-            rows = []
+        rows = _listed(folder / "trials.csv")
         if not (folder / "study.yaml").exists() or not rows or not set(COLUMNS) <= rows[0].keys():
             inside = sorted(path.parent.name for path in folder.glob("*/study.yaml"))
             usual = Path("runs") / folder.stem
@@ -190,9 +186,8 @@ class Ledger:
         Raises:
             ConfigError: naming both.
         """
-        device = "bf16" if study.run.gpus_per_trial else "fp32"
         for id_, trial in trials.items():
-            wanted = device if trial.train.precision == "auto" else trial.train.precision
+            wanted = trial.train.precision_on(gpu=study.run.gpus_per_trial > 0)
             found = self.state(id_).result.get("precision", wanted)
             if found != wanted:
                 raise ConfigError(
@@ -208,7 +203,7 @@ class Ledger:
         Args:
             corpora: data id -> manifest, of the trials that are about to run; empty: none will.
         """
-        left = len(_trials_listed(self.folder / "trials.csv") - trials.keys())
+        left = len({row.get("trial_id") for row in _listed(self.folder / "trials.csv")} - trials.keys())
         if left:
             say(f"{self.folder}: {left} trials of an earlier plan are kept, but left out of trials.csv and the report")
         self._write_study(study, corpora)
@@ -336,12 +331,13 @@ def _result(path: Path, trial_id: str) -> dict[str, Any]:
     return result
 
 
-def _trials_listed(path: Path) -> set[str]:
+def _listed(path: Path) -> list[dict[str, str]]:
+    """Rows of a `trials.csv`; none where it cannot be read."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            return {row["trial_id"] for row in csv.DictReader(file)}
-    except (OSError, KeyError, ValueError):
-        return set()
+            return list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error):
+        return []
 
 
 def _describes(path: Path, trial_id: str) -> bool:

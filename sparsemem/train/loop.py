@@ -157,9 +157,8 @@ class _Run:
         self.evaluation_steps = _spread(self.steps, trial.train.evaluations)
         self.step, self.seconds, self.since = 0, 0.0, _Since()
         self.curve: list[dict[str, Any]] = []
-        self._build()
         if not checkpoint.load(self._checkpoint, trial.id, self.tokens.digest, self._resume):
-            self._build()  # anew: an unusable checkpoint may have been taken over in part
+            self._build()  # also where an unusable checkpoint was taken over in part
             self.model.initialize(trial.seed)
 
     def to_the_end(self) -> dict[str, Any]:
@@ -272,6 +271,7 @@ class _Run:
     def _resume(self, state: dict[str, Any]) -> None:
         if state["precision"] != str(self.precision):
             raise ValueError(f"it was trained in {state['precision']}, not {self.precision}")
+        self._build()
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
@@ -320,9 +320,7 @@ def _spread(steps: int, points: int) -> frozenset[int]:
 
 
 def _precision(config: Train, device: torch.device) -> torch.dtype:
-    if config.precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+    return torch.bfloat16 if config.precision_on(gpu=device.type == "cuda") == "bf16" else torch.float32
 
 
 def _shown(value: float | int | None) -> str:

@@ -1,8 +1,8 @@
 """Optimisers and the learning-rate schedule of one trial.
 
 Backbone: AdamW, with decay on matrices only (the vocabulary's and the convolution's taps among them).
-Memory tables: Adam without decay at a multiple of the rate, on the rows that the
-step read (torch's SparseAdam: moments of other rows stay as they are; the bias correction counts steps of the whole table).
+Memory tables: Adam without decay at a multiple of the rate, on the rows that the step read (torch's SparseAdam: moments of other
+rows stay as they are; the bias correction counts steps of the whole table).
 """
 
 from __future__ import annotations
