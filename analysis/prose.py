@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,9 @@ from analysis.cells import RATE, Cell
 from analysis.figures.allocation import PUBLISHED
 from analysis.fits.allocation import AllocationFit
 from analysis.fits.types import Estimate
-from analysis.table import RHO, si
+from analysis.results import Results
+from analysis.table import RHO, si, varied_fields
+from sparsemem.config import MEMORY_POOLS
 
 DIFFERENCES_CAPTION = (
     f"Loss less that of the pure mixture of experts ({RHO} = 1) with the same seed, mean over seeds; bars are one standard error between "
@@ -64,16 +65,14 @@ def shifts(fitted: Sequence[tuple[Cell, AllocationFit]]) -> list[str]:
     return sentences
 
 
-def caveats(trials: pd.DataFrame, described: dict[str, Any], corpus: dict[str, Any]) -> list[str]:
-    """What the study cannot tell: whatever it did not vary, and what all its numbers rest on.
+def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",)) -> list[str]:
+    """What a study cannot tell, of whatever kind it is: what it did not vary, and what all its numbers rest on.
 
     Args:
-        trials: `load_trials`.
-        described: `study.yaml`.
-        corpus: `data.json`; empty where there is none yet.
+        noun: what the study compares.
+        axis: columns that tell one of those from another.
     """
-    finished = trials[trials["status"] == "finished"]
-    varied = {str(name) for name in trials.columns if trials[name].nunique() > 1}
+    trials, finished, varied = results.trials, results.finished, varied_fields(results.trials)
     lines = []
     if len(finished) < len(trials):
         lines.append(f"{len(trials) - len(finished)} of {len(trials)} planned trials have no result, so every number here may still move.")
@@ -81,31 +80,25 @@ def caveats(trials: pd.DataFrame, described: dict[str, Any], corpus: dict[str, A
         lines.append(_scale(finished))
     lengths = sorted(finished["tokens"].dropna().unique())
     if len(lengths) < 2:
-        lines.append("One training length: whether the optimum moves with compute cannot be told.")
+        lines.append("One training length: whether the answer moves with compute cannot be told.")
     elif lengths[-1] < 10 * lengths[0]:
-        lines.append(f"Training lengths a factor of {lengths[-1] / lengths[0]:.3g} apart: only a fast movement of the optimum would show.")
-    if not varied & {"budget.total_params", "budget.active_params"}:
-        lines.append("One total and one activated parameter count: whether the optimum moves with sparsity or with size cannot be told.")
+        lines.append(f"Training lengths a factor of {lengths[-1] / lengths[0]:.3g} apart: only a fast movement of the answer would show.")
     if RATE in varied:
         lines.append(
-            "The learning rate was chosen per share on the held-out set itself: a share with more rates tried is flattered by a little."
+            f"The learning rate was chosen per {noun} on the held-out set itself: a {noun} with more rates tried is flattered by a little."
         )
     else:
         lines.append(
-            "One learning rate for every share: part of a difference between shares may be one of tuning, unless checked elsewhere."
+            f"One learning rate for every {noun}: part of a difference between {noun}s may be one of tuning, unless checked elsewhere."
         )
     if "train.table_lr_factor" not in varied:
         lines.append("One learning-rate factor of the memory tables.")
-    if not any(name.startswith("model.engram") for name in varied) and (finished["rho"] < 1).any():
-        lines.append("One memory design (layers, orders, heads, row width): another may have another optimum.")
-    if not any(name.startswith("model.moe") for name in varied):
-        lines.append("One expert design (width, top-k, balancing): finer or coarser experts may shift the curve.")
     if not any(name.startswith("data") for name in varied):
-        name = (described.get("data") or {}).get("corpus", "python-source")
-        share = corpus.get("overlap", {}).get("4")
+        name = (results.described.get("data") or {}).get("corpus", "python-source")
+        share = results.corpus.get("overlap", {}).get("4")
         seen = f": {share:.0%} of its held-out 4-grams also occur in the training text, which favours n-gram memory" if share else ""
         lines.append(f"One corpus, {name}{seen}.")
-    seeds = finished.groupby("rho")["seed"].nunique()
+    seeds = finished.groupby(list(axis), dropna=False)["seed"].nunique()
     if len(seeds):
         number = (
             f"{seeds.min()} to {seeds.max()} seeds"
@@ -114,9 +107,21 @@ def caveats(trials: pd.DataFrame, described: dict[str, Any], corpus: dict[str, A
             if seeds.max() == 1
             else f"{seeds.max()} seeds"
         )
-        noise = "seed noise is not measured" if seeds.max() == 1 else "the noise is pooled over shares and taken to be alike at all of them"
-        lines.append(f"{number} a share: {noise}.")
+        pooled = f"the noise is pooled over {noun}s and taken to be alike at all of them"
+        lines.append(f"{number} a {noun}: {'seed noise is not measured' if seeds.max() == 1 else pooled}.")
     lines.append("All runs are judged on the same held-out sequences, and a seed changes data order and initial weights together.")
+    return lines
+
+
+def designs(results: Results) -> list[str]:
+    """Caveats of a study that holds the design of its experts and memories fixed."""
+    varied, described = varied_fields(results.trials), results.described.get("model") or {}
+    lines = []
+    memories = [pool for pool in MEMORY_POOLS if pool in described]
+    if memories and not any(name.startswith(tuple(f"model.{pool}" for pool in memories)) for name in varied):
+        lines.append(f"One design of each memory ({', '.join(memories)}): another may have another optimum.")
+    if "moe" in described and not any(name.startswith("model.moe") for name in varied):
+        lines.append("One expert design (width, top-k, balancing): finer or coarser experts may shift the curve.")
     return lines
 
 
@@ -125,6 +130,6 @@ def _scale(finished: pd.DataFrame) -> str:
     low, high = f"{ratio.min():.3g}", f"{ratio.max():.3g}"
     each = low if low == high else f"{low} to {high}"
     return (
-        f"Scale: {si(finished['active_params'].median())} activated parameters and {each} training tokens for each. The published optimum "
-        "comes from models thousands of times larger; nothing here says where it lies there."
+        f"Scale: {si(finished['active_params'].median())} activated parameters and {each} training tokens for each. Published results come "
+        "from models thousands of times larger; nothing here says what holds there."
     )

@@ -13,15 +13,20 @@ from analysis.errors import AnalysisError, require_columns
 
 STATUSES = ("finished", "diverged", "failed", "out_of_memory", "interrupted", "running", "pending")
 NUMBERS = (
-    *("seed", "rho", "share_moe", "share_engram", "total_params", "active_params", "sparse_params", "embedding_params"),
-    *("budget_error_total", "budget_error_active", "routed_experts", "shared_width", "memory_rows", "flops_per_token"),
-    *("flops_per_token_head", "memory_bytes_per_token", "tokens", "val_loss", "val_loss_se", "val_bpb", "train_loss"),
-    *("tokens_per_second", "peak_memory_bytes", "seconds"),
+    *("seed", "rho", "share_moe", "total_params", "active_params", "sparse_params", "embedding_params"),
+    *("budget_error_total", "budget_error_active", "routed_experts", "shared_width", "memory_rows", "memory_rows_read"),
+    *("memory_params", "memory_flops_share", "flops_per_token", "flops_per_token_head", "memory_bytes_per_token", "tokens"),
+    *("val_loss", "val_loss_se", "val_bpb", "train_loss", "tokens_per_second", "peak_memory_bytes", "seconds"),
 )
 COLUMNS = ("trial_id", "status", "study", *NUMBERS)
-"""Columns of every `trials.csv`; what follows them is a varied field under its dotted path."""
+"""Columns of every `trials.csv`; what follows them is the share of each memory (`share_...`) or a varied field under its dotted path."""
 RHO = "\N{GREEK SMALL LETTER RHO}"
 """The share of the sparse parameters held by routed experts, as readers see it."""
+POOLS = {
+    **{"moe": "routed experts", "engram": "Engram", "ngram_embedding": "n-gram embedding", "pkm": "PKM", "memory_plus": "Memory+"},
+    **{"peer": "PEER", "ultramem": "UltraMem", "ultramem_v2": "UltraMemV2"},
+}
+"""Pool -> what readers call it."""
 REQUIRED = ("trial_id", "status", "seed", "rho", "share_moe", "total_params", "active_params", "tokens", "val_loss")
 
 
@@ -61,6 +66,11 @@ def load_trials(results_dir: Path | str) -> pd.DataFrame:
     if frame["seed"].isna().any():
         raise AnalysisError(f"{path}: trial {frame['trial_id'][frame['seed'].isna()].iloc[0]} has no seed")
     return frame.astype({"seed": int})
+
+
+def varied_fields(trials: pd.DataFrame) -> list[str]:
+    """Dotted paths of the fields in which the trials differ, other than seed and token budget's own column."""
+    return [str(name) for name in trials.columns if name not in COLUMNS and not name.startswith("share_") and trials[name].nunique() > 1]
 
 
 def load_curves(results_dir: Path | str) -> pd.DataFrame:
@@ -215,7 +225,7 @@ FORMATS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 def trials_for_reading(trials: pd.DataFrame) -> pd.DataFrame:
     """The trials as text under headings with units, one row a trial, the varied fields after rho."""
-    varied = [name for name in trials.columns if name not in (*COLUMNS, "budget.tokens") and trials[name].nunique() > 1]
+    varied = [name for name in varied_fields(trials) if name != "budget.tokens"]
     first = ["rho", *varied, "seed", "status"]
     names = [*first, *(name for name in FORMATS if name not in first and name in trials)]
     text = {}

@@ -2,12 +2,13 @@
 
 P_sparse = P_tot - P_act is divided among the pools. Then, in this order:
 
-1. routed experts: as many idle ones as their share of P_sparse comes to, rounded;
-2. the shared experts' width: whatever P_act leaves after attention, router, top-k experts and the memory's own activated part,
-   so that P_act holds at every share;
-3. rows of the memory: whatever P_tot leaves, so that the rounding of step 1 ends in the rows and P_tot holds too.
+1. routed experts: as many idle ones as their share of P_sparse comes to, rounded; likewise the rows of every memory but the last;
+2. the shared experts' width (without experts, the feed-forward's): whatever P_act leaves after attention, router, top-k experts and the
+   memories' own activated part, so that P_act holds at every share;
+3. rows of the last memory: whatever P_tot leaves, so that all rounding ends in the rows and P_tot holds too. Hashed memories come last,
+   since their rows are the finest. The keys of a product-key memory are activated, so steps 2 and 3 are repeated for it.
 
-Pure integer arithmetic over the closed forms of `model.count_model`; nothing is built.
+Memories of given rows come on top of that. Pure integer arithmetic over the closed forms of `model.count_model`; nothing is built.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from sparsemem.config import Budget, ConfigError, Model
+from sparsemem.config import HASHED, PRODUCT_KEY, Budget, ConfigError, Model, key_counts
 from sparsemem.layers.engram import distinct_primes
 from sparsemem.model import ModelAccount, Sizes, count_model
 
@@ -32,35 +33,54 @@ def solve(config: Model, budget: Budget, shares: Mapping[str, float]) -> Sizes:
     Raises:
         ConfigError: no integer sizes meet the budget; the message names the field, its value and the nearest feasible value.
     """
-    if not shares:
-        return _checked(config, budget, shares, _fit_shared_width(config, budget, Sizes(routed_experts=0, shared_width=0)))
-    if config.moe.shared_experts == 0 and config.engram:
+    on_top = {pool: _given_tables(config, pool) for pool in config.on_top}
+    config = config.model_copy(update=dict.fromkeys(on_top))  # the backbone is solved as if they were not there
+    memories = [pool for pool in (*PRODUCT_KEY, *HASHED) if pool in shares]
+    sizes = Sizes(_routed_experts(config, budget, shares), 0, {pool: _tables(config, pool, _least(config, pool)) for pool in memories})
+    if config.moe and config.moe.shared_experts == 0 and memories:
         raise ConfigError("field `model.moe.shared_experts` is 0: the memory's activated part is taken off the shared experts; set it to 1")
-    sparse = budget.total_params - budget.active_params
+    for pool in memories[:-1]:
+        sizes = _fit_share(config, budget, shares[pool], pool, sizes)
+    sizes = _fit_shared_width(config, budget, sizes)
+    if memories:
+        sizes = _fit_rows(config, budget, memories[-1], sizes)
+        if memories[-1] in PRODUCT_KEY:
+            for _ in range(3):
+                sizes = _fit_rows(config, budget, memories[-1], _fit_shared_width(config, budget, sizes))
+            sizes = _fit_shared_width(config, budget, sizes)
+    _check(config, budget, shares, sizes)
+    return replace(sizes, tables={**sizes.tables, **on_top})
+
+
+def _routed_experts(config: Model, budget: Budget, shares: Mapping[str, float]) -> int:
+    """Top-k and as many idle ones as the share of P_sparse comes to; none in a dense model."""
+    if not shares or config.moe is None:
+        return 0
+    share, sparse = shares.get("moe", 0.0), budget.total_params - budget.active_params
     one_expert = _count(config, Sizes(config.moe.top_k + 1, 0)).parts["moe"].idle
-    idle_experts = round(shares.get("moe", 0.0) * sparse / one_expert)
-    if shares.get("moe", 0.0) > 0 and idle_experts == 0:
-        feasible = budget.active_params + math.ceil(one_expert / shares["moe"])
+    idle_experts = round(share * sparse / one_expert)
+    if share > 0 and idle_experts == 0:
+        feasible = budget.active_params + math.ceil(one_expert / share)
         raise ConfigError(
             f"field `budget.total_params` has the value {budget.total_params:,}: the routed experts' share does not hold one of them; "
             f"raise it to {feasible:,} or more, or make `model.moe.expert_width` smaller"
         )
-    sizes = Sizes(config.moe.top_k + idle_experts, 0, _rows(config, 2) if config.engram else ())
-    sizes = _fit_shared_width(config, budget, sizes)
-    if config.engram:
-        sizes = _fit_rows(config, budget, sizes)
-    return _checked(config, budget, shares, sizes)
+    return config.moe.top_k + idle_experts
 
 
-def budget_errors(account: ModelAccount, budget: Budget) -> tuple[float, float]:
-    """Signed relative errors of P_tot and P_act. The dense baseline has P_tot = P_act by definition: both are held against P_act."""
-    total = budget.total_params if "moe" in account.parts else budget.active_params
-    return account.total_params / total - 1, account.active_params / budget.active_params - 1
+def budget_errors(config: Model, account: ModelAccount, budget: Budget) -> tuple[float, float]:
+    """Signed relative errors of P_tot and P_act, without the memories that come on top of the budget.
+
+    The dense baseline has P_tot = P_act by definition: both are held against P_act.
+    """
+    budgeted = replace(account, parts={pool: part for pool, part in account.parts.items() if pool not in config.on_top})
+    total = budget.total_params if budgeted.sparse_params else budget.active_params
+    return budgeted.total_params / total - 1, budgeted.active_params / budget.active_params - 1
 
 
 def _fit_shared_width(config: Model, budget: Budget, sizes: Sizes) -> Sizes:
     """The multiple of the number of shared experts whose P_act is nearest to the budget's."""
-    step = max(config.moe.shared_experts, 0 if sizes.routed_experts else 1)
+    step = max(config.moe.shared_experts if config.moe else 0, 0 if sizes.routed_experts else 1)
     if step == 0:
         return sizes
 
@@ -70,34 +90,50 @@ def _fit_shared_width(config: Model, budget: Budget, sizes: Sizes) -> Sizes:
     floor, slope = active(0), active(step) - active(0)
     steps = round((budget.active_params - floor) / slope)
     if steps < 1:
+        parts = ["attention", *(["router", f"the top-{config.moe.top_k} experts"] if config.moe and sizes.routed_experts else [])]
+        parts += ["the memory's projections"]
+        smaller = "`model.moe.expert_width`" if config.moe and sizes.routed_experts else "the memory's widths"
         raise ConfigError(
-            f"field `budget.active_params` has the value {budget.active_params:,}: attention, router, the top-{config.moe.top_k} experts "
-            f"and the memory's projections alone activate {floor:,}; raise it to {floor + slope:,} or more, "
-            "or make `model.moe.expert_width` smaller"
+            f"field `budget.active_params` has the value {budget.active_params:,}: {', '.join(parts[:-1])} and {parts[-1]} alone activate "
+            f"{floor:,}; raise it to {floor + slope:,} or more, or make {smaller} smaller"
         )
     return replace(sizes, shared_width=steps * step)
 
 
-def _fit_rows(config: Model, budget: Budget, sizes: Sizes) -> Sizes:
-    """Distinct primes whose rows bring P_tot nearest to the budget's."""
+def _fit_rows(config: Model, budget: Budget, pool: str, sizes: Sizes) -> Sizes:
+    """The memory's tables that bring P_tot nearest to the budget's."""
 
-    def excess(at_least: int) -> int:
-        return _count(config, replace(sizes, engram_rows=_rows(config, at_least))).total_params - budget.total_params
+    def excess(size: int) -> float:
+        return _count(config, _with_tables(config, pool, size, sizes)).total_params - budget.total_params
 
-    low = 2
+    low = _least(config, pool)
     if excess(low) > 0:
-        feasible = budget.total_params + excess(low)
+        feasible = budget.total_params + math.ceil(excess(low))
         raise ConfigError(
             f"field `budget.total_params` has the value {budget.total_params:,}: the share of the memory leaves it no rows; "
             f"raise it to {feasible:,} or more, or give the memory a larger share"
         )
+    return _with_tables(config, pool, _nearest(low, excess), sizes)
+
+
+def _fit_share(config: Model, budget: Budget, share: float, pool: str, sizes: Sizes) -> Sizes:
+    """The memory's tables whose idle parameters come nearest to its share of P_sparse."""
+    wanted = share * (budget.total_params - budget.active_params)
+
+    def excess(size: int) -> float:
+        return _count(config, _with_tables(config, pool, size, sizes)).parts[pool].idle - wanted
+
+    low = _least(config, pool)
+    return _with_tables(config, pool, low if excess(low) > 0 else _nearest(low, excess), sizes)
+
+
+def _nearest(low: int, excess: Callable[[int], float]) -> int:
     below = _largest(low, excess)
-    best = min((below, below + 1), key=lambda rows: abs(excess(rows)))
-    return replace(sizes, engram_rows=_rows(config, best))
+    return min((below, below + 1), key=lambda size: abs(excess(size)))
 
 
-def _largest(low: int, excess: Callable[[int], int]) -> int:
-    """The largest start whose rows do not exceed the budget (`excess` rises with the start)."""
+def _largest(low: int, excess: Callable[[int], float]) -> int:
+    """The largest size that does not exceed what is wanted (`excess` rises with the size)."""
     high = 2 * low
     while excess(high) <= 0:
         low, high = high, 2 * high
@@ -107,17 +143,51 @@ def _largest(low: int, excess: Callable[[int], int]) -> int:
     return low
 
 
-def _rows(config: Model, at_least: int) -> tuple[tuple[int, ...], ...]:
-    """Distinct primes for every table of every module, in the order module, n-gram order, head."""
-    assert config.engram is not None
-    tables = len(config.engram.orders) * config.engram.heads
-    primes = distinct_primes(at_least, tables * len(config.engram.layers))
+# --- tables -----------------------------------------------------------------------------------------------------------------
+
+
+def _with_tables(config: Model, pool: str, size: int, sizes: Sizes) -> Sizes:
+    return replace(sizes, tables={**sizes.tables, pool: _tables(config, pool, size)})
+
+
+def _tables(config: Model, pool: str, size: int) -> tuple[tuple[int, ...], ...]:
+    """Tables of a memory from the one integer that is solved for.
+
+    Hashed: distinct primes from `size` upward, in the order module, n-gram order, head. Product-key: `size` keys, spread as evenly as whole
+    numbers allow over the tables and their two sides.
+    """
+    if pool in PRODUCT_KEY:
+        tables = _value_tables(config, pool)
+        keys = [size // tables + (place < size % tables) for place in range(tables)]
+        return tuple((-(-count // 2), count // 2) for count in keys)
+    memory = getattr(config, pool)
+    tables, modules = len(memory.orders) * memory.heads, len(config.engram.layers) if pool == "engram" and config.engram else 1
+    primes = distinct_primes(size, tables * modules)
     return tuple(primes[start : start + tables] for start in range(0, len(primes), tables))
 
 
-def _checked(config: Model, budget: Budget, shares: Mapping[str, float], sizes: Sizes) -> Sizes:
+def _given_tables(config: Model, pool: str) -> tuple[tuple[int, ...], ...]:
+    """Tables of a memory whose rows the study gives."""
+    if pool in PRODUCT_KEY:
+        return (key_counts(getattr(config, pool), pool),) * _value_tables(config, pool)
+    return _tables(config, pool, getattr(config, pool).rows)
+
+
+def _least(config: Model, pool: str) -> int:
+    """The smallest size: two rows a table, or so many keys that each table holds the rows that a token reads of it."""
+    if pool not in PRODUCT_KEY:
+        return 2
+    memory = getattr(config, pool)
+    return 2 * math.ceil(math.sqrt(memory.heads * memory.top_m)) * _value_tables(config, pool)
+
+
+def _value_tables(config: Model, pool: str) -> int:
+    return len(config.memory_layers(pool)) // config.layers_per_table(pool)
+
+
+def _check(config: Model, budget: Budget, shares: Mapping[str, float], sizes: Sizes) -> None:
     account = _count(config, sizes)
-    error_total, error_active = budget_errors(account, budget)
+    error_total, error_active = budget_errors(config, account, budget)
     # Active first: while P_act is missed, so is what P_tot leaves for the pools. A dense model has no P_tot of its own.
     checks = [("active_params", error_active, account.active_params), ("total_params", error_total, account.total_params)]
     for name, error, got in checks[: 2 if shares else 1]:
@@ -125,16 +195,15 @@ def _checked(config: Model, budget: Budget, shares: Mapping[str, float], sizes: 
             raise ConfigError(
                 f"field `budget.{name}` has the value {getattr(budget, name):,}, which no integer sizes meet within "
                 f"{budget.tolerance:.2%}; the nearest feasible value is {got:,} ({error:+.2%})"
-                + ("; `model.moe.shared_experts: 1` would take up the rest" if config.moe.shared_experts == 0 else "")
+                + ("; `model.moe.shared_experts: 1` would take up the rest" if config.moe and config.moe.shared_experts == 0 else "")
             )
     for pool, share in shares.items():
         if abs(account.share(pool) - share) > SHARE_TOLERANCE:
             raise ConfigError(
-                f"field `shares.{pool}` has the value {share:g}, which no whole number of experts comes to within "
+                f"field `shares.{pool}` has the value {share:g}, which no whole sizes come to within "
                 f"{SHARE_TOLERANCE:g}; the nearest feasible value is {account.share(pool):.4g}. "
                 "Smaller experts (`model.moe.expert_width`) make finer shares"
             )
-    return sizes
 
 
 def _count(config: Model, sizes: Sizes) -> ModelAccount:

@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     plan = add("plan", _plan, "show every trial before anything is trained", "sparsemem plan sweeps/allocation-quick.yaml --json")
-    plan.add_argument("--json", action="store_true", help='print {"trials": [...]} with the names of trials.csv and estimated_seconds')
+    plan.add_argument("--json", action="store_true", help='print {"trials": [...], "memory_access": [...]}, names as in trials.csv')
     run = add(
         "run",
         _run,
@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 def _plan(arguments: argparse.Namespace) -> int:
     study = load_study(arguments.study, _overrides(arguments.set))
     from sparsemem.data.corpus import open_corpus
+    from sparsemem.study.access import describe_access, memory_access
     from sparsemem.study.plan import describe, estimate_seconds, plan
 
     planned = plan(study)
@@ -120,9 +121,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     seconds, together = estimate_seconds(planned, study)
     if arguments.json:
         rows = [{**p.row(), "estimated_seconds": round(s, 1)} for p, s in zip(planned, seconds, strict=True)]
-        print(json.dumps({"trials": rows}, indent=2))
+        print(json.dumps({"trials": rows, "memory_access": memory_access(planned)}, indent=2))
     else:
-        print(describe(planned, seconds, together))
+        print("\n\n".join(filter(None, (describe_access(memory_access(planned)), describe(planned, seconds, together)))))
     return DONE
 
 

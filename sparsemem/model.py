@@ -1,24 +1,29 @@
 """The decoder: blocks assembled from the model's config and the sizes that the budget solved, and the account of the whole.
 
-Pre-norm blocks. Engram modules add to the residual stream at the entry of their block, before attention.
+Pre-norm blocks. The n-gram embedding changes what enters the first of them; Engram modules add to the residual stream at the entry of
+their block, before attention; product-key memories stand in place of a block's feed-forward or beside it, fed by the same normed input.
 
 Shape letters: B sequences, T positions, D model width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemem.accounting import STEP_OVER_FORWARD, Account, always_active
-from sparsemem.config import Model
+from sparsemem.config import HASHED, MEMORY_POOLS, PRODUCT_KEY, Model
 from sparsemem.layers.attention import Attention, attention_account, rotations
-from sparsemem.layers.engram import EngramMemory, engram_accounts
+from sparsemem.layers.engram import EngramMemory, engram_account
 from sparsemem.layers.feed_forward import FeedForward, feed_forward_account
-from sparsemem.layers.moe import MixtureOfExperts, moe_accounts
+from sparsemem.layers.moe import MixtureOfExperts, moe_account
+from sparsemem.layers.ngram_embedding import NgramEmbedding, ngram_embedding_account
 from sparsemem.layers.norm import RMSNorm, norm_account
+from sparsemem.layers.product_key import ProductKeyMemory, ValueTable, product_key_account, row_parameters
 from sparsemem.parameter import initialize, parameter
 
 
@@ -30,40 +35,67 @@ class Sizes:
     """Routed experts of each MoE block; 0: all blocks are dense."""
     shared_width: int
     """Inner width of all shared experts of a block together; in the dense baseline, of its feed-forward."""
-    engram_rows: tuple[tuple[int, ...], ...] = ()
-    """Rows of each table, for each Engram module in the order of `model.engram.layers`; empty: no Engram."""
+    tables: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    """Of each memory pool. Hashed: for every module the rows of its tables, in the order n-gram order, head. Product-key: for every table
+    of values the numbers of row keys and column keys, whose product is its rows."""
+
+    def rows(self, pool: str) -> int:
+        """Rows of all tables of a pool."""
+        return sum(map(math.prod if pool in PRODUCT_KEY else sum, self.tables.get(pool, ())))
 
     @property
     def memory_rows(self) -> int:
         """Rows of all tables."""
-        return sum(map(sum, self.engram_rows))
+        return sum(map(self.rows, self.tables))
 
 
 class Block(nn.Module):
-    """Memory (where configured), attention, then experts or a dense feed-forward, each added to the residual stream."""
+    """Engram (where configured), attention, then feed-forward and product-key memories, each added to the residual stream."""
 
-    def __init__(self, config: Model, sizes: Sizes, layer: int, memory: EngramMemory | None) -> None:
+    def __init__(
+        self, config: Model, sizes: Sizes, layer: int, memory: EngramMemory | None, product_keys: dict[str, ProductKeyMemory]
+    ) -> None:
         super().__init__()
+        self.layer = layer
         self.memory = memory
         self.attention_norm = RMSNorm(config.width, config.norm_eps)
         self.attention = Attention(config)
         self.ffn_norm = RMSNorm(config.width, config.norm_eps)
-        self.ffn: MixtureOfExperts | FeedForward
-        if is_sparse(config, sizes, layer):
+        self.ffn: MixtureOfExperts | FeedForward | None
+        if config.is_replaced(layer):
+            self.ffn = None
+        elif is_sparse(config, sizes, layer):
             self.ffn = MixtureOfExperts(config, sizes.routed_experts, sizes.shared_width)
         else:
             self.ffn = FeedForward(config, dense_width(config, sizes))
+        self.product_keys = nn.ModuleDict(product_keys)
+        self.skips = {pool: getattr(config, pool).skip for pool in product_keys}
 
-    def forward(self, x_BTD: Tensor, tokens_BT: Tensor, angles_TK: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns the residual stream and the block's auxiliary loss, None for a dense block."""
+    def forward(
+        self, x_BTD: Tensor, tokens_BT: Tensor, angles_TK: Tensor, arrivals: dict[int, list[Tensor]]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Returns the residual stream and the block's auxiliary losses.
+
+        Args:
+            arrivals: block -> what memories add after it. This block takes out its own and puts in what it read for later ones.
+        """
         if self.memory is not None:
             x_BTD = x_BTD + self.memory(x_BTD, tokens_BT)
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles_TK)
         normed_BTD = self.ffn_norm(x_BTD)
-        if isinstance(self.ffn, FeedForward):
-            return x_BTD + self.ffn(normed_BTD), None
-        y_BTD, auxiliary = self.ffn(normed_BTD)
-        return x_BTD + y_BTD, auxiliary
+        auxiliary = []
+        for pool, memory in self.product_keys.items():
+            y_BTD, loss = memory(normed_BTD)
+            arrivals.setdefault(self.layer + self.skips[pool], []).append(y_BTD)
+            auxiliary += [] if loss is None else [loss]
+        if isinstance(self.ffn, MixtureOfExperts):
+            y_BTD, loss = self.ffn(normed_BTD)
+            x_BTD, auxiliary = x_BTD + y_BTD, [*auxiliary, loss]
+        elif self.ffn is not None:
+            x_BTD = x_BTD + self.ffn(normed_BTD)
+        for y_BTD in arrivals.pop(self.layer, []):
+            x_BTD = x_BTD + y_BTD
+        return x_BTD, auxiliary
 
 
 class Transformer(nn.Module):
@@ -82,11 +114,16 @@ class Transformer(nn.Module):
         super().__init__()
         vocabulary = len(canonical)
         self.embedding = parameter(vocabulary, config.width, std=config.init_std)
-        memories = {
+        grams = sizes.tables.get("ngram_embedding")
+        self.ngrams = NgramEmbedding(config, grams[0], vocabulary, separator) if grams else None
+        engrams = {
             layer: EngramMemory(config, layer, rows, canonical, separator)
-            for layer, rows in zip(config.engram.layers if config.engram else (), sizes.engram_rows, strict=False)
+            for layer, rows in zip(config.engram.layers if config.engram else (), sizes.tables.get("engram", ()), strict=False)
         }
-        self.blocks = nn.ModuleList(Block(config, sizes, layer, memories.get(layer)) for layer in range(1, config.layers + 1))
+        product_keys = _product_keys(config, sizes)
+        self.blocks = nn.ModuleList(
+            Block(config, sizes, layer, engrams.get(layer), product_keys.get(layer, {})) for layer in range(1, config.layers + 1)
+        )
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = None if config.tie_embeddings else parameter(vocabulary, config.width, std=config.init_std)
         angles_TK = rotations(context, config.width // config.heads, config.rope_theta, canonical.device)
@@ -95,10 +132,13 @@ class Transformer(nn.Module):
     def forward(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) token ids -> logits (B, T, V) and the sum of the weighted auxiliary losses, a scalar."""
         x_BTD = F.embedding(tokens_BT, self.embedding)
+        if self.ngrams is not None:
+            x_BTD = self.ngrams(x_BTD, tokens_BT)
         auxiliary = x_BTD.new_zeros(())
+        arrivals: dict[int, list[Tensor]] = {}
         for block in self.blocks:
-            x_BTD, loss = block(x_BTD, tokens_BT, self.angles_TK[: tokens_BT.shape[1]])
-            auxiliary = auxiliary if loss is None else auxiliary + loss
+            x_BTD, losses = block(x_BTD, tokens_BT, self.angles_TK[: tokens_BT.shape[1]], arrivals)
+            auxiliary = sum(losses, auxiliary)
         return F.linear(self.norm(x_BTD), self.embedding if self.head is None else self.head), auxiliary
 
     def losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,6 +155,24 @@ class Transformer(nn.Module):
         """The MoE layers, first block first."""
         return [module for module in self.modules() if isinstance(module, MixtureOfExperts)]
 
+    def memory_layers(self) -> dict[tuple[int, str], ProductKeyMemory]:
+        """(1-based block, pool) -> each product-key memory, first block first."""
+        blocks = [module for module in self.modules() if isinstance(module, Block)]
+        found = ((block.layer, pool, memory) for block in blocks for pool, memory in block.product_keys.items())
+        return {(layer, pool): memory for layer, pool, memory in found if isinstance(memory, ProductKeyMemory)}
+
+
+def _product_keys(config: Model, sizes: Sizes) -> dict[int, dict[str, ProductKeyMemory]]:
+    """1-based block -> pool -> memory layer. Layers of one group read the same table."""
+    found: dict[int, dict[str, ProductKeyMemory]] = {}
+    for pool in config.product_keys:
+        keys = [(rows, columns) for rows, columns in sizes.tables.get(pool, ())]
+        tables = [ValueTable(config, pool, each, dense_width(config, sizes)) for each in keys]
+        for number, layer in enumerate(config.memory_layers(pool) if tables else ()):
+            place = number // config.layers_per_table(pool)
+            found.setdefault(layer, {})[pool] = ProductKeyMemory(config, pool, layer, keys[place], tables[place])
+    return found
+
 
 # --- the account of a whole model -------------------------------------------------------------------------------------------
 
@@ -124,7 +182,7 @@ class ModelAccount:
     """Closed-form counts of one model, part by part. Parameters of the vocabulary stand apart."""
 
     parts: dict[str, Account]
-    """`backbone`, and one entry for each pool of sparse parameters that the model holds (`moe`, `engram`)."""
+    """`backbone`, and one entry for each pool that the model holds: its sparse parameters and what serves them (router, projections)."""
     embedding_params: int
     """Vocabulary embedding and LM head."""
     head_flops: int
@@ -151,6 +209,11 @@ class ModelAccount:
         return self.parts[pool].idle / self.sparse_params if pool in self.parts and self.sparse_params else 0.0
 
     @property
+    def memory_flops_share(self) -> float:
+        """Memory's part of the blocks' forward FLOPs per token."""
+        return sum(self.parts[pool].flops for pool in MEMORY_POOLS if pool in self.parts) / self._sum.flops
+
+    @property
     def flops_per_token(self) -> int:
         """FLOPs of a training step per token, without the LM head."""
         return self._sum.flops * STEP_OVER_FORWARD
@@ -168,31 +231,46 @@ class ModelAccount:
 
 def count_model(config: Model, sizes: Sizes, context: int, vocabulary: int) -> ModelAccount:
     """Closed form of everything `Transformer` holds."""
-    backbone, routed, rows = norm_account(config.width), Account(), Account()
+    backbone, experts = norm_account(config.width), Account()
     for layer in range(1, config.layers + 1):
         backbone += attention_account(config, context) + norm_account(config.width) * 2
         if is_sparse(config, sizes, layer):
-            common, experts = moe_accounts(config, sizes.routed_experts, sizes.shared_width)
-            backbone, routed = backbone + common, routed + experts
-        else:
+            experts += moe_account(config, sizes.routed_experts, sizes.shared_width)
+        elif not config.is_replaced(layer):
             backbone += feed_forward_account(config.width, dense_width(config, sizes))
-    for module_rows in sizes.engram_rows:
-        common, memory = engram_accounts(config, module_rows)
-        backbone, rows = backbone + common, rows + memory
-    parts = {"backbone": backbone}
-    if sizes.routed_experts:
-        parts["moe"] = routed
-    if sizes.engram_rows:
-        parts["engram"] = rows
+    parts = {"backbone": backbone} | ({"moe": experts} if sizes.routed_experts else {})
+    parts |= {pool: _memory_account(config, pool, tables) for pool, tables in sizes.tables.items()}
     vocabulary_params = vocabulary * config.width
     return ModelAccount(parts, vocabulary_params * (1 if config.tie_embeddings else 2), always_active(vocabulary_params).flops)
 
 
+def _memory_account(config: Model, pool: str, tables: tuple[tuple[int, ...], ...]) -> Account:
+    if pool == "engram":
+        return engram_account(config, tables)
+    if pool == "ngram_embedding":
+        return ngram_embedding_account(config, tables[0])
+    return product_key_account(config, pool, tuple((rows, columns) for rows, columns in tables))
+
+
+def memory_params(config: Model, sizes: Sizes) -> int:
+    """Parameters of the rows of all memories."""
+    widths = {pool: getattr(config, pool).row_dim if pool in HASHED else row_parameters(config, pool) for pool in sizes.tables}
+    return sum(sizes.rows(pool) * width for pool, width in widths.items())
+
+
+def memory_rows_read(config: Model, sizes: Sizes) -> int:
+    """Rows that one token reads, over all memories and layers."""
+    hashed = sum(len(rows) for pool in HASHED for rows in sizes.tables.get(pool, ()))
+    retrieved = ((pool, memory) for pool, memory in config.product_keys.items() if pool in sizes.tables)
+    return hashed + sum(len(config.memory_layers(pool)) * memory.heads * memory.top_m for pool, memory in retrieved)
+
+
 def is_sparse(config: Model, sizes: Sizes, layer: int) -> bool:
     """Whether the 1-based block holds routed experts."""
-    return sizes.routed_experts > 0 and layer > config.moe.leading_dense
+    leading = config.moe.leading_dense if config.moe else 0
+    return sizes.routed_experts > 0 and layer > leading and not config.is_replaced(layer)
 
 
 def dense_width(config: Model, sizes: Sizes) -> int:
-    """Inner width of a dense block: all of the dense baseline's; in a leading dense block, that of the experts it stands for."""
-    return sizes.shared_width + (config.moe.top_k * config.moe.expert_width if sizes.routed_experts else 0)
+    """Activated inner width of a feed-forward: all of a dense model's; with routed experts, of the shared and the top-k ones together."""
+    return sizes.shared_width + (config.moe.top_k * config.moe.expert_width if config.moe and sizes.routed_experts else 0)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 
-def parameter(*shape: int, std: float = 0.0, mean: float = 0.0) -> nn.Parameter:
-    """An uninitialised parameter that remembers its initial distribution, Normal(mean, std^2)."""
+def parameter(*shape: int, std: float = 0.0, mean: float = 0.0, uniform: tuple[float, float] | None = None) -> nn.Parameter:
+    """An uninitialised parameter that remembers its initial distribution: Normal(mean, std^2), or between the two ends of `uniform`."""
     result = nn.Parameter(torch.empty(*shape))
-    result.initial = (mean, std)  # type: ignore[attr-defined]
+    result.initial = (mean, std, uniform)  # type: ignore[attr-defined]
     return result
 
 
@@ -29,10 +29,13 @@ def initialize(module: nn.Module, seed: int) -> None:
     longer stack of experts or rows begins with the values of a shorter one. This is what pairs trials of one seed across shares.
     """
     for name, weight in module.named_parameters():
-        mean, std = weight.initial  # type: ignore[attr-defined]
+        mean, std, uniform = weight.initial  # type: ignore[attr-defined]
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         stream = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        weight.copy_(_normal(weight, stream) * std + mean if std else torch.full_like(weight, mean))
+        if uniform:
+            weight.copy_(torch.rand(weight.shape, generator=stream) * (uniform[1] - uniform[0]) + uniform[0])
+        else:
+            weight.copy_(_normal(weight, stream) * std + mean if std else torch.full_like(weight, mean))
 
 
 def _normal(like: Tensor, stream: torch.Generator) -> Tensor:

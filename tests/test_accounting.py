@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparsemem.accounting import Account, always_active
 from sparsemem.config import Model
 from sparsemem.layers.engram import distinct_primes
-from sparsemem.model import Sizes, Transformer, count_model
+from sparsemem.model import Sizes, Transformer, count_model, memory_params
 
 VOCABULARY, CONTEXT = 40, 32
 
@@ -29,7 +29,7 @@ def _sizes(config: Model, routed: int, shared: int, start: int = 11) -> Sizes:
         return Sizes(routed, shared)
     tables, modules = len(config.engram.orders) * config.engram.heads, len(config.engram.layers)
     primes = distinct_primes(start, tables * modules)
-    return Sizes(routed, shared, tuple(primes[m * tables : (m + 1) * tables] for m in range(modules)))
+    return Sizes(routed, shared, {"engram": tuple(primes[m * tables : (m + 1) * tables] for m in range(modules))})
 
 
 @st.composite
@@ -79,9 +79,12 @@ def test_a_whole_model_holds_exactly_what_the_account_says(drawn: tuple[Model, S
     experts = sum(count for name, count in weights.items() if name.endswith(("gate_up_EDF", "down_EFD")))
     assert account.embedding_params == vocabulary
     assert account.total_params == sum(weights.values())
-    assert account.parts.get("engram", Account()).total == rows
-    assert account.parts.get("moe", Account()).total == experts
-    assert account.parts["backbone"].total == account.parts["backbone"].active == sum(weights.values()) - rows - experts
+    engrams = sum(count for name, count in weights.items() if ".memory." in name)
+    assert account.parts.get("engram", Account()).total == engrams
+    assert rows == memory_params(config, sizes)
+    expected = experts - (experts // sizes.routed_experts if sizes.routed_experts else 0) * (config.moe.top_k if config.moe else 0)
+    assert account.parts.get("moe", Account()).idle == expected
+    assert account.parts["backbone"].idle == 0
     assert account.sparse_params == account.total_params - account.active_params
     if account.sparse_params:
         assert account.share("moe") + account.share("engram") == pytest.approx(1)
@@ -111,7 +114,8 @@ def test_one_token_touches_what_counts_as_active(engram: dict[str, Any] | None) 
         if name.endswith(("gate_up_EDF", "down_EFD", "rows_RC")):
             touched["engram" if name.endswith("rows_RC") else "moe"] += int((gradient != 0).sum())
     account = count_model(config, sizes, CONTEXT, VOCABULARY)
-    assert touched == {pool: account.parts.get(pool, Account()).active for pool in touched}
+    experts = 2 * 2 * 3 * 16 * 8  # two blocks, top-2, three matrices
+    assert touched == {"moe": experts, "engram": account.parts["engram"].sparse_bytes // 4 if engram else 0}
     assert account.memory_bytes_per_token == 4 * sum(touched.values())
 
 
@@ -129,7 +133,8 @@ def test_every_backbone_parameter_is_active() -> None:
     pools = ("gate_up_EDF", "down_EFD", "rows_RC", "embedding", "head")
     gradients = [weight.grad for name, weight in model.named_parameters() if not name.endswith(pools)]
     touched = sum(int((gradient != 0).sum()) for gradient in gradients if gradient is not None)
-    assert touched == count_model(config, sizes, CONTEXT, VOCABULARY).parts["backbone"].active
+    account = count_model(config, sizes, CONTEXT, VOCABULARY)
+    assert touched == account.active_params - account.memory_bytes_per_token // 4
 
 
 def _grouped(a_shape: Any, b_shape: Any, *_: Any, **__: Any) -> int:
@@ -158,7 +163,7 @@ def test_flops_equal_those_that_torch_counts(tied: bool, routed: int, engram: di
     beyond_the_triangle = config.layers * (4 * width * CONTEXT - 2 * width * (CONTEXT + 1))
     elementwise = 0
     if config.engram:
-        elementwise = len(sizes.engram_rows) * 2 * width * (1 + config.engram.conv_kernel * config.engram.conv)
+        elementwise = len(sizes.tables.get("engram", ())) * 2 * width * (1 + config.engram.conv_kernel * config.engram.conv)
     counted = counter.get_total_flops() / CONTEXT - beyond_the_triangle + elementwise
     assert counted == account.flops_per_token_head / 3
     assert account.flops_per_token_head - account.flops_per_token == 3 * 2 * VOCABULARY * width

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sparsemem.budget import budget_errors, solve
 from sparsemem.config import Budget, ConfigError, Model
 from sparsemem.layers.engram import distinct_primes
-from sparsemem.layers.moe import moe_accounts
+from sparsemem.layers.moe import moe_account
 from sparsemem.model import ModelAccount, Sizes, count_model
 
 ENGRAM = {"layers": [2], "orders": [2, 3], "heads": 4, "row_dim": 8}
@@ -43,7 +43,7 @@ def test_every_share_of_the_study_meets_its_budget(rho: float) -> None:
     """P_tot within 0.5%, P_act within 1% (in fact 0.5%), the share within half an expert."""
     budget = _budget()
     sizes, account = _solved(rho, budget)
-    total, active = budget_errors(account, budget)
+    total, active = budget_errors(_model(rho), account, budget)
     assert abs(total) <= 0.005
     assert abs(active) <= 0.005
     assert total == account.total_params / 1_240_000 - 1
@@ -56,7 +56,7 @@ def test_every_share_of_the_study_meets_its_budget(rho: float) -> None:
 
 def test_rho_one_is_pure_moe_and_rho_zero_has_no_idle_expert() -> None:
     pure, account = _solved(1, _budget())
-    assert pure.engram_rows == ()
+    assert pure.tables == {}
     assert account.share("moe") == 1
     memory, account = _solved(0, _budget())
     assert memory.routed_experts == 2
@@ -87,7 +87,7 @@ def test_the_dense_baseline_has_the_activated_parameters_and_no_others() -> None
     assert account.sparse_params == 0
     assert account.total_params == account.active_params == pytest.approx(135_000, rel=0.005)
     assert set(account.parts) == {"backbone"}
-    assert max(map(abs, budget_errors(account, budget))) <= 0.005
+    assert max(map(abs, budget_errors(_model(None), account, budget))) <= 0.005
 
 
 @pytest.mark.parametrize("layers", [[2], [1, 3], [1, 2, 3]])
@@ -95,8 +95,8 @@ def test_the_dense_baseline_has_the_activated_parameters_and_no_others() -> None
 def test_tables_of_a_model_all_have_distinct_prime_sizes(layers: list[int], orders: list[int]) -> None:
     """Engram's released code: no two tables of a model, in whatever layer, have the same number of rows."""
     sizes, account = _solved(0.5, _budget(active=200_000), engram=ENGRAM | {"layers": layers, "orders": orders, "heads": 2})
-    assert [len(module) for module in sizes.engram_rows] == [2 * len(orders)] * len(layers)
-    rows = [rows for module in sizes.engram_rows for rows in module]
+    assert [len(module) for module in sizes.tables["engram"]] == [2 * len(orders)] * len(layers)
+    rows = [rows for module in sizes.tables["engram"] for rows in module]
     assert len(set(rows)) == len(rows)
     assert all(size > 1 and all(size % divisor for divisor in range(2, int(size**0.5) + 1)) for size in rows)
     assert rows == sorted(rows)
@@ -215,13 +215,13 @@ def _engram_27b(rows: int, routed: int = 55) -> ModelAccount:
     moe = {"expert_width": 1536, "top_k": 6, "shared_experts": 2, "leading_dense": 1}
     config = Model.model_validate({"layers": 30, "width": 2560, "heads": 32, "moe": moe, "engram": engram})
     primes = distinct_primes(rows, 32)
-    return count_model(config, Sizes(routed, 2 * 1536, (primes[:16], primes[16:])), context=4096, vocabulary=129_280)
+    return count_model(config, Sizes(routed, 2 * 1536, {"engram": (primes[:16], primes[16:])}), context=4096, vocabulary=129_280)
 
 
 @pytest.mark.parametrize(("rows", "billions"), [(2_262_400, 5.79), (7_239_680, 18.53)])
 def test_published_memory_of_27b_and_40b(rows: int, billions: float) -> None:
     """arXiv 2601.07372, table 1: Engram-27B holds 5.7B in tables, Engram-40B 18.5B."""
-    assert _engram_27b(rows).parts["engram"].total / 1e9 == pytest.approx(billions, abs=0.005)
+    assert _engram_27b(rows).parts["engram"].idle / 1e9 == pytest.approx(billions, abs=0.005)
 
 
 def test_published_share_of_27b() -> None:
@@ -236,5 +236,63 @@ def test_published_share_of_27b() -> None:
 def test_published_numbers_of_experts_at_rho_of_forty_percent(experts: int, at_rho_one: int, rho: float) -> None:
     """Sec. 3.1, settings 1 and 2 with top-6 routing: rho = (E - 6) / (E0 - 6)."""
     config = _model(None, moe={"expert_width": 16, "top_k": 6})
-    idle, all_idle = (moe_accounts(config, count, 16)[1].idle for count in (experts, at_rho_one))
+    idle, all_idle = (moe_account(config, count, 16).idle for count in (experts, at_rho_one))
     assert idle / all_idle == pytest.approx(rho, abs=0.0005)
+
+
+# --- several memories -------------------------------------------------------------------------------------------------------
+
+V2 = {"key_dim": 16, "top_m": 8, "value_dim": 16, "pre_value_dim": 16}
+MEMORIES = {"engram": ENGRAM, "ngram_embedding": {"heads": 2}, "ultramem_v2": V2, "pkm": {"key_dim": 8, "top_m": 8, "layers": [3]}}
+
+
+def _with_memories(shares: dict[str, float], active: int = 260_000, **changes: Any) -> tuple[Model, Budget, Sizes, ModelAccount]:
+    config = Model.model_validate(STUDY | {pool: MEMORIES[pool] for pool in shares if pool != "moe"} | changes)
+    budget = _budget(total=2_600_000, active=active)
+    sizes = solve(config, budget, shares)
+    return config, budget, sizes, count_model(config, sizes, context=128, vocabulary=4096)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 8), min_size=5, max_size=5).filter(any))
+def test_any_pool_may_take_any_share(parts: list[int]) -> None:
+    """P_tot and P_act within 0.5% and every share within 0.02, over points of the simplex of five pools."""
+    shares = {pool: part / sum(parts) for pool, part in zip(("moe", *MEMORIES), parts, strict=True) if part}
+    config, budget, sizes, account = _with_memories(shares)
+    assert max(map(abs, budget_errors(config, account, budget))) <= 0.005
+    assert {pool: account.share(pool) for pool in shares} == pytest.approx(shares, abs=0.02)
+    assert set(sizes.tables) == shares.keys() - {"moe"}
+
+
+def test_a_memory_may_hold_all_sparse_parameters_of_a_model_without_experts() -> None:
+    """UltraMemV2's own setting: every block has a dense feed-forward, whose width P_act decides."""
+    config, _, sizes, account = _with_memories({"ultramem_v2": 1.0}, moe=None)
+    assert sizes.routed_experts == 0
+    assert account.share("ultramem_v2") == 1
+    assert account.active_params == pytest.approx(260_000, rel=0.005)
+    assert config.moe is None
+
+
+def test_keys_are_spread_evenly_over_tables_and_sides() -> None:
+    tables = _with_memories({"ultramem_v2": 1.0}, moe=None)[2].tables["ultramem_v2"]
+    counts = [side for table in tables for side in table]
+    assert len(tables) == 3
+    assert max(counts) - min(counts) <= 1
+
+
+def test_layers_that_share_a_table_hold_its_rows_once() -> None:
+    alone = _with_memories({"ultramem_v2": 1.0}, moe=None)[2]
+    shared = _with_memories({"ultramem_v2": 1.0}, moe=None, ultramem_v2=V2 | {"layers_per_table": "all"})[2]
+    assert len(shared.tables["ultramem_v2"]) == 1
+    assert shared.memory_rows == pytest.approx(alone.memory_rows, rel=0.02)
+
+
+@pytest.mark.parametrize("rows", [4096, 8192, 2**20])
+def test_a_memory_of_given_rows_comes_on_top_of_the_budget(rows: int) -> None:
+    backbone = _with_memories({"moe": 1.0})[2]
+    config, budget, sizes, account = _with_memories({"moe": 1.0}, engram=ENGRAM | {"rows": rows}, ultramem_v2=V2 | {"rows": rows})
+    assert (sizes.routed_experts, sizes.shared_width) == (backbone.routed_experts, backbone.shared_width)
+    assert sizes.tables["engram"] == (distinct_primes(rows, 8),)
+    assert [a * b for a, b in sizes.tables["ultramem_v2"]] == [rows] * 3
+    assert max(map(abs, budget_errors(config, account, budget))) <= 0.005
+    assert account.total_params > 2_600_000 + rows

@@ -20,13 +20,13 @@ def _build(
 ) -> Transformer:
     fields: dict[str, Any] = {"layers": 3, "width": 16, "heads": 2, "init_std": 0.3, "moe": {"expert_width": 8, "top_k": 2}}
     config = Model.model_validate(fields | {"engram": engram} | changes)
-    rows = ()
+    tables_of: dict[str, Any] = {}
     if config.engram:
         tables = len(config.engram.orders) * config.engram.heads
         primes = distinct_primes(start, tables * len(config.engram.layers))
-        rows = tuple(primes[at : at + tables] for at in range(0, len(primes), tables))
+        tables_of = {"engram": tuple(primes[at : at + tables] for at in range(0, len(primes), tables))}
     canonical = torch.arange(VOCABULARY) * 5 % 37
-    model = Transformer(config, Sizes(routed, shared, rows), CONTEXT, canonical, SEPARATOR).initialize(seed)
+    model = Transformer(config, Sizes(routed, shared, tables_of), CONTEXT, canonical, SEPARATOR).initialize(seed)
     for name, weight in model.named_parameters():
         if name.endswith("taps_KD"):
             torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(1))

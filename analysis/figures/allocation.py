@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,15 @@ from analysis.fits.types import Status
 from analysis.table import RHO, average_differences, paired_differences
 
 PUBLISHED = (0.75, 0.80)  # best share of routed experts in Engram, arXiv 2601.07372
+SHARE_LABEL = f"Routed experts' share of sparse parameters, {RHO}"
 SEED_MARKERS = ("o", "^", "s", "D", "v", "P")
 
 
-def allocation_data(fitted: Sequence[tuple[Cell, AllocationFit]]) -> pd.DataFrame:
-    """Everything that `allocation_figure` draws -> cell, series, share, loss, low, high, seed, trial_id (losses in nats per token).
+def allocation_data(fitted: Sequence[tuple[Cell, AllocationFit]], column: str = "share_moe") -> pd.DataFrame:
+    """Everything that `share_figure` draws -> cell, status, series, share, loss, low, high, seed, trial_id (losses in nats per token).
+
+    Args:
+        column: of the share that the fits are over.
 
     Series: `run` (one trained model), `mean` (for the average seed, with its paired standard error), `curve` (with the 95% band), `optimum`
     (share with its interval in low and high), `tied` (shares low to high), `dense` (mean of the baseline).
@@ -34,11 +38,11 @@ def allocation_data(fitted: Sequence[tuple[Cell, AllocationFit]]) -> pd.DataFram
         runs = cell.trials
         parts = [
             pd.DataFrame(
-                {"series": "run", "share": runs["share_moe"], "loss": runs["val_loss"], "seed": runs["seed"], "trial_id": runs["trial_id"]}
+                {"series": "run", "share": runs[column], "loss": runs["val_loss"], "seed": runs["seed"], "trial_id": runs["trial_id"]}
             )
         ]
         if fit.means:
-            counts = runs["share_moe"].round(9).value_counts()
+            counts = runs[column].round(9).value_counts()
             error = [(fit.paired_sd or np.nan) / np.sqrt(counts[share]) for share in fit.shares]
             means = pd.DataFrame({"series": "mean", "share": fit.shares, "loss": fit.means})
             ends = fit.shares[0], fit.shares[-1]
@@ -60,8 +64,27 @@ def allocation_data(fitted: Sequence[tuple[Cell, AllocationFit]]) -> pd.DataFram
 
 def allocation_figure(data: pd.DataFrame) -> Figure:
     """One panel a cell, each with its own loss axis: cells differ by far more than a curve is deep."""
+    return share_figure(data, SHARE_LABEL, _published)
+
+
+def _published(axes: Axes, low: float, high: float) -> dict[str, Line2D | Patch]:
+    if not (low < PUBLISHED[0] and high > PUBLISHED[1]):
+        return {}
+    hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.6", "hatch": "/////", "linewidth": 0}
+    axes.axvspan(*PUBLISHED, zorder=0.5, **hatched)  # above the tied range
+    return {"published optimum (Engram)": Patch(**hatched)}
+
+
+def share_figure(data: pd.DataFrame, label: str, published: Callable[[Axes, float, float], dict[str, Line2D | Patch]]) -> Figure:
+    """Loss against a share, one panel a cell.
+
+    Args:
+        data: `allocation_data`.
+        label: of the share's axis.
+        published: marks in a panel, whose shares run from low to high, where the literature puts the optimum; returns the legend's entries.
+    """
     names = list(dict.fromkeys(data["cell"]))
-    columns = min(len(names), 3)
+    columns = 2 if len(names) == 4 else min(len(names), 3)
     rows = -(-len(names) // columns)
     with style():
         width = ONE_COLUMN * 1.25 if columns == 1 else TWO_COLUMNS
@@ -72,7 +95,11 @@ def allocation_figure(data: pd.DataFrame) -> Figure:
             if place >= len(names):
                 axes.set_visible(False)
                 continue
-            used |= _panel(axes, data[data["cell"] == names[place]], COLOURS[place % len(COLOURS)], COLOURS[0] if len(names) == 1 else GREY)
+            cell = data[data["cell"] == names[place]]
+            shares = cell["share"][cell["series"] == "run"]
+            used |= published(axes, shares.min(), shares.max())
+            used |= _panel(axes, cell, COLOURS[place % len(COLOURS)], COLOURS[0] if len(names) == 1 else GREY)
+            share_axis(axes, shares.min(), shares.max(), label)
             axes.set_title(names[place])
             if place % columns == 0:
                 axes.set_ylabel("Validation loss (nats/token)")
@@ -85,10 +112,6 @@ def _panel(axes: Axes, data: pd.DataFrame, colour: str, key: str) -> dict[str, L
     series = {str(name): group for name, group in data.groupby("series")}
     runs, shares = series["run"], series["run"]["share"]
     used: dict[str, Line2D | Patch] = {}
-    if shares.min() < PUBLISHED[0] and shares.max() > PUBLISHED[1]:
-        hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.6", "hatch": "/////", "linewidth": 0}
-        axes.axvspan(*PUBLISHED, zorder=0.5, **hatched)  # above the tied range
-        used["published optimum (Engram)"] = Patch(**hatched)
     if "tied" in series:
         span = series["tied"].iloc[0]
         axes.axvspan(span["low"], span["high"], color=LIGHT, linewidth=0, zorder=0)
@@ -125,7 +148,6 @@ def _panel(axes: Axes, data: pd.DataFrame, colour: str, key: str) -> dict[str, L
         axes.plot(best["share"], level, color="black", **star)
         doubt = "" if status == Status.CONVERGED else f" ({status.replace('_', ' ')})"
         used[f"optimum, 95% interval{doubt}"] = Line2D([], [], color="black", linewidth=1, **star)
-    share_axis(axes, shares.min(), shares.max())
     return used
 
 
@@ -157,7 +179,7 @@ def differences_figure(data: pd.DataFrame) -> Figure:
             }
             axes.errorbar(group["share_moe"], group["difference"], group["se_seeds"], elinewidth=0.8, label=name or None, **look)
         axes.set_ylabel(f"Loss less that of {RHO} = 1 (nats/token)")
-        share_axis(axes, data["share_moe"].min(), data["share_moe"].max())
+        share_axis(axes, data["share_moe"].min(), data["share_moe"].max(), SHARE_LABEL)
         if axes.get_legend_handles_labels()[0]:
             figure.legend(loc="outside lower center", ncols=2)
         return figure

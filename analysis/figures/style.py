@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from analysis.table import RHO, si
+from analysis.table import si
 from sparsemem.files import write_atomically, write_text
 
 ONE_COLUMN, TWO_COLUMNS = 3.35, 6.9  # inches
@@ -82,9 +82,9 @@ def save(figure: Figure, data: pd.DataFrame, folder: Path, name: str) -> None:
     write_text(folder / f"{name}.csv", data.to_csv(index=False, lineterminator="\n"))
 
 
-def share_axis(axes: Axes, low: float, high: float) -> None:
+def share_axis(axes: Axes, low: float, high: float, label: str) -> None:
     """Name the share axis and leave the ends some air."""
-    axes.set_xlabel(f"Routed experts' share of sparse parameters, {RHO}")
+    axes.set_xlabel(label)
     air = 0.03 * (high - low)
     axes.set_xlim(low - air, high + air)
 

@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.special import fdtrc  # scipy.stats would take a second to import
 
-from analysis.errors import AnalysisError, require_columns
+from analysis.errors import AnalysisError
 from analysis.fits.laws import Law, Quadratic, TwoPower
-from analysis.fits.noise import SeedModel, resample, seed_model, tied_with_best
-from analysis.fits.types import Estimate, Status
+from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model, tied_with_best
+from analysis.fits.runs import Runs, read_shares
+from analysis.fits.types import Estimate, Status, plain
 
 Array = np.ndarray
 LawName = Literal["auto", "quadratic", "two-power"]
@@ -127,27 +127,31 @@ class AllocationFit:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: law, status, parameters, objective, rows and conventions first, then everything else."""
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if not name.startswith("_")}
+        kept = {name: getattr(self, name) for name in self.__dataclass_fields__ if not name.startswith("_")}
         head = ("law", "status", "message", "parameters", "objective", "rows", "conventions", "argmin")
-        return {name: _plain(plain[name]) for name in (*head, *(name for name in plain if name not in head))}
+        return {name: plain(kept[name]) for name in (*head, *(name for name in kept if name not in head))}
 
-    def summary(self) -> str:
-        """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them."""
+    def summary(self, noun: str = "share") -> str:
+        """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them.
+
+        Args:
+            noun: what the shares are called.
+        """
         lines = []
         if self.argmin:
             value, low, high = (f"{share:.2f}" for share in (self.argmin.value, self.argmin.low, self.argmin.high))
-            lines.append(f"The loss is least at a share of {value} (95% interval {low} to {high}; {self.law} curve).")
+            lines.append(f"The loss is least at a {noun} of {value} (95% interval {low} to {high}; {self.law} curve).")
         elif self.best_end is not None and (self.p_interior or 0) < 0.5:
-            lines.append(f"No minimum inside the sampled shares: the loss is least at the end {self.best_end:.2f}.")
+            lines.append(f"No minimum inside the sampled {noun}s: the loss is least at the end {self.best_end:.2f}.")
         elif self.best_end is not None:
-            lines.append(f"A minimum inside the sampled shares is not established; of their ends, {self.best_end:.2f} has the lower loss.")
+            lines.append(f"A minimum inside the sampled {noun}s is not established; of their ends, {self.best_end:.2f} has the lower loss.")
         if self.depth and self.best_end != self.shares[-1]:
             there = "That is" if self.argmin else "That end is"
-            size = f"{abs(self.depth.value):.4f} nats/token {'lower' if self.depth.value >= 0 else 'higher'} than at share 1"
+            size = f"{abs(self.depth.value):.4f} nats/token {'lower' if self.depth.value >= 0 else 'higher'} than at {noun} 1"
             unsure = " and may be no difference" if self.depth.low <= 0 <= self.depth.high else ""
             lines.append(f"{there} {size} (95% interval of the gain {self.depth.low:.4f} to {self.depth.high:.4f}{unsure}).")
         if self.tied and len(self.tied) == len(self.shares):
-            lines.append("All sampled shares are statistically tied.")
+            lines.append(f"All sampled {noun}s are statistically tied.")
         elif len(self.tied) > 1:
             gaps = any(min(self.tied) < share < max(self.tied) and share not in self.tied for share in self.shares)
             which = ", ".join(f"{share:.2f}" for share in self.tied) if gaps else f"{min(self.tied):.2f} to {max(self.tied):.2f}"
@@ -189,7 +193,8 @@ def fit_allocation(
             share, or the law is unknown.
     """
     laws = _laws(law)
-    x_N, y_N, seeds_N, rows = _read(frame, x, loss, seed)
+    runs = read_shares(frame, (x,), loss, seed, "fit_allocation")
+    x_N = runs.x_NK[:, 0]
     conventions = {
         "x": x,
         "loss": loss,
@@ -206,11 +211,11 @@ def fit_allocation(
     shares = np.unique(x_N)
     common: dict[str, Any] = {
         "shares": tuple(map(float, shares)),
-        "seeds": len(np.unique(seeds_N)),
-        "rows": rows,
+        "seeds": len(np.unique(runs.seeds_N)),
+        "rows": runs.rows,
         "conventions": conventions,
     }
-    refusal = _refusal(shares, y_N, rows)
+    refusal = _refusal(shares, runs)
     laws = tuple(each for each in laws if len(shares) >= each.least_shares)
     if refusal is None and not laws:
         refusal = (
@@ -221,7 +226,7 @@ def fit_allocation(
         return AllocationFit(status=refusal[0], message=refusal[1], law=law, **common)
 
     rng = np.random.default_rng(random_seed)
-    model = seed_model(x_N, y_N, seeds_N)
+    model = seed_model(x_N, runs.y_N, runs.seeds_N)
     weights_I = 1 / np.diag(model.covariance_II)
     sd, df = model.sd, model.df
     if df == 0:  # nothing repeated: take the residuals around the most flexible law as noise, and say so
@@ -243,7 +248,7 @@ def fit_allocation(
     at_best_B, at_high_B = curves.at(np.array([best_B[0] if interior else end, high])).T
     depth = Estimate.of(at_high_B[0] - at_best_B[0], at_high_B[1:] - at_best_B[1:]) if high > 0.995 else None
     objective = float(np.sum(weights_I * (model.mean_I - winner.value(model.x_I, theta_BK[:1])[0]) ** 2))
-    lack = _lack_of_fit(objective, len(shares) - len(winner.parameters), model)
+    lack = lack_of_fit(model, objective, len(winner.parameters))
     status, message = _verdict(
         winner, theta_BK[0], best_B[0] if inside_B[0] else None, interior, end, p_interior, tied_I, lack, model, common["seeds"]
     )
@@ -281,31 +286,6 @@ def _laws(name: str) -> tuple[Law, ...]:
     return laws if name == "auto" else tuple(each for each in laws if each.name == name)
 
 
-def _read(frame: pd.DataFrame, x: str, loss: str, seed: str) -> tuple[Array, Array, Array, tuple[str, ...]]:
-    require_columns(frame.columns, (x, loss, seed), "fit_allocation")
-    frame = frame[frame[x].notna()]
-    if "status" in frame:
-        frame = frame[frame["status"] == "finished"]
-    rows = tuple(map(str, frame.get("trial_id", frame.index)))
-    repeated = sorted({row for row in rows if rows.count(row) > 1})
-    if repeated:
-        raise AnalysisError(f"fit_allocation: trial id {_listed(repeated)} stands in several rows; keep one of each")
-    try:
-        x_N, y_N = (frame[name].to_numpy(float, na_value=np.nan) for name in (x, loss))
-    except (TypeError, ValueError) as error:
-        raise AnalysisError(f"fit_allocation: columns `{x}` and `{loss}` must hold numbers: {error}") from None
-    if not ((x_N >= 0) & (x_N <= 1)).all():
-        raise AnalysisError(f"fit_allocation: column `{x}` must hold shares between 0 and 1")
-    x_N = np.round(x_N, 9)  # integer sizes give one share the same value in every seed, up to the last digits of a text file
-    twice = frame.assign(**{x: x_N}).duplicated([x, seed], keep=False).to_numpy()
-    if twice.any():
-        clash = _listed([row for row, same in zip(rows, twice, strict=True) if same])
-        raise AnalysisError(
-            f"fit_allocation: {clash} agree in `{x}` and `{seed}`; fit one cell at a time, as `analysis.split_cells` gives them"
-        )
-    return x_N, y_N, frame[seed].to_numpy(), rows
-
-
 def _left_out_error(law: Law, x_I: Array, w_I: Array, y_BI: Array) -> Array:
     """Root mean square error over the inner shares, each predicted from all others -> [B]; an end left out would ask for extrapolation."""
     squares_B = np.zeros(len(y_BI))
@@ -316,17 +296,14 @@ def _left_out_error(law: Law, x_I: Array, w_I: Array, y_BI: Array) -> Array:
     return np.sqrt(squares_B / (len(x_I) - 2))
 
 
-def _refusal(shares: Array, y_N: Array, rows: tuple[str, ...]) -> tuple[Status, str] | None:
+def _refusal(shares: Array, runs: Runs) -> tuple[Status, str] | None:
     """Why no curve can be fitted, or None."""
-    bad = [row for row, value in zip(rows, y_N, strict=True) if not (np.isfinite(value) and value >= 0)]
+    bad = runs.unusable()
     if bad:
-        return (
-            Status.NOT_FINITE,
-            f"the loss of {_listed(bad)} is not a number or is negative: leave such runs out and say so, or repeat them.",
-        )
+        return Status.NOT_FINITE, f"the loss of {bad} is not a number or is negative: leave such runs out and say so, or repeat them."
     if len(shares) < LEAST_SHARES:
         return Status.TOO_FEW_POINTS, f"{len(shares)} distinct shares; a curve needs at least {LEAST_SHARES}: train more shares."
-    if np.ptp(y_N) == 0:
+    if np.ptp(runs.y_N) == 0:
         return Status.NO_INTERIOR_MINIMUM, "all losses are equal, so no share is better than another: check that the runs differ."
     return None
 
@@ -369,36 +346,8 @@ def _verdict(
     return status, " ".join(doubts)
 
 
-def _lack_of_fit(objective: float, df: int, model: SeedModel) -> float | None:
-    if df < 1 or model.df < 1 or model.sd == 0:
-        return None
-    return float(fdtrc(df, model.df, objective / df / model.sd**2))
-
-
 def _candidate(law: Law, theta_K: Array, error: float, model: SeedModel, weights_I: Array, seeds: int) -> Candidate:
     vertex = float(law.vertex(theta_K[None], model.x_I[0], model.x_I[-1])[0])
-    runs, free = int(model.counts_I.sum()), len(law.parameters) + seeds  # seeds - 1 effects and the noise level
-    squares = model.squares + float(np.sum(weights_I * (model.mean_I - law.value(model.x_I, theta_K[None])[0]) ** 2))
-    aicc = (
-        runs * math.log(squares / runs) + 2 * free + 2 * free * (free + 1) / (runs - free - 1) if runs - free > 1 and squares > 0 else None
-    )
-    return Candidate(law.name, error, aicc, None if math.isnan(vertex) else vertex, law.at_bound(theta_K))
-
-
-# --- words ------------------------------------------------------------------------------------------------------------------
-
-
-def _listed(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Estimate):
-        return value.to_dict()
-    if isinstance(value, Candidate):
-        return dict(vars(value))
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Status) else value
+    squares = float(np.sum(weights_I * (model.mean_I - law.value(model.x_I, theta_K[None])[0]) ** 2))
+    score = aicc(model, squares, len(law.parameters), seeds)
+    return Candidate(law.name, error, score, None if math.isnan(vertex) else vertex, law.at_bound(theta_K))

@@ -8,9 +8,11 @@ Letters: I shares, J seeds, N runs, B resamples.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import fdtrc  # scipy.stats would take a second to import
 
 Array = np.ndarray
 
@@ -98,3 +100,28 @@ def tied_with_best(model: SeedModel, sd: float, df: int, rng: np.random.Generato
         chance = ((draws[:, [k]] - draws) / error_II[k]).max(1) / size
         stays.append(((model.mean_I[k] - model.mean_I) / error_II[k]).max() <= sd * np.quantile(chance, 0.95))
     return np.array(stays)
+
+
+def lack_of_fit(model: SeedModel, squares: float, parameters: int) -> float | None:
+    """Chance of so poor a fit of the share means if the law were true: F test against the paired noise; None where it cannot be made.
+
+    Args:
+        squares: weighted sum of squares of the share means around the law; a weight is the number of runs that a mean is worth.
+        parameters: of the law.
+    """
+    df = len(model.mean_I) - parameters
+    if df < 1 or model.df < 1 or model.sd == 0:
+        return None
+    return float(fdtrc(df, model.df, squares / df / model.sd**2))
+
+
+def aicc(model: SeedModel, squares: float, parameters: int, seeds: int) -> float | None:
+    """Akaike's criterion with the small-sample correction over runs, seed effects counted; None where too few runs allow it.
+
+    Arguments as for `lack_of_fit`.
+    """
+    runs, free = int(model.counts_I.sum()), parameters + seeds  # seeds - 1 effects and the noise level
+    squares = model.squares + squares
+    if runs - free <= 1 or squares <= 0:
+        return None
+    return runs * math.log(squares / runs) + 2 * free + 2 * free * (free + 1) / (runs - free - 1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -35,3 +36,14 @@ class Estimate:
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
+
+
+def plain(value: Any) -> Any:
+    """Values that JSON knows: dataclasses become mappings of their public fields, tuples lists, a status its word."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value) if not field.name.startswith("_")}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Status) else value

@@ -117,15 +117,18 @@ class EngramMemory(nn.Module):
         return F.silu(out_BTD)
 
 
-def engram_accounts(config: Model, rows: tuple[int, ...]) -> tuple[Account, Account]:
-    """Closed form of one module: (what every token passes: projections, norms, convolution; rows)."""
+def engram_account(config: Model, rows: tuple[tuple[int, ...], ...]) -> Account:
+    """Closed form of all modules: what every token passes (projections, norms, convolution) and the rows; `rows` for each module."""
     assert config.engram is not None
-    engram, width = config.engram, config.width
-    read = len(rows) * engram.row_dim
+    return sum((_module_account(config, config.engram, module) for module in rows), Account())
+
+
+def _module_account(config: Model, engram: Engram, rows: tuple[int, ...]) -> Account:
+    width, read = config.width, len(rows) * engram.row_dim
     projections = always_active(2 * width * read) + always_active(2 * width * engram.bias, flops=0)
     score = norm_account(width) * 2 + Account(flops=2 * width)
     conv = norm_account(width) + always_active(width * engram.conv_kernel) if engram.conv else Account()
-    return projections + score + conv, Account(sum(rows) * engram.row_dim, read, 0, read * BYTES_PER_PARAMETER)
+    return projections + score + conv + Account(sum(rows) * engram.row_dim, read, 0, read * BYTES_PER_PARAMETER)
 
 
 def distinct_primes(at_least: int, count: int) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ class MixtureOfExperts(nn.Module):
 
     def __init__(self, config: Model, routed_experts: int, shared_width: int) -> None:
         super().__init__()
+        assert config.moe is not None
         self.config: MoE = config.moe
         width, inner = config.width, config.moe.expert_width
         out_std = residual_std(config.init_std, config.layers)
@@ -116,10 +117,10 @@ class _Permute(torch.autograd.Function):
         return grad[back], None, None
 
 
-def moe_accounts(config: Model, routed_experts: int, shared_width: int) -> tuple[Account, Account]:
-    """Closed form of (what every token passes: router and shared experts; routed experts)."""
-    common = always_active(config.width * routed_experts) + feed_forward_account(config.width, shared_width)
+def moe_account(config: Model, routed_experts: int, shared_width: int) -> Account:
+    """Closed form of one layer: router and shared experts, which every token passes, and the routed experts."""
+    assert config.moe is not None
     expert = feed_forward_account(config.width, config.moe.expert_width)
     active = expert * config.moe.top_k
     routed = Account(expert.total * routed_experts, active.active, active.flops, active.active * BYTES_PER_PARAMETER)
-    return common, routed
+    return always_active(config.width * routed_experts) + feed_forward_account(config.width, shared_width) + routed

@@ -39,12 +39,13 @@ from sparsemem.files import set_aside, write_json, write_text
 FINAL = ("finished", "diverged")
 UNFINISHED = ("failed", "out_of_memory", "interrupted", "pending", "running")
 COLUMNS = (
-    *("trial_id", "status", "study", "seed", "rho", "share_moe", "share_engram"),
+    *("trial_id", "status", "study", "seed", "rho", "share_moe"),
     *("total_params", "active_params", "sparse_params", "embedding_params", "budget_error_total", "budget_error_active"),
-    *("routed_experts", "shared_width", "memory_rows", "flops_per_token", "flops_per_token_head", "memory_bytes_per_token", "tokens"),
+    *("routed_experts", "shared_width", "memory_rows", "memory_rows_read", "memory_params", "memory_flops_share"),
+    *("flops_per_token", "flops_per_token_head", "memory_bytes_per_token", "tokens"),
     *("val_loss", "val_loss_se", "val_bpb", "train_loss", "tokens_per_second", "peak_memory_bytes", "seconds"),
 )
-"""Of `trials.csv`; every varied field that is not among them follows under its dotted path."""
+"""Of `trials.csv`; the share of each memory pool of the study and every varied field follow, the latter under its dotted path."""
 MEASURED = COLUMNS[-7:]
 
 
@@ -225,7 +226,7 @@ class Ledger:
     def _write_study(self, study: Study, corpora: Mapping[str, Mapping[str, Any]]) -> None:
         written = json.loads(json.dumps(study.model_dump(mode="json")))
         vary = written["vary"]
-        kept = {"study": written["study"], "question": written["question"], **written["base"]}
+        kept = {"study": written["study"], "question": written["question"], "analysis": written["analysis"], **written["base"]}
         kept |= {"vary": vary[0] if len(vary) == 1 else vary, "run": written["run"]}
         provenance = self._provenance()
         if corpora or not provenance:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sparsemem.config import ConfigError, Study, Trial
+from sparsemem.config import MEMORY_POOLS, Budget, ConfigError, Study, Trial
 from sparsemem.study.engine import slots
 from sparsemem.study.text import count, duration, table
 
@@ -28,36 +28,42 @@ class PlannedTrial:
     trial: Trial
     varied: dict[str, Any]
     """Dotted path -> value of every field that the study varies."""
+    pools: tuple[str, ...]
+    """Memories that any trial of the study holds."""
     sizes: Sizes
     account: ModelAccount
 
     def row(self) -> dict[str, Any]:
         """The columns of `trials.csv` that are known before training, under their names there."""
         from sparsemem.budget import budget_errors
+        from sparsemem.model import memory_params, memory_rows_read
 
-        trial, account = self.trial, self.account
-        error_total, error_active = budget_errors(account, trial.budget)
+        trial, account, sizes = self.trial, self.account, self.sizes
+        error_total, error_active = budget_errors(trial.model, account, trial.budget)
         row = {
             "trial_id": trial.id,
             "study": self.study,
             "seed": trial.seed,
             "rho": trial.rho,
             "share_moe": account.share("moe"),
-            "share_engram": account.share("engram"),
             "total_params": account.total_params,
             "active_params": account.active_params,
             "sparse_params": account.sparse_params,
             "embedding_params": account.embedding_params,
             "budget_error_total": error_total,
             "budget_error_active": error_active,
-            "routed_experts": self.sizes.routed_experts,
-            "shared_width": self.sizes.shared_width,
-            "memory_rows": self.sizes.memory_rows,
+            "routed_experts": sizes.routed_experts,
+            "shared_width": sizes.shared_width,
+            "memory_rows": sizes.memory_rows,
+            "memory_rows_read": memory_rows_read(trial.model, sizes),
+            "memory_params": memory_params(trial.model, sizes),
+            "memory_flops_share": account.memory_flops_share,
             "flops_per_token": account.flops_per_token,
             "flops_per_token_head": account.flops_per_token_head,
             "memory_bytes_per_token": account.memory_bytes_per_token,
             "tokens": trial.budget.tokens,
         }
+        row |= {f"share_{pool}": account.share(pool) for pool in self.pools}
         return row | {path: value for path, value in self.varied.items() if path not in row}
 
 
@@ -71,22 +77,34 @@ def plan(study: Study) -> list[PlannedTrial]:
     from sparsemem.model import count_model
 
     axes = list(dict.fromkeys(leaf for grid in study.vary for path, values in grid.items() for leaf in _leaves(path, values)))
+    points = list(study.points())
+    pools = tuple(pool for pool in MEMORY_POOLS if any(getattr(trial.model, pool) for _, trial in points))
     planned: dict[str, PlannedTrial] = {}
     refusals: dict[str, str] = {}
-    for varied, trial in study.points():
+    for varied, trial in points:
         if trial.id in planned:
             continue
         try:
             sizes = solve(trial.model, trial.budget, trial.shares)
+            account = count_model(trial.model, sizes, trial.data.context, trial.data.vocab_size)
+            _check_flops(trial.budget, account)
         except ConfigError as error:
             point = ", ".join(f"{path}={value}" for path, value in varied.items())
             refusals.setdefault(str(error), f" (at the point {point})" if point else "")
             continue
-        account = count_model(trial.model, sizes, trial.data.context, trial.data.vocab_size)
-        planned[trial.id] = PlannedTrial(study.study, trial, _values(trial, axes), sizes, account)
+        planned[trial.id] = PlannedTrial(study.study, trial, _values(trial, axes), pools, sizes, account)
     if refusals:
         raise ConfigError("\n".join(message + point for message, point in refusals.items()))
     return list(planned.values())
+
+
+def _check_flops(budget: Budget, account: ModelAccount) -> None:
+    wanted, got = budget.flops_per_token, account.flops_per_token
+    if wanted and abs(got / wanted - 1) > budget.tolerance:
+        raise ConfigError(
+            f"field `budget.flops_per_token` has the value {wanted:,}, but these sizes come to {got:,} ({got / wanted - 1:+.2%}, beyond "
+            f"`tolerance` {budget.tolerance:.2%}); change the memory's `key_dim` or `top_m`, or the budget"
+        )
 
 
 def _leaves(path: str, values: Sequence[Any]) -> Iterator[str]:

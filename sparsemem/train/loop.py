@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -38,8 +38,10 @@ from sparsemem.train.evaluate import sequence_losses
 from sparsemem.train.optim import Optimizer, learning_rate
 
 CURVE_COLUMNS = ("step", "tokens", "train_loss", "val_loss", "lr", "grad_norm", "expert_load_max", "tokens_per_second", "seconds")
+USAGE_COLUMNS = ("coverage", "kl_uniform", "top1_score", "topm_score", "output_std", "singular_values")
 CURVE_ROWS = 50
 CHECKPOINT_SECONDS = 20.0
+CHECKPOINT_TIMES = 10  # a checkpoint waits for so many times what the last one took: tables of gigabytes take a while to write
 PARTIAL_EVALUATION = 8  # an evaluation before the last one uses every so many-th part of the held-out set
 
 
@@ -48,7 +50,8 @@ def run_trial(trial: Trial, tokens_folder: Path, trial_folder: Path, *, threads:
 
     Args:
         tokens_folder: what `data.prepare` built.
-        trial_folder: receives `curve.csv`, `val_losses.csv` and, last, `result.json`; `failure.json` in place of it on an error.
+        trial_folder: receives `curve.csv`, `usage.csv` (what each product-key memory read at each evaluation), `val_losses.csv` and, last,
+            `result.json`; `failure.json` in place of it on an error.
         threads: processor threads to use.
         device: a torch device; by default the GPU where there is one.
 
@@ -90,7 +93,7 @@ class StepTimer:
         data, batch_tokens = self.trial.data, self.trial.train.batch_tokens
         windows = torch.randint(data.vocab_size, (batch_tokens // data.context, data.context + 1), device=self.device)
         start = time.perf_counter()
-        train_step(self.model, self.optimizer, windows[:, :-1], windows[:, 1:], batch_tokens, 1e-6, self.precision)
+        train_step(self.model, self.optimizer, windows[:, :-1], windows[:, 1:], batch_tokens, 1e-6, 0.0, self.precision)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - start
@@ -110,15 +113,16 @@ def train_step(
     targets_BT: torch.Tensor,
     tokens: int,
     rate: float,
+    done: float,
     precision: torch.dtype,
 ) -> tuple[float, float]:
-    """One update on the first `tokens` targets of the batch. Returns (mean loss in nats per token, gradient norm)."""
+    """One update on the first `tokens` targets of the batch, `done` of the token budget. Returns (mean nats per token, gradient norm)."""
     with torch.autocast(inputs_BT.device.type, dtype=precision, enabled=precision != torch.float32):
         losses_BT, auxiliary = model.losses(inputs_BT, targets_BT)
     loss = losses_BT.flatten()[:tokens].mean()
     (loss + auxiliary).backward()
     value = float(loss.detach())
-    norm = optimizer.step(rate) if math.isfinite(value) else math.nan
+    norm = optimizer.step(rate, done) if math.isfinite(value) else math.nan
     for layer in model.expert_layers():
         layer.rebalance()
     return value, norm
@@ -157,12 +161,13 @@ class _Run:
         self.evaluation_steps = _spread(self.steps, trial.train.evaluations)
         self.step, self.seconds, self.since = 0, 0.0, _Since()
         self.curve: list[dict[str, Any]] = []
+        self.usage: list[dict[str, Any]] = []
         if not checkpoint.load(self._checkpoint, trial.id, self.tokens.digest, self._resume):
             self._build()  # also where an unusable checkpoint was taken over in part
             self.model.initialize(trial.seed)
 
     def to_the_end(self) -> dict[str, Any]:
-        saved = time.monotonic()
+        saved, spent = time.monotonic(), 0.0
         final: torch.Tensor | None = None
         self._write_curve()
         while self.step < self.steps:
@@ -178,9 +183,10 @@ class _Run:
                 final = evaluation if self.step == self.steps else None
                 self._row(rate, None if evaluation is None else float(evaluation.mean()))
                 self._write_curve()
-            if self.step < self.steps and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if self.step < self.steps and (began := time.monotonic()) - saved > max(CHECKPOINT_SECONDS, CHECKPOINT_TIMES * spent):
                 self._save()
                 saved = time.monotonic()
+                spent = saved - began
         assert final is not None
         chance = math.log(self.trial.data.vocab_size)
         return self._finish("finished" if float(final.mean()) < chance else "diverged", self.curve[-1]["train_loss"], final)
@@ -194,8 +200,9 @@ class _Run:
         needed = -(-tokens // self.trial.data.context)
         inputs_BT, targets_BT = inputs_BT[:needed].to(self.device), targets_BT[:needed].to(self.device)
         self.step += 1
-        rate = learning_rate(config, self._tokens_done() / budget)
-        loss, norm = train_step(self.model, self.optimizer, inputs_BT, targets_BT, tokens, rate, self.precision)
+        done = self._tokens_done() / budget
+        rate = learning_rate(config, done)
+        loss, norm = train_step(self.model, self.optimizer, inputs_BT, targets_BT, tokens, rate, done, self.precision)
         return loss, norm, rate
 
     def _tokens_done(self) -> int:
@@ -228,17 +235,18 @@ class _Run:
         )
 
     def _write_curve(self) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(CURVE_COLUMNS)
-        writer.writerows([_shown(row[column]) for column in CURVE_COLUMNS] for row in self.curve)
-        write_text(self.folder / "curve.csv", text.getvalue())
+        write_text(self.folder / "curve.csv", _csv(CURVE_COLUMNS, self.curve))
+        if self.usage:
+            write_text(self.folder / "usage.csv", _csv(("step", "tokens", "layer", "pool", *USAGE_COLUMNS), self.usage))
 
     def _evaluate(self) -> torch.Tensor:
         inputs_ST, targets_ST = self.held_out
         if self.step < self.steps:
             inputs_ST, targets_ST = inputs_ST[::PARTIAL_EVALUATION], targets_ST[::PARTIAL_EVALUATION]
-        return sequence_losses(self.model, inputs_ST, targets_ST, self.precision)
+        losses_S = sequence_losses(self.model, inputs_ST, targets_ST, self.precision)
+        for (layer, pool), memory in self.model.memory_layers().items():
+            self.usage.append({"step": self.step, "tokens": self._tokens_done(), "layer": layer, "pool": pool, **memory.usage()})
+        return losses_S
 
     # --- stop and go ---
 
@@ -255,6 +263,7 @@ class _Run:
             "seconds": self.seconds,
             "since": vars(self.since),
             "curve": self.curve,
+            "usage": self.usage,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
@@ -275,7 +284,7 @@ class _Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
-        self.step, self.seconds, self.curve = state["step"], state["seconds"], state["curve"]
+        self.step, self.seconds, self.curve, self.usage = state["step"], state["seconds"], state["curve"], state["usage"]
         self.since = _Since(**state["since"])
 
     def _finish(self, status: str, train_loss: float, final: torch.Tensor | None) -> dict[str, Any]:
@@ -323,8 +332,18 @@ def _precision(config: Train, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if config.precision_on(gpu=device.type == "cuda") == "bf16" else torch.float32
 
 
-def _shown(value: float | int | None) -> str:
-    """A number as text that reads back to the same losses in every run; nothing for what was not measured."""
+def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_shown(row[column]) for column in columns] for row in rows)
+    return text.getvalue()
+
+
+def _shown(value: Any) -> str:
+    """A number as text that reads back to the same losses in every run; several with spaces; nothing for what was not measured."""
+    if isinstance(value, str | list):
+        return value if isinstance(value, str) else " ".join(map(_shown, value))
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return str(value) if isinstance(value, int) else f"{value:.9g}"

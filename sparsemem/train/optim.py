@@ -1,8 +1,8 @@
 """Optimisers and the learning-rate schedule of one trial.
 
 Backbone: AdamW, with decay on matrices only (the vocabulary's and the convolution's taps among them).
-Memory tables: Adam without decay at a multiple of the rate, on the rows that the step read (torch's SparseAdam: moments of other
-rows stay as they are; the bias correction counts steps of the whole table).
+Memory tables: Adam without decay at a multiple of the rate, which may fall linearly from its start to its end, on the rows that the step
+read (torch's SparseAdam: moments of other rows stay as they are; the bias correction counts steps of the whole table).
 """
 
 from __future__ import annotations
@@ -32,28 +32,36 @@ class Optimizer:
             betas=config.betas,
             fused=True,
         )
-        self.parts: list[tuple[torch.optim.Optimizer, float]] = [(adamw, 1.0)]
+        self.parts: list[torch.optim.Optimizer] = [adamw]
         if tables:
-            sparse = torch.optim.SparseAdam(tables, lr=config.lr * config.table_lr_factor, betas=config.betas)
+            constant = (config.table_lr_factor, config.table_lr_factor)
+            groups = [{"params": [table], "factors": getattr(table, "rate", None) or constant} for table in tables]
+            sparse = torch.optim.SparseAdam(groups, lr=config.lr, betas=config.betas)
             for table in tables:
                 sparse.state[table] = {"step": 0, "exp_avg": _zeros_on_demand(table), "exp_avg_sq": _zeros_on_demand(table)}
-            self.parts.append((sparse, config.table_lr_factor))
+            self.parts.append(sparse)
 
-    def step(self, rate: float) -> float:
-        """Clip the backbone's gradient, update everything at `rate`, forget the gradients. Returns the norm before clipping."""
+    def step(self, rate: float, done: float) -> float:
+        """Clip the backbone's gradient, update everything, forget the gradients. Returns the norm before clipping.
+
+        Args:
+            rate: learning rate of the backbone.
+            done: share of the token budget, along which the tables' factors go from their start to their end.
+        """
         norm = nn.utils.clip_grad_norm_(self.backbone, self.config.grad_clip)
-        for optimizer, factor in self.parts:
+        for optimizer in self.parts:
             for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+                start, end = group.get("factors", (1.0, 1.0))
+                group["lr"] = rate * (start + (end - start) * done)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
     def state_dict(self) -> list[dict[str, object]]:
-        return [optimizer.state_dict() for optimizer, _ in self.parts]
+        return [optimizer.state_dict() for optimizer in self.parts]
 
     def load_state_dict(self, states: list[dict[str, object]]) -> None:
-        for (optimizer, _), state in zip(self.parts, states, strict=True):
+        for optimizer, state in zip(self.parts, states, strict=True):
             optimizer.load_state_dict(state)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,46 @@ def make_study(
                     trial |= {"train.lr": rate} if len(rates) > 1 else {}
                     rows.append(trial)
                     _write_trial(folder / "trials" / trial["trial_id"], status, budget, own, losses)
-    pd.DataFrame(rows)[[*COLUMNS, *(name for name in rows[0] if name not in COLUMNS)]].to_csv(folder / "trials.csv", index=False)
+    return _write_study(folder, rows, {"vary": {"rho": list(shares), "seed": list(range(seeds))}})
+
+
+def make_points(
+    folder: Path,
+    kind: str,
+    points: Sequence[dict[str, Any]],
+    *,
+    seeds: int = 2,
+    noise: float = 0.003,
+    statuses: dict[int, str] | None = None,
+    described: dict[str, Any] | None = None,
+) -> Path:
+    """Write the results folder of a study of any kind.
+
+    Args:
+        kind: value of `analysis` in study.yaml.
+        points: columns of `trials.csv` that a point sets, varied fields and `share_...` too, and its true `loss`; `rho` is its share.
+        statuses: row (seed by seed, the points in order) -> status of trials that did not finish.
+        described: fields of study.yaml in place of the usual ones.
+    """
+    rng = np.random.default_rng(7)
+    rows: list[dict[str, Any]] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(seeds):
+        together, by_sequence = 0.01 * rng.standard_normal(), rng.normal(0, 0.5, SEQUENCES)
+        for point in points:
+            status = (statuses or {}).get(len(rows), "finished")
+            own = point["loss"] + together + noise * rng.standard_normal()
+            losses = own + by_sequence - by_sequence.mean() + _centred(rng, 0.05)
+            tokens = point.get("tokens", 500_000)
+            trial = _trial(f"{len(rows):012x}", status, seed, point.get("rho", 0.0), tokens, own if status == "finished" else None)
+            rows.append(trial | {name: value for name, value in point.items() if name != "loss"})
+            _write_trial(folder / "trials" / trial["trial_id"], status, tokens, own, losses)
+    return _write_study(folder, rows, {"analysis": kind, **(described or {})})
+
+
+def _write_study(folder: Path, rows: list[dict[str, Any]], described: dict[str, Any]) -> Path:
+    varied = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
+    pd.DataFrame(rows)[[*COLUMNS, *varied]].to_csv(folder / "trials.csv", index=False)
     study = {
         "study": folder.name,
         "question": "Which share of the sparse parameters should be routed experts?",
@@ -73,7 +112,7 @@ def make_study(
             "engram": {"layers": [2], "orders": [2, 3]},
         },
         "budget": {"total_params": "1.24M", "active_params": "135k", "tokens": "500k"},
-        "vary": {"rho": list(shares), "seed": list(range(seeds))},
+        **described,
         "provenance": {
             "sparsemem": "0.1.0",
             "python": "3.12",
@@ -100,7 +139,7 @@ def _trial(trial_id: str, status: str, seed: int, share: float | None, tokens: i
             "share_engram": None if share is None else 1 - share,
             "total_params": 1_240_000,
             "active_params": 135_000,
-            "sparse_params": 1_105_000,
+            "sparse_params": 0 if share is None else 1_105_000,
         },
         **{
             "embedding_params": 524_288,
@@ -108,7 +147,8 @@ def _trial(trial_id: str, status: str, seed: int, share: float | None, tokens: i
             "budget_error_active": -0.0007,
             "routed_experts": round(38 * (share or 0)) + 2,
         },
-        **{"shared_width": 96, "memory_rows": round(138_000 * (1 - (share or 0))), "flops_per_token": 9.1e5, "flops_per_token_head": 2.4e6},
+        **{"shared_width": 96, "memory_rows": round(138_000 * (1 - (share or 0))), "memory_rows_read": 8, "memory_params": 1.1e6},
+        **{"memory_flops_share": 0.05, "flops_per_token": 9.1e5, "flops_per_token_head": 2.4e6},
         **{"memory_bytes_per_token": 110_000, "tokens": tokens},
     }
     if loss is None:
@@ -153,3 +193,9 @@ def study(tmp_path: Path) -> Path:
 def new_study(tmp_path: Path) -> Callable[..., Path]:
     """`make_study` into a folder of its own, named by the first argument."""
     return lambda name="study", **options: make_study(tmp_path / name, **options)
+
+
+@pytest.fixture
+def new_points(tmp_path: Path) -> Callable[..., Path]:
+    """`make_points` into a folder of its own, named by the kind."""
+    return lambda kind, points, **options: make_points(tmp_path / kind, kind, points, **options)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsemem.config import Engram, Model
-from sparsemem.layers.engram import EngramMemory, NgramHash, distinct_primes, engram_accounts, hash_multipliers
+from sparsemem.layers.engram import EngramMemory, NgramHash, distinct_primes, engram_account, hash_multipliers
 from sparsemem.parameter import initialize
 
 WIDTH, VOCABULARY, SEPARATOR = 16, 50, 3
@@ -254,13 +254,14 @@ def test_gradients_stay_finite_at_a_score_of_zero() -> None:
 def test_the_accounts_count_the_tensors(bias: bool, conv: bool, kernel: int, orders: tuple[int, ...]) -> None:
     memory, config = _memory(orders=orders, bias=bias, conv=conv, conv_kernel=kernel)
     rows = distinct_primes(11, len(orders) * 2)
-    common, table = engram_accounts(config, rows)
+    account = engram_account(config, (rows,))
     weights = dict(memory.named_parameters())
-    assert table.total == weights.pop("table.rows_RC").numel() == sum(rows) * 4
-    assert common.total == common.active == sum(weight.numel() for weight in weights.values())
-    assert table.active == len(rows) * 4
-    assert table.sparse_bytes == 4 * table.active
-    assert table.flops == 0
+    table, common = weights.pop("table.rows_RC").numel(), sum(weight.numel() for weight in weights.values())
+    assert account.total == table + common
+    assert table == sum(rows) * 4
+    assert account.active == common + len(rows) * 4
+    assert account.sparse_bytes == 4 * len(rows) * 4
+    assert engram_account(config, (rows, rows)) == account * 2
 
 
 @pytest.mark.parametrize(("rows", "billions"), [(2_262_400, 5.79), (7_239_680, 18.53)])
@@ -269,6 +270,6 @@ def test_published_memory_sizes(rows: int, billions: float) -> None:
     engram = {"layers": [2, 15], "orders": [2, 3], "heads": 8, "row_dim": 80}
     config = Model.model_validate({"layers": 30, "width": 2560, "heads": 32, "moe": {"expert_width": 1536, "top_k": 6}, "engram": engram})
     primes = distinct_primes(rows, 32)
-    total = sum(engram_accounts(config, primes[start : start + 16])[1].total for start in (0, 16))
-    assert total / 1e9 == pytest.approx(billions, abs=0.005)
-    assert engram_accounts(config, primes[:16])[1].active == 1280  # d_mem
+    account = engram_account(config, (primes[:16], primes[16:]))
+    assert account.idle / 1e9 == pytest.approx(billions, abs=0.005)
+    assert account.sparse_bytes == 4 * 2 * 1280  # d_mem in each of two modules

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sparsemem.config import Model
-from sparsemem.layers.moe import MixtureOfExperts, moe_accounts
+from sparsemem.layers.moe import MixtureOfExperts, moe_account
 from sparsemem.parameter import initialize
 
 WIDTH, INNER = 8, 16
@@ -234,10 +234,8 @@ def test_the_accounts_count_the_tensors(experts: int, top_k: int, shared: int) -
     config = Model.model_validate(fields)
     with torch.device("meta"):
         layer = MixtureOfExperts(config, experts, shared)
-    common, routed = moe_accounts(config, experts, shared)
-    assert (common + routed).total == sum(weight.numel() for weight in layer.parameters())
-    assert common.total == common.active
-    assert routed.active == top_k * 3 * 16 * 24
-    assert routed.idle == (experts - top_k) * 3 * 16 * 24
-    assert routed.sparse_bytes == 4 * routed.active
-    assert (common + routed).flops == 2 * (common + routed).active
+    account = moe_account(config, experts, shared)
+    assert account.total == sum(weight.numel() for weight in layer.parameters())
+    assert account.idle == (experts - top_k) * 3 * 16 * 24
+    assert account.sparse_bytes == 4 * top_k * 3 * 16 * 24
+    assert account.flops == 2 * account.active

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemem.config import Train
-from sparsemem.memory.table import MemoryTable
+from sparsemem.memory.table import MemoryTable, Reads
 from sparsemem.parameter import initialize
 from sparsemem.train.optim import Optimizer
 
@@ -63,14 +63,14 @@ def _train(**changes: float) -> Train:
 
 def _step(holder: _Holder, optimizer: Optimizer, rows: Tensor, target: Tensor, rate: float = 0.01) -> None:
     ((holder.table(rows) * target).sum() + holder.scale.sum()).backward()
-    optimizer.step(rate)
+    optimizer.step(rate, done=0.0)
 
 
 def test_a_step_changes_touched_rows_only_without_decay() -> None:
     holder = _Holder()
     optimizer = Optimizer(holder, _train())
     _step(holder, optimizer, _lookup(4, 20), torch.randn(4, 20, 12))
-    weights, state = holder.table.rows_RC.detach().clone(), optimizer.parts[1][0].state[holder.table.rows_RC]
+    weights, state = holder.table.rows_RC.detach().clone(), optimizer.parts[1].state[holder.table.rows_RC]
     moments = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor) and value.ndim}
     assert {"exp_avg", "exp_avg_sq"} <= set(moments)
 
@@ -104,7 +104,7 @@ def test_the_table_stays_out_of_the_gradient_norm() -> None:
     holder = _Holder()
     optimizer = Optimizer(holder, _train())
     ((holder.table(_lookup()) * 1e6).sum() + (holder.scale * 0.5).sum()).backward()
-    assert optimizer.step(0.01) == pytest.approx(2.0)  # sixteen gradients of a half
+    assert optimizer.step(0.01, done=0.0) == pytest.approx(2.0)  # sixteen gradients of a half
 
 
 @pytest.mark.parametrize("rows", [(2,), (2, 3), (1009, 1013, 1019, 1021)])
@@ -112,3 +112,143 @@ def test_any_number_of_tables(rows: tuple[int, ...]) -> None:
     table = _Holder(rows).table
     assert table(torch.zeros(1, 1, len(rows), dtype=torch.int64)).shape == (1, 1, 4 * len(rows))
     assert table.rows_RC.shape == (sum(rows), 4)
+
+
+# --- pooling and dot products -----------------------------------------------------------------------------------------------
+
+SHAPES = [  # tokens, reads a token, rows, width, slices, groups
+    (1, 1, 1, 1, 1, 1),
+    (5, 3, 7, 4, 1, 1),
+    (6, 20, 4, 6, 2, 1),  # most reads repeat a row
+    (7, 5, 9, 6, 3, 4),
+    (4, 6, 50, 8, 1, 9),  # most groups are empty
+]
+
+
+def _pooling(tokens: int, count: int, rows: int, width: int, slices: int, groups: int) -> tuple[MemoryTable, Tensor, Tensor, Tensor]:
+    """A table in float64, row numbers, groups and weights."""
+    table = MemoryTable((rows,), width, 1.0).double()
+    initialize(table, seed=0)
+    weights_SMG = torch.randn(tokens, count, slices, dtype=torch.float64, requires_grad=True)
+    return table, torch.randint(rows, (tokens, count)), torch.randint(groups, (tokens, count)), weights_SMG
+
+
+def _pooled_one_by_one(table_RC: Tensor, rows_SM: Tensor, groups_SM: Tensor, weights_SMG: Tensor, groups: int) -> Tensor:
+    (S, M, G), width = weights_SMG.shape, table_RC.shape[1]
+    sums = [[torch.zeros(width, dtype=torch.float64) for _ in range(groups)] for _ in range(S)]
+    for s in range(S):
+        for m in range(M):
+            weights_C = weights_SMG[s, m].repeat_interleave(width // G)
+            sums[s][groups_SM[s, m]] = sums[s][groups_SM[s, m]] + weights_C * table_RC[rows_SM[s, m]]
+    return torch.stack([torch.stack(of_token) for of_token in sums])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pooling_equals_the_sum_one_by_one_with_its_gradients(shape: tuple[int, ...]) -> None:
+    table, rows, groups, weights = _pooling(*shape)
+    target = torch.randn(shape[0], shape[5], shape[3], dtype=torch.float64)
+    (table.pool(Reads(rows, groups, shape[5]), weights) * target).sum().backward()
+    dense, plain = table.rows_RC.detach().clone().requires_grad_(), weights.detach().clone().requires_grad_()
+    expected = _pooled_one_by_one(dense, rows, groups, plain, shape[5])
+    (expected * target).sum().backward()
+    torch.testing.assert_close(table.pool(Reads(rows, groups, shape[5]), weights), expected)
+    torch.testing.assert_close(weights.grad, plain.grad)
+    assert table.rows_RC.grad is not None
+    torch.testing.assert_close(table.rows_RC.grad.to_dense(), dense.grad)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dot_products_equal_those_of_gathered_rows_with_their_gradients(shape: tuple[int, ...]) -> None:
+    table, rows, *_ = _pooling(*shape)
+    x = torch.randn(shape[0], shape[3], dtype=torch.float64, requires_grad=True)
+    target = torch.randn(rows.shape, dtype=torch.float64)
+    (table.dot(Reads(rows), x) * target).sum().backward()
+    dense, plain = table.rows_RC.detach().clone().requires_grad_(), x.detach().clone().requires_grad_()
+    expected = (dense[rows] * plain.unsqueeze(1)).sum(-1)
+    (expected * target).sum().backward()
+    torch.testing.assert_close(table.dot(Reads(rows), x), expected)
+    torch.testing.assert_close(x.grad, plain.grad)
+    assert table.rows_RC.grad is not None
+    torch.testing.assert_close(table.rows_RC.grad.to_dense(), dense.grad)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_of_pooling_and_products_are_finite_differences(shape: tuple[int, ...]) -> None:
+    table, rows, groups, weights = _pooling(*shape)
+    reads, x = Reads(rows, groups, shape[5]), torch.randn(shape[0], shape[3], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda weights: table.pool(reads, weights), weights)
+    assert torch.autograd.gradcheck(lambda x: table.dot(reads, x), x)
+
+
+def test_one_group_is_the_default_and_a_float32_table_takes_weights_of_any_precision() -> None:
+    table, rows, _, weights = _pooling(5, 3, 7, 4, 1, 1)
+    assert torch.equal(table.pool(Reads(rows), weights), table.pool(Reads(rows, torch.zeros_like(rows), 1), weights))
+    pooled = table.float().pool(Reads(rows), weights.bfloat16())
+    assert pooled.dtype == table.dot(Reads(rows), torch.ones(5, 4, dtype=torch.bfloat16)).dtype == torch.float32
+    pooled.sum().backward()
+    assert weights.grad is not None
+
+
+def test_pooled_gradients_hold_the_rows_that_were_read_once_each_and_sorted() -> None:
+    """Also when layers share the table: the optimiser need not sort again."""
+    table, rows, _, weights = _pooling(30, 20, 400, 4, 2, 1)
+    others = torch.randint(400, (30, 20))
+    (
+        table.pool(Reads(rows), weights).sum() + table.pool(Reads(others), weights).sum() + table.dot(Reads(rows), torch.ones(30, 4)).sum()
+    ).backward()
+    gradient = table.rows_RC.grad
+    assert gradient is not None
+    assert gradient.is_coalesced()
+    assert gradient.indices()[0].tolist() == sorted({*rows.flatten().tolist(), *others.flatten().tolist()})
+    gathered = torch.cat([table.rows_RC.detach()[rows], table.rows_RC.detach()[others]], dim=1).requires_grad_()
+    (gathered * torch.cat([weights, weights], dim=1).detach().repeat_interleave(2, -1)).sum().backward()
+    assert gathered.grad is not None
+    expected = torch.zeros(400, 4, dtype=torch.float64).index_add_(
+        0, torch.cat([rows, others], dim=1).flatten(), gathered.grad.flatten(0, 1)
+    )
+    expected.index_add_(0, rows.flatten(), torch.ones(600, 4, dtype=torch.float64))
+    torch.testing.assert_close(gradient.to_dense(), expected)
+
+
+@pytest.mark.parametrize("kind", ["pool", "dot"])
+def test_a_step_on_pooled_rows_changes_touched_rows_only(kind: str) -> None:
+    holder = _Holder((40,))
+    optimizer = Optimizer(holder, _train())
+
+    def step(rows: Tensor) -> None:
+        reads, ones = Reads(rows), torch.ones(len(rows), 4)
+        y = holder.table.pool(reads, ones[:, : rows.shape[1]].unsqueeze(-1)) if kind == "pool" else holder.table.dot(reads, ones)
+        (y.square().sum() + holder.scale.sum()).backward()
+        optimizer.step(0.01, done=0.0)
+
+    step(torch.arange(40).view(10, 4))
+    weights, state = holder.table.rows_RC.detach().clone(), optimizer.parts[1].state[holder.table.rows_RC]
+    moments = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor) and value.ndim}
+    assert {"exp_avg", "exp_avg_sq"} <= set(moments)
+
+    step(torch.tensor([[3, 3, 17, 39], [17, 3, 3, 3]]))
+    touched = torch.zeros(40, dtype=torch.bool)
+    touched[[3, 17, 39]] = True
+    assert torch.equal((holder.table.rows_RC != weights).any(1), touched)
+    for name, before in moments.items():
+        assert torch.equal((state[name] != before).any(1), touched), name
+
+
+def test_rows_that_repeat_are_summed_before_they_are_squared() -> None:
+    """As dense Adam does with the gradient of a gather."""
+    holder, rows = _Holder((6,)), torch.arange(24).view(4, 6) % 6
+    optimizer, dense = Optimizer(holder, _train()), holder.table.rows_RC.detach().clone().requires_grad_()
+    adam = torch.optim.Adam([dense], lr=0.05, betas=(0.9, 0.95))
+    for _ in range(3):
+        weights, target = torch.randn(4, 6, 1), torch.randn(4, 4)
+        ((holder.table.pool(Reads(rows), weights).squeeze(1) * target).sum() + holder.scale.sum()).backward()
+        optimizer.step(0.01, done=0.0)
+        (((dense[rows] * weights).sum(1)) * target).sum().backward()
+        adam.step()
+        adam.zero_grad()
+    torch.testing.assert_close(holder.table.rows_RC.detach(), dense.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_table_may_have_a_rate_of_its_own() -> None:
+    assert MemoryTable((4,), 2, 0.1).rows_RC.rate is None  # type: ignore[attr-defined]
+    assert MemoryTable((4,), 2, 0.1, rate=(4.0, 1.0)).rows_RC.rate == (4.0, 1.0)  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from sparsemem.study.plan import _interpolated, _makespan, describe, estimate_se
 
 def test_a_plan_has_the_columns_of_the_table_that_are_known_before_training(write_study: Callable[..., Path]) -> None:
     frame = Study.from_yaml(write_study(vary={"rho": [1.0, 0.5], "train.lr": [0.01, 0.02]})).plan()
-    assert list(frame.columns) == [name for name in COLUMNS if name not in (*MEASURED, "status")] + ["train.lr"]
+    assert list(frame.columns) == [name for name in COLUMNS if name not in (*MEASURED, "status")] + ["share_engram", "train.lr"]
     assert frame.rho.tolist() == [1.0, 1.0, 0.5, 0.5]
     assert frame["train.lr"].tolist() == [0.01, 0.02, 0.01, 0.02]
     assert (frame.total_params - frame.active_params == frame.sparse_params).all()

@@ -31,6 +31,7 @@ def test_twenty_steps_give_the_committed_losses(make_trial: Callable[..., Trial]
     optimizer, batches = Optimizer(model, trial.train), Batches(tokens.train, trial.data.context, trial.train.batch_tokens, seed=0)
     losses: list[float] = []
     for step in range(STEPS):
-        rate = learning_rate(trial.train, (step + 1) / STEPS)
-        losses.append(train_step(model, optimizer, *batches.batch(step), trial.train.batch_tokens, rate, torch.float32)[0])
+        done = (step + 1) / STEPS
+        rate = learning_rate(trial.train, done)
+        losses.append(train_step(model, optimizer, *batches.batch(step), trial.train.batch_tokens, rate, done, torch.float32)[0])
     assert losses[::4] + losses[-1:] == pytest.approx(GOLDEN[rho], rel=1e-4)

@@ -151,7 +151,7 @@ def _after_a_step(trial: Trial, targets: torch.Tensor, count: int) -> list[torch
     sizes = solve(trial.model, trial.budget, trial.shares)
     model = Transformer(trial.model, sizes, 16, torch.arange(260), separator=0).initialize(0)
     inputs = torch.randint(260, (4, 16), generator=torch.Generator().manual_seed(0))
-    loop.train_step(model, Optimizer(model, trial.train), inputs, targets, count, 0.01, torch.float32)
+    loop.train_step(model, Optimizer(model, trial.train), inputs, targets, count, 0.01, 0.0, torch.float32)
     return [weight.detach() for weight in model.parameters()]
 
 

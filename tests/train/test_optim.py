@@ -58,7 +58,7 @@ def _step(config: Train, gradient: float) -> tuple[nn.Module, float]:
     model.register_parameter("gain", nn.Parameter(torch.ones(4)))
     for weight in model.parameters():
         weight.grad = torch.full_like(weight, gradient)
-    return model, Optimizer(model, config).step(0.01)
+    return model, Optimizer(model, config).step(0.01, done=0.0)
 
 
 def test_decay_takes_matrices_and_spares_gains() -> None:

@@ -1,0 +1,118 @@
+"""A ladder of changes: what each step does to the loss, beside what the same change did in print, and where that leads."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.figures.style import COLOURS, GREY, TWO_COLUMNS, new_figure, style
+from analysis.fits.ladder import LadderFit
+
+LABEL_CHARACTERS = 40
+LOOKS: dict[str, tuple[str, str]] = {
+    "lowers the loss": (COLOURS[0], "o"),
+    "raises the loss": (COLOURS[1], "s"),
+    "not told from noise": ("0.6", "o"),
+}
+"""Verdict on a step -> colour and marker."""
+PUBLISHED: dict[str, Any] = {
+    "marker": "D",
+    "markersize": 3.6,
+    "linestyle": "",
+    "markerfacecolor": "none",
+    "markeredgecolor": "black",
+    "markeredgewidth": 0.7,
+}
+
+
+def ladder_data(fit: LadderFit, labels: Sequence[str], published: Sequence[float | None]) -> pd.DataFrame:
+    """Everything that `ladder_figure` draws -> rung, label, quantity (`step`, `total`), value, low, high, verdict, published.
+
+    Args:
+        labels: of every rung of the ladder, from the first.
+        published: change of the loss that the same step made elsewhere; None where there is none. A published `total` is the sum of the
+            steps up to there, as far as all of them are published.
+
+    Values are nats per token; a rung without a run has no value.
+    """
+    found = {rung.rung: rung for rung in fit.rungs}
+    rows: list[dict[str, Any]] = []
+    total: float | None = 0.0
+    for place, (label, step) in enumerate(zip(labels, published, strict=True)):
+        rung = found.get(place)
+        estimates = {"step": rung.step if rung else None, "total": rung.total if rung else None}
+        if place:
+            total = None if total is None or step is None else total + step
+        printed = {"step": step, "total": total if place else None}
+        for quantity, estimate in estimates.items():
+            row = {"rung": place, "label": label, "quantity": quantity, "published": printed[quantity], "verdict": ""}
+            if estimate:
+                row |= {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+            if estimate and rung and quantity == "step":
+                row["verdict"] = ("lowers" if estimate.value < 0 else "raises") + " the loss" if rung.told else "not told from noise"
+            rows.append(row)
+    return pd.DataFrame(rows).reindex(columns=["rung", "label", "quantity", "value", "low", "high", "verdict", "published"])
+
+
+def ladder_figure(data: pd.DataFrame) -> Figure:
+    """Rungs from top to bottom: the steps on the left, the way from the first rung on the right."""
+    labels = data.drop_duplicates("rung").set_index("rung")["label"]
+    wrapped = [textwrap.fill(label, LABEL_CHARACTERS, break_long_words=False) for label in labels]
+    lines = [1 + label.count("\n") for label in wrapped]
+    # A rung is as high as its label: the middle of each, from the top.
+    heights = np.maximum(1.0, 0.62 * np.array(lines))
+    middles = pd.Series(np.cumsum(heights) - heights / 2, index=labels.index)
+    with style():
+        figure = new_figure(TWO_COLUMNS, 0.95 + 0.205 * float(heights.sum()))
+        left, right = figure.subplots(1, 2, sharey=True)
+        _steps(left, data[data["quantity"] == "step"], middles)
+        _totals(right, data[data["quantity"] == "total"], middles)
+        for axes in (left, right):
+            axes.axvline(0, color=GREY, linewidth=0.6, zorder=0)
+            for edge in np.cumsum(heights)[:-1]:
+                axes.axhline(edge, color="0.92", linewidth=0.5, zorder=0)
+            axes.tick_params(axis="y", length=0)
+            axes.set_ylim(float(heights.sum()), 0)
+        left.set_yticks(middles.to_numpy(), [f"{text}" for text in wrapped], fontsize=6.5)
+        left.set_xlabel("Loss less that of the rung before (nats/token)")
+        right.set_xlabel("Loss less that of the first rung (nats/token)")
+        handles = [
+            Line2D([], [], color=LOOKS[verdict][0], marker=LOOKS[verdict][1], label=f"{verdict} (95% interval)")
+            for verdict in LOOKS
+            if (data["verdict"] == verdict).any()
+        ]
+        if data["published"].notna().any():
+            handles.append(Line2D([], [], label="published, 151M activated parameters", **PUBLISHED))
+        figure.legend(handles=handles, loc="outside lower center", ncols=4)
+        return figure
+
+
+def _steps(axes: Axes, data: pd.DataFrame, middles: pd.Series) -> None:
+    for verdict, (colour, marker) in LOOKS.items():
+        own = data[data["verdict"] == verdict]
+        _intervals(axes, own, middles, color=colour, fmt=marker)
+    _published(axes, data, middles)
+
+
+def _totals(axes: Axes, data: pd.DataFrame, middles: pd.Series) -> None:
+    measured = data[data["value"].notna()]
+    axes.plot(measured["value"], middles[measured["rung"]], color="0.75", linewidth=0.8, zorder=1)
+    _intervals(axes, measured, middles, color="black", fmt="o")
+    _published(axes, data, middles)
+
+
+def _intervals(axes: Axes, data: pd.DataFrame, middles: pd.Series, **look: Any) -> None:
+    reach = [data["value"] - data["low"], data["high"] - data["value"]]
+    axes.errorbar(data["value"], middles[data["rung"]], xerr=reach, elinewidth=0.9, capsize=0, **look)
+
+
+def _published(axes: Axes, data: pd.DataFrame, middles: pd.Series) -> None:
+    known = data[data["published"].notna()]
+    axes.plot(known["published"], middles[known["rung"]], **PUBLISHED, zorder=3)

@@ -1,0 +1,142 @@
+"""What each rung of a ladder of changes does to the loss: its difference to the rung before, and to the first.
+
+Rungs share their seeds, so the effect of a seed comes off and what is left is the noise of a paired difference, pooled over all rungs.
+Differences are linear in the losses: their intervals are Student's. A ladder asks many questions at once, so each step also has a p value
+after Holm's correction (Scand. J. Stat. 6, 1979), and only that decides which steps are told from noise.
+
+Letters: I rungs that have runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtr  # scipy.stats would take a second to import
+
+from analysis.fits.linear import Noise, combine
+from analysis.fits.noise import seed_model
+from analysis.fits.runs import read_runs
+from analysis.fits.types import Estimate, Status, plain
+
+Array = np.ndarray
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One rung. Losses are in nats per token."""
+
+    rung: int
+    """Place in the ladder, from 0."""
+    runs: int
+    loss: float
+    """For the average seed."""
+    step: Estimate | None
+    """Loss less that of the rung before; None for the first, where the one before has no run, or where nothing is repeated."""
+    step_p: float | None
+    """Chance of so large a step if there were none, after Holm's correction over all steps."""
+    total: Estimate | None
+    """Loss less that of the first rung."""
+
+    @property
+    def told(self) -> bool:
+        """Whether the step is told from noise."""
+        return self.step_p is not None and self.step_p < LEVEL
+
+
+@dataclass(frozen=True)
+class LadderFit:
+    """The rungs that have runs, in order."""
+
+    status: Status
+    message: str
+    """What the status means here and what there is to doubt; '' when there is nothing."""
+    rungs: tuple[Rung, ...]
+    seeds: int
+    paired_sd: float | None
+    """Standard deviation of one run once the effect common to its seed is off, nats per token."""
+    noise_df: int
+    """Degrees of freedom of `paired_sd`."""
+    rows: tuple[str, ...]
+    """Trial ids (or index labels) used."""
+    conventions: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dict(plain(self))
+
+
+def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", seed: str = "seed") -> LadderFit:
+    """Differences between the rungs of a ladder.
+
+    Args:
+        frame: one run a row. A column `trial_id` names the rows used; of a column `status` only `finished` is.
+        rung: column of the place in the ladder: 0, 1, 2, ...; a number without runs is a gap, and no step is taken over it.
+        loss: column of the loss, nats per token.
+        seed: column of the seed; runs of one seed are paired across rungs.
+
+    Returns:
+        A fit whose status says whether its numbers may be quoted. Poor data give a status, not an exception.
+
+    Raises:
+        AnalysisError: a column is missing or holds text, a trial id is repeated, or one seed stands twice at one rung.
+    """
+    runs = read_runs(frame, (rung,), loss, seed, "fit_ladder")
+    common: dict[str, Any] = {
+        "seeds": len(np.unique(runs.seeds_N)),
+        "rows": runs.rows,
+        "conventions": {
+            "loss": loss,
+            "loss_unit": "nats per token",
+            "step": "loss less that of the rung before, for the average seed",
+            "interval": "95%, Student's t, each on its own",
+            "step_p": "two-sided t test, Holm's correction over all steps",
+            "noise": "residuals of runs after rung and seed effects, pooled over rungs",
+            "held_out_set": "the same sequences for every run; intervals hold for that set",
+        },
+    }
+    bad, places = runs.unusable(), sorted(set(runs.x_NK[:, 0].astype(int)))
+    if bad or len(places) < 2:
+        status = Status.NOT_FINITE if bad else Status.TOO_FEW_POINTS
+        words = f"the loss of {bad} is not a number or is negative: leave such runs out and say so, or repeat them."
+        return LadderFit(
+            status, words if bad else f"{len(places)} rungs have a run; a step needs two.", (), paired_sd=None, noise_df=0, **common
+        )
+
+    model = seed_model(runs.x_NK[:, 0], runs.y_N, runs.seeds_N)
+    noise = Noise(model.sd, model.df)
+    unit_II = np.eye(len(places))
+
+    def difference(place: int, other: int) -> Estimate | None:
+        if model.df == 0 or place == other or other not in places:
+            return None
+        return combine(model, unit_II[places.index(place)] - unit_II[places.index(other)], noise)
+
+    steps = {place: difference(place, place - 1) for place in places}
+    chances = _holm({place: _chance(step, noise) for place, step in steps.items() if step})
+    rungs = tuple(
+        Rung(place, int(model.counts_I[i]), float(model.mean_I[i]), steps[place], chances.get(place), difference(place, 0))
+        for i, place in enumerate(places)
+    )
+    status, message = Status.CONVERGED, ""
+    if model.df == 0:
+        status = Status.TOO_FEW_POINTS
+        message = "no repeats, so seed noise is not measured and no step can be told from it: train a second seed."
+    return LadderFit(status, message, rungs, paired_sd=model.sd if model.df else None, noise_df=model.df, **common)
+
+
+def _chance(step: Estimate, noise: Noise) -> float:
+    """Two-sided p value of Student's t."""
+    return float(2 * stdtr(noise.df, -abs(step.value) / step.se)) if step.se > 0 else float(step.value == 0)
+
+
+def _holm(chances: dict[int, float]) -> dict[int, float]:
+    """Holm's step-down correction: the k-th least p value times the number not less than it, never falling."""
+    corrected, least = {}, 0.0
+    for k, place in enumerate(sorted(chances, key=lambda place: chances[place])):
+        least = max(least, min(1.0, (len(chances) - k) * chances[place]))
+        corrected[place] = least
+    return corrected

@@ -1,0 +1,104 @@
+"""Laws that are linear in their parameters, fitted to the means of points. Student's t is exact for them, so nothing is resampled.
+
+The means come from `noise.seed_model` with their covariance; generalised least squares uses all of it, so a point with more seeds counts
+for more, and what a seed gives to all points alike widens no comparison.
+
+Letters: I points, K parameters, X any points.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import stdtrit  # scipy.stats would take a second to import
+
+from analysis.fits.noise import SeedModel
+from analysis.fits.types import Estimate
+
+Array = np.ndarray
+TIE = 2.0
+"""AICc difference below which two laws are not told apart (Burnham and Anderson, Model Selection and Multimodel Inference, sec. 2.6)."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviation of one run once the effect of its seed is off, and the degrees of freedom behind it."""
+
+    sd: float
+    df: int
+
+    @property
+    def t(self) -> float:
+        """Half width of a 95% interval in standard errors."""
+        return float(stdtrit(self.df, 0.975))
+
+
+@dataclass(frozen=True)
+class LinearFit:
+    """Parameters and where they come from."""
+
+    theta_K: Array
+    map_KI: Array
+    """Linear map from the means to the parameters."""
+    covariance_KK: Array
+    noise: Noise
+    squares: float
+    """Weighted sum of squares of the means around the law; a weight is the number of runs that a mean is worth."""
+
+    def estimate(self, along_K: Array) -> Estimate:
+        """A linear combination of the parameters with its 95% interval."""
+        return _interval(along_K @ self.theta_K, along_K @ self.covariance_KK @ along_K, self.noise)
+
+    def band(self, design_XK: Array) -> tuple[Array, Array]:
+        """The law at the rows of a design, and the half width of its pointwise 95% band -> [X], [X]."""
+        variance_X = np.einsum("xk,kl,xl->x", design_XK, self.covariance_KK, design_XK)
+        return design_XK @ self.theta_K, self.noise.t * np.sqrt(variance_X)
+
+
+def fit_linear(model: SeedModel, design_IK: Array, noise: Noise) -> LinearFit:
+    """Generalised least squares of the means on the columns of the design, which must be independent."""
+    x_IK, y_I, unit_II = whitened(model, design_IK, model.mean_I, np.eye(len(design_IK)))
+    inverse_KI = np.linalg.pinv(x_IK)
+    theta_K = inverse_KI @ y_I
+    covariance_KK = noise.sd**2 * inverse_KI @ inverse_KI.T
+    return LinearFit(theta_K, inverse_KI @ unit_II, covariance_KK, noise, float(np.sum((y_I - x_IK @ theta_K) ** 2)))
+
+
+def leftover(model: SeedModel, design_IK: Array) -> Noise:
+    """What a law leaves over, to stand in for the noise of a study that repeats nothing."""
+    df = max(1, design_IK.shape[0] - design_IK.shape[1])
+    return Noise(math.sqrt(fit_linear(model, design_IK, Noise(1, 1)).squares / df), df)
+
+
+def combine(model: SeedModel, weights_I: Array, noise: Noise) -> Estimate:
+    """A linear combination of the means with its 95% interval."""
+    return _interval(weights_I @ model.mean_I, weights_I @ model.covariance_II @ weights_I * noise.sd**2, noise)
+
+
+def whitened(model: SeedModel, *arrays: Array) -> tuple[Array, ...]:
+    """Arrays over the points, transformed so that the noise of the means is independent and of one run's size."""
+    lower_II = np.linalg.cholesky(model.covariance_II)
+    return tuple(np.linalg.solve(lower_II, array) for array in arrays)
+
+
+def part(model: SeedModel, own_I: Array) -> SeedModel:
+    """The model of some of the points, with the noise of all."""
+    own = {name: getattr(model, name)[own_I] for name in ("x_I", "mean_I", "counts_I", "map_IN")}
+    return replace(model, **own)
+
+
+def left_out_errors(model: SeedModel, design_IK: Array) -> Array:
+    """Mean of each point less what the law, fitted to all others, predicts for it -> [I]; NaN where the others do not determine the law."""
+    errors_I = np.full(len(design_IK), np.nan)
+    for i in range(len(design_IK)):
+        kept_I = np.arange(len(design_IK)) != i
+        if np.linalg.matrix_rank(design_IK[kept_I]) == design_IK.shape[1]:
+            errors_I[i] = model.mean_I[i] - design_IK[i] @ fit_linear(part(model, kept_I), design_IK[kept_I], Noise(1, 1)).theta_K
+    return errors_I
+
+
+def _interval(value: float, variance: float, noise: Noise) -> Estimate:
+    se = math.sqrt(max(variance, 0.0))
+    return Estimate(float(value), float(value - noise.t * se), float(value + noise.t * se), se)

@@ -1,0 +1,86 @@
+"""From a table of runs to the arrays that a fit works on. Refuses what cannot be meant; poor data are the fit's business."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import AnalysisError, require_columns
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Finished runs, one an entry."""
+
+    x_NK: Array
+    """What sets the points apart, one column each."""
+    y_N: Array
+    """Loss, nats per token."""
+    seeds_N: Array
+    rows: tuple[str, ...]
+    """Trial ids, or the table's index where it has none."""
+
+    def unusable(self) -> str:
+        """Names the runs whose loss is not a number or is negative; '' where there is none."""
+        return listed([row for row, value in zip(self.rows, self.y_N, strict=True) if not (np.isfinite(value) and value >= 0)])
+
+
+def read_shares(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, caller: str) -> Runs:
+    """`read_runs` of shares; rows without one (the dense baseline) are left out.
+
+    Raises:
+        AnalysisError: also where a share is outside [0, 1].
+    """
+    runs = read_runs(frame, x, loss, seed, caller)
+    if not ((runs.x_NK >= 0) & (runs.x_NK <= 1)).all():
+        names = ", ".join(f"`{name}`" for name in x)
+        raise AnalysisError(f"{caller}: column {names} must hold shares between 0 and 1")
+    return runs
+
+
+def read_runs(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, caller: str) -> Runs:
+    """Runs of one cell. Of a column `status` only `finished` is used; rows that lack an x are left out.
+
+    Args:
+        x: columns that set the points apart.
+        caller: begins the messages.
+
+    Raises:
+        AnalysisError: a column is missing or holds text, a trial id is repeated, or one seed stands twice at one point.
+    """
+    x = list(x)
+    require_columns(frame.columns, (*x, loss, seed), caller)
+    frame = frame[frame[x].notna().all(axis=1)]
+    if "status" in frame:
+        frame = frame[frame["status"] == "finished"]
+    rows = tuple(map(str, frame.get("trial_id", frame.index)))
+    names = ", ".join(f"`{name}`" for name in x)
+    repeated = sorted({row for row in rows if rows.count(row) > 1})
+    if repeated:
+        raise AnalysisError(f"{caller}: trial id {listed(repeated)} stands in several rows; keep one of each")
+    try:
+        x_NK, y_N = frame[x].to_numpy(float, na_value=np.nan), frame[loss].to_numpy(float, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise AnalysisError(f"{caller}: columns {names} and `{loss}` must hold numbers: {error}") from None
+    x_NK = np.round(x_NK, 9)  # integer sizes give one share the same value in every seed, up to the last digits of a text file
+    twice = pd.DataFrame(x_NK).assign(seed=frame[seed].to_numpy()).duplicated(keep=False).to_numpy()
+    if twice.any():
+        clash = listed([row for row, same in zip(rows, twice, strict=True) if same])
+        raise AnalysisError(
+            f"{caller}: {clash} agree in {names} and `{seed}`; fit one cell at a time, as `analysis.split_cells` gives them"
+        )
+    return Runs(x_NK, y_N, frame[seed].to_numpy(), rows)
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first few of many names.
+
+    >>> listed(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

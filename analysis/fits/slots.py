@@ -1,0 +1,404 @@
+"""How far the loss falls with every tenfold of a memory's rows, in each kind of memory, and whether the kinds differ.
+
+    log-linear        L = a + b log10(rows)       the published form (Engram, arXiv 2601.07372; OverEncoding, arXiv 2501.16975)
+    power with floor  L = E + A rows^-alpha       becomes the line as alpha goes to 0, so the line is nested in it
+
+The slope b is the answer; the power law is fitted beside it, to say whether the fall slows within the rows that were tried. A line is
+linear in its parameters, so its intervals are Student's; those of the power law are percentiles over resamples.
+
+Letters: B resamples, I row counts of one mechanism, P points of all of them and the backbone, X any row counts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import AnalysisError, require_columns
+from analysis.fits.linear import TIE, LinearFit, Noise, combine, fit_linear, left_out_errors, leftover, part
+from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model
+from analysis.fits.power import ALPHA, box_cox, fit_power
+from analysis.fits.runs import read_runs
+from analysis.fits.types import Estimate, Status, plain
+from analysis.table import si
+
+Array = np.ndarray
+LINE, POWER = "log-linear", "power with floor"
+LEAST_SIZES = 3
+LEAST_SIZES_POWER = 5
+
+
+@dataclass(frozen=True)
+class Law:
+    """One law as fitted to the same runs, reported whether or not it is preferred."""
+
+    law: str
+    parameters: dict[str, Estimate]
+    aicc: float | None
+    """Akaike's criterion with the small-sample correction over the mechanism's runs; None where too few runs allow it."""
+    left_out_error: float
+    """Root mean square error of the loss predicted for each inner row count when it is left out, nats per token."""
+    beyond: float
+    """Loss at the most rows less what the law predicts for it from all other row counts."""
+    lack_of_fit_p: float | None
+    """Chance of so poor a fit of the means if the law were true (F test against the noise)."""
+    objective: float
+    """Weighted sum of squares of the means around the law; a weight is the number of runs that a mean is worth."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class MechanismFit:
+    """Loss against rows in one kind of memory. Losses are in nats per token."""
+
+    mechanism: str
+    status: Status
+    message: str
+    """What the status means here and what there is to doubt; '' when there is nothing."""
+    rows: tuple[str, ...]
+    """Trial ids (or index labels) used."""
+    sizes: tuple[float, ...]
+    """Distinct row counts, rising."""
+    means: tuple[float, ...]
+    """Loss at each for the average seed."""
+    errors: tuple[float, ...]
+    """Standard error of each mean, what moves all points of a seed alike left out; empty where nothing is repeated."""
+    slope: Estimate | None = None
+    """Change of the loss with every tenfold of the rows: b of the line."""
+    beyond: Estimate | None = None
+    """Loss at the most rows less what the line through all others predicts for it; above zero, the fall slows."""
+    gain: Estimate | None = None
+    """Loss of the backbone alone less that at the most rows; None without a backbone or without repeats."""
+    laws: tuple[Law, ...] = ()
+    preferred: str = ""
+    """The law with the lesser AICc; '' where only one was fitted or the two are within `TIE`."""
+    _line: LinearFit | None = field(default=None, repr=False, compare=False)
+    _power: Array | None = field(default=None, repr=False, compare=False)
+    """c, s and alpha of `power.box_cox`."""
+
+    def predict(self, x: Any) -> pd.DataFrame:
+        """The line with its pointwise 95% band, and the power law -> columns x, loss, low, high, power (NaN where none was fitted).
+
+        Raises:
+            AnalysisError: no line was fitted, or an x lies outside the sampled rows.
+        """
+        x_X = np.atleast_1d(np.asarray(x, float))
+        if self._line is None:
+            raise AnalysisError(f"{self.mechanism} has no line: {self.status}. {self.message}")
+        low, high = self.sizes[0], self.sizes[-1]
+        if not ((x_X >= low * (1 - 1e-9)) & (x_X <= high * (1 + 1e-9))).all():
+            raise AnalysisError(f"rows {x_X.tolist()} lie outside the sampled {low:g} to {high:g}; train trials there to say more")
+        loss_X, half_X = self._line.band(_line_design(x_X))
+        power_X = np.full(len(x_X), np.nan)
+        if self._power is not None:
+            c, s, alpha = self._power
+            power_X = c + s * box_cox(np.log(x_X / math.sqrt(low * high)), np.array([alpha]))[0]
+        return pd.DataFrame({"x": x_X, "loss": loss_X, "low": loss_X - half_X, "high": loss_X + half_X, "power": power_X})
+
+    def summary(self) -> str:
+        """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them."""
+        lines = []
+        if self.slope:
+            verb, size = _signed(self.slope, "raises", "lowers", "may change nothing")
+            lines.append(
+                f"Every tenfold of the rows {verb} the loss by {size}, over {len(self.sizes)} row counts from {si(self.sizes[0])} to "
+                f"{si(self.sizes[-1])}."
+            )
+        if self.gain:
+            place, size = _signed(self.gain, "below", "above", "may be no different")
+            lines.append(f"With the most rows it is {place} the backbone alone by {size}.")
+        if len(self.laws) > 1 and self.laws[0].aicc is not None and self.laws[1].aicc is not None:
+            gap = f"{abs(self.laws[1].aicc - self.laws[0].aicc):.1f}"
+            lines.append(
+                {
+                    LINE: f"A straight line in log rows describes it better than a power law with a floor (AICc lower by {gap}).",
+                    POWER: f"The fall slows: a power law with a floor describes it better than a straight line (AICc lower by {gap}).",
+                    "": f"A straight line in log rows and a power law with a floor cannot be told apart (AICc {gap} apart).",
+                }[self.preferred]
+            )
+        if self.message:
+            lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
+        return " ".join(lines)
+
+
+@dataclass(frozen=True)
+class SlopeDifference:
+    """Slope of one kind of memory less that of another, nats per token and tenfold of the rows; below zero, the first falls faster."""
+
+    first: str
+    second: str
+    difference: Estimate
+
+    def summary(self) -> str:
+        """One sentence."""
+        value, low, high = self.difference.value, self.difference.low, self.difference.high
+        if low <= 0 <= high:
+            return (
+                f"{self.first} and {self.second}: no difference of slope can be told from noise "
+                f"({value:+.4f} nats/token a tenfold, 95% interval {low:+.4f} to {high:+.4f})."
+            )
+        faster, slower = (self.first, self.second) if value < 0 else (self.second, self.first)
+        _, size = _signed(self.difference, "", "", "")
+        return f"With rows the loss falls faster in {faster} than in {slower}: a tenfold differs by {size}."
+
+
+@dataclass(frozen=True)
+class SlotsFit:
+    """All mechanisms of one cell, on one backbone and with one measure of the noise."""
+
+    status: Status
+    """`converged` where that of every mechanism is; otherwise the first other one."""
+    message: str
+    mechanisms: tuple[MechanismFit, ...]
+    differences: tuple[SlopeDifference, ...]
+    """Of every pair that has slopes; empty where nothing is repeated."""
+    backbone: float | None
+    """Loss of the backbone alone for the average seed; None where it was not trained."""
+    seeds: int
+    paired_sd: float | None
+    """Standard deviation of one run once the effect common to its seed is off, pooled over all points, nats per token."""
+    noise_df: int
+    """Degrees of freedom of `paired_sd`."""
+    rows: tuple[str, ...]
+    """Trial ids (or index labels) used, the backbone's included."""
+    conventions: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dict(plain(self))
+
+    def summary(self) -> str:
+        """A line for each mechanism and each pair of them."""
+        lines = [f"{each.mechanism}: {each.summary()}" for each in self.mechanisms]
+        return "\n".join([*lines, *(each.summary() for each in self.differences), *([self.message] if self.message else [])])
+
+
+def fit_slots(
+    frame: pd.DataFrame,
+    mechanism: str = "mechanism",
+    x: str = "memory_rows",
+    loss: str = "val_loss",
+    seed: str = "seed",
+    *,
+    resamples: int = 1000,
+    random_seed: int = 0,
+) -> SlotsFit:
+    """Fit loss against rows in each kind of memory.
+
+    Args:
+        frame: one run a row, all on the same backbone and budget. A column `trial_id` names the rows used; of a column `status` only
+            `finished` is.
+        mechanism: column that names the kind of memory; empty: the backbone alone.
+        x: column of the rows.
+        loss: column of the loss, nats per token.
+        seed: column of the seed; runs of one seed are paired across all rows and mechanisms.
+        resamples: size of the power law's bootstrap.
+        random_seed: of that bootstrap; the same input gives the same fit.
+
+    Returns:
+        Fits whose status says whether their numbers may be quoted. Poor data give a status, not an exception.
+
+    Raises:
+        AnalysisError: a column is missing or holds text, rows are not positive, a trial id is repeated, or one seed stands twice at one
+            point.
+    """
+    require_columns(frame.columns, (mechanism, x, loss, seed), "fit_slots")
+    names = list(dict.fromkeys(frame[mechanism].dropna()))
+    codes = frame[mechanism].map({name: code for code, name in enumerate(names)}).fillna(-1).astype(int)
+    runs = read_runs(frame.assign(**{mechanism: codes, x: frame[x].where(codes >= 0, 0)}), (mechanism, x), loss, seed, "fit_slots")
+    code_N, x_N = runs.x_NK.T
+    if not (x_N[code_N >= 0] > 0).all():
+        raise AnalysisError(f"fit_slots: column `{x}` must hold positive row counts wherever `{mechanism}` names a memory")
+    conventions = {
+        "x": x,
+        "loss": loss,
+        "loss_unit": "nats per token",
+        "slope": f"nats per token for every tenfold of {x}",
+        "interval": "95%: Student's t for all that is linear in the losses, percentiles over resamples for the power law",
+        "noise": "residuals of runs after point and seed effects, pooled over mechanisms and the backbone",
+        "resampling": "Gaussian noise of that size on every run, its level from a scaled inverse chi-square, seed effects taken off again",
+        "resamples": resamples,
+        "random_seed": random_seed,
+        "band": "pointwise, without what moves all points of a seed alike",
+        "differences": "each interval at 95% on its own",
+        "held_out_set": "the same sequences for every run; intervals hold for that set",
+    }
+    common: dict[str, Any] = {"seeds": len(np.unique(runs.seeds_N)), "rows": runs.rows, "conventions": conventions}
+    bad = runs.unusable()
+    if bad or not (code_N >= 0).any():
+        status = Status.NOT_FINITE if bad else Status.TOO_FEW_POINTS
+        words = f"the loss of {bad} is not a number or is negative: leave such runs out and say so, or repeat them." if bad else ""
+        return SlotsFit(status, words or "no run with a memory has finished.", (), (), None, paired_sd=None, noise_df=0, **common)
+
+    points_PK, point_N = np.unique(runs.x_NK, axis=0, return_inverse=True)
+    model = seed_model(point_N.ravel(), runs.y_N, runs.seeds_N)
+    owns = [points_PK[:, 0] == code for code in range(len(names))]
+    noise = Noise(model.sd, model.df) if model.df else _leftover(model, points_PK[:, 1], owns)
+    fits = []
+    for code, (name, own_P) in enumerate(zip(names, owns, strict=True)):
+        own_N = code_N == code
+        rows = tuple(row for row, own in zip(runs.rows, own_N, strict=True) if own)
+        fit = _fit_one(name, rows, points_PK[own_P, 1], part(model, own_P), noise)
+        if fit.slope:
+            alone = seed_model(x_N[own_N], runs.y_N[own_N], runs.seeds_N[own_N])
+            rng = np.random.default_rng(random_seed)
+            fit = _with_laws(fit, part(model, own_P), alone, len(np.unique(runs.seeds_N[own_N])), noise, resamples, rng)
+        backbone_P = points_PK[:, 0] == -1
+        if model.df and fit.sizes and backbone_P.any():
+            most_P = (points_PK == (code, fit.sizes[-1])).all(1)
+            fit = replace(fit, gain=combine(model, backbone_P.astype(float) - most_P, noise))
+        fits.append(fit)
+    pairs = combinations([(fit, own_P) for fit, own_P in zip(fits, owns, strict=True) if fit.slope], 2) if model.df else ()
+    return SlotsFit(
+        status=next((fit.status for fit in fits if fit.status is not Status.CONVERGED), Status.CONVERGED),
+        message="",
+        mechanisms=tuple(fits),
+        differences=tuple(_difference(model, noise, *first, *second) for first, second in pairs),
+        backbone=float(model.mean_I[backbone_P][0]) if backbone_P.any() else None,
+        paired_sd=model.sd if model.df else None,
+        noise_df=model.df,
+        **common,
+    )
+
+
+# --- the line ---------------------------------------------------------------------------------------------------------------
+
+
+def _line_design(x_X: Array) -> Array:
+    return np.stack([np.ones(len(x_X)), np.log10(x_X)], axis=1)
+
+
+def _leftover(model: SeedModel, x_P: Array, owns: list[Array]) -> Noise:
+    """What the lines leave over, pooled over the mechanisms that have one: stands in for noise where nothing is repeated."""
+    found = [leftover(part(model, own_P), _line_design(x_P[own_P])) for own_P in owns if own_P.sum() >= LEAST_SIZES]
+    df = sum(each.df for each in found)
+    return Noise(math.sqrt(sum(each.df * each.sd**2 for each in found) / df), df) if found else Noise(math.nan, 1)
+
+
+def _fit_one(name: str, rows: tuple[str, ...], sizes_I: Array, model: SeedModel, noise: Noise) -> MechanismFit:
+    """The line of one mechanism."""
+    errors_I = model.sd / np.sqrt(model.counts_I) if model.df else np.zeros(0)
+    common: dict[str, Any] = {"mechanism": name, "rows": rows} | {
+        key: tuple(map(float, values)) for key, values in (("sizes", sizes_I), ("means", model.mean_I), ("errors", errors_I))
+    }
+    if len(sizes_I) < LEAST_SIZES:
+        words = f"{len(sizes_I)} row counts; a line that can be checked needs at least {LEAST_SIZES}: train more."
+        return MechanismFit(status=Status.TOO_FEW_POINTS, message=words, **common)
+    status, doubts = Status.CONVERGED, []
+    if sizes_I[-1] < 100 * sizes_I[0]:
+        doubts.append("less than two decades of rows, so whether the fall slows cannot be told.")
+    if model.df == 0:
+        status = Status.TOO_FEW_POINTS
+        doubts.append("no repeats, so seed noise is not measured and the residuals around the lines stand in for it: train a second seed.")
+    line = fit_linear(model, _line_design(sizes_I), noise)
+    others = fit_linear(part(model, np.arange(len(sizes_I)) < len(sizes_I) - 1), _line_design(sizes_I[:-1]), noise)
+    weights_I = np.append(-_line_design(sizes_I[-1:])[0] @ others.map_KI, 1.0)
+    return MechanismFit(
+        status=status,
+        message=" ".join(doubts),
+        slope=line.estimate(np.array([0.0, 1.0])),
+        beyond=combine(model, weights_I, noise),
+        _line=line,
+        **common,
+    )
+
+
+def _difference(
+    model: SeedModel, noise: Noise, first: MechanismFit, first_P: Array, second: MechanismFit, second_P: Array
+) -> SlopeDifference:
+    assert first._line
+    assert second._line
+    weights_P = np.zeros(len(model.mean_I))
+    weights_P[first_P], weights_P[second_P] = first._line.map_KI[1], -second._line.map_KI[1]
+    return SlopeDifference(first.mechanism, second.mechanism, combine(model, weights_P, noise))
+
+
+# --- the laws compared ------------------------------------------------------------------------------------------------------
+
+
+def _with_laws(
+    fit: MechanismFit, model: SeedModel, alone: SeedModel, seeds: int, noise: Noise, resamples: int, rng: np.random.Generator
+) -> MechanismFit:
+    """Add both laws and which is preferred. `alone`, the model of the mechanism's own runs, is what AICc compares them on."""
+    assert fit._line
+    assert fit.beyond
+    design_IK, line = _line_design(np.array(fit.sizes)), fit._line
+    laws = [
+        Law(
+            law=LINE,
+            parameters={"a": line.estimate(np.array([1.0, 0.0])), "b": line.estimate(np.array([0.0, 1.0]))},
+            aicc=aicc(alone, line.squares, 2, seeds),
+            left_out_error=_rms(left_out_errors(model, design_IK)[1:-1]),
+            beyond=fit.beyond.value,
+            lack_of_fit_p=lack_of_fit(model, line.squares, 2),
+            objective=line.squares,
+        )
+    ]
+    power = None
+    if len(fit.sizes) >= LEAST_SIZES_POWER:
+        y_BI = np.vstack([model.mean_I, resample(model, noise.sd, noise.df, resamples, rng)])
+        law, power = _power_law(model, alone, seeds, np.array(fit.sizes), y_BI)
+        laws.append(law)
+    preferred, doubts = "", []
+    scores = [law.aicc for law in laws if law.aicc is not None]
+    if len(scores) == 2 and abs(scores[0] - scores[1]) > TIE:
+        preferred = LINE if scores[0] < scores[1] else POWER
+    chance = laws[0].lack_of_fit_p
+    if preferred == POWER:
+        doubts.append("the slope is a mean over the rows tried: the next tenfold will bring less.")
+    elif chance is not None and chance < 0.01:
+        doubts.append(f"the means miss the line by more than noise explains (p = {chance:.1g}): the slope is a mean over the rows tried.")
+    return replace(fit, message=" ".join([*doubts, fit.message]).strip(), laws=tuple(laws), preferred=preferred, _power=power)
+
+
+def _power_law(model: SeedModel, alone: SeedModel, seeds: int, sizes_I: Array, y_BI: Array) -> tuple[Law, Array]:
+    """The power law and its c, s and alpha."""
+    middle = math.sqrt(sizes_I[0] * sizes_I[-1])
+    log_I = np.log(sizes_I / middle)
+    theta_BK, squares_B = fit_power(model, log_I, y_BI)
+    alpha_B = theta_BK[:, 2]
+    parameters, note = {"alpha": Estimate.of(alpha_B[0], alpha_B[1:])}, ""
+    if alpha_B[0] in ALPHA:
+        note = "alpha at 0, where it is the line" if alpha_B[0] == 0 else f"alpha at its bound, {ALPHA[1]:g}"
+    elif np.mean(alpha_B[1:] == 0) > 0.025:
+        note = "no floor can be given: noise allows the line"
+    else:
+        c_D, s_D, alpha_D = theta_BK[alpha_B > 0].T
+        floor_D, scale_D = c_D - s_D / alpha_D, s_D / alpha_D * middle**alpha_D
+        parameters |= {"E": Estimate.of(floor_D[0], floor_D[1:]), "A": Estimate.of(scale_D[0], scale_D[1:])}
+    errors = []
+    for i in range(1, len(log_I)):
+        kept_I = np.arange(len(log_I)) != i
+        theta_1K, _ = fit_power(part(model, kept_I), log_I[kept_I], model.mean_I[None, kept_I])
+        errors.append(model.mean_I[i] - (theta_1K[0, 0] + theta_1K[0, 1] * box_cox(log_I[[i]], theta_1K[:, 2])[0, 0]))
+    law = Law(
+        law=POWER,
+        parameters=parameters,
+        aicc=aicc(alone, float(squares_B[0]), 3, seeds),
+        left_out_error=_rms(np.array(errors[:-1])),
+        beyond=float(errors[-1]),
+        lack_of_fit_p=lack_of_fit(model, float(squares_B[0]), 3),
+        objective=float(squares_B[0]),
+        note=note,
+    )
+    return law, theta_BK[0]
+
+
+def _rms(errors: Array) -> float:
+    return float(np.sqrt(np.mean(errors**2)))
+
+
+# --- words ------------------------------------------------------------------------------------------------------------------
+
+
+def _signed(estimate: Estimate, positive: str, negative: str, unsure: str) -> tuple[str, str]:
+    """The word for the sign, and the size with its interval and, where that holds zero, words of doubt."""
+    sign = 1 if estimate.value > 0 else -1
+    low, high = sorted((sign * estimate.low, sign * estimate.high))
+    doubt = f"; it {unsure}" if low <= 0 <= high else ""
+    return positive if sign > 0 else negative, f"{sign * estimate.value:.4f} nats/token (95% interval {low:.4f} to {high:.4f}{doubt})"

@@ -1,0 +1,34 @@
+"""The kinds of study, by the name that `study.yaml` gives in its field `analysis`. Each is loaded on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from analysis.errors import AnalysisError
+from analysis.results import Results
+from analysis.studies.types import Analysis
+
+KINDS = {
+    "allocation": "Allocation",
+    "compute-ratio": "ComputeRatio",
+    "ladder": "Ladder",
+    "density": "Density",
+    "slots": "Slots",
+    "simplex": "Simplex",
+    "sparsity": "Sparsity",
+}
+"""Value of `analysis` -> its class, in the module of the same name."""
+
+
+def analyse(results: Results) -> Analysis:
+    """The analysis of the kind that the study names.
+
+    Raises:
+        AnalysisError: study.yaml names an unknown kind.
+    """
+    kind = results.described.get("analysis", "allocation")
+    if kind not in KINDS:
+        raise AnalysisError(f"{results.folder / 'study.yaml'}: field `analysis` has the value {kind!r}; known: {', '.join(KINDS)}")
+    module = import_module(f"analysis.studies.{kind.replace('-', '_')}")
+    analysis: Analysis = getattr(module, KINDS[kind])(results)
+    return analysis

@@ -1,0 +1,124 @@
+"""The compute-ratio study: loss against the memory layers' share of the compute, at fixed P_tot, P_act and FLOPs.
+
+Source of the question: UltraMemV2 (arXiv 2508.18756), which finds 17% best for its 500M/6B model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import pandas as pd
+
+from analysis.cells import RATE, Cell, cell_fields, split_cells
+from analysis.errors import require_columns
+from analysis.figures.allocation import allocation_data
+from analysis.figures.compute_ratio import PUBLISHED, compute_ratio_figure
+from analysis.studies.allocation import Allocation
+from analysis.studies.tables import rates_sections
+from analysis.studies.types import Drawing, Section, Table
+from analysis.table import si, varied_fields
+
+HELD = {"total_params": "P_tot", "active_params": "P_act", "flops_per_token": "FLOPs/token of a training step"}
+MOST = 0.02  # largest spread of what is held: beyond it the loss moves by as much as the shares are meant to move it
+
+
+@dataclass(frozen=True)
+class ComputeRatio(Allocation):
+    """One curve a budget. Whatever the study varies in the model makes up the share, so it sets no cells apart."""
+
+    point: ClassVar[str] = "compute share"
+    axis: ClassVar[tuple[str, ...]] = ("memory_flops_share",)
+    share: ClassVar[str] = "memory_flops_share"
+    terms: ClassVar[str] = "A compute share is the memory layers' part of the blocks' forward FLOPs per token."
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        require_columns(self.results.trials.columns, (self.share, *HELD), str(self.results.folder / "trials.csv"))
+        shares = self.planned[self.share]
+        remedy = "vary the memory's `key_dim` and `top_m`, or give study.yaml another `analysis`"
+        self.require(shares.nunique() > 1, "column `memory_flops_share` is the same in all trials, so there is no curve over it", remedy)
+        for name, group in self.groups:
+            for column, words in HELD.items():
+                spread = group[column].max() / group[column].min() - 1
+                where = f" at {name}" if name else ""
+                remedy = "hold it (`budget.flops_per_token` and `budget.tolerance` refuse such a plan), or give study.yaml another `analysis`"
+                problem = f"{words} differs by {spread:.1%} between the points{where}, but a compute-ratio study holds it within {MOST:.0%}"
+                self.require(spread <= MOST, problem, remedy)
+        return split_cells(self.results.trials, self.axis, self.fields)
+
+    @property
+    def planned(self) -> pd.DataFrame:
+        """All trials but those of a dense baseline."""
+        return self.results.trials[self.results.trials["rho"].notna() | (self.results.trials[self.share] > 0)]
+
+    @property
+    def fields(self) -> list[str]:
+        """Varied fields that set cells apart."""
+        return [name for name in cell_fields(self.results.trials) if not name.startswith("model.")]
+
+    @property
+    def groups(self) -> list[tuple[str, pd.DataFrame]]:
+        """Planned trials of each cell, under the values that set it apart."""
+        if not self.fields:
+            return [("", self.planned)]
+        return [
+            (", ".join(f"{path} {value}" for path, value in zip(self.fields, values, strict=True)), group)
+            for values, group in self.planned.groupby(self.fields, sort=False)
+        ]
+
+    def remarks(self) -> list[str]:
+        sentences = []
+        for cell, fit in self.fitted:
+            if fit.argmin:
+                inside = "inside" if fit.argmin.low <= PUBLISHED <= fit.argmin.high else "outside"
+                where = f" at {cell.label}" if cell.label else ""
+                sentences.append(f"The published optimum, {PUBLISHED:.2f} (UltraMemV2), lies {inside} the interval of the one found{where}.")
+        return [*super().remarks(), *sentences]
+
+    def drawings(self) -> list[Drawing]:
+        if not self.drawable:
+            return []
+        data = allocation_data(self.drawable, self.share)
+        return [Drawing("compute-ratio", _caption(set(data["series"])), compute_ratio_figure(data), data)]
+
+    def sections(self) -> list[Section]:
+        return [*self._laws(), self._held(), *rates_sections(self.cells, self.point)]
+
+    def caveats(self) -> list[str]:
+        path = [name for name in varied_fields(self.results.trials) if name.startswith("model.") and name != RATE]
+        moved = f"The compute share was moved by {', '.join(path)} and the feed-forward width: another path may have another optimum."
+        return [*super().caveats(), *([moved] if path else [])]
+
+    def _held(self) -> Section:
+        rows = []
+        for name, group in self.groups:
+            for column, words in HELD.items():
+                least, most = group[column].min(), group[column].max()
+                rows.append(
+                    {
+                        **({"cell": name} if name else {}),
+                        "held": words,
+                        "least": si(least),
+                        "most": si(most),
+                        "spread": f"{most / least - 1:.3%}",
+                    }
+                )
+        return Section("Held fixed over the points", (Table(pd.DataFrame(rows), wide=True),))
+
+
+def _caption(series: set[str]) -> str:
+    known = {
+        "curve": "Filled markers: means for the average seed, with paired standard error; line: the fit, with pointwise 95% band.",
+        "optimum": "The star marks the fitted optimum with its 95% interval.",
+        "tied": "Shaded: shares statistically tied with the best sampled one.",
+    }
+    return " ".join(
+        (
+            "Validation loss against the memory layers' share of the blocks' forward FLOPs, at fixed total and activated parameters and fixed",
+            "FLOPs per token. Open markers: single runs.",
+            *(sentence for name, sentence in known.items() if name in series),
+            f"Dashed: the published optimum, {PUBLISHED:.0%} (UltraMemV2, arXiv 2508.18756), at far larger scale.",
+        )
+    )

@@ -1,0 +1,86 @@
+"""Numbers as text, and the tables that several kinds of study show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis.cells import RATE, Cell
+from analysis.fits.types import Estimate
+from analysis.studies.types import Section, Table
+from analysis.table import RHO, shown, si
+
+
+def number(value: Any, digits: int = 4, sign: bool = False) -> str:
+    """Fixed digits; '' for none.
+
+    >>> number(0.01234), number(0.5, 2, sign=True), number(None)
+    ('0.0123', '+0.50', '')
+    """
+    return "" if value is None or pd.isna(value) else format(value, f"{'+' if sign else ''}.{digits}f")
+
+
+def interval(estimate: Estimate, digits: int = 4) -> str:
+    """`0.3500 (0.3100 to 0.3900)`."""
+    return f"{estimate.value:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
+
+
+def facts(pairs: Sequence[tuple[str, str]], title: str = "") -> Table:
+    """Names and values, one line each."""
+    return Table(pd.DataFrame(pairs, columns=["name", "value"]), title, header=False)
+
+
+def _share(value: float) -> str:
+    return number(value)
+
+
+def _error(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:+.2%}"
+
+
+PLANNED: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "rho": (RHO, lambda value: "dense" if pd.isna(value) else f"{value:.4g}"),
+    "share_moe": ("share reached", _share),
+    "total_params": ("P_tot", si),
+    "active_params": ("P_act", si),
+    "budget_error_total": ("error of P_tot", _error),
+    "budget_error_active": ("error of P_act", _error),
+    "routed_experts": ("routed experts", si),
+    "shared_width": ("shared width", si),
+    "memory_rows": ("memory rows", si),
+    "memory_rows_read": ("rows read/token", si),
+    "memory_params": ("memory parameters", si),
+    "memory_flops_share": ("memory's share of FLOPs", _share),
+    "flops_per_token": ("FLOPs/token", si),
+    "memory_bytes_per_token": ("bytes/token", si),
+}
+"""Column of `trials.csv` known before training -> its heading on the page, and how a value is written."""
+
+
+def as_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table of planned or varied columns as text under their headings."""
+    text = {}
+    for name in frame.columns:
+        heading, write = PLANNED.get(name, (name, _share if name.startswith("share_") else shown))
+        text[heading] = [write(value) for value in frame[name]]
+    return pd.DataFrame(text)
+
+
+def rates_sections(cells: Sequence[Cell], noun: str) -> list[Section]:
+    """The check of the learning rate, where several were tried at a point; empty otherwise."""
+    tables = []
+    for cell in cells:
+        if len(cell.rates):
+            rates = cell.rates
+            measured = {
+                "learning rate": [f"{rate:g}" for rate in rates[RATE]],
+                "shared seeds": [str(seeds) for seeds in rates["seeds"]],
+                "val loss (nats/token)": [number(loss) for loss in rates["val_loss"]],
+                "used": ["yes" if chosen else "" for chosen in rates["chosen"]],
+            }
+            point = as_text(rates.drop(columns=[RATE, "seeds", "val_loss", "chosen"]).reset_index(drop=True))
+            tables.append(Table(pd.concat([point, pd.DataFrame(measured)], axis=1), cell.label, wide=True))
+    note = f"Where several rates were tried at a {noun}, the one with the least mean validation loss over the seeds that all have is used."
+    return [Section(f"Learning rate chosen per {noun}", tuple(tables), note)] if tables else []

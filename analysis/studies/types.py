@@ -1,0 +1,110 @@
+"""What every kind of study gives to the report: records of its fits, readings, figures, tables and caveats.
+
+One class a kind (`analysis/studies/<kind>.py`), named in the registry (`analysis/studies/__init__.py`). It gets a `Results` and only
+computes; `report` is what reads and writes files. A study in progress has a report too: nothing here may fail for want of finished trials.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.errors import AnalysisError
+from analysis.results import Results
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one fit says, in sentences."""
+
+    label: str
+    """Names the part of the study; '' where it is the only one."""
+    sentences: str
+    sure: bool
+    """Whether the fit's numbers may be quoted (`Status.CONVERGED`); the page marks the others."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure with the table of exactly what it shows; saved as figures/NAME.svg, .png and .csv."""
+
+    name: str
+    caption: str
+    figure: Figure
+    data: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page; every cell is text."""
+
+    rows: pd.DataFrame
+    title: str = ""
+    header: bool = True
+    """Without it the two columns are facts: name and value."""
+    wide: bool = False
+    """Takes the whole width of the page; others stand side by side where there is room."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Tables under a heading, with a note above them."""
+
+    heading: str
+    tables: tuple[Table, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Analysis(ABC):
+    """One kind of study. Subclasses say what they compare and fill in the methods; `fits` refuses results that are not of the kind."""
+
+    results: Results
+
+    point: ClassVar[str] = "share"
+    """What the study compares, as a noun of its caveats and tables."""
+    axis: ClassVar[tuple[str, ...]] = ("rho",)
+    """Columns of `trials.csv` that tell one point from another."""
+    terms: ClassVar[str] = ""
+    """Explains under the readings the words that they use."""
+
+    @abstractmethod
+    def fits(self) -> list[dict[str, Any]]:
+        """Records for fits.json: plain values, each with a `status`.
+
+        Raises:
+            AnalysisError: the results do not hold what this kind of study needs.
+        """
+
+    @abstractmethod
+    def readings(self) -> list[Reading]:
+        """What the fits say, one reading each."""
+
+    @abstractmethod
+    def drawings(self) -> list[Drawing]:
+        """The figures that the finished trials allow."""
+
+    @abstractmethod
+    def sections(self) -> list[Section]:
+        """Tables of the page's part "Fits"."""
+
+    def remarks(self) -> list[str]:
+        """Sentences that no single reading can say."""
+        return []
+
+    def caveats(self) -> list[str]:
+        """What this kind of study cannot tell, beyond what `prose.caveats` says of all of them."""
+        return []
+
+    def require(self, holds: bool, problem: str, remedy: str) -> None:
+        """Refuse results that are not of this kind.
+
+        Raises:
+            AnalysisError: naming the folder, the problem and the remedy.
+        """
+        if not holds:
+            raise AnalysisError(f"{self.results.folder}: {problem}; {remedy}")

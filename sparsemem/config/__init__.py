@@ -1,0 +1,59 @@
+"""Every field of a study: its unit, its default, its bounds. YAML in, typed and frozen objects out.
+
+This package must not know torch or Ray: `analysis` reads it, and a study is refused here before anything heavy is loaded.
+
+- `Study` is what the user writes: one base trial, the axes to `vary`, and how to run.
+- `Trial` is one point of it, fully resolved. Its identity is the hash of its fields (`Trial.id`), so a finished trial is
+  recognised in whatever study asks for it, and an edited one is a new trial.
+- `ConfigError` names the file, the field, the value and the remedy.
+"""
+
+from sparsemem.config.model import (
+    HASHED,
+    MEMORY_POOLS,
+    PEER,
+    PKM,
+    POOLS,
+    PRODUCT_KEY,
+    Engram,
+    MemoryPlus,
+    Model,
+    MoE,
+    NgramEmbedding,
+    ProductKey,
+    UltraMem,
+    UltraMemV2,
+    key_counts,
+)
+from sparsemem.config.study import Study, load_study
+from sparsemem.config.trial import Budget, Data, Run, Train, Trial
+from sparsemem.config.values import ConfigError, parse_quantity, parse_real, parse_share
+
+__all__ = [
+    "HASHED",
+    "MEMORY_POOLS",
+    "PEER",
+    "PKM",
+    "POOLS",
+    "PRODUCT_KEY",
+    "Budget",
+    "ConfigError",
+    "Data",
+    "Engram",
+    "MemoryPlus",
+    "MoE",
+    "Model",
+    "NgramEmbedding",
+    "ProductKey",
+    "Run",
+    "Study",
+    "Train",
+    "Trial",
+    "UltraMem",
+    "UltraMemV2",
+    "key_counts",
+    "load_study",
+    "parse_quantity",
+    "parse_real",
+    "parse_share",
+]

@@ -1,0 +1,211 @@
+"""What the user writes: one base trial, the axes to vary, and how to run; read from YAML, or refused by file, field, value and remedy."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import itertools
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from sparsemem.config.trial import Run, Trial
+from sparsemem.config.values import ConfigError, Strict
+
+
+class Study(Strict):
+    """What the user writes. `vary` spans a grid; a list of mappings is the union of several grids. `budget` may be a list, a ladder."""
+
+    study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    question: str = ""
+    analysis: Literal["allocation", "compute-ratio", "ladder", "density", "slots", "simplex", "sparsity"] = "allocation"
+    """Which fits and figures `report` makes of the results."""
+    base: dict[str, Any]
+    """The trial's fields as written, shared by all trials before `vary` is applied."""
+    vary: tuple[dict[str, tuple[Any, ...]], ...] = ({},)
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _has_points(self) -> Study:
+        if not self.vary:
+            raise ValueError("field `vary` is an empty list; leave it out, or name a grid such as {rho: [1.0, 0.5], seed: [0, 1]}")
+        for path in (path for grid in self.vary for path, values in grid.items() if not values):
+            raise ValueError(f"field `vary.{path}` is an empty list, which leaves no trial; give it at least one value or leave it out")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            raise ValueError("a study is a mapping; it starts with `study: NAME`")
+        if "base" in raw:
+            raise ValueError("unknown field `base`")
+        raw = dict(raw)
+        raw["base"] = {key: raw.pop(key) for key in (*Trial.model_fields, "rho") if key in raw}
+        if isinstance(raw.get("vary"), dict):
+            raw["vary"] = [raw["vary"]]
+        for grid in raw["vary"] if isinstance(raw.get("vary"), list) else []:
+            for path, values in grid.items() if isinstance(grid, dict) else []:
+                if not isinstance(values, list | tuple):
+                    raise ValueError(f"field `vary.{path}` has the value {values!r}: write a list of values, such as [{values}]")
+        if isinstance(raw["base"].get("budget"), list):  # a ladder of budgets is an axis like any other
+            ladder, grids = raw["base"].pop("budget"), raw.get("vary", [{}])
+            raw["vary"] = [{"budget": ladder, **grid} if isinstance(grid, dict) else grid for grid in grids]
+        return raw
+
+    def trials(self) -> list[Trial]:
+        """Every distinct trial of the study in the order of its axes.
+
+        Raises:
+            ConfigError: naming the field and the value that no trial can have.
+        """
+        return list({trial.id: trial for _, trial in self.points()}.values())
+
+    def points(self) -> Iterator[tuple[dict[str, Any], Trial]]:
+        """Each grid point as (varied fields, trial)."""
+        for grid in self.vary:
+            for values in itertools.product(*grid.values()):
+                varied = dict(zip(grid, values, strict=True))
+                raw = copy.deepcopy(self.base)
+                for path, value in varied.items():
+                    _assign(raw, path, value)
+                with _named_errors("vary" if varied else "", Trial, given=varied):
+                    yield varied, Trial.model_validate(raw)
+
+
+def _assign(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted path in nested mappings. `rho` and `shares` replace each other, so that one base serves both."""
+    if path in ("rho", "shares"):
+        raw.pop("rho", None)
+        raw.pop("shares", None)
+    *parents, leaf = path.split(".")
+    for depth, name in enumerate(parents):
+        inner = raw.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"field `{'.'.join(parents[: depth + 1])}` in `vary.{path}`: it is {inner!r}, not a group of fields")
+        raw = inner
+    raw[leaf] = copy.deepcopy(value)  # a later axis may set a field inside it
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------------
+
+
+def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Study:
+    """Read a study from YAML.
+
+    Args:
+        path: the YAML file.
+        overrides: dotted path -> value, applied after reading (`--set path=value`).
+
+    Raises:
+        ConfigError: naming file, field, value and remedy. Every trial of the study has been validated when this returns.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = yaml.safe_load(text)
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; name the study's YAML file") from None
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [], n=1)
+        raise ConfigError(f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        where = getattr(error, "problem_mark", None)
+        place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
+        raise ConfigError(f"{path}: not valid YAML{place}: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a study is a mapping of fields that starts with `study: NAME`; this file holds {type(raw).__name__}")
+    raw.pop("provenance", None)  # what `run` adds to the copy that it keeps beside the results
+    try:
+        _refuse_repeated_fields(yaml.compose(text, Loader=yaml.SafeLoader))
+        for dotted, value in (overrides or {}).items():
+            if _is_varied(raw.get("vary"), dotted):
+                raise ConfigError(f"`--set {dotted}` would change nothing: `vary` sets it; write `--set 'vary.{dotted}=[{value}]'`")
+            if dotted.startswith("vary."):  # the name of an axis is itself a dotted path
+                grids = raw.get("vary", {})
+                raw["vary"] = [{**grid, dotted.removeprefix("vary."): value} for grid in (grids if isinstance(grids, list) else [grids])]
+            else:
+                _assign(raw, dotted, value)
+        with _named_errors("", Study, given=raw):
+            study = Study.model_validate(raw)
+        for _ in study.points():
+            pass
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (TypeError, RecursionError, OverflowError) as error:
+        raise ConfigError(f"{path}: holds a value that no field takes: {error}") from None
+    return study
+
+
+def _is_varied(vary: Any, path: str) -> bool:
+    """Whether every grid sets this field, so that its value in the base is never used."""
+    grids = vary if isinstance(vary, list) else [vary]
+    return bool(grids) and all(isinstance(grid, dict) and path in grid for grid in grids)
+
+
+def _refuse_repeated_fields(node: yaml.Node | None, place: str = "") -> None:
+    """YAML's own reader keeps the last of two equal keys and says nothing."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise ConfigError(f"field `{place}{key.value}` stands twice (line {key.start_mark.line + 1}); keep one of them")
+            seen.add(key.value)
+            _refuse_repeated_fields(value, f"{place}{key.value}.")
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated_fields(item, place)
+
+
+class _named_errors:
+    """Turns pydantic's report into one ConfigError that names field, value and remedy."""
+
+    def __init__(self, prefix: str, root: type[BaseModel], given: Mapping[str, Any]) -> None:
+        self.prefix, self.root, self.given = prefix, root, given
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: types.TracebackType | None) -> None:
+        if not isinstance(error, ValidationError):
+            return
+        lines = []
+        for problem in error.errors():
+            parts = [str(part) for part in problem["loc"]]
+            name = ".".join(parts)
+            message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "extra_forbidden":
+                lines.append(f"unknown field `{name}`{_nearest(self.root, parts)}")
+            elif problem["type"] == "missing":
+                lines.append(f"field `{name}` is missing")
+            elif problem["type"] == "value_error" and len(parts) <= 1 and isinstance(problem["input"], dict):
+                lines.append(f"field `{name}`: {message}" if name else message)
+            else:
+                lines.append(f"field `{name}` has the value {problem['input']!r}: {message}")
+        point = ", ".join(f"{key}={value}" for key, value in self.given.items()) if self.prefix else ""
+        raise ConfigError("; ".join(lines) + (f" (at the point {point})" if point else "")) from None
+
+
+def _nearest(root: type[BaseModel], parts: list[str]) -> str:
+    """A remedy for a misspelt field: the closest name in the same group."""
+    group: Any = root
+    for part in parts[:-1]:
+        field = group.model_fields.get(part)
+        candidates = [field.annotation, *typing.get_args(field.annotation)] if field else []
+        group = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if group is None:
+            return ""
+    names = list(group.model_fields)
+    if group is Study:
+        names = [name for name in names if name != "base"]
+    if group in (Study, Trial):
+        names += [*Trial.model_fields, "rho"]
+    close = difflib.get_close_matches(parts[-1], names, n=1)
+    return f"; did you mean `{close[0]}`?" if close else f"; known here: {', '.join(dict.fromkeys(names))}"

@@ -1,0 +1,215 @@
+"""One trial, fully resolved: data, model, budget, training and shares; and its identity, the hash of its fields."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StrictInt, model_validator
+
+from sparsemem.config.model import MEMORY_POOLS, POOLS, Model
+from sparsemem.config.values import Count, Quantity, Real, Share, Size, Strict, parse_share
+
+
+class Data(Strict):
+    """Which text, how it is cut into tokens, and what is held out."""
+
+    corpus: Literal["python-source", "files", "hub"] = "python-source"
+    """`python-source`: the installed Python packages and the standard library; `files`: your own; `hub`: Hugging Face `datasets`."""
+    vocab_size: Annotated[StrictInt, Field(ge=260)] = 4096
+    """Entries of the byte-level BPE trained on the corpus, specials included; with `tokenizer`, the size of that tokenizer."""
+    context: Annotated[StrictInt, Field(ge=2)] = 128
+    """Tokens a training sequence."""
+    max_bytes: Quantity = 32_000_000
+    """Text kept after de-duplication. More is not read: a study needs `budget.tokens` tokens of about 3 bytes."""
+    validation_tokens: Quantity = 131_072
+    """Size of the fixed held-out set, whole packages or whole documents never seen in training."""
+    tokenizer: str | None = None
+    """A `tokenizer.json` to use in place of a trained one; relative to the study's file."""
+    files: tuple[str, ...] = ()
+    """Globs of `.txt`, `.py`, `.md`, `.jsonl` or `.parquet` files, relative to the study's file (corpus `files`)."""
+    text_field: str = "text"
+    """The column that holds the text (JSON lines, Parquet, hub)."""
+    dataset: str | None = None
+    """Hub data set, `owner/name` (corpus `hub`)."""
+    subset: str | None = None
+    """Named configuration of the hub data set, if it has several."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub data set; required, so that the text cannot change under a study."""
+    split: str = "train"
+    """Split of the hub data set that is streamed."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Data:
+        if self.corpus == "files" and not self.files:
+            raise ValueError("corpus 'files' needs `files`: a list of globs such as ['corpus/*.txt']")
+        if self.corpus == "hub" and not (self.dataset and self.revision):
+            raise ValueError("corpus 'hub' needs `dataset` (owner/name) and `revision` (a branch, tag or commit)")
+        return self
+
+
+class Budget(Strict):
+    """What is held fixed while shares vary. Parameters exclude the vocabulary embedding and the LM head."""
+
+    total_params: Quantity
+    active_params: Quantity
+    tokens: Quantity
+    """Training tokens, met exactly: the last batch is cut short."""
+    flops_per_token: Quantity | None = None
+    """Of a training step without the LM head. It is not solved for: a plan that misses it is refused."""
+    tolerance: Annotated[Share, Field(gt=0, le=0.1)] = 0.005
+    """Largest relative error of each of these counts; a plan that misses it is refused."""
+
+    @model_validator(mode="after")
+    def _sparse(self) -> Budget:
+        if self.active_params > self.total_params:
+            raise ValueError(f"`active_params` {self.active_params:,} exceeds `total_params` {self.total_params:,}")
+        return self
+
+
+class Train(Strict):
+    """AdamW for the backbone, Adam without decay on the touched rows of the tables."""
+
+    batch_tokens: Quantity
+    lr: Annotated[Real, Field(gt=0)]
+    table_lr_factor: Annotated[Real, Field(gt=0)] = 5.0
+    """Learning rate of the memory tables over `lr` (Engram sec. 2.4)."""
+    warmup: Share = 0.02
+    """Share of the tokens over which the rate rises from 0."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """`wsd`: constant, then linear to `final_lr` over the last `decay` share."""
+    decay: Share = 0.2
+    """Share of the tokens in the falling part of `wsd`."""
+    final_lr: Share = 0.1
+    """Rate at the end as a share of `lr`."""
+    weight_decay: Annotated[Real, Field(ge=0)] = 0.1
+    """Of the backbone's matrices; never of norms, biases or tables."""
+    betas: tuple[Annotated[Share, Field(lt=1)], Annotated[Share, Field(lt=1)]] = (0.9, 0.95)
+    grad_clip: Annotated[Real, Field(gt=0)] = 1.0
+    """Largest norm of the backbone's gradient. Table gradients stay out of it: Adam rescales them row by row."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 autocast on a GPU, fp32 on a CPU."""
+    evaluations: Size = 8
+    """Points of the validation curve, evenly spaced; the last one is the result and uses the whole held-out set."""
+
+    def precision_on(self, gpu: bool) -> Literal["fp32", "bf16"]:
+        """What `precision` comes to on a GPU or a CPU."""
+        if self.precision == "auto":
+            return "bf16" if gpu else "fp32"
+        return self.precision
+
+    @model_validator(mode="after")
+    def _phases(self) -> Train:
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError(f"`warmup` {self.warmup:g} and `decay` {self.decay:g} together exceed the budget")
+        return self
+
+
+class Run(Strict):
+    """How trials are placed. None of it enters a trial's identity; the ledger refuses to mix precisions, which the device decides."""
+
+    cpus_per_trial: Size = 1
+    """Processor slots and threads of a trial."""
+    gpus_per_trial: Annotated[Real, Field(ge=0)] = 0.0
+    max_failures: Count = 2
+    """Times that a failing trial is started again, from its checkpoint."""
+
+
+class Trial(Strict):
+    """One training run, fully resolved."""
+
+    data: Data
+    model: Model
+    budget: Budget
+    train: Train
+    shares: dict[str, Share]
+    """Share of P_sparse that each pool holds; empty: the dense baseline of the same P_act."""
+    seed: Count = 0
+    """Seeds the data order and the initial weights, alike for every share."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        raw = dict(raw)
+        model = raw.get("model") if isinstance(raw.get("model"), dict) else {}
+        if "rho" in raw:
+            if "shares" in raw:
+                raise ValueError("give `rho` or `shares`, not both")
+            raw["shares"] = _shares_of(raw.pop("rho"), _without_rows(model))
+        if isinstance(raw.get("shares"), dict):
+            raw["shares"] = {k: s for k, v in raw["shares"].items() if (s := parse_share(v)) != 0}
+            # A pool without a share is not built: dropping it makes rho = 1 the same trial whatever the memory's settings are.
+            unused = [pool for pool in _without_rows(model) if pool not in raw["shares"]]
+            if unused:
+                raw["model"] = {key: None if key in unused else value for key, value in model.items()}
+        return raw
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Trial:
+        total = sum(self.shares.values())
+        if self.shares and abs(total - 1) > 1e-6:
+            raise ValueError(f"`shares` {self.shares} sum to {total:g}; they must sum to 1")
+        for pool in self.shares:
+            if pool not in POOLS:
+                raise ValueError(f"`shares` names the pool {pool!r}; known pools: {', '.join(POOLS)}")
+            if getattr(self.model, pool) is None:
+                raise ValueError(f"`shares` gives {self.shares[pool]:g} to {pool}, which `model` does not configure; add `model.{pool}`")
+            if pool in self.model.on_top:
+                raise ValueError(
+                    f"`shares` gives {self.shares[pool]:g} to {pool}, whose `rows` are given: it comes on top of the budget; "
+                    "leave out one of them"
+                )
+        if self.model.moe and self.model.moe.top_k == 1 and self.model.moe.normalize_gates and self.shares:
+            raise ValueError(
+                "`model.moe.top_k` 1 with `normalize_gates` makes every gate 1: the router learns nothing; set `normalize_gates: false`"
+            )
+        if self.train.batch_tokens % self.data.context:
+            raise ValueError(f"`train.batch_tokens` {self.train.batch_tokens:,} must be a multiple of `data.context` {self.data.context}")
+        if self.data.validation_tokens <= self.data.context:
+            raise ValueError(
+                f"`data.validation_tokens` {self.data.validation_tokens:,} holds no sequence of "
+                f"`data.context` {self.data.context} tokens; hold out more"
+            )
+        if self.budget.tokens < self.data.context:
+            raise ValueError(f"`budget.tokens` {self.budget.tokens:,} is less than one sequence of `data.context` {self.data.context}")
+        return self
+
+    @property
+    def id(self) -> str:
+        """First 12 hex digits of the SHA-256 of the canonical JSON of the fields that differ from their default.
+
+        A new field whose default keeps the old behaviour leaves every id as it is. A default must therefore never change its meaning.
+        """
+        text = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def rho(self) -> float | None:
+        """Share of the sparse parameters held by routed experts; None for the dense baseline."""
+        return self.shares.get("moe", 0.0) if self.shares else None
+
+
+def _without_rows(model: Mapping[str, Any]) -> list[str]:
+    """Memories configured in a model as written whose rows a share must solve."""
+    return [pool for pool in MEMORY_POOLS if isinstance(memory := model.get(pool), dict) and not memory.get("rows")]
+
+
+def _shares_of(rho: Any, memories: list[str]) -> dict[str, float]:
+    """`rho` is short for shares of routed experts and the one memory configured; `dense` for no sparse parameters."""
+    if rho == "dense":
+        return {}
+    try:
+        rho = float(parse_share(rho))
+    except (TypeError, ValueError):
+        raise ValueError(f"`rho` is {rho!r}; write a share between 0 and 1, or 'dense' for the dense baseline") from None
+    if not 0 <= rho <= 1:
+        raise ValueError(f"`rho` is {rho:g}; it is a share of the sparse parameters, between 0 (all memory) and 1 (all routed experts)")
+    if rho == 1:
+        return {"moe": 1.0}
+    if len(memories) != 1:
+        raise ValueError(f"`rho` below 1 needs exactly one memory in `model`, found {memories or 'none'}; write `shares` instead")
+    return {"moe": round(rho, 12), memories[0]: round(1 - rho, 12)}

@@ -1,0 +1,70 @@
+"""How a value is written in YAML: units, shares, numbers that YAML reads as text; and the error that refuses one."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
+
+
+class ConfigError(ValueError):
+    """A refused input. The message names the file, the field, the value and what would be right."""
+
+
+_UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
+
+
+def parse_quantity(value: Any) -> Any:
+    """`1.24M` -> 1_240_000. Units are decimal: k, M, B (or G), T. Plain integers pass.
+
+    >>> parse_quantity("135k"), parse_quantity("1.24M"), parse_quantity("2e20")
+    (135000, 1240000, 200000000000000000000)
+    """
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:[eE]\+?\d+)?)\s*([kKMBGT]?)\s*", value.replace("_", ""))
+        if not match:
+            raise ValueError("write a count such as 500000, 500k, 1.24M or 26.7B")
+        value = float(match[1]) * _UNITS[match[2]]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or abs(value - round(value)) > 1e-6:
+        raise ValueError("write a whole number, such as 500000, 500k or 1.24M")
+    return round(value)
+
+
+def parse_real(value: Any) -> Any:
+    """YAML 1.1 reads `1e-2` as text: accept it, refuse booleans and what is not finite."""
+    if isinstance(value, bool):
+        raise ValueError("write a number")
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError("write a number such as 0.01 or 1e-2") from None
+    if isinstance(value, int | float) and not math.isfinite(value):
+        raise ValueError("write a finite number")
+    return value
+
+
+def parse_share(value: Any) -> Any:
+    """`2%` -> 0.02; plain numbers between 0 and 1 pass.
+
+    >>> parse_share("2%"), parse_share(0.75)
+    (0.02, 0.75)
+    """
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return parse_real(value.strip()[:-1]) / 100
+    return parse_real(value)
+
+
+Quantity = Annotated[int, BeforeValidator(parse_quantity), Field(gt=0, le=10**15)]
+Real = Annotated[float, BeforeValidator(parse_real)]
+Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1)]
+Size = Annotated[StrictInt, Field(ge=1)]
+Count = Annotated[StrictInt, Field(ge=0)]
+
+
+class Strict(BaseModel):
+    """A group of fields: frozen, and an unknown name is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())

@@ -1,0 +1,72 @@
+"""The plan's second table: what finding and reading the rows of each memory costs, beside the routed experts of the same budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sparsemem.config import PRODUCT_KEY, ConfigError
+from sparsemem.study.plan import PlannedTrial
+from sparsemem.study.text import count, table
+
+
+def memory_access(planned: Sequence[PlannedTrial]) -> list[dict[str, Any]]:
+    """One row for each memory of each distinct set of sizes.
+
+    Returns:
+        trial_id (of the first trial with these sizes), pool, and per token: key_flops, candidate_flops, sorting_comparisons and index_share
+        (product-key memories; None for hashed ones), then for each batch size B key_bytes_B, row_bytes_B and moe_bytes_B (None where the
+        budget holds no pure mixture of experts).
+    """
+    from sparsemem.traffic import BATCHES, expert_bytes, index_of, key_bytes, row_bytes
+
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for p in planned:
+        for pool in p.sizes.tables:
+            key = (p.trial.model.model_dump_json(), str(p.sizes), pool)
+            if key in rows:
+                continue
+            index = index_of(p.trial.model, p.sizes, pool) if pool in PRODUCT_KEY else None
+            row: dict[str, Any] = {"trial_id": p.trial.id, "pool": pool}
+            row |= {"key_flops": index and index.scoring, "candidate_flops": index and index.candidates}
+            row |= {"sorting_comparisons": index and index.sorting, "index_share": index and index.share}
+            experts = _pure_experts(p)
+            for batch in BATCHES:
+                row[f"key_bytes_{batch}"] = key_bytes(p.trial.model, p.sizes, pool, batch)
+                row[f"row_bytes_{batch}"] = row_bytes(p.trial.model, p.sizes, pool, batch)
+                row[f"moe_bytes_{batch}"] = experts and expert_bytes(p.trial.model, experts, batch)
+            rows[key] = row
+    return list(rows.values())
+
+
+def _pure_experts(p: PlannedTrial) -> Any:
+    """Sizes of the mixture of experts of the same budget, or None."""
+    from sparsemem.budget import solve
+
+    if p.trial.model.moe is None or not p.trial.shares:
+        return None
+    try:
+        return solve(p.trial.model, p.trial.budget, {"moe": 1.0})
+    except ConfigError:
+        return None
+
+
+def describe_access(rows: Sequence[dict[str, Any]]) -> str:
+    """`memory_access` as a table; '' without memories."""
+    from sparsemem.traffic import BATCHES
+
+    if not rows:
+        return ""
+    header = ["trial", "memory", "keys", "candidates", "sorting", "index share"]
+    header += [f"{name}, B={batch:,}" for batch in BATCHES for name in ("keys", "rows", "experts")]
+    lines = []
+    for row in rows:
+        index = [row[name] for name in ("key_flops", "candidate_flops", "sorting_comparisons")]
+        line = [row["trial_id"], row["pool"], *("-" if value is None else count(value) for value in index)]
+        line.append("-" if row["index_share"] is None else f"{row['index_share']:.1%}")
+        for batch in BATCHES:
+            values = [row[f"{name}_bytes_{batch}"] for name in ("key", "row", "moe")]
+            line += ["-" if value is None else f"{count(value)}B" for value in values]
+        lines.append(line)
+    about = "memory access per token: FLOPs of scoring keys and candidates, comparisons of sorting, their share of the layers' work;"
+    return f"{about} bytes read at batch sizes B, at most, beside the routed experts of the same budget\n{table(header, lines)}"
