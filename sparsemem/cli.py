@@ -118,12 +118,13 @@ def _plan(arguments: argparse.Namespace) -> int:
     for data in {p.trial.data for p in planned}:
         open_corpus(data, arguments.study.resolve().parent)
     _say(f"{study.study}: {len(planned)} trials; timing a few training steps ...")
-    seconds, together = estimate_seconds(planned, study)
+    estimate = estimate_seconds(planned, study)
     if arguments.json:
-        rows = [{**p.row(), "estimated_seconds": round(s, 1)} for p, s in zip(planned, seconds, strict=True)]
+        seconds = [round(each, 1) for each in estimate[0]] if estimate else [None] * len(planned)
+        rows = [{**p.row(), "estimated_seconds": each} for p, each in zip(planned, seconds, strict=True)]
         print(json.dumps({"trials": rows, "memory_access": memory_access(planned)}, indent=2))
     else:
-        print("\n\n".join(filter(None, (describe_access(memory_access(planned)), describe(planned, seconds, together)))))
+        print("\n\n".join(filter(None, (describe_access(memory_access(planned)), describe(planned, estimate)))))
     return DONE
 
 

@@ -15,6 +15,7 @@ from sparsemem.study.text import count, duration, table
 if TYPE_CHECKING:
     from sparsemem.model import ModelAccount, Sizes
 
+LARGEST_STEP = 5e12  # FLOPs of a training step that is still tried out for its time: about a minute of a few processor cores
 MEASURED_SIZES = 3  # steps are measured at so many sizes at most; the others are interpolated
 START_SECONDS = 4.0  # a trial's process, its imports and its corpus
 HELD_OUT_PASSES = 2  # the last evaluation reads the held-out set once, the ones before it about once together
@@ -132,15 +133,18 @@ def _values(trial: Trial, axes: Sequence[str]) -> dict[str, Any]:
 # --- time -------------------------------------------------------------------------------------------------------------------
 
 
-def estimate_seconds(planned: Sequence[PlannedTrial], study: Study) -> tuple[list[float], float]:
+def estimate_seconds(planned: Sequence[PlannedTrial], study: Study) -> tuple[list[float], float] | None:
     """Seconds of each trial, and of the whole study over this machine's slots, from a few training steps on this machine.
 
-    Steps are timed at the smallest, the middle and the largest size; seconds per FLOP of the others are interpolated by rank.
+    None where a step is too large to be tried out, as for the published configurations. Steps are timed at the smallest, the middle and
+    the largest size; seconds per FLOP of the others are interpolated by rank.
     """
     from sparsemem.accounting import STEP_OVER_FORWARD
     from sparsemem.train import measure_step
 
     run = study.run
+    if any(p.account.flops_per_token_head * p.trial.train.batch_tokens > LARGEST_STEP for p in planned):
+        return None
     by_size = sorted({(p.account.flops_per_token_head, p.sizes.routed_experts, p.sizes.memory_rows): p for p in planned}.items())
     sizes = [key for key, _ in by_size]
     last = len(sizes) - 1
@@ -175,8 +179,9 @@ def _makespan(seconds: Sequence[float], slots: int) -> float:
 # --- for people -------------------------------------------------------------------------------------------------------------
 
 
-def describe(planned: Sequence[PlannedTrial], seconds: Sequence[float], together: float) -> str:
-    """The plan as a table with a line of totals."""
+def describe(planned: Sequence[PlannedTrial], estimate: tuple[Sequence[float], float] | None) -> str:
+    """The plan as a table with a line of totals; `estimate` is that of `estimate_seconds`."""
+    seconds: Sequence[float | None] = estimate[0] if estimate else [None] * len(planned)
     axes = list(planned[0].varied)
     header = ["trial", *axes, "experts", "shared width", "memory rows", "P_tot", "error", "P_act", "error"]
     header += ["FLOPs/token", "bytes/token", "tokens", "time"]
@@ -197,10 +202,11 @@ def describe(planned: Sequence[PlannedTrial], seconds: Sequence[float], together
                 count(row["flops_per_token"]),
                 count(row["memory_bytes_per_token"]),
                 count(row["tokens"]),
-                duration(time),
+                "-" if time is None else duration(time),
             ]
         )
     tokens = sum(p.trial.budget.tokens for p in planned)
     worst = max(abs(p.row()[name]) for p in planned for name in ("budget_error_total", "budget_error_active"))
-    totals = f"{len(planned)} trials, {count(tokens)} tokens, largest budget error {worst:.3%}, about {duration(together)} on this machine"
+    how_long = f"about {duration(estimate[1])} on this machine" if estimate else "too large to estimate its time on this machine"
+    totals = f"{len(planned)} trials, {count(tokens)} tokens, largest budget error {worst:.3%}, {how_long}"
     return f"{table(header, rows)}\n{totals}"

@@ -56,10 +56,12 @@ def test_a_missed_budget_is_refused_with_its_point(write_study: Callable[..., Pa
 def test_estimates_grow_with_the_tokens_and_share_the_slots(write_study: Callable[..., Path]) -> None:
     study = load_study(write_study(vary={"rho": [1.0, 0.0], "budget.tokens": ["10M", "40M"]}))
     planned = plan(study)
-    seconds, together = estimate_seconds(planned, study)
+    estimate = estimate_seconds(planned, study)
+    assert estimate is not None
+    seconds, together = estimate
     assert seconds[1] > 3 * seconds[0]
     assert max(seconds) <= together <= sum(seconds)
-    text = describe(planned, seconds, together)
+    text = describe(planned, estimate)
     assert text.splitlines()[-1].startswith("4 trials, 100M tokens")
 
 
@@ -76,3 +78,17 @@ def test_a_machine_without_room_for_one_trial_is_refused(write_study: Callable[.
         slots(load_study(write_study(run={"gpus_per_trial": 1.5})).run)
     with pytest.raises(ConfigError, match="ray, local"):
         find_engine("slurm")
+
+
+def test_a_step_too_large_to_try_has_no_estimate() -> None:
+    """The published configurations are planned on machines that could never hold them."""
+    study = load_study(Path(__file__).parents[2] / "sweeps" / "published" / "olmoe-1b-7b.yaml")
+    planned = plan(study)
+    assert estimate_seconds(planned, study) is None
+    assert "too large to estimate" in describe(planned, None)
+
+
+def test_a_study_that_misses_its_flops_is_refused_before_training(write_study: Callable[..., Path]) -> None:
+    budget = {"total_params": "30k", "active_params": "7k", "tokens": 4096, "tolerance": "5%", "flops_per_token": "1M"}
+    with pytest.raises(ConfigError, match=r"`budget.flops_per_token` has the value 1,000,000, but these sizes come to \d\d,\d\d\d"):
+        plan(load_study(write_study(budget=budget)))

@@ -78,3 +78,21 @@ def make_trial() -> Callable[..., Trial]:
         return Trial.model_validate(raw | {"rho": rho, "seed": seed})
 
     return make
+
+
+MEMORIES: dict[str, dict[str, Any]] = {
+    "ngram_embedding": {"heads": 2, "row_dim": 4, "amplify": "norm"},
+    "pkm": {"layers": [2], "heads": 2, "top_m": 4, "key_dim": 4},
+    "memory_plus": {"layers": [1, 2], "placement": "parallel", "heads": 1, "top_m": 4, "key_dim": 4, "value_dim": 8},
+    "peer": {"layers": [2], "heads": 2, "top_m": 4, "key_dim": 4},
+    "ultramem": {"layers": [1], "skip": 1, "top_m": 4, "key_dim": 4, "value_dim": 8},
+    "ultramem_v2": {"top_m": 4, "key_dim": 4, "value_dim": 8, "pre_value_dim": 8},
+}
+
+
+@pytest.fixture(params=MEMORIES)
+def memory_trial(request: pytest.FixtureRequest) -> Trial:
+    """The small trial with half of its sparse parameters in one kind of memory, each kind in turn."""
+    raw = BASE | {"model": BASE["model"] | {"engram": None, request.param: MEMORIES[request.param]}}
+    raw |= {"budget": BASE["budget"] | {"total_params": 24_000, "active_params": 10_000}}
+    return Trial.model_validate(raw | {"shares": {"moe": 0.5, request.param: 0.5}})

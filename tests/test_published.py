@@ -1,0 +1,91 @@
+"""Published configurations come out of the same plan as every study: sweeps/published, solved and never trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparsemem.config import load_study
+from sparsemem.study.access import describe_access, memory_access
+from sparsemem.study.plan import PlannedTrial, plan
+
+PUBLISHED = Path(__file__).parents[1] / "sweeps" / "published"
+
+
+def _plan(name: str) -> PlannedTrial:
+    (planned,) = plan(load_study(PUBLISHED / f"{name}.yaml"))
+    return planned
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active", "tied"),
+    [  # parameters as their papers print them; `tied`: the activated ones include the vocabulary's (MECHANISMS 3.5)
+        ("olmoe-1b-7b", 6.71e9, 1.07e9, False),
+        ("ultramem-v2-227m-1.2b", 1.18e9, 225e6, True),
+        ("ultramem-v2-1b-7b", 6.70e9, 1079e6, True),
+    ],
+)
+def test_published_parameter_counts(name: str, total: float, active: float, tied: bool) -> None:
+    """OLMoE (arXiv 2409.02060) and UltraMemV2 (arXiv 2508.18756), within 1%."""
+    account = _plan(name).account
+    assert account.total_params == pytest.approx(total, rel=0.01)
+    assert account.active_params + tied * account.embedding_params == pytest.approx(active, rel=0.01)
+
+
+def test_olmoe_has_its_64_experts() -> None:
+    assert _plan("olmoe-1b-7b").sizes.routed_experts == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "keys"),
+    [
+        ("ultramem-v2-227m-1.2b", "ultramem_v2", 360),
+        ("ultramem-227m-1.2b", "ultramem", 808),
+        ("memory-plus-227m-1.2b", "memory_plus", 1138),
+    ],
+)
+def test_the_published_numbers_of_keys_follow_from_the_published_budgets(name: str, pool: str, keys: int) -> None:
+    """Paper (V2) and released run scripts (UltraMem, Memory+): keys a side of each table, to within 1%."""
+    for rows, columns in _plan(name).sizes.tables[pool]:
+        assert rows == pytest.approx(keys, rel=0.01)
+        assert columns == pytest.approx(keys, rel=0.01)
+
+
+def test_ultramem_leaves_its_feed_forward_the_width_of_the_released_script() -> None:
+    """`mlp_hidden_size=5504` there counts gate and up: 2752 each."""
+    assert _plan("ultramem-227m-1.2b").sizes.shared_width == pytest.approx(2752, rel=0.01)
+
+
+def test_the_published_keys_of_v2_1b_7b_do_not_reach_its_published_total() -> None:
+    """A finding: 528 keys a side hold 6.2B parameters; 6.70B need 5% more keys. The paper's other model agrees to a key."""
+    keys = {side for table in _plan("ultramem-v2-1b-7b").sizes.tables["ultramem_v2"] for side in table}
+    assert keys == {557, 558}
+
+
+def test_the_plan_shows_the_cost_of_the_index_and_the_bytes_read() -> None:
+    """One row of UltraMemV2-227M by hand: 32 rows of 384 values in 20 layers; keys of 192 at two ranks, twice 360 a side."""
+    (row,) = memory_access([_plan("ultramem-v2-227m-1.2b")])
+    keys = sum(map(sum, _plan("ultramem-v2-227m-1.2b").sizes.tables["ultramem_v2"])) * 2 * 192 * 2
+    assert row["row_bytes_1"] == 20 * 32 * 384 * 4
+    assert row["row_bytes_64"] == row["row_bytes_1"]
+    assert row["row_bytes_65536"] < row["row_bytes_1"] / 10  # every row is read at most once
+    assert row["key_bytes_64"] == keys * 4 / 64
+    assert row["key_flops"] == 2 * keys
+    assert 0 < row["index_share"] < 1
+    assert row["moe_bytes_1"] is None  # this study has no experts
+    text = describe_access([row])
+    assert "ultramem_v2" in text
+    assert f"{row['index_share']:.1%}" in text
+
+
+def test_bytes_of_experts_and_hashed_rows_stand_beside_each_other() -> None:
+    planned = plan(load_study(PUBLISHED.parent / "simplex.yaml", {"vary.shares": [{"moe": 0.5, "engram": 0.25, "ultramem_v2": 0.25}]}))
+    values, engram = memory_access(planned[:1])
+    assert [row["pool"] for row in (values, engram)] == ["ultramem_v2", "engram"]
+    expert = 3 * 64 * 48 * 4
+    assert values["moe_bytes_1"] == engram["moe_bytes_1"] == 3 * 2 * expert  # three layers, top-2
+    assert values["moe_bytes_65536"] == 3 * 67 * expert / 65536  # all experts of the pure mixture, each once
+    assert engram["row_bytes_1"] == 8 * 8 * 4
+    assert engram["key_bytes_1"] == 0
+    assert engram["index_share"] is None
