@@ -89,7 +89,7 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
         )
     else:
         lines.append(
-            f"One learning rate for every {noun}: part of a difference between {noun}s may be one of tuning, unless checked elsewhere."
+            f"One learning rate for every {noun}: part of the differences between them may be one of tuning, unless checked elsewhere."
         )
     if "train.table_lr_factor" not in varied:
         lines.append("One learning-rate factor of the memory tables.")
@@ -107,10 +107,19 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
             if seeds.max() == 1
             else f"{seeds.max()} seeds"
         )
-        pooled = f"the noise is pooled over {noun}s and taken to be alike at all of them"
+        pooled = f"the noise is pooled over {plural(noun)} and taken to be alike at all of them"
         lines.append(f"{number} a {noun}: {'seed noise is not measured' if seeds.max() == 1 else pooled}.")
     lines.append("All runs are judged on the same held-out sequences, and a seed changes data order and initial weights together.")
     return lines
+
+
+def plural(noun: str) -> str:
+    """Of what a study compares.
+
+    >>> plural("share"), plural("mix")
+    ('shares', 'mixes')
+    """
+    return noun + ("es" if noun.endswith("x") else "s")
 
 
 def designs(results: Results) -> list[str]:

@@ -107,8 +107,9 @@ def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -
 def _plan(trials: pd.DataFrame) -> pd.DataFrame:
     """What each point came to: one row for each distinct set of sizes."""
     shares = [name for name in trials.columns if name.startswith("share_") and name not in PLANNED and trials[name].nunique() > 1]
+    varied = [name for name in varied_fields(trials) if name.startswith("model.")]
     names = [name for name in PLANNED if name in trials and trials[name].notna().any()]
-    return as_text(trials[[*names[:2], *shares, *names[2:]]].drop_duplicates())
+    return as_text(trials[[*names[:2], *shares, *varied, *names[2:]]].drop_duplicates())
 
 
 def _settings(described: dict[str, Any]) -> list[tuple[str, str]]:

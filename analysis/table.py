@@ -225,12 +225,13 @@ FORMATS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 def trials_for_reading(trials: pd.DataFrame) -> pd.DataFrame:
     """The trials as text under headings with units, one row a trial, the varied fields after rho."""
-    varied = [name for name in varied_fields(trials) if name != "budget.tokens"]
-    first = ["rho", *varied, "seed", "status"]
+    varied = [name for name in varied_fields(trials) if name not in ("budget.tokens", "shares")]
+    shares = [name for name in trials if name.startswith("share_") and trials[name].nunique() > 1] if "shares" in trials else []
+    first = ["rho", *(name for name in shares if name != "share_moe"), *varied, "seed", "status"]
     names = [*first, *(name for name in FORMATS if name not in first and name in trials)]
     text = {}
     for name in names:
-        heading, write = FORMATS.get(name, (name, shown))
+        heading, write = FORMATS.get(name, (POOLS.get(name.removeprefix("share_"), name), shown))
         text[heading] = [write(value) for value in trials[name]]
     return pd.DataFrame(text)
 

@@ -103,7 +103,8 @@ def share_figure(data: pd.DataFrame, label: str, published: Callable[[Axes, floa
             axes.set_title(names[place])
             if place % columns == 0:
                 axes.set_ylabel("Validation loss (nats/token)")
-        figure.legend(used.values(), used.keys(), loc="outside lower center", ncols=3 if columns == 1 else 4)
+        fitting = 4 if columns > 1 else 3 if max(map(len, used)) < 28 else 2
+        figure.legend(used.values(), used.keys(), loc="outside lower center", ncols=fitting)
         return figure
 
 

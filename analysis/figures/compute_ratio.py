@@ -25,4 +25,4 @@ def _published(axes: Axes, low: float, high: float) -> dict[str, Line2D | Patch]
         return {}
     dashed: dict[str, Any] = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 0.8}
     axes.axvline(PUBLISHED, zorder=0.6, **dashed)
-    return {f"published optimum, {PUBLISHED:.0%} (UltraMemV2)": Line2D([], [], **dashed)}
+    return {"published optimum (UltraMemV2)": Line2D([], [], **dashed)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from analysis.figures.style import COLOURS, GREY, TWO_COLUMNS, new_figure, style
 from analysis.fits.ladder import LadderFit
 
 LABEL_CHARACTERS = 40
+NO_BREAK = "\N{NO-BREAK SPACE}"
+_SPACE = re.compile(r"(?<!,) |(?<=,) (?=\d)")  # lines break between fields, not inside one
 LOOKS: dict[str, tuple[str, str]] = {
     "lowers the loss": (COLOURS[0], "o"),
     "raises the loss": (COLOURS[1], "s"),
@@ -64,7 +67,7 @@ def ladder_data(fit: LadderFit, labels: Sequence[str], published: Sequence[float
 def ladder_figure(data: pd.DataFrame) -> Figure:
     """Rungs from top to bottom: the steps on the left, the way from the first rung on the right."""
     labels = data.drop_duplicates("rung").set_index("rung")["label"]
-    wrapped = [textwrap.fill(label, LABEL_CHARACTERS, break_long_words=False) for label in labels]
+    wrapped = [textwrap.fill(_SPACE.sub(NO_BREAK, label), LABEL_CHARACTERS, break_long_words=False) for label in labels]
     lines = [1 + label.count("\n") for label in wrapped]
     # A rung is as high as its label: the middle of each, from the top.
     heights = np.maximum(1.0, 0.62 * np.array(lines))
@@ -80,7 +83,9 @@ def ladder_figure(data: pd.DataFrame) -> Figure:
                 axes.axhline(edge, color="0.92", linewidth=0.5, zorder=0)
             axes.tick_params(axis="y", length=0)
             axes.set_ylim(float(heights.sum()), 0)
-        left.set_yticks(middles.to_numpy(), [f"{text}" for text in wrapped], fontsize=6.5)
+        left.set_yticks(middles.to_numpy(), wrapped, fontsize=6.5)
+        left.set_title("Each step")
+        right.set_title("All steps so far")
         left.set_xlabel("Loss less that of the rung before (nats/token)")
         right.set_xlabel("Loss less that of the first rung (nats/token)")
         handles = [
@@ -89,7 +94,7 @@ def ladder_figure(data: pd.DataFrame) -> Figure:
             if (data["verdict"] == verdict).any()
         ]
         if data["published"].notna().any():
-            handles.append(Line2D([], [], label="published, 151M activated parameters", **PUBLISHED))
+            handles.append(Line2D([], [], label="published (UltraMem, PKM-151M)", **PUBLISHED))
         figure.legend(handles=handles, loc="outside lower center", ncols=4)
         return figure
 

@@ -34,6 +34,7 @@ from analysis.fits.linear import TIE, LinearFit, Noise, fit_linear, left_out_err
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, seed_model
 from analysis.fits.runs import Runs, read_runs
 from analysis.fits.types import Estimate, Status, plain
+from analysis.fits.words import signed
 
 Array = np.ndarray
 TERMS = {"plane": 3, "twisted": 4, "quadratic": 6}
@@ -124,21 +125,17 @@ class DensityFit:
         """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them."""
         lines = []
         if self.size_gain and self.density_gain and self.advantage and self.exchange:
-            lines.append(
-                f"A doubling of the rows that a token reads {_gain(self.density_gain)}; a doubling of the table {_gain(self.size_gain)}."
+            (by_reading, reading), (by_size, size) = (
+                signed(gain, "lowers", "raises", "it may change nothing") for gain in (self.density_gain, self.size_gain)
             )
-            low, high = self.advantage.low, self.advantage.high
-            if low <= 0 <= high:
-                lines.append(
-                    f"Doubling for doubling, neither can be said to beat the other (difference {self.advantage.value:+.4f}, "
-                    f"95% interval {low:+.4f} to {high:+.4f})."
-                )
-            else:
-                winner = "density beats size" if low > 0 else "size beats density"
-                low, high = sorted((abs(low), abs(high)))
-                lines.append(
-                    f"Doubling for doubling, {winner} by {abs(self.advantage.value):.4f} nats/token (95% interval {low:.4f} to {high:.4f})."
-                )
+            lines.append(
+                f"A doubling of the rows that a token reads {by_reading} the loss by {reading}; a doubling of the table {by_size} it by "
+                f"{size}."
+            )
+            winner, lead = signed(self.advantage, "density beats size", "size beats density", "")
+            if self.advantage.low <= 0 <= self.advantage.high:
+                winner = "neither is shown to beat the other"
+            lines.append(f"Doubling for doubling, {winner}: they differ by {lead}.")
             alpha, beta = self.exponents["alpha"], self.exponents["beta"]
             lines.append(
                 f"Exponents of the loss: {alpha.value:.4f} in the rows ({alpha.low:.4f} to {alpha.high:.4f}), {beta.value:.4f} in the rows "
@@ -257,7 +254,7 @@ def _refusal(runs: Runs, points_I2: Array) -> tuple[Status, str] | None:
     if len(points_I2) <= TERMS["plane"] or not _allowed(_logs(points_I2, points_I2)):
         return (
             Status.TOO_FEW_POINTS,
-            f"{len(points_I2)} points of {sizes} row counts and {reads} counts of rows read make no grid: cross at least two of each.",
+            f"too small a grid (points: {len(points_I2)}, row counts: {sizes}, counts of rows read: {reads}): cross at least two of each.",
         )
     return None
 
@@ -301,11 +298,3 @@ def _gain_ranges(logs_I2: Array, surface: str, theta_K: Array) -> dict[str, tupl
     slopes = {"size_gain": [zero, one, zero, k, 2 * r, zero], "density_gain": [zero, zero, one, r, zero, 2 * k]}
     gains = {name: -np.stack(terms[: TERMS[surface]], axis=1) @ theta_K for name, terms in slopes.items()}
     return {name: (float(values.min()), float(values.max())) for name, values in gains.items()}
-
-
-def _gain(gain: Estimate) -> str:
-    sign = 1 if gain.value > 0 else -1
-    low, high = sorted((sign * gain.low, sign * gain.high))
-    doubt = "; it may change nothing" if low <= 0 <= high else ""
-    verb = "lowers" if sign > 0 else "raises"
-    return f"{verb} the loss by {sign * gain.value:.4f} nats/token (95% interval {low:.4f} to {high:.4f}{doubt})"

@@ -98,12 +98,17 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
             "held_out_set": "the same sequences for every run; intervals hold for that set",
         },
     }
-    bad, places = runs.unusable(), sorted(set(runs.x_NK[:, 0].astype(int)))
+    bad, places = runs.unusable(), [int(place) for place in np.unique(runs.x_NK[:, 0])]
     if bad or len(places) < 2:
         status = Status.NOT_FINITE if bad else Status.TOO_FEW_POINTS
         words = f"the loss of {bad} is not a number or is negative: leave such runs out and say so, or repeat them."
         return LadderFit(
-            status, words if bad else f"{len(places)} rungs have a run; a step needs two.", (), paired_sd=None, noise_df=0, **common
+            status,
+            words if bad else f"rungs with a finished run: {len(places)}; a step needs two.",
+            (),
+            paired_sd=None,
+            noise_df=0,
+            **common,
         )
 
     model = seed_model(runs.x_NK[:, 0], runs.y_N, runs.seeds_N)

@@ -90,13 +90,15 @@ def part(model: SeedModel, own_I: Array) -> SeedModel:
 
 
 def left_out_errors(model: SeedModel, design_IK: Array) -> Array:
-    """Mean of each point less what the law, fitted to all others, predicts for it -> [I]; NaN where the others do not determine the law."""
-    errors_I = np.full(len(design_IK), np.nan)
-    for i in range(len(design_IK)):
-        kept_I = np.arange(len(design_IK)) != i
-        if np.linalg.matrix_rank(design_IK[kept_I]) == design_IK.shape[1]:
-            errors_I[i] = model.mean_I[i] - design_IK[i] @ fit_linear(part(model, kept_I), design_IK[kept_I], Noise(1, 1)).theta_K
-    return errors_I
+    """Mean of each point less what the law, fitted to all others, predicts for it -> [I]; NaN where the others do not determine the law.
+
+    In closed form, without a refit: (Q m)_i / Q_ii with Q = C^-1 - C^-1 X (X' C^-1 X)^-1 X' C^-1 (Dubrule, Math. Geol. 15, 1983).
+    """
+    precision_II = np.linalg.inv(model.covariance_II)
+    weighted_IK = precision_II @ design_IK
+    q_II = precision_II - weighted_IK @ np.linalg.solve(design_IK.T @ weighted_IK, weighted_IK.T)
+    determined_I = np.diag(q_II) > 1e-9 * np.diag(precision_II)
+    return np.where(determined_I, q_II @ model.mean_I / np.where(determined_I, np.diag(q_II), 1.0), np.nan)
 
 
 def _interval(value: float, variance: float, noise: Noise) -> Estimate:

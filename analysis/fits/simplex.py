@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.spatial import ConvexHull
-from scipy.special import stdtrit
+from scipy.special import fdtri, stdtrit
 
 from analysis.errors import AnalysisError
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model, tied_with_best
@@ -36,8 +36,9 @@ Array = np.ndarray
 LAWS = {"linear": 3, "quadratic": 6, "special-cubic": 7}
 LAW = "quadratic"
 NONE = 0.01  # a smaller share counts as none
-JOIN = " + "
+JOIN, TIMES = " + ", " x "
 BORDER = "border of the sampled region"
+MUCH = 1.1  # a law that predicts left-out mixes so many times better is named
 LEAST_POINTS = LAWS[LAW] + 1
 
 
@@ -97,12 +98,29 @@ class _Quadratics:
         return np.where(minimum_B[:, None], level_B3, x_B3)
 
     def tie(self, x_X3: Array) -> Array:
-        """Loss of each mix above the least one, over the half-width of the 95% interval of that difference -> [X]."""
+        """How far each mix is from being the best, in units of what 95% confidence allows -> [X]; up to 1 it may be.
+
+        The larger of two tests. The loss there is above that of the fitted best mix (t test of the difference). A direction that stays in
+        the region leads downhill (Box and Hunter, Biometrics 10, 1954: F test of the slope, here over the feasible directions).
+        """
         best_13 = self.best()[:1]
-        apart_XK = terms(x_X3, LAW) - terms(best_13, LAW)
-        width_X = stdtrit(self.df, 0.975) * np.sqrt(np.einsum("xk,kl,xl->x", apart_XK, self.covariance_KK, apart_XK))
-        above_X = self.at(x_X3)[0] - self.at(best_13)[0]
-        return np.divide(above_X, width_X, out=np.where(above_X > 1e-12, np.inf, 0.0), where=width_X > 1e-12)
+        above_X = (self.at(x_X3) - self.at(best_13))[0]
+        higher_X = _over(above_X, stdtrit(self.df, 0.975) * self._error(terms(x_X3, LAW) - terms(best_13, LAW)))
+        angle_A = np.linspace(0, 2 * np.pi, 36, endpoint=False)
+        towards_A3 = np.stack([np.cos(angle_A), np.sin(angle_A), -np.cos(angle_A) - np.sin(angle_A)], axis=1)
+        slope_XAK = np.einsum("xik,ai->xak", _slopes(x_X3), towards_A3)
+        downhill_XA = _over(-slope_XAK @ self.beta_BK[0], np.sqrt(2 * fdtri(2, self.df, 0.95)) * self._error(slope_XAK))
+        inward_AS = distances(self.corners_S3, self.corners_S3[:1] + towards_A3) - distances(self.corners_S3, self.corners_S3[:1])
+        leaves_XA = np.any((distances(self.corners_S3, x_X3) < 1e-9)[:, None] & (inward_AS < -1e-9), axis=2)
+        return np.maximum(higher_X, np.where(leaves_XA, 0, downhill_XA).max(1))
+
+    def _error(self, terms_K: Array) -> Array:
+        return np.sqrt(np.einsum("...k,kl,...l->...", terms_K, self.covariance_KK, terms_K))
+
+
+def _over(value: Array, size: Array) -> Array:
+    """Their quotient; where the size is nothing, 0 or infinity."""
+    return np.divide(value, size, out=np.where(value > 1e-9, np.inf, 0.0), where=size > 1e-12)
 
 
 @dataclass(frozen=True)
@@ -131,8 +149,8 @@ class SimplexFit:
     """Which pools the best mix holds, joined by ` + ` -> part of the resamples."""
     loss_at_best: Estimate | None = None
     tied_part: float | None = None
-    """Part of the sampled region that is tied with the best mix: the interval of the difference in loss covers 0. In simulated studies the
-    true best was among the tied mixes in 99 to 100 of 100."""
+    """Part of the sampled region that is tied with the best mix: neither its loss nor the slope there rules out that it is the best itself.
+    The true best is tied with 95% confidence."""
     tied_shares: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Pool -> least and largest share among the tied mixes."""
     tied: tuple[tuple[float, ...], ...] = ()
@@ -179,14 +197,13 @@ class SimplexFit:
         return pd.DataFrame({**shares, "loss": loss_BX[0], "low": low_X, "high": high_X})
 
     def region(self, steps: int = 50) -> pd.DataFrame:
-        """The mixes of the sampled region that are multiples of 1/steps -> the pools, loss, tie; empty without a surface.
+        """The mixes of the sampled region that are multiples of 1/steps, and its corners -> the pools, loss, tie; empty without a surface.
 
-        tie: loss above the least over the half-width of that difference's 95% interval; up to 1 the mix is tied with the best.
+        tie: up to 1 the mix is tied with the best (`tied_part`).
         """
         if self._surfaces is None:
             return pd.DataFrame(columns=[*self.pools, "loss", "tie"])
-        x_X3 = lattice(steps)
-        x_X3 = x_X3[within(self._surfaces.corners_S3, x_X3)]
+        x_X3 = _grid(self._surfaces.corners_S3, steps)
         shares = dict(zip(self.pools, x_X3.T, strict=True))
         return pd.DataFrame({**shares, "loss": self._surfaces.at(x_X3)[0], "tie": self._surfaces.tie(x_X3)})
 
@@ -221,7 +238,8 @@ class SimplexFit:
             lines.append(f"Against one pool alone the best mix gains {', '.join(alone)}.")
         if self.tied_part is not None:
             spans = [f"{names[pool]} {low:.2f} to {high:.2f}" for pool, (low, high) in self.tied_shares.items()]
-            lines.append(f"Statistically tied with it: {self.tied_part:.0%} of the sampled mixes, {', '.join(spans)}.")
+            part = f"{self.tied_part:.0%}" if self.tied_part >= 0.01 else "under 1%"
+            lines.append(f"Statistically tied with it: {part} of the sampled mixes, {', '.join(spans)}.")
         if self.paired_sd is not None:
             lines.append(f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd).")
         if self.message:
@@ -274,7 +292,7 @@ def fit_simplex(
         "resamples": resamples,
         "random_seed": random_seed,
         "region": "convex hull of the points",
-        "tied": "the 95% interval of the difference in loss to the best mix covers 0",
+        "tied": "neither loss (t test) nor slope (F test) rules out at 95% that the mix is the best",
         "band": "pointwise, without what moves all points of a seed alike",
         "held_out_set": "the same sequences for every run; intervals hold for that set",
     }
@@ -312,8 +330,7 @@ def fit_simplex(
     least_B = np.einsum("bk,bk->b", surfaces.beta_BK, terms(best_B3, LAW))
     place_B = _places(surfaces, best_B3, pools)
     places = {place: count / resamples for place, count in Counter(place_B[1:]).most_common()}
-    grid_X3 = lattice(100)
-    grid_X3 = grid_X3[within(corners_S3, grid_X3)]
+    grid_X3 = _grid(corners_S3, 100)
     near_X = surfaces.tie(grid_X3) <= 1
     near_X3 = np.vstack([grid_X3[near_X], best_B3[:1]])
     tied_I = tied_with_best(model, sd, df, rng)
@@ -378,8 +395,7 @@ def _surface(law: str, x_I3: Array, w_I: Array, model: SeedModel, corners_S3: Ar
             kept = np.arange(len(x_I3)) != i
             beta_K = _solve(x_I3[kept], w_I[kept], model.mean_I[None, kept], law)[0]
             left_out.append(float((terms(point[None], law) @ beta_K)[0] - model.mean_I[i]))
-    grid_X3 = np.vstack([lattice(100), corners_S3])
-    grid_X3 = grid_X3[within(corners_S3, grid_X3)]
+    grid_X3 = _grid(corners_S3, 100)
     best_3 = grid_X3[(terms(grid_X3, law) @ _solve(x_I3, w_I, model.mean_I[None], law)[0]).argmin()]
     return Surface(
         law,
@@ -455,7 +471,7 @@ def _verdict(
         chance = f"p = {own.lack_of_fit_p:.1g}"
         doubts.append(f"the surface misses the means by more than noise explains ({chance}): trust the tied points before the best mix.")
     errors = {each.law: each.left_out_error for each in candidates if each.left_out_error is not None}
-    if errors and errors[LAW] > 1.1 * min(errors.values()):
+    if errors and errors[LAW] > MUCH * min(errors.values()):
         better = next(each for each in candidates if each.left_out_error == min(errors.values()))
         against = f"{better.left_out_error:.4f} against {errors[LAW]:.4f} nats/token"
         doubts.append(
@@ -468,13 +484,21 @@ def _verdict(
 
 
 def _names(pools: tuple[str, ...]) -> list[str]:
-    return [*pools, *(f"{one} x {other}" for one, other in itertools.combinations(pools, 2))]
+    return [*pools, *(f"{one}{TIMES}{other}" for one, other in itertools.combinations(pools, 2))]
 
 
 def terms(x_X3: Array, law: str) -> Array:
     """The law's terms at each mix -> [X, K]."""
     x1, x2, x3 = x_X3.T
     return np.stack([x1, x2, x3, x1 * x2, x1 * x3, x2 * x3, x1 * x2 * x3][: LAWS[law]], axis=1)
+
+
+def _slopes(x_X3: Array) -> Array:
+    """Derivatives of the quadratic law's terms by each share -> [X, 3, K]."""
+    x1, x2, x3 = x_X3.T
+    none, one = np.zeros_like(x1), np.ones_like(x1)
+    by_share = [[one, none, none, x2, x3, none], [none, one, none, x1, none, x3], [none, none, one, none, x1, x2]]
+    return np.moveaxis(np.array(by_share), 2, 0)
 
 
 def distances(corners_S3: Array, x_X3: Array) -> Array:
@@ -494,3 +518,9 @@ def lattice(steps: int) -> Array:
     i, j = (axis.ravel() for axis in np.meshgrid(np.arange(steps + 1), np.arange(steps + 1), indexing="ij"))
     i, j = i[i + j <= steps], j[i + j <= steps]
     return np.stack([i, j, steps - i - j], axis=1) / steps
+
+
+def _grid(corners_S3: Array, steps: int) -> Array:
+    """The mixes of the lattice in the region with these corners, and the corners -> [X, 3]."""
+    mixes_X3 = lattice(steps)
+    return np.unique(np.vstack([mixes_X3[within(corners_S3, mixes_X3)], corners_S3]), axis=0)

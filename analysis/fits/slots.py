@@ -23,8 +23,9 @@ from analysis.errors import AnalysisError, require_columns
 from analysis.fits.linear import TIE, LinearFit, Noise, combine, fit_linear, left_out_errors, leftover, part
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model
 from analysis.fits.power import ALPHA, box_cox, fit_power
-from analysis.fits.runs import read_runs
+from analysis.fits.runs import Runs, read_runs
 from analysis.fits.types import Estimate, Status, plain
+from analysis.fits.words import signed
 from analysis.table import si
 
 Array = np.ndarray
@@ -104,13 +105,13 @@ class MechanismFit:
         """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them."""
         lines = []
         if self.slope:
-            verb, size = _signed(self.slope, "raises", "lowers", "may change nothing")
+            verb, size = signed(self.slope, "raises", "lowers", "it may change nothing")
             lines.append(
                 f"Every tenfold of the rows {verb} the loss by {size}, over {len(self.sizes)} row counts from {si(self.sizes[0])} to "
                 f"{si(self.sizes[-1])}."
             )
         if self.gain:
-            place, size = _signed(self.gain, "below", "above", "may be no different")
+            place, size = signed(self.gain, "below", "above")
             lines.append(f"With the most rows it is {place} the backbone alone by {size}.")
         if len(self.laws) > 1 and self.laws[0].aicc is not None and self.laws[1].aicc is not None:
             gap = f"{abs(self.laws[1].aicc - self.laws[0].aicc):.1f}"
@@ -143,7 +144,7 @@ class SlopeDifference:
                 f"({value:+.4f} nats/token a tenfold, 95% interval {low:+.4f} to {high:+.4f})."
             )
         faster, slower = (self.first, self.second) if value < 0 else (self.second, self.first)
-        _, size = _signed(self.difference, "", "", "")
+        _, size = signed(self.difference, "", "")
         return f"With rows the loss falls faster in {faster} than in {slower}: a tenfold differs by {size}."
 
 
@@ -167,6 +168,8 @@ class SlotsFit:
     rows: tuple[str, ...]
     """Trial ids (or index labels) used, the backbone's included."""
     conventions: dict[str, Any]
+    seed_effects: dict[int, float] = field(default_factory=dict)
+    """What each seed adds to the loss of every point, next to the average seed, nats per token."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -211,6 +214,7 @@ def fit_slots(
     names = list(dict.fromkeys(frame[mechanism].dropna()))
     codes = frame[mechanism].map({name: code for code, name in enumerate(names)}).fillna(-1).astype(int)
     runs = read_runs(frame.assign(**{mechanism: codes, x: frame[x].where(codes >= 0, 0)}), (mechanism, x), loss, seed, "fit_slots")
+    bad, runs = runs.unusable(), _linked(runs)
     code_N, x_N = runs.x_NK.T
     if not (x_N[code_N >= 0] > 0).all():
         raise AnalysisError(f"fit_slots: column `{x}` must hold positive row counts wherever `{mechanism}` names a memory")
@@ -221,6 +225,7 @@ def fit_slots(
         "slope": f"nats per token for every tenfold of {x}",
         "interval": "95%: Student's t for all that is linear in the losses, percentiles over resamples for the power law",
         "noise": "residuals of runs after point and seed effects, pooled over mechanisms and the backbone",
+        "runs_left_out": "those of a seed that stands at one point only, where that point has others: they say nothing of differences",
         "resampling": "Gaussian noise of that size on every run, its level from a scaled inverse chi-square, seed effects taken off again",
         "resamples": resamples,
         "random_seed": random_seed,
@@ -229,14 +234,15 @@ def fit_slots(
         "held_out_set": "the same sequences for every run; intervals hold for that set",
     }
     common: dict[str, Any] = {"seeds": len(np.unique(runs.seeds_N)), "rows": runs.rows, "conventions": conventions}
-    bad = runs.unusable()
     if bad or not (code_N >= 0).any():
         status = Status.NOT_FINITE if bad else Status.TOO_FEW_POINTS
         words = f"the loss of {bad} is not a number or is negative: leave such runs out and say so, or repeat them." if bad else ""
         return SlotsFit(status, words or "no run with a memory has finished.", (), (), None, paired_sd=None, noise_df=0, **common)
 
     points_PK, point_N = np.unique(runs.x_NK, axis=0, return_inverse=True)
-    model = seed_model(point_N.ravel(), runs.y_N, runs.seeds_N)
+    point_N = point_N.ravel()
+    model = seed_model(point_N, runs.y_N, runs.seeds_N)
+    backbone_P = points_PK[:, 0] == -1
     owns = [points_PK[:, 0] == code for code in range(len(names))]
     noise = Noise(model.sd, model.df) if model.df else _leftover(model, points_PK[:, 1], owns)
     fits = []
@@ -248,7 +254,6 @@ def fit_slots(
             alone = seed_model(x_N[own_N], runs.y_N[own_N], runs.seeds_N[own_N])
             rng = np.random.default_rng(random_seed)
             fit = _with_laws(fit, part(model, own_P), alone, len(np.unique(runs.seeds_N[own_N])), noise, resamples, rng)
-        backbone_P = points_PK[:, 0] == -1
         if model.df and fit.sizes and backbone_P.any():
             most_P = (points_PK == (code, fit.sizes[-1])).all(1)
             fit = replace(fit, gain=combine(model, backbone_P.astype(float) - most_P, noise))
@@ -262,8 +267,24 @@ def fit_slots(
         backbone=float(model.mean_I[backbone_P][0]) if backbone_P.any() else None,
         paired_sd=model.sd if model.df else None,
         noise_df=model.df,
+        seed_effects={
+            int(seed): float(np.mean((runs.y_N - model.mean_I[point_N])[runs.seeds_N == seed])) for seed in np.unique(runs.seeds_N)
+        },
         **common,
     )
+
+
+def _linked(runs: Runs) -> Runs:
+    """Without the runs of seeds that stand at one point only, such as more seeds of the backbone than of the memories.
+
+    They would make every mean that of an average seed of which only this point knows anything. A point's last runs are kept.
+    """
+    points_N = np.unique(runs.x_NK, axis=0, return_inverse=True)[1].ravel()
+    at_N = [set(points_N[runs.seeds_N == seed]) for seed in runs.seeds_N]
+    lone_N = np.array([len(points) == 1 for points in at_N], bool)
+    kept_N = ~(lone_N & np.isin(points_N, points_N[~lone_N]))
+    rows = tuple(row for row, kept in zip(runs.rows, kept_N, strict=True) if kept)
+    return Runs(runs.x_NK[kept_N], runs.y_N[kept_N], runs.seeds_N[kept_N], rows)
 
 
 # --- the line ---------------------------------------------------------------------------------------------------------------
@@ -287,7 +308,7 @@ def _fit_one(name: str, rows: tuple[str, ...], sizes_I: Array, model: SeedModel,
         key: tuple(map(float, values)) for key, values in (("sizes", sizes_I), ("means", model.mean_I), ("errors", errors_I))
     }
     if len(sizes_I) < LEAST_SIZES:
-        words = f"{len(sizes_I)} row counts; a line that can be checked needs at least {LEAST_SIZES}: train more."
+        words = f"row counts with a finished run: {len(sizes_I)}; a line that can be checked needs {LEAST_SIZES}: train more."
         return MechanismFit(status=Status.TOO_FEW_POINTS, message=words, **common)
     status, doubts = Status.CONVERGED, []
     if sizes_I[-1] < 100 * sizes_I[0]:
@@ -391,14 +412,3 @@ def _power_law(model: SeedModel, alone: SeedModel, seeds: int, sizes_I: Array, y
 
 def _rms(errors: Array) -> float:
     return float(np.sqrt(np.mean(errors**2)))
-
-
-# --- words ------------------------------------------------------------------------------------------------------------------
-
-
-def _signed(estimate: Estimate, positive: str, negative: str, unsure: str) -> tuple[str, str]:
-    """The word for the sign, and the size with its interval and, where that holds zero, words of doubt."""
-    sign = 1 if estimate.value > 0 else -1
-    low, high = sorted((sign * estimate.low, sign * estimate.high))
-    doubt = f"; it {unsure}" if low <= 0 <= high else ""
-    return positive if sign > 0 else negative, f"{sign * estimate.value:.4f} nats/token (95% interval {low:.4f} to {high:.4f}{doubt})"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
 
 from analysis import prose
@@ -16,6 +14,7 @@ from analysis.figures.allocation import allocation_data, allocation_figure, diff
 from analysis.figures.curves import curves_data, curves_figure
 from analysis.fits.allocation import AllocationFit, fit_allocation
 from analysis.fits.types import Status
+from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
 from analysis.table import RHO, average_differences, paired_differences, varied_fields
@@ -50,15 +49,7 @@ class Allocation(Analysis):
         return [(cell, fit) for cell, fit in self.fitted if len(cell.trials)]
 
     def fits(self) -> list[dict[str, Any]]:
-        return [self._record(cell, fit) for cell, fit in self.fitted]
-
-    def _record(self, cell: Cell, fit: AllocationFit) -> dict[str, Any]:
-        record = fit.to_dict()
-        if len(cell.rates):
-            record["conventions"]["learning_rate"] = "chosen per share: least mean validation loss over the seeds that its rates share"
-            record["learning_rates"] = json.loads(cell.rates.to_json(orient="records"))
-        fields = {name: value.item() if isinstance(value, np.generic) else value for name, value in cell.fields.items()}
-        return {"cell": fields, **record}
+        return [record(cell, fit.to_dict(), self.point) for cell, fit in self.fitted]
 
     def readings(self) -> list[Reading]:
         return [Reading(cell.label, fit.summary(self.point), fit.status is Status.CONVERGED) for cell, fit in self.fitted]
@@ -147,7 +138,7 @@ def fit_tables(fit: AllocationFit, noun: str = "share") -> tuple[Table, ...]:
     laws = [
         {
             "law": f"{law.law} (used)" if law.law == fit.law else law.law,
-            "left-out error (nats/token)": number(law.left_out_error, 5),
+            "left-out error": number(law.left_out_error, 5),
             "AICc": number(law.aicc, 1),
             f"best {noun}": ("none inside" if law.argmin is None else number(law.argmin, 3)) + (f" ({law.note})" if law.note else ""),
         }
@@ -155,7 +146,7 @@ def fit_tables(fit: AllocationFit, noun: str = "share") -> tuple[Table, ...]:
     ]
     tables = [facts(pairs)]
     if laws:
-        tables.append(Table(pd.DataFrame(laws), "Laws tried."))
+        tables.append(Table(pd.DataFrame(laws), "Laws tried, errors in nats/token."))
         parameters = [(name, interval(value)) for name, value in fit.parameters.items()]
         tables.append(facts(parameters, "Parameters of the law used, with 95% intervals."))
     return tuple(tables)

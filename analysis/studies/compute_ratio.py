@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pandas as pd
 
-from analysis.cells import RATE, Cell, cell_fields, split_cells
+from analysis.cells import Cell, cell_fields, split_cells
 from analysis.errors import require_columns
 from analysis.figures.allocation import allocation_data
 from analysis.figures.compute_ratio import PUBLISHED, compute_ratio_figure
@@ -29,9 +29,12 @@ class ComputeRatio(Allocation):
     """One curve a budget. Whatever the study varies in the model makes up the share, so it sets no cells apart."""
 
     point: ClassVar[str] = "compute share"
-    axis: ClassVar[tuple[str, ...]] = ("memory_flops_share",)
     share: ClassVar[str] = "memory_flops_share"
     terms: ClassVar[str] = "A compute share is the memory layers' part of the blocks' forward FLOPs per token."
+
+    @property
+    def axis(self) -> tuple[str, ...]:
+        return (self.share,)
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -43,7 +46,7 @@ class ComputeRatio(Allocation):
             for column, words in HELD.items():
                 spread = group[column].max() / group[column].min() - 1
                 where = f" at {name}" if name else ""
-                remedy = "hold it (`budget.flops_per_token` and `budget.tolerance` refuse such a plan), or give study.yaml another `analysis`"
+                remedy = "hold it (`budget.flops_per_token` refuses such a plan), or give study.yaml another `analysis`"
                 problem = f"{words} differs by {spread:.1%} between the points{where}, but a compute-ratio study holds it within {MOST:.0%}"
                 self.require(spread <= MOST, problem, remedy)
         return split_cells(self.results.trials, self.axis, self.fields)
@@ -72,9 +75,12 @@ class ComputeRatio(Allocation):
         sentences = []
         for cell, fit in self.fitted:
             if fit.argmin:
-                inside = "inside" if fit.argmin.low <= PUBLISHED <= fit.argmin.high else "outside"
-                where = f" at {cell.label}" if cell.label else ""
-                sentences.append(f"The published optimum, {PUBLISHED:.2f} (UltraMemV2), lies {inside} the interval of the one found{where}.")
+                lies = "inside" if fit.argmin.low <= PUBLISHED <= fit.argmin.high else "outside"
+                where = f"{cell.label}: the" if cell.label else "The"
+                tied = " but among the tied shares" if lies == "outside" and min(fit.tied) <= PUBLISHED <= max(fit.tied) else ""
+                sentences.append(
+                    f"{where} published optimum, {PUBLISHED:.2f} (UltraMemV2), lies {lies} the interval of the one found{tied}."
+                )
         return [*super().remarks(), *sentences]
 
     def drawings(self) -> list[Drawing]:
@@ -87,7 +93,7 @@ class ComputeRatio(Allocation):
         return [*self._laws(), self._held(), *rates_sections(self.cells, self.point)]
 
     def caveats(self) -> list[str]:
-        path = [name for name in varied_fields(self.results.trials) if name.startswith("model.") and name != RATE]
+        path = [name for name in varied_fields(self.results.trials) if name.startswith("model.")]
         moved = f"The compute share was moved by {', '.join(path)} and the feed-forward width: another path may have another optimum."
         return [*super().caveats(), *([moved] if path else [])]
 
@@ -116,8 +122,8 @@ def _caption(series: set[str]) -> str:
     }
     return " ".join(
         (
-            "Validation loss against the memory layers' share of the blocks' forward FLOPs, at fixed total and activated parameters and fixed",
-            "FLOPs per token. Open markers: single runs.",
+            "Validation loss against the memory layers' share of the blocks' forward FLOPs, at fixed total and activated parameters and",
+            "fixed FLOPs per token. Open markers: single runs.",
             *(sentence for name, sentence in known.items() if name in series),
             f"Dashed: the published optimum, {PUBLISHED:.0%} (UltraMemV2, arXiv 2508.18756), at far larger scale.",
         )

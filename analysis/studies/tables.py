@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.cells import RATE, Cell
 from analysis.fits.types import Estimate
 from analysis.studies.types import Section, Table
-from analysis.table import RHO, shown, si
+from analysis.table import POOLS, RHO, shown, si
 
 
 def number(value: Any, digits: int = 4, sign: bool = False) -> str:
@@ -42,7 +42,7 @@ def _error(value: float) -> str:
 
 PLANNED: dict[str, tuple[str, Callable[[Any], str]]] = {
     "rho": (RHO, lambda value: "dense" if pd.isna(value) else f"{value:.4g}"),
-    "share_moe": ("share reached", _share),
+    "share_moe": ("share of routed experts", _share),
     "total_params": ("P_tot", si),
     "active_params": ("P_act", si),
     "budget_error_total": ("error of P_tot", _error),
@@ -63,7 +63,8 @@ def as_text(frame: pd.DataFrame) -> pd.DataFrame:
     """A table of planned or varied columns as text under their headings."""
     text = {}
     for name in frame.columns:
-        heading, write = PLANNED.get(name, (name, _share if name.startswith("share_") else shown))
+        pool = name.removeprefix("share_")
+        heading, write = PLANNED.get(name, (f"share of {POOLS[pool]}", _share) if pool in POOLS else (name, shown))
         text[heading] = [write(value) for value in frame[name]]
     return pd.DataFrame(text)
 

@@ -67,10 +67,13 @@ class Analysis(ABC):
 
     point: ClassVar[str] = "share"
     """What the study compares, as a noun of its caveats and tables."""
-    axis: ClassVar[tuple[str, ...]] = ("rho",)
-    """Columns of `trials.csv` that tell one point from another."""
     terms: ClassVar[str] = ""
     """Explains under the readings the words that they use."""
+
+    @property
+    def axis(self) -> tuple[str, ...]:
+        """Columns of `trials.csv` that tell one point from another."""
+        return ("rho",)
 
     @abstractmethod
     def fits(self) -> list[dict[str, Any]]:

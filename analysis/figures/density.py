@@ -1,0 +1,105 @@
+"""Loss over a memory's rows and the rows that a token reads: the fitted surface as contours, and cuts through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from analysis.figures.style import LINES, MARKERS, TWO_COLUMNS, new_figure, style
+from analysis.fits.density import DensityFit
+from analysis.table import si
+
+COLUMNS = ("cell", "series", "rows", "read", "loss", "low", "high")
+COLOUR_MAP = "viridis"
+"""Dark is low; the cuts run from light to dark as more rows are read."""
+FINE = 41
+"""Steps of the drawn surface along each axis."""
+ASIDE = 1.06
+"""Points of one row count stand beside each other in the cuts, by this factor a cut, so that their errors can be read."""
+
+
+def density_data(fitted: Sequence[tuple[str, DensityFit]]) -> pd.DataFrame:
+    """Everything that `density_figure` draws -> cell, series, rows, read, loss, low, high (losses in nats per token).
+
+    Series: `mean` (a point for the average seed, with its paired standard error), `surface` (on a fine grid), `cut` (the surface along
+    the rows at each count of rows read, with its 95% band).
+    """
+    tables = []
+    for label, fit in fitted:
+        points = pd.DataFrame(fit.points, columns=["rows", "read"]).assign(series="mean", loss=fit.means)
+        if fit.errors:
+            points = points.assign(low=np.subtract(fit.means, fit.errors), high=np.add(fit.means, fit.errors))
+        x, y = (np.geomspace(points[name].min(), points[name].max(), FINE) for name in ("rows", "read"))
+        rows, read = (axis.ravel() for axis in np.meshgrid(x, y))
+        surface = fit.predict(rows, read)[["rows", "read", "loss"]].assign(series="surface")
+        cuts = [fit.predict(x, value).assign(series="cut") for value in sorted(points["read"].unique())]
+        tables.append(pd.concat([points, surface, *cuts]).assign(cell=label))
+    return pd.concat(tables, ignore_index=True).reindex(columns=list(COLUMNS))
+
+
+def density_figure(data: pd.DataFrame) -> Figure:
+    """A row of two panels a cell: contours, and cuts."""
+    cells = list(dict.fromkeys(data["cell"]))
+    with style():
+        figure = new_figure(TWO_COLUMNS, 0.2 + 2.7 * len(cells))
+        for pair, cell in zip(figure.subplots(len(cells), 2, squeeze=False), cells, strict=True):
+            panel = {str(name): group for name, group in data[data["cell"] == cell].groupby("series")}
+            _contours(figure, pair[0], panel["surface"], panel["mean"])
+            _cuts(pair[1], panel["cut"], panel["mean"])
+            pair[0].set_title(cell, loc="left")
+        return figure
+
+
+def _contours(figure: Figure, axes: Axes, surface: pd.DataFrame, points: pd.DataFrame) -> None:
+    """The surface in colour, each measured mean in the colour of its own loss: a point that stands out is one that the surface misses."""
+    x, y = np.sort(surface["rows"].unique()), np.sort(surface["read"].unique())
+    loss = surface.pivot(index="read", columns="rows", values="loss").to_numpy()
+    low, high = min(loss.min(), points["loss"].min()), max(loss.max(), points["loss"].max())
+    levels = MaxNLocator(12).tick_values(low, high)
+    colours: dict[str, Any] = {"cmap": COLOUR_MAP, "vmin": levels[0], "vmax": levels[-1]}
+    filled = axes.contourf(x, y, loss, levels=levels, **colours)
+    axes.contour(x, y, loss, levels=levels, colors="white", linewidths=0.4)
+    axes.scatter(
+        points["rows"], points["read"], c=points["loss"], s=34, edgecolors="black", linewidths=0.7, clip_on=False, zorder=3, **colours
+    )
+    bar = figure.colorbar(filled, ax=axes, pad=0.06)
+    bar.ax.set_title("Validation loss\n(nats/token)", fontsize=6.5)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    _ticks(axes, points, "rows", "x")
+    _ticks(axes, points, "read", "y")
+    axes.set_xlabel("Memory rows")
+    axes.set_ylabel("Rows that a token reads")
+
+
+def _cuts(axes: Axes, cuts: pd.DataFrame, points: pd.DataFrame) -> None:
+    counts = sorted(points["read"].unique())
+    colours = matplotlib.colormaps[COLOUR_MAP](np.linspace(0.88, 0, len(counts)))
+    for place, count in enumerate(counts):
+        cut, own = cuts[np.isclose(cuts["read"], count)], points[points["read"] == count]
+        look: dict[str, Any] = {"color": colours[place]}
+        axes.fill_between(cut["rows"], cut["low"], cut["high"], alpha=0.12, linewidth=0, **look)
+        axes.plot(cut["rows"], cut["loss"], linestyle=LINES[place % len(LINES)], linewidth=1, **look)
+        marker = MARKERS[place % len(MARKERS)]
+        beside = own["rows"] * ASIDE ** (place - (len(counts) - 1) / 2)
+        axes.errorbar(beside, own["loss"], own["high"] - own["loss"], fmt=marker, elinewidth=0.8, label=si(count), **look)
+    axes.set_xscale("log")
+    _ticks(axes, points, "rows", "x")
+    axes.set_xlabel("Memory rows")
+    axes.set_ylabel("Validation loss (nats/token)")
+    axes.legend(title="rows read", loc="center left", bbox_to_anchor=(1.0, 0.5), title_fontsize=6.5)
+
+
+def _ticks(axes: Axes, points: pd.DataFrame, column: str, which: str) -> None:
+    """Ticks at the counts that were trained."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(FixedLocator(sorted(points[column].unique())))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))

@@ -1,0 +1,165 @@
+"""The fitted loss over the mixes of three pools, as a ternary plot: every point of the triangle is a mix, every corner one pool alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import Normal, Stroke
+from matplotlib.ticker import MaxNLocator
+from matplotlib.tri import Triangulation
+
+from analysis.cells import Cell
+from analysis.figures.style import COLOURS, GREY, ONE_COLUMN, TWO_COLUMNS, new_figure, style
+from analysis.fits.simplex import SimplexFit
+from analysis.fits.types import Status
+from analysis.table import POOLS
+
+Array = np.ndarray
+HEIGHT = np.sqrt(3) / 2
+CORNERS = np.array([[0.5, HEIGHT], [0.0, 0.0], [1.0, 0.0]])  # of the first, second and third pool
+FOUND = COLOURS[1]
+TICKS = (0.2, 0.4, 0.6, 0.8)
+
+
+def simplex_data(fitted: Sequence[tuple[Cell, SimplexFit]]) -> pd.DataFrame:
+    """What `simplex_figure` draws -> cell, status, series, share_POOL of each pool, loss, tie, runs (losses in nats per token).
+
+    Series: `surface` (the fit on a lattice), `tie` (on a finer one around the mixes tied with the best, which are those up to 1), `mean`
+    (of a mix, for the average seed, over so many runs), `two` (the best mix of two pools), `best`.
+    """
+    tables = []
+    for cell, fit in fitted:
+        names = [f"share_{pool}" for pool in fit.pools]
+        if not fit.means:  # nothing fitted yet: the runs as they are
+            means = cell.trials.groupby(names, sort=False)["val_loss"].agg(loss="mean", runs="count").reset_index()
+            tables.append(means.assign(series="mean", cell=cell.label, status=str(fit.status)))
+            continue
+        runs = cell.trials[names].round(9).value_counts()
+        points = pd.DataFrame(fit.points, columns=names).assign(loss=fit.means, runs=[int(runs[point]) for point in fit.points])
+        best = {f"share_{pool}": [share.value] for pool, share in fit.argmin.items()}
+        parts = {
+            "surface": fit.region(50).drop(columns="tie").rename(columns=dict(zip(fit.pools, names, strict=True))),
+            "tie": _near(fit).rename(columns=dict(zip(fit.pools, names, strict=True))),
+            "mean": points,
+            "two": pd.DataFrame(list(fit.edge_bests.values()), columns=names),
+            "best": pd.DataFrame({**best, "loss": [fit.loss_at_best.value if fit.loss_at_best else np.nan]}),
+        }
+        tables += [part.assign(series=series, cell=cell.label, status=str(fit.status)) for series, part in parts.items()]
+    if not tables:
+        return pd.DataFrame()
+    data = pd.concat(tables, ignore_index=True)
+    measured = [name for name in ("loss", "tie", "runs") if name in data]
+    return data[["cell", "status", "series", *(name for name in data if name.startswith("share_")), *measured]]
+
+
+def _near(fit: SimplexFit) -> pd.DataFrame:
+    """The lattice around the tied mixes, the finer the fewer they are."""
+    steps = 200 if max(high - low for low, high in fit.tied_shares.values()) < 0.3 else 100
+    lattice = fit.region(steps).drop(columns="loss")
+    for pool, (low, high) in fit.tied_shares.items():
+        lattice = lattice[lattice[pool].between(low - 2.5 / steps, high + 2.5 / steps)]
+    return lattice
+
+
+def simplex_figure(data: pd.DataFrame) -> Figure:
+    """One triangle a cell, each with its own colours: cells differ by far more than a surface is deep."""
+    cells = list(dict.fromkeys(data["cell"]))
+    columns = min(len(cells), 2)
+    rows = -(-len(cells) // columns)
+    with style():
+        figure = new_figure(ONE_COLUMN * 1.35 if columns == 1 else TWO_COLUMNS, 0.4 + (3.2 if columns == 1 else 2.8) * rows)
+        grid = figure.subplots(rows, columns, squeeze=False)
+        used: dict[str, Line2D] = {}
+        for place, axes in enumerate(grid.flat):
+            if place >= len(cells):
+                axes.set_visible(False)
+                continue
+            used |= _triangle(axes, data[data["cell"] == cells[place]], off=1 if columns == 1 else 1.4)
+            axes.set_title(cells[place], pad=16)
+        figure.legend(used.values(), used.keys(), loc="outside lower center", ncols=2)
+        return figure
+
+
+def to_plane(mixes_X3: Array) -> Array:
+    """Shares of the three pools -> where they are drawn, [X, 2]; sides have length 1."""
+    return np.asarray(mixes_X3, float) @ CORNERS
+
+
+def _triangle(axes: Axes, data: pd.DataFrame, off: float) -> dict[str, Line2D]:
+    """Draw one cell; returns the legend's entries.
+
+    Args:
+        off: how far from the sides the text stands; more where the triangle is small.
+    """
+    names = [name for name in data.columns if name.startswith("share_")]
+    series = {str(name): group for name, group in data.groupby("series")}
+    at = {name: to_plane(group[names].to_numpy()) for name, group in series.items()}
+    shown = pd.concat([series["mean"]["loss"], series.get("surface", series["mean"])["loss"]])
+    levels = MaxNLocator(12).tick_values(shown.min(), shown.max())
+    colours: dict[str, Any] = {"cmap": "viridis_r", "norm": Normalize(levels[0], levels[-1])}
+    used: dict[str, Line2D] = {}
+    if "surface" in series:
+        lattice = Triangulation(*at["surface"].T)
+        axes.tricontourf(lattice, series["surface"]["loss"], levels=levels, **colours)
+        axes.tricontour(lattice, series["surface"]["loss"], levels=levels, colors="black", linewidths=0.3, alpha=0.5)
+    _frame(axes, [POOLS.get(name.removeprefix("share_"), name) for name in names], off)
+    x, y = at["mean"].T
+    axes.scatter(x, y, s=34, color="white", zorder=3, clip_on=False)
+    circles: dict[str, Any] = {"s": 22, "edgecolors": "black", "linewidths": 0.6, "zorder": 3, "clip_on": False}
+    points = axes.scatter(x, y, c=series["mean"]["loss"], **circles, **colours)
+    ring: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4.5, "markerfacecolor": "0.8", "markeredgecolor": "black"}
+    used["mean of a trained mix"] = Line2D([], [], markeredgewidth=0.6, **ring)
+    if "surface" in series:
+        tie = series["tie"]["tie"].clip(upper=3)
+        if tie.min() < 1 < tie.max():
+            cased = [Stroke(linewidth=2.6, foreground="white"), Normal()]  # to be seen on any colour, and on a side of the triangle
+            outline = axes.tricontour(Triangulation(*at["tie"].T), tie, levels=[1], colors=FOUND, linewidths=1.3, zorder=2.5)
+            outline.set(path_effects=cased, clip_on=False)
+            used["tied with the best mix"] = Line2D([], [], color=FOUND, linewidth=1.3)
+        two: dict[str, Any] = {"color": "white", "linestyle": "", "marker": "D", "markersize": 3.6, "markeredgecolor": "black"}
+        if "two" in series:
+            axes.plot(*at["two"].T, zorder=4, clip_on=False, markeredgewidth=0.7, **two)
+            used["best mix of two pools"] = Line2D([], [], markeredgewidth=0.7, **two)
+        sure = data["status"].iloc[0] == Status.CONVERGED
+        star: dict[str, Any] = {"linestyle": "", "marker": "*", "markersize": 11, "markeredgecolor": "black", "markeredgewidth": 0.8}
+        star["color"] = FOUND if sure else "white"
+        axes.plot(*at["best"].T, zorder=5, clip_on=False, **star)
+        used["best mix" + ("" if sure else f" ({data['status'].iloc[0].replace('_', ' ')})")] = Line2D([], [], **star)
+    axes.figure.colorbar(points, ax=axes, shrink=0.62, aspect=22, pad=0.02).set_label("Validation loss (nats/token)")
+    return used
+
+
+def _frame(axes: Axes, names: Sequence[str], off: float) -> None:
+    """Sides, grid lines, ticks and names. Each pool's share is read on the side that ends in its corner, along that pool's grid lines."""
+    axes.set_aspect("equal")
+    axes.set_axis_off()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, HEIGHT)
+    axes.plot(*CORNERS[[0, 1, 2, 0]].T, color="black", linewidth=0.8, zorder=2, clip_on=False)
+    left, right = "\N{LEFTWARDS ARROW}", "\N{RIGHTWARDS ARROW}"
+    looks: tuple[tuple[dict[str, Any], str, float], ...] = (  # of each pool: how its ticks are written, its title, the rotation of that
+        ({"rotation": 0, "ha": "left", "va": "center"}, f"{left} {names[0]}", -60),
+        ({"rotation": -60, "ha": "right", "va": "bottom"}, f"{left} {names[1]}", 60),
+        ({"rotation": 60, "ha": "right", "va": "top"}, f"{names[2]} {right}", 0),
+    )
+    for k, (ticks, title, rotation) in enumerate(looks):
+        start, end = CORNERS[k - 1], CORNERS[(k + 1) % 3]  # read along the side that comes from `start`; the lines run to the side of `end`
+        outward = (start - end) * 0.02 * off
+        for share in TICKS:
+            on_side, across = (share * CORNERS[k] + (1 - share) * corner for corner in (start, end))
+            axes.plot(*np.stack([on_side, across]).T, color=GREY, linewidth=0.3, linestyle=":", zorder=1.5)
+            axes.plot(*np.stack([on_side, on_side + outward]).T, color="black", linewidth=0.6, clip_on=False)
+            x, y = on_side + 1.6 * outward
+            axes.text(x, y, f"{share:g}", fontsize=6.5, rotation_mode="anchor", **ticks)
+        along = CORNERS[k] - start
+        x, y = start + along / 2 + 0.12 * off * np.array([along[1], -along[0]])
+        axes.text(x, y, title, fontsize=7.5, ha="center", va="center", rotation=rotation)
+        x, y = CORNERS[k]
+        axes.text(x, y + off * (-0.045 if k else 0.035), names[k], fontsize=7.5, weight="bold", ha="center", va="top" if k else "bottom")

@@ -1,0 +1,132 @@
+"""Loss against a memory's rows, and against its parameters: one line a kind of memory, the backbone alone beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.figures.style import COLOURS, GREY, LINES, MARKERS, TWO_COLUMNS, new_figure, style
+from analysis.fits.slots import POWER, SlotsFit
+
+COLUMNS = ("cell", "mechanism", "series", "rows", "params", "loss", "low", "high", "seed", "trial_id")
+
+
+def slots_data(fitted: Sequence[tuple[str, pd.DataFrame, SlotsFit]], published: tuple[str, float] | None = None) -> pd.DataFrame:
+    """Everything that `slots_figure` draws -> cell, mechanism, series, rows, params, loss, low, high, seed, trial_id.
+
+    Series: `run` (one trained model, the effect of its seed taken off), `mean` (for the average seed, with its paired standard error),
+    `line` (with its 95% band), `power` (the power law with a floor, where it is preferred), `slope` (nats per token for every tenfold, with
+    its interval), `backbone` (the model without memory), `published` (a slope from elsewhere, in `loss`, its name in `mechanism`).
+
+    Args:
+        fitted: for each cell its label, its runs (mechanism, memory_rows, memory_params, val_loss, seed, trial_id) and its fit.
+        published: name and slope.
+    """
+    tables = []
+    for label, runs, fit in fitted:
+        parts = []
+        for each in fit.mechanisms:
+            own = runs[(runs["mechanism"] == each.mechanism) & runs["trial_id"].isin(each.rows)]
+            params = own.groupby("memory_rows")["memory_params"].mean()
+            paired = own["val_loss"] - own["seed"].map(fit.seed_effects)
+            found = [
+                pd.DataFrame(
+                    {"series": "run", "rows": own["memory_rows"], "loss": paired, "seed": own["seed"], "trial_id": own["trial_id"]}
+                )
+            ]
+            means = pd.DataFrame({"series": "mean", "rows": each.sizes, "loss": each.means})
+            if each.errors:
+                means = means.assign(low=np.subtract(each.means, each.errors), high=np.add(each.means, each.errors))
+            found.append(means)
+            if each.slope:
+                line = each.predict(np.geomspace(each.sizes[0], each.sizes[-1], 61)).rename(columns={"x": "rows"})
+                found.append(line.drop(columns="power").assign(series="line"))
+                if each.preferred == POWER:
+                    found.append(line[["rows"]].assign(series="power", loss=line["power"]))
+                slope = {"series": "slope", "loss": each.slope.value, "low": each.slope.low, "high": each.slope.high}
+                found.append(pd.DataFrame([slope]))
+            table = pd.concat(found)
+            table["params"] = np.exp(np.interp(np.log(table["rows"].astype(float)), np.log(params.index), np.log(params)))
+            parts.append(table.assign(mechanism=each.mechanism))
+        if fit.backbone is not None:
+            parts.append(pd.DataFrame([{"series": "backbone", "loss": fit.backbone}]))
+        if published:
+            parts.append(pd.DataFrame([{"series": "published", "mechanism": published[0], "loss": published[1]}]))
+        tables.append(pd.concat(parts).assign(cell=label))
+    return pd.concat(tables, ignore_index=True).reindex(columns=list(COLUMNS))
+
+
+def slots_figure(data: pd.DataFrame) -> Figure:
+    """A row of two panels a cell, on one loss axis: against rows, and against the parameters in them."""
+    cells, names = (list(dict.fromkeys(data[name].dropna())) for name in ("cell", "mechanism"))
+    names = [name for name in names if ((data["mechanism"] == name) & (data["series"] == "run")).any()]
+    with style():
+        figure = new_figure(TWO_COLUMNS, 0.5 + 2.5 * len(cells))
+        grid = figure.subplots(len(cells), 2, squeeze=False, sharey="row")
+        used: dict[str, Line2D] = {}
+        for pair, cell in zip(grid, cells, strict=True):
+            panel = data[data["cell"] == cell]
+            for axes, column in zip(pair, ("rows", "params"), strict=True):
+                used |= _panel(axes, panel, names, column, slopes=len(cells) == 1)
+            used |= _published(pair[0], panel)
+            pair[0].set_ylabel("Validation loss (nats/token)")
+            pair[0].set_title(cell, loc="left")
+        grid[-1, 0].set_xlabel("Memory rows")
+        grid[-1, 1].set_xlabel("Memory parameters")
+        figure.legend(used.values(), used.keys(), loc="outside lower center", ncols=2)
+        return figure
+
+
+def signed(value: float) -> str:
+    """Four digits with a typeset sign."""
+    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _panel(axes: Axes, data: pd.DataFrame, names: Sequence[str], column: str, slopes: bool) -> dict[str, Line2D]:
+    """Draw one cell against one column; returns the legend's entries."""
+    used: dict[str, Line2D] = {}
+    dotted: dict[str, Any] = {"linestyle": (0, (1, 1)), "linewidth": 0.9}
+    axes.set_xscale("log")
+    for place, name in enumerate(names):
+        own = data[data["mechanism"] == name]
+        series = {str(key): group for key, group in own.groupby("series")}
+        colour, marker, label = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], name
+        solid: dict[str, Any] = {"color": colour, "linestyle": LINES[place % len(LINES)]}
+        open_marker: dict[str, Any] = {"marker": marker, "markersize": 2.6, "markerfacecolor": "white", "markeredgewidth": 0.5}
+        axes.plot(series["run"][column], series["run"]["loss"], color=colour, linestyle="", alpha=0.7, **open_marker)
+        if "line" in series:
+            line = series["line"]
+            if "power" not in series:  # the band is that of a line that holds
+                axes.fill_between(line[column], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0)
+            axes.plot(line[column], line["loss"], **solid)
+        if "power" in series:
+            axes.plot(series["power"][column], series["power"]["loss"], color=colour, **dotted)
+            used["power law with a floor"] = Line2D([], [], color=GREY, **dotted)
+        if "slope" in series and slopes:
+            slope = series["slope"].iloc[0]
+            label += f": {signed(slope['loss'])} a tenfold ({signed(slope['low'])} to {signed(slope['high'])})"
+        means = series["mean"]
+        axes.errorbar(means[column], means["loss"], means["high"] - means["loss"], fmt=marker, color=colour, elinewidth=0.8)
+        used[label] = Line2D([], [], marker=marker, **solid)
+    backbone = data[data["series"] == "backbone"]
+    if len(backbone):
+        axes.axhline(backbone["loss"].iloc[0], color="black", linewidth=0.9, linestyle=":")
+        used["backbone alone"] = Line2D([], [], color="black", linewidth=0.9, linestyle=":")
+    return used
+
+
+def _published(axes: Axes, data: pd.DataFrame) -> dict[str, Line2D]:
+    """A piece of line one decade long with the published slope, low on the left: falling lines leave that corner empty."""
+    published, runs = data[data["series"] == "published"], data[data["series"] == "run"]
+    if published.empty:
+        return {}
+    slope, (bottom, top), left = published["loss"].iloc[0], axes.get_ylim(), runs["rows"].min()
+    foot = bottom + 0.06 * (top - bottom)
+    axes.plot([left, 10 * left], [foot - slope, foot], color=GREY, linewidth=1)
+    return {f"{published['mechanism'].iloc[0]}: {signed(slope)} a tenfold": Line2D([], [], color=GREY, linewidth=1)}

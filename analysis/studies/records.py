@@ -1,0 +1,23 @@
+"""What fits.json says of a fit beside its own numbers: the cell, and how learning rates were chosen."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from analysis.cells import Cell
+
+
+def record(cell: Cell, fit: dict[str, Any], noun: str) -> dict[str, Any]:
+    """A fit's plain values as one record of fits.json.
+
+    Args:
+        noun: what the study compares.
+    """
+    if len(cell.rates):
+        chosen = f"chosen per {noun}: least mean validation loss over the seeds that its rates share"
+        fit = fit | {
+            "conventions": fit["conventions"] | {"learning_rate": chosen},
+            "learning_rates": json.loads(cell.rates.to_json(orient="records")),
+        }
+    return {"cell": cell.fields, **fit}
