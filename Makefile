@@ -25,9 +25,10 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-bench: $(READY)  ## the training step against a dense model and against transformers
+bench: $(READY)  ## the training step against a dense model and transformers; memories against routed experts and the machine's own speed
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[compare]'
 	$(BIN)/sparsemem bench step
+	$(BIN)/sparsemem bench memory
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -26,7 +26,7 @@ Write a study in YAML, look at its plan, run it, read its report.
   sparsemem run sweeps/allocation-quick.yaml       train what is not finished, then write the report
   sparsemem status runs/allocation-quick           how far it is, also while it runs
   sparsemem report runs/allocation-quick           fits, figures and report again, from the result files
-  sparsemem bench step                             speed of a training step on this machine
+  sparsemem bench step                             speed of a training step on this machine; `bench memory`: of memories
 
 exit codes: 0 done, 1 some trials failed, 2 refused input, 130 interrupted and resumable"""
 
@@ -99,8 +99,13 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", _report, "write fits, figures and report again, from the result files", "sparsemem report runs/allocation-quick")
     for sub in (status, report):
         sub.add_argument("folder", type=Path, metavar="DIR", help="results folder of one study")
-    bench = add("bench", _bench, "measure this machine", "sparsemem bench step --json")
-    bench.add_argument("what", choices=("step",), help="step: a training step against the dense model and `transformers`")
+    bench = add("bench", _bench, "measure this machine, as ratios taken in one run", "sparsemem bench memory --json")
+    bench.add_argument(
+        "what",
+        choices=("step", "memory"),
+        help="step: a training step against the dense model and `transformers`; "
+        "memory: each kind of memory against routed experts, updates of large tables, gathers against the machine's random reads",
+    )
     bench.add_argument("--json", action="store_true", help="print one JSON object a line")
     return parser
 
@@ -171,9 +176,9 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from sparsemem.bench import bench_step
+    from sparsemem.bench import bench
 
-    bench_step(as_json=arguments.json)
+    bench(arguments.what, as_json=arguments.json)
     return DONE
 
 

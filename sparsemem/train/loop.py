@@ -66,7 +66,7 @@ def run_trial(trial: Trial, tokens_folder: Path, trial_folder: Path, *, threads:
             finished = trial_folder / "result.json"
             if finished.exists():
                 return dict(json.loads(finished.read_text(encoding="utf-8")))
-            _prepare_process(threads)
+            prepare_process(threads)
             return _Run(trial, tokens_folder, trial_folder, device).to_the_end()
         except Exception as error:
             full = _is_out_of_memory(error)
@@ -81,7 +81,7 @@ class StepTimer:
     """Training steps of a trial's model on random tokens, to be timed. Nothing is read or written."""
 
     def __init__(self, trial: Trial, threads: int, device: str | None = None) -> None:
-        _prepare_process(threads)
+        prepare_process(threads)
         self.trial, self.device = trial, torch.device(device or default_device())
         sizes = solve(trial.model, trial.budget, trial.shares)
         model = Transformer(trial.model, sizes, trial.data.context, torch.arange(trial.data.vocab_size), separator=0)
@@ -317,7 +317,8 @@ class _Run:
 # --- small parts ------------------------------------------------------------------------------------------------------------
 
 
-def _prepare_process(threads: int) -> None:
+def prepare_process(threads: int) -> None:
+    """Settings of the whole process that make training fast."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # Adam's second moments of rarely used experts decay into denormals, which are slow
     keep_freed_memory()

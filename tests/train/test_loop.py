@@ -32,7 +32,7 @@ TIMED = {"tokens_per_second", "seconds", "peak_memory_bytes"}
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process's allocator and denormals stay as the other tests expect them."""
-    monkeypatch.setattr(loop, "_prepare_process", lambda threads: torch.set_num_threads(threads))
+    monkeypatch.setattr(loop, "prepare_process", lambda threads: torch.set_num_threads(threads))
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

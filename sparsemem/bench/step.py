@@ -1,7 +1,5 @@
 """`sparsemem bench step`: how fast a training step is, as ratios taken in one run.
 
-Contenders of one shape take turns, so that a drift of the machine hits all of them; a ratio is the median of the ratios of its rounds.
-
 - `moe`: the study's mixture of experts; `engram`: the same budget with a quarter of the sparse parameters in memory;
 - `dense`: the dense model of the same activated parameters;
 - `transformers`: Hugging Face's Qwen2-MoE of the same widths and experts (extra `compare`), forward, backward and AdamW.
@@ -11,23 +9,20 @@ The machine's peak is the fastest of several large matrix products in the same d
 
 from __future__ import annotations
 
-import json
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from sparsemem.bench.measure import Row, progress, speeds
 from sparsemem.budget import solve
 from sparsemem.config import Trial
 from sparsemem.model import Sizes, count_model
-from sparsemem.study.engine import processors
 from sparsemem.train.loop import StepTimer
 
 ROUNDS = {"quick": 12, "10M": 5}
-WARM_UP = 2
 SHAPES: dict[str, dict[str, Any]] = {
     "quick": {
         "data": {"vocab_size": 4096, "context": 128},
@@ -53,44 +48,17 @@ SHAPES: dict[str, dict[str, Any]] = {
 SHARES: dict[str, dict[str, float]] = {"moe": {"moe": 1.0}, "engram": {"moe": 0.75, "engram": 0.25}, "dense": {}}
 
 
-def bench_step(as_json: bool) -> None:
-    """Print a table, or with `as_json` one object a line, to stdout."""
-    threads = processors()
+def bench_step() -> Iterator[Row]:
+    """Measurements of each shape."""
     for shape, fields in SHAPES.items():
-        print(f"bench step: {shape}, {threads} threads", file=sys.stderr, flush=True)
-        for row in _bench_shape(shape, fields, threads):
-            print(json.dumps(row) if as_json else _line(row), flush=True)
-
-
-def _bench_shape(shape: str, fields: dict[str, Any], threads: int) -> list[dict[str, Any]]:
-    trials = {name: Trial.model_validate({**fields, "shares": shares}) for name, shares in SHARES.items()}
-    steps: dict[str, Callable[[], float]] = {name: StepTimer(trial, threads).step for name, trial in trials.items()}
-    flops = {name: _flops(trial) for name, trial in trials.items()}
-    other = _transformers_step(trials["moe"])
-    if other is not None:
-        steps["transformers"] = other
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    peaks = []
-    for number in range(WARM_UP + ROUNDS[shape]):
-        peak = _matrix_product_rate()
-        for name, step in steps.items():
-            spent = step()
-            if number >= WARM_UP:
-                seconds[name].append(spent)
-        peaks.append(peak)
-    tokens = trials["moe"].train.batch_tokens
-    common = {"shape": shape, "threads": threads, "dtype": "fp32"}
-    rows: list[dict[str, Any]] = []
-    for name, times in seconds.items():
-        rates = [tokens / spent for spent in times]
-        row: dict[str, Any] = {"name": f"step/{name}", **common, **_spread(rates), "unit": "tokens/s"}
-        if name != "transformers":
-            row["share_of_peak"] = round(statistics.median(rates) * flops[name] / max(peaks), 4)
-            for rival in {"dense", "transformers"} & (seconds.keys() - {name}):
-                ratio = _spread([theirs / ours for ours, theirs in zip(times, seconds[rival], strict=True)])
-                row |= {f"ratio_to_{rival}": ratio["median"], f"ratio_to_{rival}_range": [ratio["low"], ratio["high"]]}
-        rows.append(row)
-    return [*rows, {"name": "peak/matrix-product", **common, **_spread([peak / 1e9 for peak in peaks]), "unit": "GFLOP/s"}]
+        progress(f"step: {shape}")
+        trials = {name: Trial.model_validate({**fields, "shares": shares}) for name, shares in SHARES.items()}
+        steps: dict[str, Callable[[], float]] = {name: StepTimer(trial, torch.get_num_threads()).step for name, trial in trials.items()}
+        other = _transformers_step(trials["moe"])
+        if other is not None:
+            steps["transformers"] = other
+        flops = {name: _flops(trial) for name, trial in trials.items()}
+        yield from speeds("step", shape, trials["moe"].train.batch_tokens, steps, flops, ("dense", "transformers"), ROUNDS[shape])
 
 
 def _flops(trial: Trial) -> int:
@@ -106,6 +74,7 @@ def _transformers_step(trial: Trial) -> Callable[[], float] | None:
         print("bench step: transformers is not installed (pip install 'sparsemem[compare]'); measured without it", file=sys.stderr)
         return None
     sizes, model = solve(trial.model, trial.budget, trial.shares), trial.model
+    assert model.moe is not None
     config = Qwen2MoeConfig(
         vocab_size=trial.data.vocab_size,
         hidden_size=model.width,
@@ -132,31 +101,3 @@ def _transformers_step(trial: Trial) -> Callable[[], float] | None:
         return time.perf_counter() - start
 
     return step
-
-
-def _matrix_product_rate(size: int = 1536) -> float:
-    """FLOP/s of the best of three large square products."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    best = 0.0
-    for _ in range(3):
-        start = time.perf_counter()
-        a @ b
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = statistics.quantiles(values, n=4)
-    return {"median": round(median, 4), "low": round(low, 4), "high": round(high, 4)}
-
-
-def _line(row: dict[str, Any]) -> str:
-    text = f"{row['name']:<22} {row['median']:>10,.0f} [{row['low']:,.0f}, {row['high']:,.0f}] {row['unit']}"
-    if "share_of_peak" in row:
-        text += f"   {row['share_of_peak']:.1%} of peak"
-    for rival in ("dense", "transformers"):
-        if f"ratio_to_{rival}" in row:
-            low, high = row[f"ratio_to_{rival}_range"]
-            text += f"   {row[f'ratio_to_{rival}']:.2f} [{low:.2f}, {high:.2f}] x {rival}"
-    return text

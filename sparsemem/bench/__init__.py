@@ -1,0 +1,20 @@
+"""`sparsemem bench`: how fast this machine is at what a study does. Results to stdout, progress to stderr; nothing is written."""
+
+from __future__ import annotations
+
+import json
+
+from sparsemem.bench.measure import line
+from sparsemem.bench.memory import bench_memory
+from sparsemem.bench.step import bench_step
+from sparsemem.study.engine import processors
+from sparsemem.train.loop import prepare_process
+
+BENCHES = {"step": bench_step, "memory": bench_memory}
+
+
+def bench(what: str, as_json: bool) -> None:
+    """Print a table, or with `as_json` one object a line."""
+    prepare_process(processors())  # as a trial does
+    for row in BENCHES[what]():
+        print(json.dumps(row) if as_json else line(row), flush=True)

@@ -1,0 +1,107 @@
+"""Measuring in rounds: contenders take turns, so that a drift of the machine hits all of them; a ratio is that of one round."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+WARM_UP = 2
+SIDE = 1536  # of the square matrices whose product is the machine's peak
+Row = dict[str, Any]
+Name = TypeVar("Name")
+
+
+def take_turns(contenders: Mapping[Name, Callable[[], float]], number: int) -> dict[Name, list[float]]:
+    """Seconds of each contender in each of so many rounds, after two that do not count.
+
+    Args:
+        contenders: functions that return the seconds of what they timed; each is called once a round.
+    """
+    seconds: dict[Name, list[float]] = {name: [] for name in contenders}
+    for turn in range(WARM_UP + number):
+        for name, contender in contenders.items():
+            spent = contender()
+            if turn >= WARM_UP:
+                seconds[name].append(spent)
+    return seconds
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def matrix_product() -> float:
+    """Seconds of the best of three large square products: what the machine can do at most."""
+    a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
+    return min(timed(lambda: a @ b) for _ in range(3))
+
+
+def over(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Ratios, round by round."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def measurement(name: str, shape: str, values: Sequence[float], unit: str, **ratios: Sequence[float]) -> Row:
+    """One line of the output: median and quartiles over the rounds, of the values and of each ratio."""
+    row: Row = {"name": name, "shape": shape, "threads": torch.get_num_threads(), "dtype": "fp32", **_spread(values), "unit": unit}
+    for ratio, of_rounds in ratios.items():
+        spread = _spread(of_rounds)
+        row |= {ratio: spread["median"], f"{ratio}_range": [spread["low"], spread["high"]]}
+    return row
+
+
+def speeds(
+    kind: str,
+    shape: str,
+    tokens: int,
+    contenders: Mapping[str, Callable[[], float]],
+    flops: Mapping[str, int],
+    rivals: Sequence[str],
+    number: int,
+) -> list[Row]:
+    """Tokens/s of contenders that process `tokens` a round: as a share of the machine's peak, and over each rival.
+
+    Args:
+        flops: of one token, forward and backward, where known.
+    """
+    seconds = take_turns({"peak": matrix_product, **contenders}, number)
+    peaks = [2 * SIDE**3 / spent for spent in seconds.pop("peak")]
+    rows = []
+    for name, times in seconds.items():
+        rates = [tokens / spent for spent in times]
+        ratios = {f"ratio_to_{rival}": over(seconds[rival], times) for rival in rivals if rival in seconds and rival != name}
+        if name in flops:
+            ratios = {"share_of_peak": [rate * flops[name] / max(peaks) for rate in rates], **ratios}
+        rows.append(measurement(f"{kind}/{name}", shape, rates, "tokens/s", **ratios))
+    return [*rows, measurement("peak/matrix-product", shape, [peak / 1e9 for peak in peaks], "GFLOP/s")]
+
+
+def progress(text: str) -> None:
+    print(f"bench {text}, {torch.get_num_threads()} threads", file=sys.stderr, flush=True)
+
+
+def line(row: Row) -> str:
+    """A measurement for people."""
+    text = f"{row['name']:<24} {row['shape']:<9} {_short(row['median']):>8} [{_short(row['low'])}, {_short(row['high'])}] {row['unit']}"
+    for ratio in row:
+        if f"{ratio}_range" in row:
+            low, high = row[f"{ratio}_range"]
+            text += f"   {ratio.replace('_', ' ')} {row[ratio]:.2f} [{low:.2f}, {high:.2f}]"
+    return text
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    low, median, high = statistics.quantiles(values, n=4)
+    return {"median": round(median, 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
