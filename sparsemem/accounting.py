@@ -3,13 +3,14 @@
 Conventions (the README's "What is counted" repeats them for readers):
 
 - `total` and `active` count trainable parameters. Active are those that one token is multiplied with or reads.
-- `flops` counts the multiplications and additions of every product in the forward pass, per token; a training step is three times that.
+- `flops` counts the multiplications and additions of every product in the forward pass, per token; a training step is three times that,
+  but for those of `selection_flops`, which choose rows and have no backward pass. They are part of `flops`.
 - `sparse_bytes` is what one token, alone in its batch, reads of the routed experts and of the memory's rows, as fp32.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 BYTES_PER_PARAMETER = 4
 STEP_OVER_FORWARD = 3  # the backward pass computes two products for each one of the forward pass
@@ -23,14 +24,18 @@ class Account:
     active: int = 0
     flops: int = 0
     sparse_bytes: int = 0
+    selection_flops: int = 0
 
     def __add__(self, other: Account) -> Account:
-        return Account(
-            self.total + other.total, self.active + other.active, self.flops + other.flops, self.sparse_bytes + other.sparse_bytes
-        )
+        return Account(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, times: int) -> Account:
-        return Account(self.total * times, self.active * times, self.flops * times, self.sparse_bytes * times)
+        return Account(*(count * times for count in astuple(self)))
+
+    @property
+    def step_flops(self) -> int:
+        """FLOPs of a training step, per token."""
+        return STEP_OVER_FORWARD * self.flops - (STEP_OVER_FORWARD - 1) * self.selection_flops
 
     @property
     def idle(self) -> int:

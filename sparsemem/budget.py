@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from sparsemem.config import HASHED, PRODUCT_KEY, Budget, ConfigError, Model, key_counts
 from sparsemem.layers.engram import distinct_primes
+from sparsemem.layers.retrieval import initial_gain
 from sparsemem.model import ModelAccount, Sizes, count_model
 
 SHARE_TOLERANCE = 0.02  # how far the share that integer sizes come to may lie from the one asked for
@@ -50,6 +51,20 @@ def solve(config: Model, budget: Budget, shares: Mapping[str, float]) -> Sizes:
             sizes = _fit_shared_width(config, budget, sizes)
     _check(config, budget, shares, sizes)
     return replace(sizes, tables={**sizes.tables, **on_top})
+
+
+def check_start(config: Model, sizes: Sizes) -> None:
+    """Refuse a product-key memory that has no initial scale.
+
+    Raises:
+        ConfigError: `init: ultramem_v2` scales the mean top-m score to one, but it is not positive.
+    """
+    for pool, memory in config.product_keys.items():
+        for rows, columns in set(sizes.tables.get(pool, ())) if memory.init == "ultramem_v2" else ():
+            try:
+                initial_gain(memory, (rows, columns))
+            except ValueError as error:
+                raise ConfigError(f"field `model.{pool}.top_m` has the value {memory.top_m}: {error}") from None
 
 
 def _routed_experts(config: Model, budget: Budget, shares: Mapping[str, float]) -> int:
@@ -178,7 +193,8 @@ def _least(config: Model, pool: str) -> int:
     if pool not in PRODUCT_KEY:
         return 2
     memory = getattr(config, pool)
-    return 2 * math.ceil(math.sqrt(memory.heads * memory.top_m)) * _value_tables(config, pool)
+    read = memory.heads * memory.top_m * config.layers_per_table(pool)
+    return 2 * math.ceil(math.sqrt(read)) * _value_tables(config, pool)
 
 
 def _value_tables(config: Model, pool: str) -> int:
@@ -201,8 +217,8 @@ def _check(config: Model, budget: Budget, shares: Mapping[str, float], sizes: Si
         if abs(account.share(pool) - share) > SHARE_TOLERANCE:
             raise ConfigError(
                 f"field `shares.{pool}` has the value {share:g}, which no whole sizes come to within "
-                f"{SHARE_TOLERANCE:g}; the nearest feasible value is {account.share(pool):.4g}. "
-                "Smaller experts (`model.moe.expert_width`) make finer shares"
+                f"{SHARE_TOLERANCE:g}; the nearest feasible value is {account.share(pool):.4g}"
+                + (". Smaller experts (`model.moe.expert_width`) make finer shares" if config.moe else "")
             )
 
 

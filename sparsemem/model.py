@@ -216,12 +216,12 @@ class ModelAccount:
     @property
     def flops_per_token(self) -> int:
         """FLOPs of a training step per token, without the LM head."""
-        return self._sum.flops * STEP_OVER_FORWARD
+        return self._sum.step_flops
 
     @property
     def flops_per_token_head(self) -> int:
         """The same with the LM head."""
-        return (self._sum.flops + self.head_flops) * STEP_OVER_FORWARD
+        return self.flops_per_token + self.head_flops * STEP_OVER_FORWARD
 
     @property
     def memory_bytes_per_token(self) -> int:

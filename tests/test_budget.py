@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsemem.budget import budget_errors, solve
+from sparsemem.budget import budget_errors, check_start, solve
 from sparsemem.config import Budget, ConfigError, Model
 from sparsemem.layers.engram import distinct_primes
 from sparsemem.layers.moe import moe_account
@@ -296,3 +296,22 @@ def test_a_memory_of_given_rows_comes_on_top_of_the_budget(rows: int) -> None:
     assert [a * b for a, b in sizes.tables["ultramem_v2"]] == [rows] * 3
     assert max(map(abs, budget_errors(config, account, budget))) <= 0.005
     assert account.total_params > 2_600_000 + rows
+
+
+def test_layers_of_one_table_cannot_touch_more_rows_than_it_holds() -> None:
+    """Three layers reading 96 rows each of one table of at least 288: P_sparse stays what the table holds beside them."""
+    memory = {"placement": "parallel", "heads": 1, "top_m": 96, "key_dim": 8, "value_dim": 8}
+    config = Model.model_validate(STUDY | {"memory_plus": memory})
+    sizes = solve(config, _budget(total=275_000, active=270_000, tolerance=0.02), {"memory_plus": 1.0})
+    assert sizes.memory_rows >= 288
+    on_top = Model.model_validate(STUDY | {"memory_plus": memory | {"rows": 100}})
+    account = count_model(on_top, solve(on_top, _budget(), {}), context=128, vocabulary=4096)
+    assert account.parts["memory_plus"].idle == 0
+
+
+def test_a_memory_without_an_initial_scale_is_refused_by_name() -> None:
+    """Reading nearly every row, the mean over positive and negative scores is zero or below."""
+    fields = {"key_dim": 8, "rows": 256, "top_m": 256, "value_dim": 16, "pre_value_dim": 16, "virtual_tables": 1}
+    config = Model.model_validate(STUDY | {"ultramem_v2": fields})
+    with pytest.raises(ConfigError, match=r"`model\.ultramem_v2\.top_m` has the value 256: .* set `init: flat`"):
+        check_start(config, solve(config, _budget(), {}))

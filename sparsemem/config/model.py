@@ -118,13 +118,13 @@ class ProductKey(_Memory):
     placement: Literal["replace", "parallel"] = "replace"
     """`replace`: in place of the block's feed-forward; `parallel`: beside it, fed by its normed input."""
     skip: Count = 0
-    """Blocks between the one that reads and the one after which the output is added (UltraMem); needs `placement: parallel`."""
+    """So many blocks after the one that reads, the output is added (UltraMem); needs `placement: parallel`."""
     heads: Size = 4
     """Retrievals a token, each with its own keys; what they read is summed."""
     top_m: Size = 32
     """Rows that one head reads."""
     key_dim: Size
-    """Width of a key, and of the query of one side and one Tucker rank."""
+    """Width of a key, and of the query of one side and one Tucker rank: UltraMem's D_k / r, the released code's `kdim`."""
     shared_keys: StrictBool = False
     """All heads score the same keys (PEER)."""
     shared_query: StrictBool = False
@@ -158,7 +158,8 @@ class ProductKey(_Memory):
     pre_value_dim: Size | None = None
     """Width of a pre-value, to which the input is projected; default: the model's, without a projection."""
     init: Literal["flat", "ultramem", "ultramem_v2"] = "flat"
-    """`flat`: the released code's 0.02; otherwise the values' scale by the paper of that name."""
+    """`flat`: the released code's 0.02; otherwise the values' scale by the paper of that name. That of `ultramem_v2` matches the memory to
+    a feed-forward whose `model.init_std` is sqrt(2 / (5 width)): set that too."""
     value_rate: tuple[Annotated[Real, Field(gt=0)], Annotated[Real, Field(gt=0)]] | None = None
     """Learning rate of the values over `train.lr` at the start and at the end, linear between; default: `train.table_lr_factor`."""
 
@@ -174,6 +175,8 @@ class ProductKey(_Memory):
             raise ValueError(f"`virtual_tables` {self.virtual_tables} must be a square number (1, 4, 9, ...): its root multiplies the keys")
         if self.shared_query and self.heads % 2:
             raise ValueError(f"`heads` {self.heads} must be even with `shared_query`: pairs of heads share a query")
+        if self.norm == "layer" and self.key_dim < 2:
+            raise ValueError(f"`key_dim` {self.key_dim} with `norm: layer` makes every score 0; use 2 or more")
         for name in ("query_per_rank", "tucker_penalty"):
             if getattr(self, name) and not self.tucker_rank:
                 raise ValueError(f"`{name}` needs a `tucker_rank` of 1 or more")

@@ -135,6 +135,8 @@ class Trial(Strict):
         if not isinstance(raw, dict):
             return raw
         raw = dict(raw)
+        if isinstance(raw.get("model"), Model):
+            raw["model"] = raw["model"].model_dump()
         model = raw.get("model") if isinstance(raw.get("model"), dict) else {}
         if "rho" in raw:
             if "shares" in raw:
@@ -184,7 +186,8 @@ class Trial(Strict):
 
         A new field whose default keeps the old behaviour leaves every id as it is. A default must therefore never change its meaning.
         """
-        text = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True, separators=(",", ":"))
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"budget": {"flops_per_token"}})  # a check, no setting
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property

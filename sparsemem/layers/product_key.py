@@ -192,7 +192,7 @@ def _weight_square(memory: ProductKey, keys: tuple[int, int]) -> float:
     """Mean square of a read's weight at the start, its pre-value aside."""
     if memory.softmax:
         return 1 / memory.top_m**2  # as if all weighed the same
-    mean, spread = top_score_moments(memory, keys, memory.norm)
+    mean, spread = top_score_moments(memory, keys)
     return (1.0 if memory.norm == "layer" else mean**2) * (1 + spread**2)  # a layer norm's gain brings the mean to one
 
 
@@ -220,10 +220,12 @@ def product_key_account(config: Model, pool: str, tables: tuple[tuple[int, int],
     row, read = row_parameters(config, pool), memory.heads * memory.top_m
     pooled, projections = projected_groups(memory) * value_dim, {"none": 0, "linear": 1, "gated": 2}[memory.projection]
     layer = always_active(config.width * (projections * pooled + (memory.pre_value_dim or 0)))
-    layer += Account(0, read * row, 2 * read * row, read * row * BYTES_PER_PARAMETER)  # each value read is multiplied and added once
-    per_table = (layer + retrieval_account(config, memory, keys) for keys in tables)
-    layers = sum((account * config.layers_per_table(pool) for account in per_table), Account())
-    return layers + Account(total=sum(map(math.prod, tables)) * row)
+    layer += Account(0, 0, 2 * read * row, read * row * BYTES_PER_PARAMETER)  # each value read is multiplied and added once
+    together, account = config.layers_per_table(pool), Account()
+    for keys in tables:
+        rows = math.prod(keys)  # of a table that several layers read, a token cannot touch more than all
+        account += (layer + retrieval_account(config, memory, keys)) * together + Account(rows * row, min(together * read, rows) * row)
+    return account
 
 
 def row_parameters(config: Model, pool: str) -> int:

@@ -59,7 +59,7 @@ class ProductKeyRetrieval(nn.Module):
         if memory.norm == "batch":
             self.query_norm = BatchNorm(features)
         elif memory.norm == "layer":
-            gain = _initial_gain(memory, keys)
+            gain = initial_gain(memory, keys)
             self.query_gain_K = parameter(width, mean=gain)
             self.key_gain_K = parameter(width, mean=gain)
         if memory.tucker_rank:
@@ -229,32 +229,34 @@ def _leading_vectors(cores_GHRR: Tensor) -> Tensor:
 # --- initial scale ----------------------------------------------------------------------------------------------------------
 
 
-def _initial_gain(memory: ProductKey, keys: tuple[int, int]) -> float:
-    """Of the layer norms of query and keys: the released code's (V2 and v1), or such that the mean weight is one (UltraMemV2)."""
+def initial_gain(memory: ProductKey, keys: tuple[int, int]) -> float:
+    """Of the layer norms of query and keys: the released code's (V2 and v1), or such that the mean weight is one (UltraMemV2).
+
+    Raises:
+        ValueError: no gain brings the mean weight to one.
+    """
     if memory.init == "flat":
         return memory.key_dim**-0.4
     if memory.init == "ultramem":
         return memory.key_dim**-0.33
-    mean, _ = top_score_moments(memory, keys, memory.norm)
+    mean, _ = top_score_moments(memory, keys)
     if mean <= 0:
-        raise ValueError(
-            f"`init: ultramem_v2` scales the mean top-m score to one, but that of `top_m` {memory.top_m} of so few rows is not positive"
-        )
+        raise ValueError("the mean score of so many of so few rows is not positive; read fewer, or set `init: flat`")
     return mean ** (-1 / 4 if memory.tucker_rank else -1 / 2)  # a key score has both gains; Tucker multiplies two key scores
 
 
 @functools.cache
 @torch.no_grad()
-def top_score_moments(memory: ProductKey, keys: tuple[int, int], norm: str = "layer") -> tuple[float, float]:
+def top_score_moments(memory: ProductKey, keys: tuple[int, int]) -> tuple[float, float]:
     """Mean, and standard deviation over the mean, of the scores that weight the values at the start, with norm gains of one and no softmax.
 
-    A simulation of the forward pass: every token has its own query and cores, drawn as at the start, and one of eight sets of keys. The
-    moments are over tokens, the top-m rows and the cores: with several cores, over each core's own score, as that is what weights its slice
-    of the value. They are expectations over what may be drawn: a single layer is off by the scale of its own cores.
+    A simulation of the forward pass: every token has its own query and cores, drawn as at the start, and one of eight sets of keys; without
+    a layer norm, queries of unit variance meet the keys as drawn. The moments are over tokens, the top-m rows and the cores: with several
+    cores, over each core's own score, as that is what weights its slice of the value. They are expectations over what may be drawn: a
+    single layer is off by the scale of its own cores.
 
     Args:
         keys: row keys and column keys of the table, before its virtual expansion.
-        norm: `layer`: of query and keys; otherwise queries of unit variance meet the keys as drawn.
 
     Source: UltraMemV2's initialisation ("std of the top-k scores by simulation"; MECHANISMS 3.5).
     """
@@ -267,7 +269,7 @@ def top_score_moments(memory: ProductKey, keys: tuple[int, int], norm: str = "la
     for count in logical_keys(memory, keys):
         query_XRSK = draw(sets, ranks if memory.query_per_rank else 1, tokens // sets, width)
         keys_XRNK = draw(sets, ranks, count, width) * width**-0.5
-        if norm == "layer":
+        if memory.norm == "layer":
             query_XRSK, keys_XRNK = F.layer_norm(query_XRSK, (width,)), F.layer_norm(keys_XRNK, (width,))
         sides.append((query_XRSK @ keys_XRNK.mT).transpose(1, 2).flatten(0, 1).unsqueeze(2))  # each token stands as a head of its own
     row_HRSN, column_HRSN = sides
@@ -324,14 +326,15 @@ def retrieval_account(config: Model, memory: ProductKey, keys: tuple[int, int]) 
     """Closed form of one layer's retrieval; every token is multiplied with all of it.
 
     FLOPs: query projection `2 D F`, convolution `2 J D`, and `scoring` and `candidates` of `index_cost`; keys that heads share are scored
-    by each.
+    by each. Of the candidates, only the chosen rows' weights have a backward pass.
     """
     features, index = _query_features(memory), index_cost(memory, keys)
     norms = {"none": 0, "batch": 2 * features, "layer": 2 * memory.key_dim}[memory.norm]
     cores = memory.cores * memory.heads * memory.tucker_rank**2
-    return always_active((features + memory.query_conv) * config.width) + always_active(
-        norms + key_parameters(memory, keys) + cores, flops=index.scoring + index.candidates
-    )
+    weighing = 2 * (memory.tucker_rank + 1) * memory.tucker_rank * memory.cores * memory.heads * memory.top_m
+    scored = always_active(norms + key_parameters(memory, keys) + cores, flops=index.scoring + index.candidates)
+    projections = always_active((features + memory.query_conv) * config.width)
+    return projections + scored + Account(selection_flops=index.candidates - weighing)
 
 
 def logical_keys(memory: ProductKey, keys: tuple[int, int]) -> tuple[int, int]:

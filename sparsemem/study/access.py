@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sparsemem.config import PRODUCT_KEY, ConfigError
+from sparsemem.config import MEMORY_POOLS, PRODUCT_KEY, ConfigError, Model
 from sparsemem.study.plan import PlannedTrial
 from sparsemem.study.text import count, table
+
+if TYPE_CHECKING:
+    from sparsemem.model import Sizes
 
 
 def memory_access(planned: Sequence[PlannedTrial]) -> list[dict[str, Any]]:
@@ -34,19 +37,20 @@ def memory_access(planned: Sequence[PlannedTrial]) -> list[dict[str, Any]]:
             for batch in BATCHES:
                 row[f"key_bytes_{batch}"] = key_bytes(p.trial.model, p.sizes, pool, batch)
                 row[f"row_bytes_{batch}"] = row_bytes(p.trial.model, p.sizes, pool, batch)
-                row[f"moe_bytes_{batch}"] = experts and expert_bytes(p.trial.model, experts, batch)
+                row[f"moe_bytes_{batch}"] = None if experts is None else expert_bytes(*experts, batch)
             rows[key] = row
     return list(rows.values())
 
 
-def _pure_experts(p: PlannedTrial) -> Any:
-    """Sizes of the mixture of experts of the same budget, or None."""
+def _pure_experts(p: PlannedTrial) -> tuple[Model, Sizes] | None:
+    """Model and sizes of the mixture of experts of the same budget, or None."""
     from sparsemem.budget import solve
 
     if p.trial.model.moe is None or not p.trial.shares:
         return None
+    model = p.trial.model.model_copy(update=dict.fromkeys(MEMORY_POOLS))
     try:
-        return solve(p.trial.model, p.trial.budget, {"moe": 1.0})
+        return model, solve(model, p.trial.budget, {"moe": 1.0})
     except ConfigError:
         return None
 

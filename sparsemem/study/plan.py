@@ -74,7 +74,7 @@ def plan(study: Study) -> list[PlannedTrial]:
     Raises:
         ConfigError: trials miss their budgets; a line for each way to do so names the point, the field and the nearest feasible value.
     """
-    from sparsemem.budget import solve
+    from sparsemem.budget import check_start, solve
     from sparsemem.model import count_model
 
     axes = list(dict.fromkeys(leaf for grid in study.vary for path, values in grid.items() for leaf in _leaves(path, values)))
@@ -89,6 +89,7 @@ def plan(study: Study) -> list[PlannedTrial]:
             sizes = solve(trial.model, trial.budget, trial.shares)
             account = count_model(trial.model, sizes, trial.data.context, trial.data.vocab_size)
             _check_flops(trial.budget, account)
+            check_start(trial.model, sizes)
         except ConfigError as error:
             point = ", ".join(f"{path}={value}" for path, value in varied.items())
             refusals.setdefault(str(error), f" (at the point {point})" if point else "")

@@ -238,6 +238,8 @@ class _Run:
         write_text(self.folder / "curve.csv", _csv(CURVE_COLUMNS, self.curve))
         if self.usage:
             write_text(self.folder / "usage.csv", _csv(("step", "tokens", "layer", "pool", *USAGE_COLUMNS), self.usage))
+        else:  # what an unusable checkpoint may have left
+            (self.folder / "usage.csv").unlink(missing_ok=True)
 
     def _evaluate(self) -> torch.Tensor:
         inputs_ST, targets_ST = self.held_out
