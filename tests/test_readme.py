@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 READINGS = re.findall(r"^### [^\n]*\(`results/([a-z0-9-]+)`\)\n(.*?)^!\[", README, re.DOTALL | re.MULTILINE)
-PUBLISHED = {"0.75", "0.80"}  # numbers of papers, and rates, that a reading quotes beside its own
+PUBLISHED = {"0.75", "0.80", "0.01"}  # numbers of papers, and rates, that a reading quotes beside its own
 
 
 @pytest.mark.parametrize(("study", "reading"), READINGS, ids=[study for study, _ in READINGS])
@@ -24,13 +24,14 @@ def test_every_measured_number_of_a_reading_stands_in_the_summary_of_its_study(s
 
     sentences = reading.partition("\n1. ")[2]
     quoted = set(re.findall(r"[-+]?\d+\.\d{2,}", sentences)) - PUBLISHED
-    assert len(quoted) > 5
+    assert len(quoted) >= 3
     assert quoted <= set(re.findall(r"[-+]?\d+\.\d{2,}", summarize(ROOT / "results" / study)))
     assert len(re.findall(r"^\d\. ", reading, re.MULTILINE)) <= 5
 
 
-def test_both_and_more_readings_are_there() -> None:
-    assert len(READINGS) >= 2
+def test_every_study_that_has_results_is_read() -> None:
+    held = {path.name for path in (ROOT / "results").iterdir()} - {"allocation-quick", "allocation-cpu-lr"}  # the demo's; a check
+    assert held == {study for study, _ in READINGS}
 
 
 def test_the_example_study_plans(tmp_path: Path) -> None:
