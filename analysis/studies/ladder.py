@@ -45,7 +45,7 @@ PUBLISHED = (
     Published("split into layers with skip connections", -0.015, ("skip",), ("layers", "placement")),
     Published("layer norm of query and keys", 0.0, ("norm",)),
     Published("implicit value expansion", -0.017, ("virtual_tables",)),
-    Published("Tucker-decomposed retrieval", -0.008, ("tucker_rank",), ("tucker_penalty", "tucker_threshold")),
+    Published("Tucker-decomposed retrieval", -0.008, ("tucker_rank",), ("tucker_penalty", "tucker_threshold", "key_dim")),
     Published("multi-core scoring", -0.003, ("cores",)),
     Published("initialisation", -0.003, ("init",)),
     Published("decay of the value learning rate", -0.022, ("value_rate",)),

@@ -254,4 +254,4 @@ def test_the_sweep_makes_all_published_steps_in_their_order() -> None:
     ]
     steps = [published_change(*pair) for pair in pairwise(settings)]
     assert steps[:11] == [line.loss for line in PUBLISHED]
-    assert steps[11:] == [None] * 5
+    assert steps[11:] == [None] * 7
