@@ -1,12 +1,17 @@
-"""What every fit returns beside its own numbers: a status, and estimates that carry their interval."""
+"""What every fit returns beside its own numbers: a status, the rows it rests on, and estimates that carry their interval."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, is_dataclass
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Status(StrEnum):
@@ -47,3 +52,41 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Status) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(ABC):
+    """What every fit has. Subclasses add their own numbers; poor data give a status, never an exception and never a bare number."""
+
+    status: Status
+    message: str
+    """What the status means here and what to do about it; '' when there is nothing to doubt."""
+    law: str
+    rows: tuple[str, ...]
+    """Trial ids (or index labels) used."""
+    conventions: dict[str, Any]
+    """Columns, units, the loss form, how intervals were made: what another reader needs to get the same numbers."""
+    parameters: dict[str, Estimate] = field(default_factory=dict)
+    """Of the law, by name; empty where none could be fitted."""
+    covariance: tuple[tuple[float, ...], ...] = ()
+    """Of the parameters, in their order."""
+    objective: float | None = None
+    """What was minimised, at the minimum; `conventions` says what it is."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: law, status, parameters, objective, rows and conventions first, then everything else."""
+        head = ("law", "status", "message", "parameters", "covariance", "objective", "rows", "conventions")
+        names = [each.name for each in fields(self) if not each.name.startswith("_")]
+        return {name: plain(getattr(self, name)) for name in (*head, *(name for name in names if name not in head))}
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON, NaN-free."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    @abstractmethod
+    def summary(self) -> str:
+        """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them."""
+
+    @abstractmethod
+    def plot(self, ax: Axes) -> None:
+        """Draw the runs, the law with its band and what was found into the axes. The drawing itself is in `analysis/figures`."""
