@@ -51,13 +51,21 @@ def density_figure(data: pd.DataFrame) -> Figure:
         figure = new_figure(TWO_COLUMNS, 0.2 + 2.7 * len(cells))
         for pair, cell in zip(figure.subplots(len(cells), 2, squeeze=False), cells, strict=True):
             panel = {str(name): group for name, group in data[data["cell"] == cell].groupby("series")}
-            _contours(figure, pair[0], panel["surface"], panel["mean"])
+            _contours(pair[0], panel["surface"], panel["mean"])
             _cuts(pair[1], panel["cut"], panel["mean"])
             pair[0].set_title(cell, loc="left")
         return figure
 
 
-def _contours(figure: Figure, axes: Axes, surface: pd.DataFrame, points: pd.DataFrame) -> None:
+def plot_density(fit: DensityFit, axes: Axes) -> None:
+    """`DensityFit.plot`: the contours. A fit without a surface leaves the axes as they are."""
+    if fit.surfaces:
+        data = density_data([("", fit)])
+        with style():
+            _contours(axes, data[data["series"] == "surface"], data[data["series"] == "mean"])
+
+
+def _contours(axes: Axes, surface: pd.DataFrame, points: pd.DataFrame) -> None:
     """The surface in colour, each measured mean in the colour of its own loss: a point that stands out is one that the surface misses."""
     x, y = np.sort(surface["rows"].unique()), np.sort(surface["read"].unique())
     loss = surface.pivot(index="read", columns="rows", values="loss").to_numpy()
@@ -69,7 +77,7 @@ def _contours(figure: Figure, axes: Axes, surface: pd.DataFrame, points: pd.Data
     axes.scatter(
         points["rows"], points["read"], c=points["loss"], s=34, edgecolors="black", linewidths=0.7, clip_on=False, zorder=3, **colours
     )
-    bar = figure.colorbar(filled, ax=axes, pad=0.06)
+    bar = axes.figure.colorbar(filled, ax=axes, pad=0.06)
     bar.ax.set_title("Validation loss\n(nats/token)", fontsize=6.5)
     axes.set_xscale("log")
     axes.set_yscale("log")

@@ -99,6 +99,18 @@ def ladder_figure(data: pd.DataFrame) -> Figure:
         return figure
 
 
+def plot_ladder(fit: LadderFit, axes: Axes) -> None:
+    """`LadderFit.plot`: the steps, rungs from top to bottom."""
+    names = [f"rung {place}" for place in range(fit.rungs[-1].rung + 1 if fit.rungs else 0)]
+    with style():
+        data = ladder_data(fit, names, [None] * len(names))
+        _steps(axes, data[data["quantity"] == "step"], pd.Series(np.arange(len(names)) + 0.5))
+        axes.axvline(0, color=GREY, linewidth=0.6, zorder=0)
+        axes.set_yticks(np.arange(len(names)) + 0.5, names)
+        axes.set_ylim(max(len(names), 1), 0)
+        axes.set_xlabel("Loss less that of the rung before (nats/token)")
+
+
 def _steps(axes: Axes, data: pd.DataFrame, middles: pd.Series) -> None:
     for verdict, (colour, marker) in LOOKS.items():
         own = data[data["verdict"] == verdict]

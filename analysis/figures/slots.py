@@ -83,6 +83,16 @@ def slots_figure(data: pd.DataFrame) -> Figure:
         return figure
 
 
+def plot_slots(fit: SlotsFit, runs: pd.DataFrame, axes: Axes) -> None:
+    """`SlotsFit.plot`: one cell against the rows, with a legend of its own."""
+    with style():
+        data = slots_data([("", runs.assign(memory_params=np.nan), fit)])
+        used = _panel(axes, data, [each.mechanism for each in fit.mechanisms], "rows", slopes=True)
+        axes.set_xlabel("Memory rows")
+        axes.set_ylabel("Validation loss (nats/token)")
+        axes.legend(used.values(), used.keys())
+
+
 def signed(value: float) -> str:
     """Four digits with a typeset sign."""
     return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")

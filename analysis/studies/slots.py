@@ -90,7 +90,7 @@ class Slots(Analysis):
         return [(cell, own, fit_slots(own)) for cell, own in zip(cells, runs, strict=True)]
 
     def fits(self) -> list[dict[str, Any]]:
-        return [record(cell, {"law": "log-linear", **fit.to_dict()}, self.point) for cell, _, fit in self.fitted]
+        return [record(cell, fit.to_dict(), self.point) for cell, _, fit in self.fitted]
 
     def readings(self) -> list[Reading]:
         found = []

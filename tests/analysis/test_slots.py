@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from analysis import AnalysisError, Status, summarize, write_report
 from analysis.figures.slots import slots_data, slots_figure
@@ -254,6 +255,24 @@ def test_the_record_is_json_and_the_same_again() -> None:
     assert set(record["mechanisms"][0]["slope"]) == {"value", "low", "high", "se"}
     assert not any(name.startswith("_") for name in record["mechanisms"][0])
     assert len(record["rows"]) == 38
+
+
+def test_parameters_have_the_covariance_of_their_errors_and_of_the_differences() -> None:
+    fit = fit_slots(simulate().drop(index=[5, 20]), resamples=20)
+    assert list(fit.parameters) == [f"{name} of {memory}" for memory in CURVES for name in "ab"]
+    assert np.diag(fit.covariance) == pytest.approx([each.se**2 for each in fit.parameters.values()])
+    contrast = np.array([0, 1, 0, -1, 0, 0])  # slope of the first less that of the second
+    assert contrast @ fit.covariance @ contrast == pytest.approx(fit.differences[0].difference.se ** 2)
+    assert json.loads(fit.to_json())["parameters"]["b of Engram"]["value"] == fit.mechanisms[0].slope.value
+
+
+def test_a_fit_draws_itself() -> None:
+    axes = Figure().subplots()
+    fit = fit_slots(simulate(), resamples=20)
+    fit.plot(axes)
+    assert [text.get_text().partition(":")[0] for text in axes.get_legend().get_texts()][:1] == ["Engram"]
+    assert "nats/token" in axes.get_ylabel()
+    fit_slots(simulate({})).plot(axes)  # no line: nothing to draw, and no error
 
 
 # --- figure -----------------------------------------------------------------------------------------------------------------
