@@ -132,11 +132,13 @@ def _panel(axes: Axes, data: pd.DataFrame, names: Sequence[str], column: str, sl
 
 
 def _published(axes: Axes, data: pd.DataFrame) -> dict[str, Line2D]:
-    """A piece of line one decade long with the published slope, low on the left: falling lines leave that corner empty."""
+    """A piece of line one decade long with the published slope, low on the left, below all that is there."""
     published, runs = data[data["series"] == "published"], data[data["series"] == "run"]
     if published.empty:
         return {}
     slope, (bottom, top), left = published["loss"].iloc[0], axes.get_ylim(), runs["rows"].min()
-    foot = bottom + 0.06 * (top - bottom)
-    axes.plot([left, 10 * left], [foot - slope, foot], color=GREY, linewidth=1)
+    air = 0.06 * (top - bottom)
+    head = min(bottom + air + abs(slope), data["loss"][(data["rows"] <= 10 * left) & (data["series"] != "slope")].min() - air)
+    axes.plot([left, 10 * left], [head, head + slope], color=GREY, linewidth=1)
+    axes.set_ylim(min(bottom, head - abs(slope) - air), top)
     return {f"{published['mechanism'].iloc[0]}: {signed(slope)} a tenfold": Line2D([], [], color=GREY, linewidth=1)}
