@@ -9,12 +9,14 @@ import base64
 import hashlib
 import json
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from analysis import prose
 from analysis.figures.style import save
@@ -79,10 +81,11 @@ def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -
     environment = Environment(
         loader=PackageLoader("analysis"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"count": lambda value: "" if value is None else f"{value:,.0f}", "nats": number}
+    environment.filters |= {"count": lambda value: "" if value is None else f"{value:,.0f}", "nats": number, "linked": linked}
     trials, described = results.trials, results.described
     return environment.get_template("report.html").render(
         name=results.name,
+        kind=described.get("analysis", "allocation"),
         question=described.get("question", ""),
         counts=prose.counts(trials),
         complete=bool((trials["status"] == "finished").all()),
@@ -97,7 +100,7 @@ def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -
         settings=_settings(described),
         trials=trials_for_reading(trials),
         ids=list(trials["trial_id"]),
-        statuses=list(trials["status"]),
+        statuses=[status.replace("_", " ") for status in trials["status"]],
         failures=_failures(results),
         corpus=results.corpus,
         provenance=_flat(described.get("provenance") or {}),
@@ -127,8 +130,18 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict):
         return [line for name, inner in value.items() for line in _flat(inner, f"{path}.{name}" if path else str(name))]
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        return [line for place, item in enumerate(value, 1) for line in _flat(item, f"{path}[{place}]")]
+        items = [", ".join(f"{name} {inner}" for name, inner in _flat(item)) for item in value]
+        return [(path, "; ".join(item or "all defaults" for item in items))]
     return [(path, ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value))]
+
+
+def linked(text: str) -> Markup:
+    """Text for the page, its arXiv numbers as links.
+
+    >>> linked("a < b (arXiv 2601.07372)")
+    Markup('a &lt; b (<a href="https://arxiv.org/abs/2601.07372">arXiv 2601.07372</a>)')
+    """
+    return Markup(re.sub(r"arXiv (\d{4}\.\d{5})", r'<a href="https://arxiv.org/abs/\1">\g<0></a>', str(escape(text))))
 
 
 def _failures(results: Results) -> list[dict[str, str]]:

@@ -231,7 +231,8 @@ def trials_for_reading(trials: pd.DataFrame) -> pd.DataFrame:
     names = [*first, *(name for name in FORMATS if name not in first and name in trials)]
     text = {}
     for name in names:
-        heading, write = FORMATS.get(name, (POOLS.get(name.removeprefix("share_"), name), shown))
+        pool = name.removeprefix("share_")
+        heading, write = FORMATS.get(name, (POOLS[pool], FORMATS["rho"][1]) if pool in POOLS else (name, shown))
         text[heading] = [write(value) for value in trials[name]]
     return pd.DataFrame(text)
 

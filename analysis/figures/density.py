@@ -46,7 +46,7 @@ def density_figure(data: pd.DataFrame) -> Figure:
     cells = list(dict.fromkeys(data["cell"]))
     with style():
         figure = new_figure(TWO_COLUMNS, 0.2 + 2.7 * len(cells))
-        figure.get_layout_engine().set(w_pad=0.08)  # type: ignore[union-attr]  # the left panel's bar from the right panel's label
+        figure.set_layout_engine("constrained", w_pad=0.08)  # the left panel's bar from the right panel's label
         for pair, cell in zip(figure.subplots(len(cells), 2, squeeze=False), cells, strict=True):
             panel = {str(name): group for name, group in data[data["cell"] == cell].groupby("series")}
             _contours(pair[0], panel["surface"], panel["mean"])
