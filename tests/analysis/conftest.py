@@ -189,6 +189,13 @@ def study(tmp_path: Path) -> Path:
     return make_study(tmp_path / "one-budget")
 
 
+@pytest.fixture(scope="session")
+def troubled_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """18 trials, the dense baseline among them: one out of memory, one diverged, one pending."""
+    folder = tmp_path_factory.mktemp("studies") / "troubled"
+    return make_study(folder, statuses={3: "out_of_memory", 9: "diverged", 11: "pending"}, dense=True)
+
+
 @pytest.fixture
 def new_study(tmp_path: Path) -> Callable[..., Path]:
     """`make_study` into a folder of its own, named by the first argument."""
