@@ -10,6 +10,7 @@ import hashlib
 import json
 import platform
 import re
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def write_report(results_dir: Path | str) -> Path:
     analysis = analyse(results)
     record = _fits_record(results, analysis)  # reads the ledger: what is refused is refused before anything is written
     drawings = analysis.drawings()
+    record["figures"] = [drawing.name for drawing in drawings]
     page = _page(results, analysis, [_save(drawing, results.folder / "figures") for drawing in drawings])
     write_json(results.folder / "fits.json", record)
     write_text(results.folder / "report.html", page)
@@ -58,32 +60,44 @@ def summarize(results_dir: Path | str) -> str:
 
 def _fits_record(results: Results, analysis: Analysis) -> dict[str, Any]:
     fits = analysis.fits()
+    readings = [asdict(reading) for reading in analysis.readings()]
     provenance = {
         "trials_csv_sha256": hashlib.sha256((results.folder / "trials.csv").read_bytes()).hexdigest(),
         "python": platform.python_version(),
         **{package: version(package) for package in ("numpy", "scipy", "pandas")},
     }
-    return {"study": results.name, "provenance": provenance, "fits": fits}
+    return {"study": results.name, "provenance": provenance, "readings": readings, "fits": fits}
 
 
 def _save(drawing: Drawing, folder: Path) -> dict[str, str]:
     """Save a figure -> its name, caption, width on the page and data URI."""
     folder.mkdir(exist_ok=True)
     save(drawing.figure, drawing.data, folder, drawing.name)
-    uri = "data:image/svg+xml;base64," + base64.b64encode((folder / f"{drawing.name}.svg").read_bytes()).decode()
-    return {"name": drawing.name, "caption": drawing.caption, "inches": f"{1.3 * drawing.figure.get_figwidth():.1f}", "uri": uri}
+    inches = f"{1.3 * drawing.figure.get_figwidth():.1f}"
+    return {"name": drawing.name, "caption": drawing.caption, "inches": inches, "uri": data_uri(folder / f"{drawing.name}.svg")}
+
+
+def data_uri(svg: Path) -> str:
+    """A figure as an address that holds it."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------------
 
 
-def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -> str:
+def render(template: str, **values: Any) -> str:
+    """A page from its template; what is put in is text unless it says otherwise."""
     environment = Environment(
         loader=PackageLoader("analysis"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"count": lambda value: "" if value is None else f"{value:,.0f}", "nats": number, "linked": linked}
+    return environment.get_template(template).render(**values)
+
+
+def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -> str:
     trials, described = results.trials, results.described
-    return environment.get_template("report.html").render(
+    return render(
+        "report.html",
         name=results.name,
         kind=described.get("analysis", "allocation"),
         question=described.get("question", ""),
