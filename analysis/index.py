@@ -53,13 +53,14 @@ def _row(folder: Path, parent: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise AnalysisError(f"{path}: not the record of a report ({error!r}); run `python -m analysis {folder}`") from None
     trials = results.trials
+    sparse = trials[trials["rho"].notna()] if trials["rho"].notna().any() else trials  # without the dense baseline
     return {
         "name": results.name,
         "link": (folder / "report.html").relative_to(parent).as_posix(),
         "question": results.described.get("question", ""),
         "kind": results.described.get("analysis", "allocation"),
         "finished": f"{len(results.finished)} of {len(trials)}",
-        "scale": [_span(trials[name]) for name in ("total_params", "active_params", "tokens")],
+        "scale": [_span(sparse[name]) for name in ("total_params", "active_params", "tokens")],
         "statuses": ", ".join(dict.fromkeys(status.replace("_", " ") for status in statuses)),
         "readings": [reading | {"sentences": first_sentence(reading["sentences"])} for reading in readings],
         "figure": figure,
@@ -67,8 +68,8 @@ def _row(folder: Path, parent: Path) -> dict[str, Any]:
 
 
 def _span(values: pd.Series) -> str:
-    low, high = si(values.min()), si(values.max())
-    return low if low == high else f"{low} to {high}"
+    low, high = values.min(), values.max()
+    return si(values.median()) if high < 1.01 * low else f"{si(low)} to {si(high)}"  # integer sizes meet a budget within its tolerance
 
 
 def first_sentence(text: str) -> str:

@@ -12,6 +12,9 @@ from analysis.cells import Cell
 from analysis.figures.style import GREY, LINES, MARKERS, ONE_COLUMN, TWO_COLUMNS, count_axis, new_figure, shades, style
 from analysis.table import RHO
 
+POINTS = 5_000
+"""In a panel with more, bands are pixels in the SVG too; lines stay lines, and the CSV holds every point."""
+
 
 def curves_data(cells: Sequence[Cell], curves: pd.DataFrame) -> pd.DataFrame:
     """What `curves_figure` draws -> cell, quantity (`val_loss`, `difference`), rho, tokens, seeds, mean, low, high (the band: mean -+ one
@@ -58,6 +61,7 @@ def curves_figure(data: pd.DataFrame) -> Figure:
 
 def _lines(axes: Axes, data: pd.DataFrame, shares: list[float]) -> None:
     colours = shades(len(shares))
+    many = len(data) > POINTS
     for place, share in enumerate(shares):
         line = data[data["rho"] == share].sort_values("tokens")
         look = {
@@ -67,5 +71,5 @@ def _lines(axes: Axes, data: pd.DataFrame, shares: list[float]) -> None:
             "markersize": 2.6,
             "linewidth": 0.9,
         }
-        axes.plot(line["tokens"], line["mean"], label=f"{share:g}", **look)
-        axes.fill_between(line["tokens"], line["low"], line["high"], color=colours[place], alpha=0.15, linewidth=0)
+        axes.plot(line["tokens"], line["mean"], label=f"{share:g}", markevery=max(1, len(line) // 16), **look)
+        axes.fill_between(line["tokens"], line["low"], line["high"], color=colours[place], alpha=0.15, linewidth=0, rasterized=many)

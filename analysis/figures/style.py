@@ -76,6 +76,9 @@ def new_figure(width: float, height: float) -> Figure:
 def save(figure: Figure, data: pd.DataFrame, folder: Path, name: str) -> None:
     """Write NAME.svg, NAME.png and NAME.csv, the last with exactly what is drawn."""
     with style():
+        if engine := figure.get_layout_engine():  # once, so that both show the same
+            engine.execute(figure)
+            figure.set_layout_engine("none")
         for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
 
             def draw(file: BinaryIO, suffix: str = suffix, metadata: dict[str, None] = metadata) -> None:
