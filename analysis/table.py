@@ -275,6 +275,8 @@ def _read_each(results_dir: Path | str, trial_ids: pd.Series, name: str, numbers
             raise AnalysisError(f"{path}: cannot be read: {error}") from None
         if not heading:
             raise AnalysisError(f"{path}: is empty")
+        if lines and lines[-1].count(b",") != heading.count(b","):
+            raise AnalysisError(f"{path}: its last line is cut off; set this trial's files aside and run it again")
         texts.setdefault(heading, {})[trial_id] = lines
     tables = []
     for heading, own in texts.items():
