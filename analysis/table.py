@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -262,9 +263,10 @@ def _read_each(results_dir: Path | str, trial_ids: pd.Series, name: str, numbers
     Raises:
         AnalysisError: a file is missing or cannot be read, or lacks a column of `numbers` or holds text in it.
     """
+    folder = Path(results_dir) / "trials"
     texts: dict[bytes, dict[str, list[bytes]]] = {}
     for trial_id in trial_ids:
-        path = Path(results_dir) / "trials" / trial_id / name
+        path = folder / trial_id / name
         try:
             heading, *lines = [line for line in path.read_bytes().splitlines() if line.strip()] or [b""]
         except FileNotFoundError:
@@ -278,23 +280,22 @@ def _read_each(results_dir: Path | str, trial_ids: pd.Series, name: str, numbers
         if lines and lines[-1].count(b",") != heading.count(b","):
             raise AnalysisError(f"{path}: its last line is cut off; set this trial's files aside and run it again")
         texts.setdefault(heading, {})[trial_id] = lines
+
+    def parsed(heading: bytes, own: dict[str, list[bytes]], path: Path) -> pd.DataFrame:
+        table = _read_csv(io.BytesIO(b"\n".join([heading, *chain.from_iterable(own.values())])), path)
+        require_columns(table.columns, numbers, str(path))
+        for column in numbers:
+            _numbers(table[column], path)
+        return table.assign(trial_id=np.repeat(list(own), [len(lines) for lines in own.values()]))
+
     tables = []
     for heading, own in texts.items():
-        where = Path(results_dir) / "trials" / "*" / name
         try:
-            table = _read_csv(io.BytesIO(b"\n".join([heading, *(line for lines in own.values() for line in lines)])), where)
-            require_columns(table.columns, numbers, str(where))
-            for column in numbers:
-                _numbers(table[column], where)
+            tables.append(parsed(heading, own, folder / "*" / name))
         except AnalysisError:
             for trial_id, lines in own.items():  # which file is it?
-                path = Path(results_dir) / "trials" / trial_id / name
-                table = _read_csv(io.BytesIO(b"\n".join([heading, *lines])), path)
-                require_columns(table.columns, numbers, str(path))
-                for column in numbers:
-                    _numbers(table[column], path)
+                parsed(heading, {trial_id: lines}, folder / trial_id / name)
             raise
-        tables.append(table.assign(trial_id=np.repeat(list(own), [len(lines) for lines in own.values()])))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["trial_id", *numbers])
 
 

@@ -19,12 +19,12 @@ from analysis.fits.ladder import LadderFit
 LABEL_CHARACTERS = 40
 NO_BREAK = "\N{NO-BREAK SPACE}"
 _SPACE = re.compile(r"(?<!,) |(?<=,) (?=\d)")  # lines break between fields, not inside one
-LOOKS: dict[str, tuple[str, str]] = {
-    "lowers the loss": (COLOURS[0], "o"),
-    "raises the loss": (COLOURS[1], "s"),
-    "not told from noise": ("0.6", "o"),
+LOOKS: dict[str, dict[str, Any]] = {
+    "lowers the loss": {"color": COLOURS[0], "marker": "o"},
+    "raises the loss": {"color": COLOURS[1], "marker": "s"},
+    "not told from noise": {"color": "0.55", "marker": "o", "markerfacecolor": "white"},
 }
-"""Verdict on a step -> colour and marker."""
+"""Verdict on a step -> how it is drawn."""
 PUBLISHED: dict[str, Any] = {
     "marker": "D",
     "markersize": 3.6,
@@ -89,8 +89,8 @@ def ladder_figure(data: pd.DataFrame) -> Figure:
         left.set_xlabel("Loss less that of the rung before (nats/token)")
         right.set_xlabel("Loss less that of the first rung (nats/token)")
         handles = [
-            Line2D([], [], color=LOOKS[verdict][0], marker=LOOKS[verdict][1], label=f"{verdict} (95% interval)")
-            for verdict in LOOKS
+            Line2D([], [], label=f"{verdict} (95% interval)", **look)
+            for verdict, look in LOOKS.items()
             if (data["verdict"] == verdict).any()
         ]
         if data["published"].notna().any():
@@ -112,9 +112,8 @@ def plot_ladder(fit: LadderFit, axes: Axes) -> None:
 
 
 def _steps(axes: Axes, data: pd.DataFrame, middles: pd.Series) -> None:
-    for verdict, (colour, marker) in LOOKS.items():
-        own = data[data["verdict"] == verdict]
-        _intervals(axes, own, middles, color=colour, fmt=marker)
+    for verdict, look in LOOKS.items():
+        _intervals(axes, data[data["verdict"] == verdict], middles, linestyle="", **look)
     _published(axes, data, middles)
 
 

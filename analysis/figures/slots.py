@@ -14,6 +14,8 @@ from matplotlib.lines import Line2D
 from analysis.figures.style import COLOURS, GREY, LINES, MARKERS, TWO_COLUMNS, new_figure, style
 from analysis.fits.slots import POWER, SlotsFit
 
+ASIDE = 1.12
+"""Markers of one row count stand beside each other, by this factor a mechanism, so that their errors can be read."""
 COLUMNS = ("cell", "mechanism", "series", "rows", "params", "loss", "low", "high", "seed", "trial_id")
 
 
@@ -109,7 +111,8 @@ def _panel(axes: Axes, data: pd.DataFrame, names: Sequence[str], column: str, sl
         colour, marker, label = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], name
         solid: dict[str, Any] = {"color": colour, "linestyle": LINES[place % len(LINES)]}
         open_marker: dict[str, Any] = {"marker": marker, "markersize": 2.6, "markerfacecolor": "white", "markeredgewidth": 0.5}
-        axes.plot(series["run"][column], series["run"]["loss"], color=colour, linestyle="", alpha=0.7, **open_marker)
+        aside = ASIDE ** (place - (len(names) - 1) / 2)
+        axes.plot(aside * series["run"][column], series["run"]["loss"], color=colour, linestyle="", alpha=0.7, **open_marker)
         if "line" in series:
             line = series["line"]
             if "power" not in series:  # the band is that of a line that holds
@@ -122,7 +125,7 @@ def _panel(axes: Axes, data: pd.DataFrame, names: Sequence[str], column: str, sl
             slope = series["slope"].iloc[0]
             label += f": {signed(slope['loss'])} a tenfold ({signed(slope['low'])} to {signed(slope['high'])})"
         means = series["mean"]
-        axes.errorbar(means[column], means["loss"], means["high"] - means["loss"], fmt=marker, color=colour, elinewidth=0.8)
+        axes.errorbar(aside * means[column], means["loss"], means["high"] - means["loss"], fmt=marker, color=colour, elinewidth=0.8)
         used[label] = Line2D([], [], marker=marker, **solid)
     backbone = data[data["series"] == "backbone"]
     if len(backbone):

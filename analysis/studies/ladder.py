@@ -53,8 +53,8 @@ PUBLISHED = (
 """UltraMem (arXiv 2411.12364), cumulative ablation on PKM-151M, in its order. UltraMemV2's own changes have no such numbers."""
 
 _CAPTION = (
-    "Left: loss of each rung less that of the rung before, for the average seed, with 95% intervals (paired by seed, pooled noise). In "
-    "colour: steps told from noise after Holm's correction for their number. Right: loss less that of the first rung. A label names "
+    "Left: loss of each rung less that of the rung before, for the average seed, with 95% intervals (paired by seed, pooled noise). "
+    "Filled: steps told from noise after Holm's correction for their number. Right: loss less that of the first rung. A label names "
     "what its rung changes. Diamonds: the same changes in UltraMem's ablation (arXiv 2411.12364) of a far larger model on other data."
 )
 _NOTE = (

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from analysis import write_report
+from analysis import write_index, write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = (
@@ -200,6 +200,19 @@ def test_no_width_makes_the_page_itself_scroll_sideways(page: Browser, width: in
         assert page.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     finally:
         page.send("Emulation.clearDeviceMetricsOverride")
+
+
+def test_the_index_asks_for_nothing_fits_a_phone_and_leads_to_the_report(browser: Browser, report: Path) -> None:
+    browser.send("Emulation.setDeviceMetricsOverride", width=360, height=800, deviceScaleFactor=1, mobile=False)
+    try:
+        browser.open(write_index([report.parent]))
+        assert browser.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        assert browser.run("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        asked = [event["params"]["request"]["url"] for event in browser.events if event["method"] == "Network.requestWillBeSent"]
+        assert sum(not address.startswith("data:") for address in asked) == 1
+        assert browser.run("document.querySelector('h2 a').href") == report.as_uri()
+    finally:
+        browser.send("Emulation.clearDeviceMetricsOverride")
 
 
 def test_text_stands_out_from_its_ground_by_the_ratio_that_wcag_asks(page: Browser) -> None:
