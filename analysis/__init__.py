@@ -29,6 +29,7 @@ _HOMES = {
     "SimplexFit": "analysis.fits.simplex",
     "Status": "analysis.fits.types",
     "write_report": "analysis.report",
+    "write_index": "analysis.index",
     "summarize": "analysis.report",
 }
 

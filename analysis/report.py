@@ -9,12 +9,15 @@ import base64
 import hashlib
 import json
 import platform
+import re
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from analysis import prose
 from analysis.figures.style import save
@@ -40,6 +43,7 @@ def write_report(results_dir: Path | str) -> Path:
     analysis = analyse(results)
     record = _fits_record(results, analysis)  # reads the ledger: what is refused is refused before anything is written
     drawings = analysis.drawings()
+    record["figures"] = [drawing.name for drawing in drawings]
     page = _page(results, analysis, [_save(drawing, results.folder / "figures") for drawing in drawings])
     write_json(results.folder / "fits.json", record)
     write_text(results.folder / "report.html", page)
@@ -56,33 +60,46 @@ def summarize(results_dir: Path | str) -> str:
 
 def _fits_record(results: Results, analysis: Analysis) -> dict[str, Any]:
     fits = analysis.fits()
+    readings = [asdict(reading) for reading in analysis.readings()]
     provenance = {
         "trials_csv_sha256": hashlib.sha256((results.folder / "trials.csv").read_bytes()).hexdigest(),
         "python": platform.python_version(),
         **{package: version(package) for package in ("numpy", "scipy", "pandas")},
     }
-    return {"study": results.name, "provenance": provenance, "fits": fits}
+    return {"study": results.name, "provenance": provenance, "readings": readings, "fits": fits}
 
 
 def _save(drawing: Drawing, folder: Path) -> dict[str, str]:
     """Save a figure -> its name, caption, width on the page and data URI."""
     folder.mkdir(exist_ok=True)
     save(drawing.figure, drawing.data, folder, drawing.name)
-    uri = "data:image/svg+xml;base64," + base64.b64encode((folder / f"{drawing.name}.svg").read_bytes()).decode()
-    return {"name": drawing.name, "caption": drawing.caption, "inches": f"{1.3 * drawing.figure.get_figwidth():.1f}", "uri": uri}
+    inches = f"{1.3 * drawing.figure.get_figwidth():.1f}"
+    return {"name": drawing.name, "caption": drawing.caption, "inches": inches, "uri": data_uri(folder / f"{drawing.name}.svg")}
+
+
+def data_uri(svg: Path) -> str:
+    """A figure as an address that holds it."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------------
 
 
-def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -> str:
+def render(template: str, **values: Any) -> str:
+    """A page from its template; what is put in is text unless it says otherwise."""
     environment = Environment(
         loader=PackageLoader("analysis"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"count": lambda value: "" if value is None else f"{value:,.0f}", "nats": number}
+    environment.filters |= {"count": lambda value: "" if value is None else f"{value:,.0f}", "nats": number, "linked": linked}
+    return environment.get_template(template).render(**values)
+
+
+def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -> str:
     trials, described = results.trials, results.described
-    return environment.get_template("report.html").render(
+    return render(
+        "report.html",
         name=results.name,
+        kind=described.get("analysis", "allocation"),
         question=described.get("question", ""),
         counts=prose.counts(trials),
         complete=bool((trials["status"] == "finished").all()),
@@ -97,7 +114,7 @@ def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -
         settings=_settings(described),
         trials=trials_for_reading(trials),
         ids=list(trials["trial_id"]),
-        statuses=list(trials["status"]),
+        statuses=[status.replace("_", " ") for status in trials["status"]],
         failures=_failures(results),
         corpus=results.corpus,
         provenance=_flat(described.get("provenance") or {}),
@@ -127,8 +144,18 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict):
         return [line for name, inner in value.items() for line in _flat(inner, f"{path}.{name}" if path else str(name))]
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        return [line for place, item in enumerate(value, 1) for line in _flat(item, f"{path}[{place}]")]
+        items = [", ".join(f"{name} {inner}" for name, inner in _flat(item)) for item in value]
+        return [(path, "; ".join(item or "all defaults" for item in items))]
     return [(path, ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value))]
+
+
+def linked(text: str) -> Markup:
+    """Text for the page, its arXiv numbers as links.
+
+    >>> linked("a < b (arXiv 2601.07372)")
+    Markup('a &lt; b (<a href="https://arxiv.org/abs/2601.07372">arXiv 2601.07372</a>)')
+    """
+    return Markup(re.sub(r"arXiv (\d{4}\.\d{5})", r'<a href="https://arxiv.org/abs/\1">\g<0></a>', str(escape(text))))
 
 
 def _failures(results: Results) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,12 @@ import yaml
 
 from analysis.errors import AnalysisError
 from analysis.table import load_curves, load_sequence_losses, load_trials
+
+COUNTS = (
+    *("documents", "train_tokens", "validation_tokens", "duplicates_exact", "duplicates_near"),
+    *("bytes_per_token", "vocab_size", "canonical_size"),
+)
+"""Numbers of `data.json`."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,11 @@ class Results:
             raise AnalysisError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
         if not isinstance(described, dict):
             raise AnalysisError(f"{path}: not a study; it starts with `study: NAME`")
+        _check(path, described, dict.fromkeys(("data", "model", "budget", "train", "provenance"), _is_mapping), "fields belong there")
+        _check(path, described, {"analysis": lambda value: isinstance(value, str)}, "the name of an analysis belongs there")
+        _check(
+            path, described, {"vary": lambda value: _is_mapping(value) or _are_mappings(value)}, "a grid or a list of grids belongs there"
+        )
         return described
 
     @cached_property
@@ -62,13 +74,39 @@ class Results:
         """`data.json`, the manifest of the data; empty before the data is prepared."""
         path = self.folder / "data.json"
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            corpus = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise AnalysisError(f"{path}: cannot be read as JSON: {error}") from None
+        if not isinstance(corpus, dict):
+            raise AnalysisError(f"{path}: not the manifest of a corpus; `sparsemem run` the study again")
+        _check(path, corpus, dict.fromkeys(COUNTS, _is_number), "a number belongs there")
+        _check(path, corpus, {"overlap": _is_mapping, "packages": _are_mappings}, "several values belong there")
+        overlap = corpus.get("overlap") or {}
+        _check(path, overlap, dict.fromkeys(overlap, _is_number), "a number belongs there")
+        return corpus
 
     @property
     def name(self) -> str:
         """Of the study."""
         return str(self.described.get("study", self.folder.name))
+
+
+def _check(path: Path, record: dict[str, Any], fields: dict[str, Callable[[Any], bool]], words: str) -> None:
+    """Refuse a field that is there and not what it should be."""
+    for name, right in fields.items():
+        if record.get(name) is not None and not right(record[name]):
+            raise AnalysisError(f"{path}: field `{name}` has the value {record[name]!r}; {words}")
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _are_mappings(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_mapping, value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def load_trials(results_dir: Path | str) -> pd.DataFrame:
     path = Path(results_dir) / "trials.csv"
     if not path.is_file():
         raise AnalysisError(f"{path}: no such file; give the folder of a study, the one that holds trials.csv")
-    frame = _read_csv(path, dtype=str)
+    frame = _read_csv(path, path, dtype=str)
     require_columns(frame.columns, REQUIRED, str(path))
     if frame.empty:
         raise AnalysisError(f"{path}: holds no trial")
@@ -79,19 +81,11 @@ def load_curves(results_dir: Path | str) -> pd.DataFrame:
     The curve's own columns keep their names; a trial's column of the same name, such as `val_loss`, gets the prefix `final_`.
 
     Raises:
-        AnalysisError: a curve is missing or lacks a column.
+        AnalysisError: a curve is missing, lacks a column or holds text in place of a number.
     """
     trials = load_trials(results_dir)
-    ended = trials[trials["status"].isin(("finished", "diverged"))]
-    curves = []
-    for trial_id in ended["trial_id"]:
-        path = Path(results_dir) / "trials" / trial_id / "curve.csv"
-        curve = _read_csv(path)
-        require_columns(curve.columns, ("step", "tokens", "train_loss", "val_loss"), str(path))
-        curves.append(curve.assign(trial_id=trial_id))
-    if not curves:
-        return pd.DataFrame(columns=["trial_id", "step", "tokens", "train_loss", "val_loss"])
-    rows = pd.concat(curves, ignore_index=True)
+    ended = trials["trial_id"][trials["status"].isin(("finished", "diverged"))]
+    rows = _read_each(results_dir, ended, "curve.csv", ("step", "tokens", "train_loss", "val_loss"))
     clashes = {name: f"final_{name}" for name in trials.columns if name in rows.columns and name != "trial_id"}
     return rows.merge(trials.rename(columns=clashes), on="trial_id", validate="many_to_one")
 
@@ -100,20 +94,21 @@ def load_sequence_losses(results_dir: Path | str) -> pd.DataFrame:
     """Held-out loss of every finished trial: nats per token, index sequence, one column a trial id.
 
     Raises:
-        AnalysisError: a file is missing, or a trial was evaluated on other sequences than the first.
+        AnalysisError: a file is missing or holds text in place of a number, or a trial was evaluated on other sequences than the first.
     """
     trials = load_trials(results_dir)
-    columns: dict[str, pd.Series] = {}
-    for trial_id in trials["trial_id"][trials["status"] == "finished"]:
-        path = Path(results_dir) / "trials" / trial_id / "val_losses.csv"
-        losses = _read_csv(path)
-        require_columns(losses.columns, ("sequence", "nats_per_token"), str(path))
-        column = losses.set_index("sequence")["nats_per_token"]
-        first = next(iter(columns.values()), column)
-        if not column.index.equals(first.index):
-            raise AnalysisError(f"{path}: not the {len(first)} held-out sequences of the other trials; run this trial again")
-        columns[trial_id] = column
-    return pd.DataFrame(columns)
+    finished = trials["trial_id"][trials["status"] == "finished"]
+    rows = _read_each(results_dir, finished, "val_losses.csv", ("sequence", "nats_per_token"))
+    columns: dict[str, np.ndarray] = {}
+    sequences = np.zeros(0)
+    for trial_id, own in rows.groupby("trial_id", sort=False):
+        if not columns:
+            sequences = own["sequence"].to_numpy()
+        if not np.array_equal(own["sequence"], sequences):
+            path = Path(results_dir) / "trials" / str(trial_id) / "val_losses.csv"
+            raise AnalysisError(f"{path}: not the {len(sequences)} held-out sequences of the other trials; run this trial again")
+        columns[str(trial_id)] = own["nats_per_token"].to_numpy()
+    return pd.DataFrame(columns, index=pd.Index(sequences, name="sequence"))
 
 
 def paired_differences(trials: pd.DataFrame, sequence_losses: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -130,15 +125,16 @@ def paired_differences(trials: pd.DataFrame, sequence_losses: pd.DataFrame | Non
     finished = trials[trials["status"] == "finished"]
     references = finished[finished["rho"] == 1].set_index("seed")["trial_id"]
     loss = finished.set_index("trial_id")["val_loss"]
+    by_sequence = {} if sequence_losses is None else {name: sequence_losses[name].to_numpy() for name in sequence_losses}
     rows = []
     for trial in finished[finished["rho"] != 1].to_dict("records"):
         if trial["seed"] not in references.index:
             continue
         reference = references[trial["seed"]]
         error = float("nan")
-        if sequence_losses is not None and {trial["trial_id"], reference} <= set(sequence_losses.columns):
-            by_sequence = sequence_losses[trial["trial_id"]] - sequence_losses[reference]
-            error = float(by_sequence.std(ddof=1) / np.sqrt(len(by_sequence)))
+        if {trial["trial_id"], reference} <= by_sequence.keys():
+            apart = by_sequence[trial["trial_id"]] - by_sequence[reference]
+            error = float(np.std(apart, ddof=1) / np.sqrt(len(apart)))
         kept = {name: trial[name] for name in ("rho", "share_moe", "seed")}
         rows.append(
             {
@@ -231,7 +227,8 @@ def trials_for_reading(trials: pd.DataFrame) -> pd.DataFrame:
     names = [*first, *(name for name in FORMATS if name not in first and name in trials)]
     text = {}
     for name in names:
-        heading, write = FORMATS.get(name, (POOLS.get(name.removeprefix("share_"), name), shown))
+        pool = name.removeprefix("share_")
+        heading, write = FORMATS.get(name, (POOLS[pool], FORMATS["rho"][1]) if pool in POOLS else (name, shown))
         text[heading] = [write(value) for value in trials[name]]
     return pd.DataFrame(text)
 
@@ -248,17 +245,58 @@ def format_table(trials: pd.DataFrame) -> str:
 # --- reading ----------------------------------------------------------------------------------------------------------------
 
 
-def _read_csv(path: Path, **options: Any) -> pd.DataFrame:
+def _read_csv(source: Path | io.BytesIO, path: Path, **options: Any) -> pd.DataFrame:
+    """A CSV file or its text; `path` is for the messages."""
     try:
-        return pd.read_csv(path, **options)
-    except FileNotFoundError:
-        raise AnalysisError(
-            f"{path}: no such file, though trials.csv says that this trial ended; `sparsemem run` the study again"
-        ) from None
+        return pd.read_csv(source, **options)
     except pd.errors.EmptyDataError:
         raise AnalysisError(f"{path}: is empty") from None
     except (pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
         raise AnalysisError(f"{path}: cannot be read as CSV: {error}") from None
+
+
+def _read_each(results_dir: Path | str, trial_ids: pd.Series, name: str, numbers: tuple[str, ...]) -> pd.DataFrame:
+    """The file of that name of each trial, one below the other, with a column `trial_id`.
+
+    Files with one heading are parsed as one text: a thousand files one by one would take most of a report's time.
+
+    Raises:
+        AnalysisError: a file is missing or cannot be read, or lacks a column of `numbers` or holds text in it.
+    """
+    folder = Path(results_dir) / "trials"
+    texts: dict[bytes, dict[str, list[bytes]]] = {}
+    for trial_id in trial_ids:
+        path = folder / trial_id / name
+        try:
+            heading, *lines = [line for line in path.read_bytes().splitlines() if line.strip()] or [b""]
+        except FileNotFoundError:
+            raise AnalysisError(
+                f"{path}: no such file, though trials.csv says that this trial ended; `sparsemem run` the study again"
+            ) from None
+        except OSError as error:
+            raise AnalysisError(f"{path}: cannot be read: {error}") from None
+        if not heading:
+            raise AnalysisError(f"{path}: is empty")
+        if lines and lines[-1].count(b",") != heading.count(b","):
+            raise AnalysisError(f"{path}: its last line is cut off; set this trial's files aside and run it again")
+        texts.setdefault(heading, {})[trial_id] = lines
+
+    def parsed(heading: bytes, own: dict[str, list[bytes]], path: Path) -> pd.DataFrame:
+        table = _read_csv(io.BytesIO(b"\n".join([heading, *chain.from_iterable(own.values())])), path)
+        require_columns(table.columns, numbers, str(path))
+        for column in numbers:
+            _numbers(table[column], path)
+        return table.assign(trial_id=np.repeat(list(own), [len(lines) for lines in own.values()]))
+
+    tables = []
+    for heading, own in texts.items():
+        try:
+            tables.append(parsed(heading, own, folder / "*" / name))
+        except AnalysisError:
+            for trial_id, lines in own.items():  # which file is it?
+                parsed(heading, {trial_id: lines}, folder / trial_id / name)
+            raise
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["trial_id", *numbers])
 
 
 def _numbers(column: pd.Series, path: Path) -> pd.Series:

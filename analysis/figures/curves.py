@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.cells import Cell
-from analysis.figures.style import GREY, LINES, MARKERS, ONE_COLUMN, TWO_COLUMNS, count_axis, new_figure, style
+from analysis.figures.style import GREY, LINES, MARKERS, ONE_COLUMN, TWO_COLUMNS, count_axis, new_figure, shades, style
 from analysis.table import RHO
+
+POINTS = 5_000
+"""In a panel with more, bands are pixels in the SVG too; lines stay lines, and the CSV holds every point."""
 
 
 def curves_data(cells: Sequence[Cell], curves: pd.DataFrame) -> pd.DataFrame:
@@ -38,7 +39,7 @@ def curves_figure(data: pd.DataFrame) -> Figure:
     """One column of panels a cell; shares run from dark (0) to light (1), with their own markers."""
     names, shares = list(dict.fromkeys(data["cell"])), sorted(data["rho"].unique(), reverse=True)
     with style():
-        figure = new_figure(ONE_COLUMN * 1.35 if len(names) == 1 else TWO_COLUMNS, 4.2)
+        figure = new_figure(ONE_COLUMN if len(names) == 1 else TWO_COLUMNS, 4.2)
         grid = figure.subplots(2, len(names), squeeze=False, sharex="col")
         for column, name in enumerate(names):
             panel = data[data["cell"] == name]
@@ -51,12 +52,16 @@ def curves_figure(data: pd.DataFrame) -> Figure:
         grid[0, 0].set_ylabel("Validation loss (nats/token)")
         grid[1, 0].set_ylabel(f"Loss less that of {RHO} = 1\n(nats/token)")
         handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right center", title=RHO)
+        if len(names) == 1:
+            figure.legend(handles, labels, loc="outside lower center", title=RHO, ncols=4)
+        else:
+            figure.legend(handles, labels, loc="outside right center", title=RHO)
         return figure
 
 
 def _lines(axes: Axes, data: pd.DataFrame, shares: list[float]) -> None:
-    colours = matplotlib.colormaps["viridis"](np.linspace(0.88, 0, len(shares)))
+    colours = shades(len(shares))
+    many = len(data) > POINTS
     for place, share in enumerate(shares):
         line = data[data["rho"] == share].sort_values("tokens")
         look = {
@@ -66,5 +71,5 @@ def _lines(axes: Axes, data: pd.DataFrame, shares: list[float]) -> None:
             "markersize": 2.6,
             "linewidth": 0.9,
         }
-        axes.plot(line["tokens"], line["mean"], label=f"{share:g}", **look)
-        axes.fill_between(line["tokens"], line["low"], line["high"], color=colours[place], alpha=0.15, linewidth=0)
+        axes.plot(line["tokens"], line["mean"], label=f"{share:g}", markevery=max(1, len(line) // 16), **look)
+        axes.fill_between(line["tokens"], line["low"], line["high"], color=colours[place], alpha=0.15, linewidth=0, rasterized=many)

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from analysis.figures.style import LINES, MARKERS, TWO_COLUMNS, new_figure, style
+from analysis.figures.style import LINES, MAP, MARKERS, TWO_COLUMNS, new_figure, shades, style
 from analysis.fits.density import DensityFit
 from analysis.table import si
 
 COLUMNS = ("cell", "series", "rows", "read", "loss", "low", "high")
-COLOUR_MAP = "viridis"
-"""Dark is low; the cuts run from light to dark as more rows are read."""
 FINE = 41
 """Steps of the drawn surface along each axis."""
 ASIDE = 1.06
@@ -49,27 +46,36 @@ def density_figure(data: pd.DataFrame) -> Figure:
     cells = list(dict.fromkeys(data["cell"]))
     with style():
         figure = new_figure(TWO_COLUMNS, 0.2 + 2.7 * len(cells))
+        figure.set_layout_engine("constrained", w_pad=0.08)  # the left panel's bar from the right panel's label
         for pair, cell in zip(figure.subplots(len(cells), 2, squeeze=False), cells, strict=True):
             panel = {str(name): group for name, group in data[data["cell"] == cell].groupby("series")}
-            _contours(figure, pair[0], panel["surface"], panel["mean"])
+            _contours(pair[0], panel["surface"], panel["mean"])
             _cuts(pair[1], panel["cut"], panel["mean"])
             pair[0].set_title(cell, loc="left")
         return figure
 
 
-def _contours(figure: Figure, axes: Axes, surface: pd.DataFrame, points: pd.DataFrame) -> None:
-    """The surface in colour, each measured mean in the colour of its own loss: a point that stands out is one that the surface misses."""
+def plot_density(fit: DensityFit, axes: Axes) -> None:
+    """`DensityFit.plot`: the contours. A fit without a surface leaves the axes as they are."""
+    if fit.surfaces:
+        data = density_data([("", fit)])
+        with style():
+            _contours(axes, data[data["series"] == "surface"], data[data["series"] == "mean"])
+
+
+def _contours(axes: Axes, surface: pd.DataFrame, points: pd.DataFrame) -> None:
+    """The surface, dark where it is low. Each mean has the colour of its own loss: one that stands out is one that the surface misses."""
     x, y = np.sort(surface["rows"].unique()), np.sort(surface["read"].unique())
     loss = surface.pivot(index="read", columns="rows", values="loss").to_numpy()
     low, high = min(loss.min(), points["loss"].min()), max(loss.max(), points["loss"].max())
     levels = MaxNLocator(12).tick_values(low, high)
-    colours: dict[str, Any] = {"cmap": COLOUR_MAP, "vmin": levels[0], "vmax": levels[-1]}
+    colours: dict[str, Any] = {"cmap": MAP, "vmin": levels[0], "vmax": levels[-1]}
     filled = axes.contourf(x, y, loss, levels=levels, **colours)
     axes.contour(x, y, loss, levels=levels, colors="white", linewidths=0.4)
     axes.scatter(
         points["rows"], points["read"], c=points["loss"], s=34, edgecolors="black", linewidths=0.7, clip_on=False, zorder=3, **colours
     )
-    bar = figure.colorbar(filled, ax=axes, pad=0.06)
+    bar = axes.figure.colorbar(filled, ax=axes, pad=0.06)
     bar.ax.set_title("Validation loss\n(nats/token)", fontsize=6.5)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -80,8 +86,9 @@ def _contours(figure: Figure, axes: Axes, surface: pd.DataFrame, points: pd.Data
 
 
 def _cuts(axes: Axes, cuts: pd.DataFrame, points: pd.DataFrame) -> None:
+    """From light to dark as more rows are read."""
     counts = sorted(points["read"].unique())
-    colours = matplotlib.colormaps[COLOUR_MAP](np.linspace(0.88, 0, len(counts)))
+    colours = shades(len(counts))
     for place, count in enumerate(counts):
         cut, own = cuts[np.isclose(cuts["read"], count)], points[points["read"] == count]
         look: dict[str, Any] = {"color": colours[place]}

@@ -19,12 +19,12 @@ from analysis.fits.ladder import LadderFit
 LABEL_CHARACTERS = 40
 NO_BREAK = "\N{NO-BREAK SPACE}"
 _SPACE = re.compile(r"(?<!,) |(?<=,) (?=\d)")  # lines break between fields, not inside one
-LOOKS: dict[str, tuple[str, str]] = {
-    "lowers the loss": (COLOURS[0], "o"),
-    "raises the loss": (COLOURS[1], "s"),
-    "not told from noise": ("0.6", "o"),
+LOOKS: dict[str, dict[str, Any]] = {
+    "lowers the loss": {"color": COLOURS[0], "marker": "o"},
+    "raises the loss": {"color": COLOURS[1], "marker": "s"},
+    "not told from noise": {"color": "0.55", "marker": "o", "markerfacecolor": "white"},
 }
-"""Verdict on a step -> colour and marker."""
+"""Verdict on a step -> how it is drawn."""
 PUBLISHED: dict[str, Any] = {
     "marker": "D",
     "markersize": 3.6,
@@ -89,8 +89,8 @@ def ladder_figure(data: pd.DataFrame) -> Figure:
         left.set_xlabel("Loss less that of the rung before (nats/token)")
         right.set_xlabel("Loss less that of the first rung (nats/token)")
         handles = [
-            Line2D([], [], color=LOOKS[verdict][0], marker=LOOKS[verdict][1], label=f"{verdict} (95% interval)")
-            for verdict in LOOKS
+            Line2D([], [], label=f"{verdict} (95% interval)", **look)
+            for verdict, look in LOOKS.items()
             if (data["verdict"] == verdict).any()
         ]
         if data["published"].notna().any():
@@ -99,15 +99,30 @@ def ladder_figure(data: pd.DataFrame) -> Figure:
         return figure
 
 
+def plot_ladder(fit: LadderFit, axes: Axes) -> None:
+    """`LadderFit.plot`: the steps, rungs from top to bottom."""
+    names = [f"rung {place}" for place in range(fit.rungs[-1].rung + 1 if fit.rungs else 0)]
+    with style():
+        data = ladder_data(fit, names, [None] * len(names))
+        _steps(axes, data[data["quantity"] == "step"], pd.Series(np.arange(len(names)) + 0.5))
+        axes.axvline(0, color=GREY, linewidth=0.6, zorder=0)
+        axes.set_yticks(np.arange(len(names)) + 0.5, names)
+        axes.set_ylim(max(len(names), 1), 0)
+        axes.set_xlabel("Loss less that of the rung before (nats/token)")
+
+
 def _steps(axes: Axes, data: pd.DataFrame, middles: pd.Series) -> None:
-    for verdict, (colour, marker) in LOOKS.items():
-        own = data[data["verdict"] == verdict]
-        _intervals(axes, own, middles, color=colour, fmt=marker)
+    for verdict, look in LOOKS.items():
+        _intervals(axes, data[data["verdict"] == verdict], middles, linestyle="", **look)
     _published(axes, data, middles)
 
 
 def _totals(axes: Axes, data: pd.DataFrame, middles: pd.Series) -> None:
     measured = data[data["value"].notna()]
+    for rung in data["rung"][data["value"].isna() & (data["rung"] > 0)]:
+        axes.text(
+            0.98, middles[rung], "none to show", transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=6.5, color=GREY
+        )
     axes.plot(measured["value"], middles[measured["rung"]], color="0.75", linewidth=0.8, zorder=1)
     _intervals(axes, measured, middles, color="black", fmt="o")
     _published(axes, data, middles)

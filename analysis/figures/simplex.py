@@ -74,15 +74,15 @@ def simplex_figure(data: pd.DataFrame) -> Figure:
     columns = min(len(cells), 2)
     rows = -(-len(cells) // columns)
     with style():
-        figure = new_figure(ONE_COLUMN * 1.35 if columns == 1 else TWO_COLUMNS, 0.4 + (3.2 if columns == 1 else 2.8) * rows)
+        figure = new_figure(ONE_COLUMN if columns == 1 else TWO_COLUMNS, 0.45 + 3.3 * rows)
         grid = figure.subplots(rows, columns, squeeze=False)
         used: dict[str, Line2D] = {}
         for place, axes in enumerate(grid.flat):
             if place >= len(cells):
                 axes.set_visible(False)
                 continue
-            used |= _triangle(axes, data[data["cell"] == cells[place]], off=1 if columns == 1 else 1.4)
-            axes.set_title(cells[place], pad=16)
+            used |= _triangle(axes, data[data["cell"] == cells[place]], off=1.25)
+            axes.set_title(cells[place], pad=20)
         figure.legend(used.values(), used.keys(), loc="outside lower center", ncols=2)
         return figure
 
@@ -132,7 +132,9 @@ def _triangle(axes: Axes, data: pd.DataFrame, off: float) -> dict[str, Line2D]:
         star["color"] = FOUND if sure else "white"
         axes.plot(*at["best"].T, zorder=5, clip_on=False, **star)
         used["best mix" + ("" if sure else f" ({data['status'].iloc[0].replace('_', ' ')})")] = Line2D([], [], **star)
-    axes.figure.colorbar(points, ax=axes, shrink=0.62, aspect=22, pad=0.02).set_label("Validation loss (nats/token)")
+    axes.figure.colorbar(points, ax=axes, location="bottom", ticks=MaxNLocator(5), shrink=0.8, aspect=26, pad=0.05).set_label(
+        "Validation loss (nats/token)"
+    )
     return used
 
 

@@ -14,6 +14,8 @@ from matplotlib.lines import Line2D
 from analysis.figures.style import COLOURS, GREY, LINES, MARKERS, TWO_COLUMNS, new_figure, style
 from analysis.fits.slots import POWER, SlotsFit
 
+ASIDE = 1.12
+"""Markers of one row count stand beside each other, by this factor a mechanism, so that their errors can be read."""
 COLUMNS = ("cell", "mechanism", "series", "rows", "params", "loss", "low", "high", "seed", "trial_id")
 
 
@@ -83,6 +85,16 @@ def slots_figure(data: pd.DataFrame) -> Figure:
         return figure
 
 
+def plot_slots(fit: SlotsFit, runs: pd.DataFrame, axes: Axes) -> None:
+    """`SlotsFit.plot`: one cell against the rows, with a legend of its own."""
+    with style():
+        data = slots_data([("", runs.assign(memory_params=np.nan), fit)])
+        used = _panel(axes, data, [each.mechanism for each in fit.mechanisms], "rows", slopes=True)
+        axes.set_xlabel("Memory rows")
+        axes.set_ylabel("Validation loss (nats/token)")
+        axes.legend(used.values(), used.keys())
+
+
 def signed(value: float) -> str:
     """Four digits with a typeset sign."""
     return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
@@ -99,7 +111,8 @@ def _panel(axes: Axes, data: pd.DataFrame, names: Sequence[str], column: str, sl
         colour, marker, label = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], name
         solid: dict[str, Any] = {"color": colour, "linestyle": LINES[place % len(LINES)]}
         open_marker: dict[str, Any] = {"marker": marker, "markersize": 2.6, "markerfacecolor": "white", "markeredgewidth": 0.5}
-        axes.plot(series["run"][column], series["run"]["loss"], color=colour, linestyle="", alpha=0.7, **open_marker)
+        aside = ASIDE ** (place - (len(names) - 1) / 2)
+        axes.plot(aside * series["run"][column], series["run"]["loss"], color=colour, linestyle="", alpha=0.7, **open_marker)
         if "line" in series:
             line = series["line"]
             if "power" not in series:  # the band is that of a line that holds
@@ -112,7 +125,7 @@ def _panel(axes: Axes, data: pd.DataFrame, names: Sequence[str], column: str, sl
             slope = series["slope"].iloc[0]
             label += f": {signed(slope['loss'])} a tenfold ({signed(slope['low'])} to {signed(slope['high'])})"
         means = series["mean"]
-        axes.errorbar(means[column], means["loss"], means["high"] - means["loss"], fmt=marker, color=colour, elinewidth=0.8)
+        axes.errorbar(aside * means[column], means["loss"], means["high"] - means["loss"], fmt=marker, color=colour, elinewidth=0.8)
         used[label] = Line2D([], [], marker=marker, **solid)
     backbone = data[data["series"] == "backbone"]
     if len(backbone):
@@ -122,11 +135,13 @@ def _panel(axes: Axes, data: pd.DataFrame, names: Sequence[str], column: str, sl
 
 
 def _published(axes: Axes, data: pd.DataFrame) -> dict[str, Line2D]:
-    """A piece of line one decade long with the published slope, low on the left: falling lines leave that corner empty."""
+    """A piece of line one decade long with the published slope, low on the left, below all that is there."""
     published, runs = data[data["series"] == "published"], data[data["series"] == "run"]
     if published.empty:
         return {}
     slope, (bottom, top), left = published["loss"].iloc[0], axes.get_ylim(), runs["rows"].min()
-    foot = bottom + 0.06 * (top - bottom)
-    axes.plot([left, 10 * left], [foot - slope, foot], color=GREY, linewidth=1)
+    air = 0.06 * (top - bottom)
+    head = min(bottom + air + abs(slope), data["loss"][(data["rows"] <= 10 * left) & (data["series"] != "slope")].min() - air)
+    axes.plot([left, 10 * left], [head, head + slope], color=GREY, linewidth=1)
+    axes.set_ylim(min(bottom, head - abs(slope) - air), top)
     return {f"{published['mechanism'].iloc[0]}: {signed(slope)} a tenfold": Line2D([], [], color=GREY, linewidth=1)}

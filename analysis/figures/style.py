@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,6 +28,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
 GREY, LIGHT = "0.45", "0.88"
+MAP = "viridis"
+"""Of surfaces, and of lines in an order (`shades`); it darkens evenly, so it holds in grey too."""
 
 _SETTINGS: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -73,6 +76,9 @@ def new_figure(width: float, height: float) -> Figure:
 def save(figure: Figure, data: pd.DataFrame, folder: Path, name: str) -> None:
     """Write NAME.svg, NAME.png and NAME.csv, the last with exactly what is drawn."""
     with style():
+        if engine := figure.get_layout_engine():  # once, so that both show the same
+            engine.execute(figure)
+            figure.set_layout_engine("none")
         for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
 
             def draw(file: BinaryIO, suffix: str = suffix, metadata: dict[str, None] = metadata) -> None:
@@ -87,6 +93,11 @@ def share_axis(axes: Axes, low: float, high: float, label: str) -> None:
     axes.set_xlabel(label)
     air = 0.03 * (high - low)
     axes.set_xlim(low - air, high + air)
+
+
+def shades(count: int) -> Any:
+    """Colours of lines in an order, from light to dark; the lightest still stands out from white -> [count, 4]."""
+    return matplotlib.colormaps[MAP](np.linspace(0.78, 0, count))
 
 
 def count_axis(axes: Axes) -> None:

@@ -24,20 +24,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.fits.linear import TIE, LinearFit, Noise, fit_linear, left_out_errors, leftover
+from analysis.fits.linear import TIE, LinearFit, Noise, fit_linear, left_out_errors, leftover, nested
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, seed_model
 from analysis.fits.runs import Runs, read_runs
-from analysis.fits.types import Estimate, Status, plain
+from analysis.fits.types import Estimate, Fit, Status
 from analysis.fits.words import signed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array = np.ndarray
 TERMS = {"plane": 3, "twisted": 4, "quadratic": 6}
+NAMES = ("c", "r", "k", "r k", "r^2", "k^2")
 SIZE, READ = np.array([0.0, -1.0, 0.0]), np.array([0.0, 0.0, -1.0])
 """What a doubling gains, as combinations of the plane's parameters."""
 EXCHANGE = (0.5, 3.0)
@@ -60,19 +64,16 @@ class Surface:
     """Weighted sum of squares of the means around the surface; a weight is the number of runs that a mean is worth."""
 
 
-@dataclass(frozen=True)
-class DensityFit:
-    """Loss over rows and rows read, with its status. Losses and gains are in nats per token; a gain above zero lowers the loss."""
+@dataclass(frozen=True, kw_only=True)
+class DensityFit(Fit):
+    """Loss over rows and rows read. Losses and gains are in nats per token; a gain above zero lowers the loss.
 
-    status: Status
-    message: str
-    """What the status means here and what there is to doubt; '' when there is nothing."""
+    The law is the surface drawn, the simplest whose AICc is within `TIE` of the least; its parameters are the coefficients of the terms.
+    """
+
     points: tuple[tuple[float, float], ...]
     """Distinct (rows, rows read)."""
     seeds: int
-    rows: tuple[str, ...]
-    """Trial ids (or index labels) used."""
-    conventions: dict[str, Any]
     means: tuple[float, ...] = ()
     """Loss at each point for the average seed."""
     errors: tuple[float, ...] = ()
@@ -87,8 +88,6 @@ class DensityFit:
     """Of the whole loss: `alpha` of the rows, `beta` of the rows read, and `beta - alpha`."""
     exchange: Estimate | None = None
     """Change of the loss by the plane when `EXCHANGE` is made."""
-    surface: str = ""
-    """The one drawn: the simplest whose AICc is within `TIE` of the least."""
     surfaces: tuple[Surface, ...] = ()
     gain_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Least and greatest `size_gain` and `density_gain` over the points, by the surface drawn."""
@@ -114,12 +113,8 @@ class DensityFit:
                 f"a point lies outside the sampled rows {low_2[0]:g} to {high_2[0]:g} and rows read {low_2[1]:g} to {high_2[1]:g}; "
                 "train trials there to say more"
             )
-        loss_X, half_X = self._drawn.band(_design(_logs(x_X2, points_I2), self.surface))
+        loss_X, half_X = self._drawn.band(_design(_logs(x_X2, points_I2), self.law))
         return pd.DataFrame({"rows": x_X2[:, 0], "read": x_X2[:, 1], "loss": loss_X, "low": loss_X - half_X, "high": loss_X + half_X})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dict(plain(self))
 
     def summary(self) -> str:
         """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them."""
@@ -145,10 +140,10 @@ class DensityFit:
                 f"Half the table with three times the rows read changes the loss by {self.exchange.value:+.4f} "
                 f"({self.exchange.low:+.4f} to {self.exchange.high:+.4f})."
             )
-        if self.gain_ranges and self.surface != "plane":
+        if self.gain_ranges and self.law != "plane":
             ranges = {name: f"{low:+.4f} to {high:+.4f}" for name, (low, high) in self.gain_ranges.items()}
             lines.append(
-                f"These are means over the grid: the surface bends ({self.surface}), and across the grid a doubling gains "
+                f"These are means over the grid: the surface bends ({self.law}), and across the grid a doubling gains "
                 f"{ranges['density_gain']} by rows read and {ranges['size_gain']} by rows."
             )
         if self.paired_sd is not None:
@@ -156,6 +151,12 @@ class DensityFit:
         if self.message:
             lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
         return " ".join(lines)
+
+    def plot(self, ax: Axes) -> None:
+        """The surface as contours over the measured means."""
+        from analysis.figures.density import plot_density
+
+        plot_density(self, ax)
 
 
 def fit_density(
@@ -189,6 +190,8 @@ def fit_density(
         "gains": "nats per token for a doubling, by the plane: mean slopes over the grid",
         "exponents": "of the whole loss, no floor taken off: the plane fitted to the logarithm of the loss",
         "interval": "95%, Student's t",
+        "parameters": "nats per token; r, k: log2 of rows and of rows read, from the middle of the points",
+        "objective": "weighted sum of squares of the means around the surface; a weight is the number of runs that a mean is worth",
         "noise": "residuals of runs after point and seed effects",
         "choice_of_surface": f"the simplest whose AICc is within {TIE:g} of the least",
         "band": "pointwise, without what moves all points of a seed alike",
@@ -203,7 +206,7 @@ def fit_density(
     }
     refusal = _refusal(runs, points_I2)
     if refusal is not None:
-        return DensityFit(status=refusal[0], message=refusal[1], **common)
+        return DensityFit(status=refusal[0], message=refusal[1], law="plane", **common)
 
     logs_I2 = _logs(points_I2, points_I2)
     model = seed_model(point_N.ravel(), runs.y_N, runs.seeds_N)
@@ -221,10 +224,15 @@ def fit_density(
     if model.df == 0:
         status = Status.TOO_FEW_POINTS
         doubts.append("no repeats, so seed noise is not measured and the residuals around the plane stand in for it: train a second seed.")
+    kept = fits[drawn.surface]
     combinations = {"alpha": SIZE, "beta": READ, "beta - alpha": READ - SIZE}
     return DensityFit(
         status=status,
         message=" ".join(doubts),
+        law=drawn.surface,
+        parameters={name: kept.estimate(unit_K) for name, unit_K in zip(NAMES, np.eye(len(kept.theta_K)), strict=False)},
+        covariance=nested(kept.covariance_KK),
+        objective=drawn.objective,
         means=tuple(map(float, model.mean_I)),
         errors=tuple(map(float, model.sd / np.sqrt(model.counts_I))) if model.df else (),
         size_gain=plane.estimate(SIZE),
@@ -232,12 +240,11 @@ def fit_density(
         advantage=plane.estimate(READ - SIZE),
         exponents={name: log_plane.estimate(along / math.log(2)) for name, along in combinations.items()},
         exchange=plane.estimate(-math.log2(EXCHANGE[0]) * SIZE - math.log2(EXCHANGE[1]) * READ),
-        surface=drawn.surface,
         surfaces=surfaces,
-        gain_ranges=_gain_ranges(logs_I2, drawn.surface, fits[drawn.surface].theta_K),
+        gain_ranges=_gain_ranges(logs_I2, drawn.surface, kept.theta_K),
         paired_sd=model.sd if model.df else None,
         noise_df=model.df,
-        _drawn=fits[drawn.surface],
+        _drawn=kept,
         **common,
     )
 

@@ -9,17 +9,22 @@ Letters: I rungs that have runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import stdtr  # scipy.stats would take a second to import
 
-from analysis.fits.linear import Noise, combine
+from analysis.fits.linear import Noise, combine, covariance
 from analysis.fits.noise import seed_model
 from analysis.fits.runs import read_runs
-from analysis.fits.types import Estimate, Status, plain
+from analysis.fits.types import Estimate, Fit, Status
+from analysis.fits.words import signed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array = np.ndarray
 LEVEL = 0.05
@@ -47,26 +52,47 @@ class Rung:
         return self.step_p is not None and self.step_p < LEVEL
 
 
-@dataclass(frozen=True)
-class LadderFit:
-    """The rungs that have runs, in order."""
+@dataclass(frozen=True, kw_only=True)
+class LadderFit(Fit):
+    """The rungs that have runs, in order. The parameters are the steps, named by the rung that they lead to."""
 
-    status: Status
-    message: str
-    """What the status means here and what there is to doubt; '' when there is nothing."""
-    rungs: tuple[Rung, ...]
+    rungs: tuple[Rung, ...] = ()
     seeds: int
-    paired_sd: float | None
+    paired_sd: float | None = None
     """Standard deviation of one run once the effect common to its seed is off, nats per token."""
-    noise_df: int
+    noise_df: int = 0
     """Degrees of freedom of `paired_sd`."""
-    rows: tuple[str, ...]
-    """Trial ids (or index labels) used."""
-    conventions: dict[str, Any]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dict(plain(self))
+    def summary(self, labels: Sequence[str] = ()) -> str:
+        """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them.
+
+        Args:
+            labels: what every rung of the ladder changes, from the first; without them rungs go by their number.
+        """
+        names = labels or [f"rung {place}" for place in range(self.rungs[-1].rung + 1 if self.rungs else 0)]
+        steps = [(rung, rung.step) for rung in self.rungs if rung.step]
+        lines = []
+        if steps and (last := self.rungs[-1]).total:
+            verb, size = signed(last.total, "rises", "falls", "it may be no change")
+            there = f"rung {last.rung}" + (f" ({names[last.rung]})" if labels else "")
+            lines.append(f"From {names[0]} to {there} the loss {verb} by {size}.")
+        if steps:
+            told = [f"{step.value:.4f} ({step.low:.4f} to {step.high:.4f}) by {names[rung.rung]}" for rung, step in steps if rung.told]
+            lines.append(f"Of {len(steps)} steps {len(told) or 'none'} can be told from noise{': ' if told else ''}{'; '.join(told)}.")
+        missing = sorted(set(range(len(names))) - {rung.rung for rung in self.rungs})
+        if missing and self.rungs:
+            lines.append(f"No finished run of rung {', '.join(map(str, missing))}: the steps to and from there are left out.")
+        if self.paired_sd is not None:
+            lines.append(f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd).")
+        if self.message:
+            lines.append(f"Status {self.status}: {self.message}")
+        return " ".join(lines)
+
+    def plot(self, ax: Axes) -> None:
+        """Each step with its 95% interval, rungs from top to bottom."""
+        from analysis.figures.ladder import plot_ladder
+
+        plot_ladder(self, ax)
 
 
 def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", seed: str = "seed") -> LadderFit:
@@ -86,6 +112,7 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
     """
     runs = read_runs(frame, (rung,), loss, seed, "fit_ladder")
     common: dict[str, Any] = {
+        "law": "paired steps",
         "seeds": len(np.unique(runs.seeds_N)),
         "rows": runs.rows,
         "conventions": {
@@ -95,6 +122,7 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
             "interval": "95%, Student's t, each on its own",
             "step_p": "two-sided t test, Holm's correction over all steps",
             "noise": "residuals of runs after rung and seed effects, pooled over rungs",
+            "objective": "sum of the squares of those residuals",
             "held_out_set": "the same sequences for every run; intervals hold for that set",
         },
     }
@@ -102,25 +130,21 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
     if bad or len(places) < 2:
         status = Status.NOT_FINITE if bad else Status.TOO_FEW_POINTS
         words = f"the loss of {bad} is not a number or is negative: leave such runs out and say so, or repeat them."
-        return LadderFit(
-            status,
-            words if bad else f"rungs with a finished run: {len(places)}; a step needs two.",
-            (),
-            paired_sd=None,
-            noise_df=0,
-            **common,
-        )
+        few = f"rungs with a finished run: {len(places)}; a step needs two."
+        return LadderFit(status=status, message=words if bad else few, **common)
 
     model = seed_model(runs.x_NK[:, 0], runs.y_N, runs.seeds_N)
     noise = Noise(model.sd, model.df)
-    unit_II = np.eye(len(places))
+
+    def weights(place: int, other: int) -> Array:
+        return np.equal(places, place).astype(float) - np.equal(places, other)
 
     def difference(place: int, other: int) -> Estimate | None:
-        if model.df == 0 or place == other or other not in places:
-            return None
-        return combine(model, unit_II[places.index(place)] - unit_II[places.index(other)], noise)
+        return combine(model, weights(place, other), noise) if model.df and place != other and other in places else None
 
     steps = {place: difference(place, place - 1) for place in places}
+    parameters = {f"step {place}": step for place, step in steps.items() if step}
+    weights_KI = np.array([weights(place, place - 1) for place, step in steps.items() if step])
     chances = _holm({place: _chance(step, noise) for place, step in steps.items() if step})
     rungs = tuple(
         Rung(place, int(model.counts_I[i]), float(model.mean_I[i]), steps[place], chances.get(place), difference(place, 0))
@@ -130,7 +154,17 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
     if model.df == 0:
         status = Status.TOO_FEW_POINTS
         message = "no repeats, so seed noise is not measured and no step can be told from it: train a second seed."
-    return LadderFit(status, message, rungs, paired_sd=model.sd if model.df else None, noise_df=model.df, **common)
+    return LadderFit(
+        status=status,
+        message=message,
+        parameters=parameters,
+        covariance=covariance(model, weights_KI, noise) if parameters else (),
+        objective=model.squares,
+        rungs=rungs,
+        paired_sd=model.sd if model.df else None,
+        noise_df=model.df,
+        **common,
+    )
 
 
 def _chance(step: Estimate, noise: Noise) -> float:

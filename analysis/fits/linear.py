@@ -77,6 +77,16 @@ def combine(model: SeedModel, weights_I: Array, noise: Noise) -> Estimate:
     return _interval(weights_I @ model.mean_I, weights_I @ model.covariance_II @ weights_I * noise.sd**2, noise)
 
 
+def covariance(model: SeedModel, weights_KI: Array, noise: Noise) -> tuple[tuple[float, ...], ...]:
+    """Of several linear combinations of the means."""
+    return nested(noise.sd**2 * weights_KI @ model.covariance_II @ weights_KI.T)
+
+
+def nested(matrix: Array) -> tuple[tuple[float, ...], ...]:
+    """A matrix as a fit holds it."""
+    return tuple(tuple(map(float, row)) for row in matrix)
+
+
 def whitened(model: SeedModel, *arrays: Array) -> tuple[Array, ...]:
     """Arrays over the points, transformed so that the noise of the means is independent and of one run's size."""
     lower_II = np.linalg.cholesky(model.covariance_II)

@@ -13,20 +13,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from itertools import combinations
-from typing import Any
+from itertools import combinations, product
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError, require_columns
-from analysis.fits.linear import TIE, LinearFit, Noise, combine, fit_linear, left_out_errors, leftover, part
+from analysis.fits.linear import TIE, LinearFit, Noise, combine, covariance, fit_linear, left_out_errors, leftover, part
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model
 from analysis.fits.power import ALPHA, box_cox, fit_power
 from analysis.fits.runs import Runs, read_runs
-from analysis.fits.types import Estimate, Status, plain
+from analysis.fits.types import Estimate, Fit, Status
 from analysis.fits.words import signed
 from analysis.table import si
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array = np.ndarray
 LINE, POWER = "log-linear", "power with floor"
@@ -148,37 +151,41 @@ class SlopeDifference:
         return f"With rows the loss falls faster in {faster} than in {slower}: a tenfold differs by {size}."
 
 
-@dataclass(frozen=True)
-class SlotsFit:
-    """All mechanisms of one cell, on one backbone and with one measure of the noise."""
+@dataclass(frozen=True, kw_only=True)
+class SlotsFit(Fit):
+    """All mechanisms of one cell, on one backbone and with one measure of the noise.
 
-    status: Status
-    """`converged` where that of every mechanism is; otherwise the first other one."""
-    message: str
-    mechanisms: tuple[MechanismFit, ...]
-    differences: tuple[SlopeDifference, ...]
+    The status is `converged` where that of every mechanism is, otherwise the first other one. The parameters are `a` and `b` of every
+    line; the rows used include the backbone's.
+    """
+
+    mechanisms: tuple[MechanismFit, ...] = ()
+    differences: tuple[SlopeDifference, ...] = ()
     """Of every pair that has slopes; empty where nothing is repeated."""
-    backbone: float | None
+    backbone: float | None = None
     """Loss of the backbone alone for the average seed; None where it was not trained."""
     seeds: int
-    paired_sd: float | None
+    paired_sd: float | None = None
     """Standard deviation of one run once the effect common to its seed is off, pooled over all points, nats per token."""
-    noise_df: int
+    noise_df: int = 0
     """Degrees of freedom of `paired_sd`."""
-    rows: tuple[str, ...]
-    """Trial ids (or index labels) used, the backbone's included."""
-    conventions: dict[str, Any]
     seed_effects: dict[int, float] = field(default_factory=dict)
     """What each seed adds to the loss of every point, next to the average seed, nats per token."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dict(plain(self))
+    _runs: pd.DataFrame | None = field(default=None, repr=False, compare=False)
+    """mechanism, memory_rows, val_loss, seed, trial_id of the runs with a memory."""
 
     def summary(self) -> str:
         """A line for each mechanism and each pair of them."""
         lines = [f"{each.mechanism}: {each.summary()}" for each in self.mechanisms]
         return "\n".join([*lines, *(each.summary() for each in self.differences), *([self.message] if self.message else [])])
+
+    def plot(self, ax: Axes) -> None:
+        """Loss against rows: the runs, the means and the line of every mechanism, and the backbone."""
+        from analysis.figures.slots import plot_slots
+
+        if self._runs is not None:
+            plot_slots(self, self._runs, ax)
 
 
 def fit_slots(
@@ -223,6 +230,7 @@ def fit_slots(
         "loss": loss,
         "loss_unit": "nats per token",
         "slope": f"nats per token for every tenfold of {x}",
+        "objective": "weighted sum of squares of the means around the lines; a weight is the number of runs that a mean is worth",
         "interval": "95%: Student's t for all that is linear in the losses, percentiles over resamples for the power law",
         "noise": "residuals of runs after point and seed effects, pooled over mechanisms and the backbone",
         "runs_left_out": "those of a seed that stands at one point only, where that point has others: they say nothing of differences",
@@ -233,11 +241,11 @@ def fit_slots(
         "differences": "each interval at 95% on its own",
         "held_out_set": "the same sequences for every run; intervals hold for that set",
     }
-    common: dict[str, Any] = {"seeds": len(np.unique(runs.seeds_N)), "rows": runs.rows, "conventions": conventions}
+    common: dict[str, Any] = {"law": LINE, "seeds": len(np.unique(runs.seeds_N)), "rows": runs.rows, "conventions": conventions}
     if bad or not (code_N >= 0).any():
         status = Status.NOT_FINITE if bad else Status.TOO_FEW_POINTS
         words = f"the loss of {bad} is not a number or is negative: leave such runs out and say so, or repeat them." if bad else ""
-        return SlotsFit(status, words or "no run with a memory has finished.", (), (), None, paired_sd=None, noise_df=0, **common)
+        return SlotsFit(status=status, message=words or "no run with a memory has finished.", **common)
 
     points_PK, point_N = np.unique(runs.x_NK, axis=0, return_inverse=True)
     point_N = point_N.ravel()
@@ -258,18 +266,42 @@ def fit_slots(
             most_P = (points_PK == (code, fit.sizes[-1])).all(1)
             fit = replace(fit, gain=combine(model, backbone_P.astype(float) - most_P, noise))
         fits.append(fit)
-    pairs = combinations([(fit, own_P) for fit, own_P in zip(fits, owns, strict=True) if fit.slope], 2) if model.df else ()
+    lines = [(fit, own_P) for fit, own_P in zip(fits, owns, strict=True) if fit.slope]
+    weights_KP = _weights(lines)
+    memory_N = code_N >= 0
     return SlotsFit(
         status=next((fit.status for fit in fits if fit.status is not Status.CONVERGED), Status.CONVERGED),
         message="",
+        parameters={
+            f"{name} of {fit.mechanism}": combine(model, weights_P, noise)
+            for (fit, name), weights_P in zip(product([fit for fit, _ in lines], "ab"), weights_KP, strict=True)
+        },
+        covariance=covariance(model, weights_KP, noise) if lines else (),
+        objective=sum(fit.laws[0].objective for fit, _ in lines) if lines else None,
         mechanisms=tuple(fits),
-        differences=tuple(_difference(model, noise, *first, *second) for first, second in pairs),
+        differences=tuple(
+            SlopeDifference(
+                lines[i][0].mechanism, lines[j][0].mechanism, combine(model, weights_KP[2 * i + 1] - weights_KP[2 * j + 1], noise)
+            )
+            for i, j in combinations(range(len(lines)), 2)
+        )
+        if model.df
+        else (),
         backbone=float(model.mean_I[backbone_P][0]) if backbone_P.any() else None,
         paired_sd=model.sd if model.df else None,
         noise_df=model.df,
         seed_effects={
             int(seed): float(np.mean((runs.y_N - model.mean_I[point_N])[runs.seeds_N == seed])) for seed in np.unique(runs.seeds_N)
         },
+        _runs=pd.DataFrame(
+            {
+                "mechanism": [names[int(code)] for code in code_N[memory_N]],
+                "memory_rows": x_N[memory_N],
+                "val_loss": runs.y_N[memory_N],
+                "seed": runs.seeds_N[memory_N],
+                "trial_id": np.array(runs.rows, dtype=object)[memory_N],
+            }
+        ),
         **common,
     )
 
@@ -329,14 +361,15 @@ def _fit_one(name: str, rows: tuple[str, ...], sizes_I: Array, model: SeedModel,
     )
 
 
-def _difference(
-    model: SeedModel, noise: Noise, first: MechanismFit, first_P: Array, second: MechanismFit, second_P: Array
-) -> SlopeDifference:
-    assert first._line
-    assert second._line
-    weights_P = np.zeros(len(model.mean_I))
-    weights_P[first_P], weights_P[second_P] = first._line.map_KI[1], -second._line.map_KI[1]
-    return SlopeDifference(first.mechanism, second.mechanism, combine(model, weights_P, noise))
+def _weights(lines: list[tuple[MechanismFit, Array]]) -> Array:
+    """a and b of every line as combinations of the means of all points -> [2 lines, P]."""
+    rows: list[Array] = []
+    for fit, own_P in lines:
+        assert fit._line
+        both_2P = np.zeros((2, len(own_P)))
+        both_2P[:, own_P] = fit._line.map_KI
+        rows.extend(both_2P)
+    return np.array(rows)
 
 
 # --- the laws compared ------------------------------------------------------------------------------------------------------

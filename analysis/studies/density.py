@@ -66,7 +66,7 @@ class Density(Analysis):
         return [(cell, fit_density(pd.concat([cell.trials, cell.dense]))) for cell in split_cells(self.trials, self.axis, others)]
 
     def fits(self) -> list[dict[str, Any]]:
-        return [record(cell, {"law": fit.surface or "plane", **fit.to_dict()}, self.point) for cell, fit in self.fitted]
+        return [record(cell, fit.to_dict(), self.point) for cell, fit in self.fitted]
 
     def readings(self) -> list[Reading]:
         return [Reading(cell.label, fit.summary(), fit.status is Status.CONVERGED) for cell, fit in self.fitted]
@@ -85,7 +85,7 @@ class Density(Analysis):
         return lines
 
     def drawings(self) -> list[Drawing]:
-        drawn = [(cell.label, fit) for cell, fit in self.fitted if fit.surface]
+        drawn = [(cell.label, fit) for cell, fit in self.fitted if fit.surfaces]
         if not drawn:
             return []
         data = density_data(drawn)
@@ -112,7 +112,7 @@ class Density(Analysis):
             tables.append(facts(pairs, cell.label))
             surfaces = [
                 {
-                    "surface": each.surface + (" (drawn)" if each.surface == fit.surface else ""),
+                    "surface": each.surface + (" (drawn)" if each.surface == fit.law else ""),
                     "AICc": number(each.aicc, 1),
                     "left-out error (nats/token)": number(each.left_out_error, 5),
                     "lack of fit, p": "" if each.lack_of_fit_p is None else f"{each.lack_of_fit_p:.2g}",

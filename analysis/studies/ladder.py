@@ -17,7 +17,6 @@ from analysis.cells import Cell, cell_fields, split_cells
 from analysis.figures.ladder import ladder_data, ladder_figure
 from analysis.fits.ladder import LEVEL, LadderFit, Rung, fit_ladder
 from analysis.fits.types import Status
-from analysis.fits.words import signed
 from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
@@ -54,8 +53,8 @@ PUBLISHED = (
 """UltraMem (arXiv 2411.12364), cumulative ablation on PKM-151M, in its order. UltraMemV2's own changes have no such numbers."""
 
 _CAPTION = (
-    "Left: loss of each rung less that of the rung before, for the average seed, with 95% intervals (paired by seed, pooled noise). In "
-    "colour: steps told from noise after Holm's correction for their number. Right: loss less that of the first rung. A label names "
+    "Left: loss of each rung less that of the rung before, for the average seed, with 95% intervals (paired by seed, pooled noise). "
+    "Filled: steps told from noise after Holm's correction for their number. Right: loss less that of the first rung. A label names "
     "what its rung changes. Diamonds: the same changes in UltraMem's ablation (arXiv 2411.12364) of a far larger model on other data."
 )
 _NOTE = (
@@ -118,10 +117,22 @@ class Ladder(Analysis):
             {"rung": place, "label": label, "settings": settings, "published": published}
             for place, (label, settings, published) in enumerate(zip(self.labels, self.settings, self.published, strict=True))
         ]
-        return [record(cell, {"law": "paired steps", **fit.to_dict(), "ladder": ladder}, self.point) for cell, fit in self.fitted]
+        return [record(cell, {**fit.to_dict(), "ladder": ladder}, self.point) for cell, fit in self.fitted]
 
     def readings(self) -> list[Reading]:
-        return [Reading(cell.label, self._reading(fit), fit.status is Status.CONVERGED) for cell, fit in self.fitted]
+        return [Reading(cell.label, fit.summary(self.labels), fit.status is Status.CONVERGED) for cell, fit in self.fitted]
+
+    def remarks(self) -> list[str]:
+        lines = []
+        for cell, fit in self.fitted:
+            beside = [(rung.step, loss) for rung in fit.rungs if rung.step and (loss := self.published[rung.rung]) is not None]
+            if beside:
+                held = sum(step.low <= loss <= step.high for step, loss in beside)
+                lines.append(
+                    (f"{cell.label}: " if cell.label else "")
+                    + f"Of {len(beside)} steps that are in print {held} have the printed value inside the interval measured here."
+                )
+        return lines
 
     def drawings(self) -> list[Drawing]:
         drawn = []
@@ -164,30 +175,6 @@ class Ladder(Analysis):
                 f"P_tot and P_act are held, so a step also moves what pays for it. Along the ladder there change {', '.join(moved)}."
             )
         return lines
-
-    def _reading(self, fit: LadderFit) -> str:
-        lines = []
-        steps = [(rung, rung.step, self.published[rung.rung]) for rung in fit.rungs if rung.step]
-        if steps and (last := fit.rungs[-1]).total:
-            verb, size = signed(last.total, "rises", "falls", "it may be no change")
-            lines.append(f"From {self.labels[0]} to rung {last.rung} ({self.labels[last.rung]}) the loss {verb} by {size}.")
-        if steps:
-            told = "; ".join(f"{interval(step)} by {self.labels[rung.rung]}" for rung, step, _ in steps if rung.told)
-            number_told = sum(rung.told for rung, _, _ in steps)
-            lines.append(f"Of {len(steps)} steps {number_told or 'none'} can be told from noise{f': {told}' if told else ''}.")
-            held = [step.low <= loss <= step.high for _, step, loss in steps if loss is not None]
-            if held:
-                lines.append(
-                    f"Of {len(held)} steps that are in print {sum(held)} have the printed value inside the interval measured here."
-                )
-        missing = sorted(set(range(len(self.labels))) - {rung.rung for rung in fit.rungs})
-        if missing and fit.rungs:
-            lines.append(f"No finished run of rung {', '.join(map(str, missing))}: the steps to and from there are left out.")
-        if fit.paired_sd is not None:
-            lines.append(f"Noise of one run once its seed's common effect is off: {fit.paired_sd:.4f} nats/token (sd).")
-        if fit.message:
-            lines.append(f"Status {fit.status}: {fit.message}")
-        return " ".join(lines)
 
     def _row(self, place: int, rung: Rung | None) -> dict[str, str]:
         return {

@@ -30,9 +30,9 @@ PUBLISHED = -0.0256
 _CAPTION = (
     "Validation loss against the rows of a memory (left) and the parameters in them (right), on top of one backbone. Filled "
     "markers: means for the average seed, with paired standard error; open markers: single runs with the effect of their seed taken "
-    "off. Lines: loss linear in the logarithm of the rows, with pointwise 95% band; where a power law with a floor describes the "
-    "means better, it is drawn beside, and the band left out. Grey: the slope published for OverEncoding at far larger scale (arXiv "
-    "2501.16975); only its slope can be compared."
+    "off; kinds of memory are set side by side. Lines: loss linear in the logarithm of the rows, with pointwise 95% band; where a power "
+    "law with a floor describes the means better, it is drawn beside, and the band left out. Grey: the slope published for OverEncoding "
+    "at far larger scale (arXiv 2501.16975); only its slope can be compared."
 )
 _NOTE = (
     "log-linear: L = a + b log10(rows). Power with floor: L = E + A rows^-alpha; E and A are given where noise does not allow alpha "
@@ -90,7 +90,7 @@ class Slots(Analysis):
         return [(cell, own, fit_slots(own)) for cell, own in zip(cells, runs, strict=True)]
 
     def fits(self) -> list[dict[str, Any]]:
-        return [record(cell, {"law": "log-linear", **fit.to_dict()}, self.point) for cell, _, fit in self.fitted]
+        return [record(cell, fit.to_dict(), self.point) for cell, _, fit in self.fitted]
 
     def readings(self) -> list[Reading]:
         found = []

@@ -34,10 +34,14 @@ def make_study(
     rates: dict[float, float] | None = None,
     dense: bool = False,
     statuses: dict[int, str] | None = None,
+    records: int = 16,
+    sequences: int = SEQUENCES,
 ) -> Path:
     """Write a results folder.
 
     Args:
+        records: of a training curve; eight of them are evaluations.
+        sequences: held out.
         rates: learning rate -> loss added by it; all shares and seeds at every rate.
         statuses: row -> status of trials that did not finish.
     """
@@ -48,18 +52,18 @@ def make_study(
     for budget in tokens:
         gain = 0.4 * np.log(budget / 500_000)
         for seed in range(seeds):
-            together, by_sequence = 0.01 * rng.standard_normal(), rng.normal(0, 0.5, SEQUENCES)
+            together, by_sequence = 0.01 * rng.standard_normal(), rng.normal(0, 0.5, sequences)
             for share in (*shares, *((None,) if dense else ())):
                 for rate, penalty in rates.items():
                     row = len(rows)
                     status = (statuses or {}).get(row, "finished")
                     own = (4.3 if share is None else loss(share)) - gain + together + noise * rng.standard_normal() + penalty
-                    losses = own + by_sequence - by_sequence.mean() + _centred(rng, 0.05)
+                    losses = own + by_sequence - by_sequence.mean() + _centred(rng, 0.05, sequences)
                     trial = _trial(f"{row:012x}", status, seed, share, budget, own if status == "finished" else None)
                     trial |= {"budget.tokens": budget} if len(tokens) > 1 else {}
                     trial |= {"train.lr": rate} if len(rates) > 1 else {}
                     rows.append(trial)
-                    _write_trial(folder / "trials" / trial["trial_id"], status, budget, own, losses)
+                    _write_trial(folder / "trials" / trial["trial_id"], status, budget, own, losses, records)
     return _write_study(folder, rows, {"vary": {"rho": list(shares), "seed": list(range(seeds))}})
 
 
@@ -157,7 +161,7 @@ def _trial(trial_id: str, status: str, seed: int, share: float | None, tokens: i
     return planned | measured | {"tokens_per_second": 12_345.6, "peak_memory_bytes": 9.0e8, "seconds": 41.7}
 
 
-def _write_trial(folder: Path, status: str, tokens: int, loss: float, losses: np.ndarray) -> None:
+def _write_trial(folder: Path, status: str, tokens: int, loss: float, losses: np.ndarray, records: int = 16) -> None:
     if status in ("pending", "running"):
         return
     folder.mkdir(parents=True)
@@ -166,20 +170,21 @@ def _write_trial(folder: Path, status: str, tokens: int, loss: float, losses: np
             json.dumps({"status": status, "message": "MemoryError: <b>12 GB</b> asked for", "traceback": ""})
         )
         return
-    done = np.linspace(0, tokens, 17)[1:].round().astype(int)
+    done = np.linspace(0, tokens, records + 1)[1:].round().astype(int)
+    evaluated = np.arange(1, records + 1) % (records // 8) == 0
     falling = loss + 4 * np.exp(-5 * done / tokens) - 4 * np.exp(-5)
     table = pd.DataFrame(
-        {"step": done // 2048, "tokens": done, "train_loss": falling - 0.05, "val_loss": np.where(np.arange(16) % 2, falling, np.nan)}
+        {"step": done // 2048, "tokens": done, "train_loss": falling - 0.05, "val_loss": np.where(evaluated, falling, np.nan)}
     )
     table.assign(lr=0.01, grad_norm=1.0, expert_load_max=1.3, tokens_per_second=12_000, seconds=1.0).to_csv(
         folder / "curve.csv", index=False
     )
     if status == "finished":
-        pd.DataFrame({"sequence": np.arange(SEQUENCES), "nats_per_token": losses}).to_csv(folder / "val_losses.csv", index=False)
+        pd.DataFrame({"sequence": np.arange(len(losses)), "nats_per_token": losses}).to_csv(folder / "val_losses.csv", index=False)
 
 
-def _centred(rng: np.random.Generator, sd: float) -> np.ndarray:
-    drawn = rng.normal(0, sd, SEQUENCES)
+def _centred(rng: np.random.Generator, sd: float, sequences: int = SEQUENCES) -> np.ndarray:
+    drawn = rng.normal(0, sd, sequences)
     return drawn - drawn.mean()
 
 
@@ -187,6 +192,13 @@ def _centred(rng: np.random.Generator, sd: float) -> np.ndarray:
 def study(tmp_path: Path) -> Path:
     """8 shares, 2 seeds, one budget."""
     return make_study(tmp_path / "one-budget")
+
+
+@pytest.fixture(scope="session")
+def troubled_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """18 trials, the dense baseline among them: one out of memory, one diverged, one pending."""
+    folder = tmp_path_factory.mktemp("studies") / "troubled"
+    return make_study(folder, statuses={3: "out_of_memory", 9: "diverged", 11: "pending"}, dense=True)
 
 
 @pytest.fixture

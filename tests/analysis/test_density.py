@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from analysis import AnalysisError, Status, summarize, write_report
 from analysis.figures.density import density_data, density_figure
@@ -76,7 +77,7 @@ def test_slopes_are_those_of_least_squares_over_all_runs() -> None:
 
 def test_a_bent_surface_is_told_and_its_gains_range() -> None:
     fit = fit_density(simulate(bent, noise=0.002))
-    assert fit.surface == "quadratic"
+    assert fit.law == "quadratic"
     low, high = fit.gain_ranges["density_gain"]
     assert (low, high) == (pytest.approx(0.02 - 0.036, abs=0.004), pytest.approx(0.02, abs=0.004))  # slopes at both ends of the grid
     assert "the surface bends (quadratic)" in fit.summary()
@@ -84,8 +85,21 @@ def test_a_bent_surface_is_told_and_its_gains_range() -> None:
 
 
 def test_a_plane_is_rarely_said_to_bend() -> None:
-    surfaces = [fit_density(simulate(random=random)).surface for random in range(20)]
+    surfaces = [fit_density(simulate(random=random)).law for random in range(20)]
     assert surfaces.count("plane") >= 17
+
+
+def test_parameters_are_the_surface_with_its_covariance() -> None:
+    fit = fit_density(simulate(bent, noise=0.002))
+    assert list(fit.parameters) == ["c", "r", "k", "r k", "r^2", "k^2"]
+    assert np.diag(fit.covariance) == pytest.approx([each.se**2 for each in fit.parameters.values()])
+    centre = fit.predict(*(math.sqrt(axis[0] * axis[-1]) for axis in (SIZES, READS)))
+    assert fit.parameters["c"].value == pytest.approx(centre["loss"][0])
+    assert json.loads(fit.to_json())["law"] == "quadratic"
+    axes = Figure().subplots()
+    fit.plot(axes)
+    assert "rows" in axes.get_xlabel()
+    fit_density(simulate()[:3]).plot(axes)  # no surface: nothing to draw, and no error
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------------
@@ -133,7 +147,7 @@ def test_one_seed_is_never_converged() -> None:
 def test_what_is_no_grid_has_a_status(kept: Callable[[pd.DataFrame], pd.Series]) -> None:
     """One size only; or size and rows read that rise together."""
     fit = fit_density(simulate()[kept])
-    assert (fit.status, fit.advantage, fit.surface) == (Status.TOO_FEW_POINTS, None, "")
+    assert (fit.status, fit.advantage, fit.surfaces) == (Status.TOO_FEW_POINTS, None, ())
     with pytest.raises(AnalysisError, match="has no surface"):
         fit.predict(SIZES[0], READS[0])
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from analysis import AnalysisError, Status, summarize, write_report
 from analysis.figures.ladder import ladder_data, ladder_figure
@@ -49,6 +50,20 @@ def test_steps_and_totals_are_paired_differences() -> None:
     assert (fit.paired_sd, fit.noise_df) == (pytest.approx(sd), 4)
     half = 2.7764 * sd  # t with 4 degrees of freedom; sqrt(2 / 2 seeds) = 1
     assert fit.rungs[1].step.high - fit.rungs[1].step.value == pytest.approx(half, rel=1e-4)
+
+
+def test_parameters_are_the_steps_with_their_covariance() -> None:
+    fit = fit_ladder(simulate())
+    assert list(fit.parameters) == ["step 1", "step 2", "step 3", "step 4"]
+    assert np.diag(fit.covariance) == pytest.approx([each.se**2 for each in fit.parameters.values()])
+    assert fit.covariance[0][1] == pytest.approx(-(fit.paired_sd**2) / 2)  # steps share a rung of two runs
+    assert np.ones(4) @ fit.covariance @ np.ones(4) == pytest.approx(fit.rungs[4].total.se ** 2)
+    assert "by rung 3" in fit.summary()
+    assert json.loads(fit.to_json())["law"] == "paired steps"
+    axes = Figure().subplots()
+    fit.plot(axes)
+    assert [label.get_text() for label in axes.get_yticklabels()] == [f"rung {place}" for place in range(5)]
+    fit_ladder(simulate(seeds=1)).plot(axes)  # no step: nothing to draw, and no error
 
 
 def test_noise_free_steps_are_exact_whatever_the_seeds_add() -> None:

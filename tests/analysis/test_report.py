@@ -48,8 +48,8 @@ def test_a_study_leaves_fits_figures_and_a_page_that_needs_no_network(study: Pat
     )
     page = Page(report.read_text())
     assert page.addresses
-    assert all(address.startswith(("#", "data:")) for address in page.addresses)
-    assert not re.search(r"url\(|@import|https?://", re.sub(r"data:[^\"]*", "", report.read_text()))
+    assert all(address.startswith(("#", "data:", "https://arxiv.org/abs/")) for address in page.addresses)
+    assert not re.search(r"url\(|@import|https?://(?!arxiv.org/abs/)", re.sub(r"data:[^\"]*", "", report.read_text()))
     for part in (
         "Which share of the sparse parameters",
         "What this cannot tell",
@@ -183,6 +183,43 @@ def test_the_command_refuses_what_is_no_study(tmp_path: Path, study: Path, capsy
     (study / "study.yaml").unlink()
     with pytest.raises(AnalysisError, match=r"study.yaml: no such file"):
         write_report(study)
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "message"),
+    [
+        (
+            "study.yaml",
+            lambda text: text.replace("data:\n", "data: text\nother:\n"),
+            "field `data` has the value 'text'; fields belong there",
+        ),
+        ("study.yaml", lambda text: text.replace("vary:\n", "vary: [1]\nother:\n"), r"field `vary` has the value \[1\]; a grid or a list"),
+        ("study.yaml", lambda text: text + "analysis: [ladder]\n", r"field `analysis` has the value \['ladder'\]"),
+        ("study.yaml", lambda text: text + "analysis: laddder\n", "'laddder'; known: allocation"),
+        ("data.json", lambda text: text[:99], "cannot be read as JSON"),
+        ("data.json", lambda text: "[]", "not the manifest of a corpus"),
+        ("data.json", lambda text: text.replace("131072", '"many"'), "field `validation_tokens` has the value 'many'; a number"),
+        ("data.json", lambda text: text.replace("0.31", '"x"'), "field `4` has the value 'x'; a number"),
+        ("trials.csv", lambda text: text[: len(text) // 2], "trials.csv: trial 000000000007 is finished but its val_loss is not a number"),
+        ("trials/000000000003/curve.csv", lambda text: text[:-20], "000000000003.curve.csv: its last line is cut off"),
+        ("trials/000000000003/curve.csv", lambda text: text.replace("train_loss", "train_los"), r"`train_loss` \(is it `train_los`\?\)"),
+        (
+            "trials/000000000003/curve.csv",
+            lambda text: text.replace("31250,", "many,"),
+            "000000000003.curve.csv: line 2, column `tokens` holds",
+        ),
+        ("trials/000000000003/val_losses.csv", lambda text: text[:500], "000000000003.val_losses.csv"),
+    ],
+)
+def test_the_command_names_what_is_wrong_with_a_damaged_study(
+    study: Path, capsys: pytest.CaptureFixture[str], path: str, change: Callable[[str], str], message: str
+) -> None:
+    (study / path).write_text(change((study / path).read_text()))
+    assert main([str(study)]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said), said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
 
 
 def test_neither_torch_nor_ray_is_imported(study: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from analysis import AnalysisError, Status, summarize, write_report
-from analysis.figures.slots import slots_data, slots_figure
+from analysis.figures.slots import ASIDE, slots_data, slots_figure
 from analysis.fits.slots import LINE, POWER, MechanismFit, fit_slots
 
 New = Callable[..., Path]
@@ -256,6 +257,24 @@ def test_the_record_is_json_and_the_same_again() -> None:
     assert len(record["rows"]) == 38
 
 
+def test_parameters_have_the_covariance_of_their_errors_and_of_the_differences() -> None:
+    fit = fit_slots(simulate().drop(index=[5, 20]), resamples=20)
+    assert list(fit.parameters) == [f"{name} of {memory}" for memory in CURVES for name in "ab"]
+    assert np.diag(fit.covariance) == pytest.approx([each.se**2 for each in fit.parameters.values()])
+    contrast = np.array([0, 1, 0, -1, 0, 0])  # slope of the first less that of the second
+    assert contrast @ fit.covariance @ contrast == pytest.approx(fit.differences[0].difference.se ** 2)
+    assert json.loads(fit.to_json())["parameters"]["b of Engram"]["value"] == fit.mechanisms[0].slope.value
+
+
+def test_a_fit_draws_itself() -> None:
+    axes = Figure().subplots()
+    fit = fit_slots(simulate(), resamples=20)
+    fit.plot(axes)
+    assert [text.get_text().partition(":")[0] for text in axes.get_legend().get_texts()][:1] == ["Engram"]
+    assert "nats/token" in axes.get_ylabel()
+    fit_slots(simulate({})).plot(axes)  # no line: nothing to draw, and no error
+
+
 # --- figure -----------------------------------------------------------------------------------------------------------------
 
 
@@ -273,8 +292,9 @@ def test_the_figure_draws_exactly_its_table() -> None:
     for axes, column in zip(figure.axes, ("rows", "params"), strict=True):
         drawn = {tuple(np.round(line.get_xydata(), 6).ravel()) for line in axes.lines}
         for series in ("run", "mean", "line", "power"):
-            for _, own in data[data["series"] == series].groupby("mechanism"):
-                assert tuple(np.round(own[[column, "loss"]].to_numpy(float), 6).ravel()) in drawn
+            for name, own in data[data["series"] == series].groupby("mechanism"):
+                aside = ASIDE ** (list(CURVES).index(name) - 1) if series in ("run", "mean") else 1
+                assert tuple(np.round(own[[column, "loss"]].to_numpy(float) * [aside, 1], 6).ravel()) in drawn
     assert "nats/token" in figure.axes[0].get_ylabel()
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend[0].startswith("Engram: \N{MINUS SIGN}0.0")

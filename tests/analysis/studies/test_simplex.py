@@ -62,7 +62,7 @@ def test_the_figure_draws_its_table(new_points: New) -> None:
     written = [text.get_text() for text in axes.texts]
     assert {"routed experts", "Engram", "UltraMemV2"} <= set(written)
     assert written.count("0.2") == 3  # a scale on every side
-    assert "nats/token" in drawing.figure.axes[1].get_ylabel()
+    assert "nats/token" in drawing.figure.axes[1].get_xlabel()
 
 
 def test_ticks_stand_where_the_pools_share_is_what_they_say(new_points: New) -> None:

@@ -1,0 +1,81 @@
+"""One page over several studies: what each asked, how far it is, what it found, and the way to its report.
+
+It reads what `write_report` left and fits nothing anew. It stands in the deepest folder that holds all studies, so that its links to the
+reports are short and relative: that folder can be moved or published as a whole. The figures are inside the page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.errors import AnalysisError
+from analysis.report import data_uri, render
+from analysis.results import Results
+from analysis.table import si
+from sparsemem.files import write_text
+
+
+def write_index(results_dirs: Sequence[Path | str]) -> Path:
+    """Write `index.html` into the deepest folder that holds all of the results folders, in whose order it lists them.
+
+    Returns:
+        Its path.
+
+    Raises:
+        AnalysisError: no folder is given, they have no folder in common, or one of them has no report yet.
+    """
+    folders = list(dict.fromkeys(Path(folder).resolve() for folder in results_dirs))
+    if not folders:
+        raise AnalysisError("an index needs the results folder of at least one study")
+    try:
+        parent = Path(os.path.commonpath([folder.parent for folder in folders]))
+    except ValueError:
+        raise AnalysisError(f"{folders[0]} and {folders[-1]} have no folder in common; move the studies to one disk") from None
+    page = render("index.html", studies=[_row(folder, parent) for folder in folders])
+    write_text(parent / "index.html", page)
+    return parent / "index.html"
+
+
+def _row(folder: Path, parent: Path) -> dict[str, Any]:
+    """What the page says of one study."""
+    results, path = Results(folder), folder / "fits.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        readings, statuses, figures = record["readings"], [fit["status"] for fit in record["fits"]], record["figures"]
+        figure = data_uri(folder / "figures" / f"{figures[0]}.svg") if figures else ""
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise AnalysisError(f"{path}: not the record of a report ({error!r}); run `python -m analysis {folder}`") from None
+    trials = results.trials
+    sparse = trials[trials["rho"].notna()] if trials["rho"].notna().any() else trials  # without the dense baseline
+    return {
+        "name": results.name,
+        "link": (folder / "report.html").relative_to(parent).as_posix(),
+        "question": results.described.get("question", ""),
+        "kind": results.described.get("analysis", "allocation"),
+        "finished": f"{len(results.finished)} of {len(trials)}",
+        "scale": [_span(sparse[name]) for name in ("total_params", "active_params", "tokens")],
+        "statuses": ", ".join(dict.fromkeys(status.replace("_", " ") for status in statuses)),
+        "readings": [reading | {"sentences": first_sentence(reading["sentences"])} for reading in readings],
+        "figure": figure,
+    }
+
+
+def _span(values: pd.Series) -> str:
+    low, high = values.min(), values.max()
+    return si(values.median()) if high < 1.01 * low else f"{si(low)} to {si(high)}"  # integer sizes meet a budget within its tolerance
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop that ends a sentence.
+
+    >>> first_sentence("It is least at 0.35 (0.2 to 0.4). It gains.")
+    'It is least at 0.35 (0.2 to 0.4).'
+    """
+    return re.split(r"(?<=\.) (?=[A-Z])", text, maxsplit=1)[0]
