@@ -16,7 +16,7 @@ import numpy as np
 Array = np.ndarray
 Derivatives = Callable[[Array, Array], tuple[Array, Array, Array]]
 """(theta [R, K], row numbers [R]) -> objective [R], gradient [R, K], Hessian [R, K, K]."""
-STEPS = 400
+STEPS = 2000  # a curved valley with a floor near 0 takes hundreds; nearly all rows rest after fifteen
 SETTLED, DONE = 1e-10, 1e-14  # what a full step would still gain, relative to the objective
 FLAT = 1e-9  # least curvature, relative to the diagonal, that a step relies on
 

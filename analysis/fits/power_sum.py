@@ -5,8 +5,7 @@ move nothing. It is a sum, not a mean: dividing by the runs makes optimisers sto
 published Chinchilla fit (arXiv 2404.10102). Powers are taken about the geometric mean of each x, which separates A from alpha.
 
 Starts come from variable projection: on a grid over the exponents the coefficients follow from linear least squares, so that no grid over
-A and E is needed. A resample is a row of weights (how often each run was drawn), so whatever is evaluated once serves all of them:
-each starts from the best of all known points, and is started again wherever another's minimum turns out to be lower.
+A and E is needed.
 
 Letters: B resamples, R those still moving, G starts, N runs, T terms, S terms with the floor, K parameters (log coefficients of the terms,
 log E, exponents of the terms), X points to predict.
@@ -17,8 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
-from analysis.fits.newton import Minimum, minimise
 
 Array = np.ndarray
 DELTA = 1e-3
@@ -124,46 +121,3 @@ def huber(r: Array) -> Array:
     size = np.abs(r)
     near = np.minimum(size, DELTA)
     return near * (size - near / 2)
-
-
-def fit_power_sum(model: PowerSum, w_BN: Array) -> tuple[Minimum, Minimum]:
-    """The fit of the runs (one row) and of every row of weights."""
-    low_K, high_K = model.bounds()
-    negligible = 1e-24 * len(model.log_y_N)
-
-    def descend(theta_BK: Array, own_BN: Array) -> Minimum:
-        return minimise(lambda theta_RK, rows: model.derivatives(theta_RK, own_BN[rows]), theta_BK, low_K, high_K, negligible)
-
-    starts_GK = np.clip(model.starts(), low_K, high_K)
-    found = descend(starts_GK, np.ones((len(starts_GK), len(model.log_y_N))))
-    best = int(found.objective_B.argmin())
-    data = Minimum(found.theta_BK[[best]], found.objective_B[[best]], found.settled_B[[best]])
-
-    known_GK = np.vstack([found.theta_BK, starts_GK])
-    draws = descend(known_GK[_objectives(model, known_GK, w_BN).argmin(1)], w_BN)
-    theta_BK, f_B, settled_B = draws.theta_BK, draws.objective_B, draws.settled_B
-    for _ in range(5):
-        others_GK = theta_BK[:: max(1, len(theta_BK) // 500)]
-        others_BG = _objectives(model, others_GK, w_BN)
-        nearest_B = others_BG.argmin(1)
-        again = np.flatnonzero((others_BG.min(1) < f_B * (1 - 1e-9)) & (f_B > negligible) | ~settled_B)
-        if not len(again):
-            break
-        more = descend(others_GK[nearest_B[again]], w_BN[again])
-        lower = more.objective_B < f_B[again]
-        theta_BK[again[lower]], f_B[again[lower]] = more.theta_BK[lower], more.objective_B[lower]
-        settled_B[again[lower]] = more.settled_B[lower]
-        if not lower.any():
-            break
-    return data, Minimum(theta_BK, f_B, settled_B)
-
-
-def _objectives(model: PowerSum, theta_GK: Array, w_BN: Array) -> Array:
-    """Objective of every resample at every point -> [B, G]."""
-    return w_BN @ model.losses(theta_GK).T
-
-
-def resampled_weights(clusters_N: Array, count: int, rng: np.random.Generator) -> Array:
-    """How often each run is drawn when clusters of runs are drawn with replacement -> [B, N]."""
-    clusters = int(clusters_N.max()) + 1
-    return rng.multinomial(clusters, np.full(clusters, 1 / clusters), count).astype(float)[:, clusters_N]

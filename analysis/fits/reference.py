@@ -11,7 +11,8 @@ import time
 import numpy as np
 from scipy.optimize import minimize
 
-from analysis.fits.power_sum import DELTA, PowerSum, fit_power_sum, resampled_weights
+from analysis.fits.power_sum import DELTA, PowerSum
+from analysis.fits.refits import fit_all, resampled_weights
 
 Array = np.ndarray
 STARTS = tuple(
@@ -62,7 +63,7 @@ def measure_surface_fit(runs: int = 240, resamples: int = 4000, sample: int = 15
     times = []
     for _ in range(repeats):
         begun = time.process_time()
-        data, draws = fit_power_sum(PowerSum(np.stack([log_n - log_n.mean(), log_d - log_d.mean()]), y), weights)
+        data, draws = fit_all(PowerSum(np.stack([log_n - log_n.mean(), log_d - log_d.mean()]), y), weights)
         times.append(time.process_time() - begun)
 
     chosen = rng.choice(len(STARTS), sample, replace=False)

@@ -16,7 +16,8 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.fits.points import Points, read_points
-from analysis.fits.power_sum import ALPHA, DELTA, PowerSum, fit_power_sum, resampled_weights
+from analysis.fits.power_sum import ALPHA, DELTA, PowerSum
+from analysis.fits.refits import fit_all, resampled_weights
 from analysis.fits.types import Estimate, Fit, Status
 
 if TYPE_CHECKING:
@@ -106,10 +107,20 @@ class PowerFit(Fit):
             lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
         return " ".join(lines)
 
-    def plot(self, ax: Axes) -> None:
-        from analysis.figures.surface import draw_power, power_data
+    def drawn(self) -> pd.DataFrame:
+        """What `plot` draws -> for one size: series (run, curve), group, x, loss, low, high."""
+        from analysis.figures.law import curves_of, runs_of
 
-        draw_power(ax, power_data(self))
+        (x,), runs = self.columns, self.residuals()
+        return pd.concat(
+            [runs_of(runs[x], runs["measured"]), curves_of(self.predict(np.geomspace(runs[x].min(), runs[x].max(), 61)), x)],
+            ignore_index=True,
+        )
+
+    def plot(self, ax: Axes) -> None:
+        from analysis.figures.law import draw_law
+
+        draw_law(ax, self.drawn(), self.columns[0], self.conventions["loss"])
 
     def _sentence(self) -> str:
         alpha, floor = self.parameters["alpha"], self.parameters.get("E")
@@ -155,10 +166,16 @@ class SurfaceFit(PowerFit):
             table |= {name: np.exp(log_BX[0]), f"{name}_low": np.exp(low_X), f"{name}_high": np.exp(high_X)}
         return pd.DataFrame(table)
 
-    def plot(self, ax: Axes) -> None:
-        from analysis.figures.surface import draw_surface, surface_data
+    def drawn(self) -> pd.DataFrame:
+        """`figures.surface.surface_data`."""
+        from analysis.figures.surface import surface_data
 
-        draw_surface(ax, surface_data(self))
+        return surface_data(self)
+
+    def plot(self, ax: Axes) -> None:
+        from analysis.figures.surface import draw_surface
+
+        draw_surface(ax, self.drawn(), (self.columns[0], self.columns[1]), self.conventions["loss"])
 
     def _sentence(self) -> str:
         names = zip((each for _, each in SYMBOLS), self.columns, strict=False)
@@ -274,7 +291,7 @@ def _fit(
     mean_T = log_x_TN.mean(1)
     model = PowerSum(log_x_TN - mean_T[:, None], np.log(points.y_N), floor)
     w_BN = resampled_weights(points.clusters_N, resamples, np.random.default_rng(seed))
-    data, draws = fit_power_sum(model, w_BN)
+    data, draws = fit_all(model, w_BN)
     fitted = _Law(model, mean_T, np.vstack([data.theta_BK, draws.theta_BK]), points)
     status, message = _verdict(fitted, bool(data.settled_B[0]), draws.settled_B, columns)
     table = fitted.table()
