@@ -45,21 +45,20 @@ class _Law:
         return np.exp(self.model.log_value(self.theta_BK, np.log(x_TX) - self.mean_T[:, None]))
 
     def log_coefficients(self) -> Array:
-        """log A of each term at x = 1 -> [B, T]."""
-        t = self.model.terms
-        return self.theta_BK[:, :t] + self.theta_BK[:, -t:] * self.mean_T
+        """log A of each term at x = 1 -> [B, T]; what is 0 is as small as numbers go."""
+        s_BT = np.maximum(self.theta_BK[:, : self.model.terms], 1e-300)
+        return np.log(s_BT / self.exponents()) + self.exponents() * self.mean_T
 
     def exponents(self) -> Array:
         """-> [B, T]."""
-        return self.theta_BK[:, -self.model.terms :]
+        return 1 / self.theta_BK[:, -self.model.terms :]
 
     def table(self) -> dict[str, Array]:
         """The parameters as published, by name -> [B]."""
         t = self.model.terms
-        floor = {"E": np.exp(self.theta_BK[:, t])} if self.model.floor else {}
-        named = zip(SYMBOLS, np.exp(self.log_coefficients()).T, self.exponents().T, strict=False)
-        pairs = [(names, coefficient, exponent) for names, coefficient, exponent in named]
-        return floor | {names[0]: values for names, values, _ in pairs} | {names[1]: values for names, _, values in pairs}
+        floor = {"E": self.theta_BK[:, t]} if self.model.floor else {}
+        coefficients = {name: values for (name, _), values in zip(SYMBOLS, np.exp(self.log_coefficients()).T, strict=False)}
+        return floor | coefficients | {name: values for (_, name), values in zip(SYMBOLS, self.exponents().T, strict=False)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +154,7 @@ class SurfaceFit(PowerFit):
         law, c_X = self._fitted(), np.atleast_1d(np.asarray(flops, float))
         if not (c_X > 0).all():
             raise AnalysisError("optimal: budgets must be positive")
-        alpha_B, beta_B = np.maximum(law.exponents()[:, :2], 1e-9).T
+        alpha_B, beta_B = law.exponents()[:, :2].T
         a_B, b_B = law.log_coefficients()[:, :2].T
         level_B = (np.log(alpha_B / beta_B) + a_B - b_B) / (alpha_B + beta_B)
         log_nd_X = np.log(c_X / flops_per_parameter)
@@ -231,7 +230,7 @@ def fit_surface(
     common, law_of = _fit(frame, columns, loss, run, True, law, "fit_surface", resamples, random_seed)
     if law_of is None:
         return SurfaceFit(**common)
-    alpha_B, beta_B = np.maximum(law_of.exponents()[:, :2], 1e-9).T
+    alpha_B, beta_B = law_of.exponents()[:, :2].T
     share_B = beta_B / (alpha_B + beta_B)
     n_exponent, d_exponent = (Estimate.of(each_B[0], each_B[1:]) for each_B in (share_B, 1 - share_B))
     return SurfaceFit(**common, n_exponent=n_exponent, d_exponent=d_exponent, _law=law_of)
@@ -333,15 +332,15 @@ def _refusal(points: Points, columns: Sequence[str], floor: bool) -> tuple[Statu
 def _verdict(law: _Law, settled: bool, settled_B: Array, columns: Sequence[str]) -> tuple[Status, str]:
     """The status of a fit and what there is to doubt about it."""
     low_K, high_K = law.model.bounds()
-    at_low_BK, at_high_BK = law.theta_BK <= low_K + 1e-9, law.theta_BK >= high_K - 1e-9
+    at_low_BK, at_high_BK = law.theta_BK <= low_K, law.theta_BK >= high_K
     t, what = law.model.terms, []
     for i, column in enumerate(columns):
-        exponent = law.model.size - t + i
-        what.append((at_low_BK[:, i] | at_low_BK[:, exponent], f"the loss does not fall with {column}"))
-        what.append((at_high_BK[:, exponent] | at_high_BK[:, i], f"{SYMBOLS[i][1]} stopped at {ALPHA[1]:g}, the end of its range"))
+        name = SYMBOLS[i][1]
+        what.append((at_low_BK[:, i], f"the loss does not fall with {column}"))
+        what.append((at_low_BK[:, i - t] & ~at_low_BK[:, i], f"{name} stopped at {ALPHA[1]:g}, the end of its range"))
+        what.append((at_high_BK[:, i - t] & ~at_low_BK[:, i], f"{name} stopped at {ALPHA[0]:g}, the end of its range"))
     if law.model.floor:
         what.append((at_low_BK[:, t], "no floor shows: E stopped at 0"))
-        what.append((at_high_BK[:, t], "E stopped above the largest loss"))
     hit = [words for hit_B, words in what if hit_B[0]]
     often = [f"in {hit_B[1:].mean():.0%} of the resamples {words}" for hit_B, words in what if not hit_B[0] and hit_B[1:].mean() > 0.025]
     doubts = f"{'; '.join(often)}: those intervals end where the admissible range does." if often else ""
