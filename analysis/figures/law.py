@@ -41,7 +41,7 @@ def draw_law(ax: Axes, data: pd.DataFrame, x_label: str, y_label: str, group_lab
         runs, curve, best = (own[own["series"] == name] for name in ("run", "curve", "optimum"))
         colour, marker = colours[place % len(colours)], MARKERS[place % len(MARKERS)]
         open_marker: dict[str, Any] = {"marker": marker, "markersize": 3, "markerfacecolor": "white", "markeredgewidth": 0.6}
-        label = f"{group_label} {group:.2g}" if group >= 1e15 else f"{group_label} {si(group)}" if group_label else None
+        label = (f"{group:.2g}" if group >= 1e15 else si(group)) if group_label else None
         if runs["low"].notna().any():
             errors = [runs["loss"] - runs["low"], runs["high"] - runs["loss"]]
             ax.errorbar(runs["x"], runs["loss"], errors, linestyle="", elinewidth=0.8, color=colour, **open_marker)
@@ -51,9 +51,9 @@ def draw_law(ax: Axes, data: pd.DataFrame, x_label: str, y_label: str, group_lab
         ax.plot(curve["x"], curve["loss"], color=colour, linestyle=LINES[place % len(LINES)])
         errors = [best["x"] - best["low"], best["high"] - best["x"]]
         ax.errorbar(
-            *(best["x"], best["loss"]), xerr=errors, fmt="*", markersize=7, color="black", markerfacecolor=colour, elinewidth=0.9, zorder=4
+            *(best["x"], best["loss"]), xerr=errors, fmt="*", markersize=6, color="black", markerfacecolor=colour, elinewidth=0.9, zorder=4
         )
     ax.set_xlabel(x_label)
     ax.set_ylabel(y_label)
     if group_label:
-        ax.legend()
+        ax.legend(title=group_label, loc="upper left", bbox_to_anchor=(1, 1))

@@ -82,6 +82,8 @@ class LogLogFit(Fit):
 
         draw_law(ax, self.drawn(), *self.columns)
         ax.set_yscale("log")
+        if np.ptp(np.log10(self._table[self.columns[1]])) > 2:
+            ax.yaxis.set_minor_formatter("")
 
 
 def fit_log_log(frame: pd.DataFrame, *, x: str, y: str, log_se: str | None = None) -> LogLogFit:

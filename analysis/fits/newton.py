@@ -16,7 +16,7 @@ import numpy as np
 Array = np.ndarray
 Derivatives = Callable[[Array, Array], tuple[Array, Array, Array]]
 """(theta [R, K], row numbers [R]) -> objective [R], gradient [R, K], Hessian [R, K, K]."""
-STEPS = 1000  # nearly all rows rest after fifteen
+STEPS = 300  # nearly all rows rest after fifteen
 SETTLED, DONE = 1e-10, 1e-14  # what a full step would still gain, relative to the objective
 TINY = 1e-12  # so near to an end of its range a parameter is put there
 FLAT = 1e-9  # least curvature, relative to the diagonal, that a step relies on
@@ -32,7 +32,7 @@ class Minimum:
     """Whether a further full Newton step would gain next to nothing; False where the steps ran out or got stuck."""
 
 
-def minimise(derivatives: Derivatives, theta_BK: Array, low_K: Array, high_K: Array, negligible: float) -> Minimum:
+def minimise(derivatives: Derivatives, theta_BK: Array, low_K: Array, high_K: Array, negligible: float, steps: int = STEPS) -> Minimum:
     """Descend from `theta_BK`; no row ever rises.
 
     Steps are damped after Levenberg and Marquardt. A parameter at an end of its range that wants to leave it is held; a step that would
@@ -46,7 +46,7 @@ def minimise(derivatives: Derivatives, theta_BK: Array, low_K: Array, high_K: Ar
     f_B, g_BK, h_BKK = derivatives(theta_BK, np.arange(count))
     damping_B, gain_B = np.full(count, 1e-3), np.full(count, np.inf)
     live_R = np.flatnonzero(np.isfinite(f_B))
-    for _ in range(STEPS):
+    for _ in range(steps):
         at_RK, g_RK = theta_BK[live_R], g_BK[live_R]
         bottom_RK, top_RK = at_RK <= low_K, at_RK >= high_K
         held_RK = (bottom_RK & (g_RK > 0)) | (top_RK & (g_RK < 0))
@@ -62,7 +62,7 @@ def minimise(derivatives: Derivatives, theta_BK: Array, low_K: Array, high_K: Ar
             move_RK[turned] = _step(g_BK[rows], h_BKK[rows], held_RK, damping_B[rows])[0]
         far_R1 = (np.abs(move_RK) / (1 + np.abs(at_RK))).max(1, keepdims=True)
         move_RK *= np.minimum(1, 2 / np.maximum(far_R1, 1e-300))
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             room_RK = np.where(move_RK == 0, 0, (np.where(move_RK < 0, low_K, high_K) - at_RK) / move_RK)
         trial_RK = at_RK + np.where(room_RK > 0, room_RK, np.inf).min(1, keepdims=True).clip(max=1) * move_RK
         trial_RK = np.where(trial_RK < low_K + TINY, low_K, np.where(trial_RK > high_K - TINY, high_K, trial_RK))

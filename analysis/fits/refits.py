@@ -12,9 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
-from analysis.fits.newton import Minimum, minimise
+from analysis.fits.newton import STEPS, Minimum, minimise
 
 Array = np.ndarray
+FIRST_STEPS, FOLLOWED = 20, 16
+"""All starts descend so many steps, then the lowest of them to their minima."""
 ROUNDS, LOOKED_AT = 5, 500
 """How often the resamples are compared, and with how many minima of others."""
 
@@ -44,18 +46,21 @@ def fit_all(law: Law, w_BN: Array) -> tuple[Minimum, Minimum]:
     low_K, high_K = law.bounds()
     negligible = 1e-24 * w_BN.shape[1]
 
-    def descend(theta_BK: Array, own_BN: Array) -> Minimum:
-        return minimise(lambda theta_RK, rows: law.derivatives(theta_RK, own_BN[rows]), theta_BK, low_K, high_K, negligible)
+    def descend(theta_BK: Array, own_BN: Array, steps: int = STEPS) -> Minimum:
+        return minimise(lambda theta_RK, rows: law.derivatives(theta_RK, own_BN[rows]), theta_BK, low_K, high_K, negligible, steps)
 
     def objectives(theta_GK: Array) -> Array:
         return w_BN @ law.losses(theta_GK).T
 
     starts_GK = np.clip(law.starts(), low_K, high_K)
-    found = descend(starts_GK, np.ones((len(starts_GK), w_BN.shape[1])))
+    ones_GN = np.ones((len(starts_GK), w_BN.shape[1]))
+    first = descend(starts_GK, ones_GN, FIRST_STEPS)
+    lowest = np.argsort(first.objective_B, kind="stable")[:FOLLOWED]
+    found = descend(first.theta_BK[lowest], ones_GN[lowest])
     best = [int(found.objective_B.argmin())]
     data = Minimum(found.theta_BK[best], found.objective_B[best], found.settled_B[best])
 
-    known_GK = np.vstack([found.theta_BK, starts_GK])
+    known_GK = np.vstack([found.theta_BK, first.theta_BK, starts_GK])
     draws = descend(known_GK[objectives(known_GK).argmin(1)], w_BN)
     theta_BK, f_B, settled_B = draws.theta_BK, draws.objective_B, draws.settled_B
     for _ in range(ROUNDS):
