@@ -246,10 +246,15 @@ def _verdict(law: RoutingLaw, theta_BK: Array, settled: bool) -> tuple[Status, s
         (ratio_B >= ratio_high, f"E_max stopped at {RATIO[1]:g} E_start: experts do not saturate in this range"),
     )
     often = [f"in {hit_B[1:].mean():.0%} of the resamples {words}" for hit_B, words in what if not hit_B[0] and hit_B[1:].mean() > 0.025]
-    doubts = f"{'; '.join(often)}: those intervals end where the admissible range does." if often else ""
+    doubts = [f"{'; '.join(often)}: those intervals end where the admissible range does."] if often else []
     hit = [words for hit_B, words in what if hit_B[0]]
     if not settled:
-        return Status.NO_INTERIOR_MINIMUM, "the descent found no point where the objective is level: look at the runs for outliers."
-    if hit:
-        return Status.BOUND_HIT, " ".join([f"{'; '.join(hit)}.", *([doubts] if doubts else [])])
-    return Status.CONVERGED, doubts
+        status, first = (
+            Status.NO_INTERIOR_MINIMUM,
+            "the descent found no point where the objective is level: look at the runs for outliers.",
+        )
+    elif hit:
+        status, first = Status.BOUND_HIT, f"{'; '.join(hit)}."
+    else:
+        return Status.CONVERGED, " ".join(doubts)
+    return status, " ".join([first, *doubts])

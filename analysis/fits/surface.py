@@ -27,6 +27,7 @@ Array = np.ndarray
 SYMBOLS = (("A", "alpha"), ("B", "beta"), ("C", "gamma"))
 """Coefficient and exponent of each term."""
 LEAST_RUNS = 5  # fewer than this to draw from say nothing of the spread
+LEVEL = 1e-7  # curvature, relative to the diagonal of the Hessian, below which other parameters fit as well; surfaces have about 1e-3
 
 
 @dataclass(frozen=True)
@@ -228,8 +229,8 @@ def fit_surface(
     columns = (params, tokens, *([total] if total else []))
     law = "chinchilla" if total is None else "chinchilla-total"
     common, law_of = _fit(frame, columns, loss, run, True, law, "fit_surface", resamples, random_seed)
-    if law_of is None:
-        return SurfaceFit(**common)
+    if law_of is None or not law_of.theta_BK[0, :2].all():  # where the loss does not fall with one of them, nothing is to be balanced
+        return SurfaceFit(**common, _law=law_of)
     alpha_B, beta_B = law_of.exponents()[:, :2].T
     share_B = beta_B / (alpha_B + beta_B)
     n_exponent, d_exponent = (Estimate.of(each_B[0], each_B[1:]) for each_B in (share_B, 1 - share_B))
@@ -343,18 +344,31 @@ def _verdict(law: _Law, settled: bool, settled_B: Array, columns: Sequence[str])
         what.append((at_low_BK[:, t], "no floor shows: E stopped at 0"))
     hit = [words for hit_B, words in what if hit_B[0]]
     often = [f"in {hit_B[1:].mean():.0%} of the resamples {words}" for hit_B, words in what if not hit_B[0] and hit_B[1:].mean() > 0.025]
-    doubts = f"{'; '.join(often)}: those intervals end where the admissible range does." if often else ""
-    if not settled:  # also where it never left its start
-        return Status.NO_INTERIOR_MINIMUM, "the descent found no point where the objective is level: look at the runs for outliers."
-    if hit:
-        remedy = "Train over a wider range or fit a law without that term."
-        return Status.BOUND_HIT, " ".join([f"{'; '.join(hit)}. {remedy}", *([doubts] if doubts else [])])
+    doubts = [f"{'; '.join(often)}: those intervals end where the admissible range does."] if often else []
     if not settled_B.all():
-        stuck = int((~settled_B).sum())
-        doubts = " ".join(
-            [*([doubts] if doubts else []), f"{stuck} of {len(settled_B)} resamples did not settle; they are kept as they are."]
+        doubts.append(f"{np.sum(~settled_B)} of {len(settled_B)} resamples did not settle; they are kept as they are.")
+    if not settled:  # also where it never left its start
+        status, first = (
+            Status.NO_INTERIOR_MINIMUM,
+            "the descent found no point where the objective is level: look at the runs for outliers.",
         )
-    return Status.CONVERGED, doubts
+    elif hit:
+        status, first = Status.BOUND_HIT, f"{'; '.join(hit)}. Train over a wider range or fit a law without that term."
+    elif _least_curvature(law) < LEVEL:
+        status, first = (
+            Status.NO_INTERIOR_MINIMUM,
+            "other parameters fit as well: train more sizes, or average the repeats of a size first.",
+        )
+    else:
+        return Status.CONVERGED, " ".join(doubts)
+    return status, " ".join([first, *doubts])
+
+
+def _least_curvature(law: _Law) -> float:
+    """Of the objective at a minimum inside the bounds, relative to the diagonal of the Hessian."""
+    h_KK = law.model.derivatives(law.theta_BK[:1], np.ones((1, len(law.model.log_y_N))))[2][0]
+    scale_K = np.sqrt(np.abs(np.diag(h_KK)) + 1e-300)
+    return float(np.linalg.eigvalsh(h_KK / np.outer(scale_K, scale_K))[0])
 
 
 def _interval(estimate: Estimate) -> str:

@@ -168,6 +168,16 @@ def test_a_floor_that_does_not_show_is_held_at_zero_and_its_minimum_is_still_the
     assert found.objective == pytest.approx(least, rel=1e-6)
 
 
+def test_a_minimum_that_is_not_one_point_is_told() -> None:
+    """Two repeats of each size, further apart than the Huber loss is curved: every law that passes between them fits alike."""
+    x = np.repeat(np.geomspace(1e7, 1e10, 5), 2)
+    frame = pd.DataFrame({"x": x, "loss": (2 + 30 * x**-0.2) * np.tile([0.98, 1.02], 5)})
+    found = fit_power(frame, x="x", loss="loss", resamples=50)
+    assert found.status is Status.NO_INTERIOR_MINIMUM
+    assert "other parameters fit as well" in found.message
+    assert fit_power(frame.groupby("x", as_index=False).mean(), x="x", loss="loss", resamples=50).status is Status.CONVERGED
+
+
 def test_the_same_input_gives_the_same_fit() -> None:
     assert fit(surface(noise=0.01)).to_json() == fit(surface(noise=0.01)).to_json()
 
@@ -224,7 +234,7 @@ def test_checkpoints_of_one_run_are_drawn_together() -> None:
         (surface().assign(loss=lambda frame: frame["loss"].where(frame.index != 3)), Status.NOT_FINITE, "the loss of 3 is not"),
         (surface().assign(loss=lambda frame: frame["loss"].where(frame.index != 4, -1)), Status.NOT_FINITE, "the loss of 4 is not"),
         (surface().assign(loss=3.0), Status.NO_INTERIOR_MINIMUM, "all losses are equal"),
-        (surface(noise=0.001, truth=TRUTH | {"A": 0.0}), Status.BOUND_HIT, "n"),
+        (surface(noise=0.001, truth=TRUTH | {"A": -50.0}), Status.BOUND_HIT, "does not fall with n"),
     ],
 )
 def test_poor_data_give_a_status_and_words(frame: pd.DataFrame, status: Status, words: str) -> None:
@@ -233,6 +243,7 @@ def test_poor_data_give_a_status_and_words(frame: pd.DataFrame, status: Status, 
     assert words in found.message
     assert words in found.summary()
     json.loads(found.to_json())
+    assert found.n_exponent is None
     if status is not Status.BOUND_HIT:
         assert found.parameters == {}
         with pytest.raises(AnalysisError, match="this fit has no law"):
