@@ -1,4 +1,5 @@
-"""`python -m analysis RESULTS_DIR [...]`: write the report of each study, print what its fits say. Exit code 2 for refused input."""
+"""`python -m analysis RESULTS_DIR [...]` writes the report of each study and prints what its fits say; `python -m analysis fit` fits a law
+to any table of runs. Exit code 2 for refused input."""
 
 from __future__ import annotations
 
@@ -9,8 +10,20 @@ from pathlib import Path
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["fit"]:
+        from analysis.fit_command import main as fit
+
+        return fit(arguments[1:])
     parser = argparse.ArgumentParser(
-        prog="python -m analysis", description="Write fits.json, figures/ and report.html of finished or running studies."
+        prog="python -m analysis",
+        usage="%(prog)s RESULTS_DIR [RESULTS_DIR ...]\n       %(prog)s fit --law LAW TABLE --COLUMN NAME ... [--json] [--figure FILE]",
+        description="Write fits.json, figures/ and report.html of finished or running studies; or fit a law to any table of runs.",
+        epilog="for example:\n"
+        "  python -m analysis results/allocation-cpu\n"
+        "  python -m analysis fit --law chinchilla runs.csv --n params --d tokens --loss loss\n"
+        "  python -m analysis fit --help    # all laws, an example of each (a folder called fit: ./fit)",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("results_dir", nargs="+", type=Path, help="results folder of a study: the one that holds trials.csv")
     folders = parser.parse_args(arguments).results_dir

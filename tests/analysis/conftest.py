@@ -211,3 +211,12 @@ def new_study(tmp_path: Path) -> Callable[..., Path]:
 def new_points(tmp_path: Path) -> Callable[..., Path]:
     """`make_points` into a folder of its own, named by the kind."""
     return lambda kind, points, **options: make_points(tmp_path / kind, kind, points, **options)
+
+
+@pytest.fixture
+def published() -> Path:
+    """The folder of public scaling data, which stays out of the repository."""
+    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "fits"
+    if not folder.is_dir():
+        pytest.skip("needs shared/data/fits beside the checkout")
+    return folder

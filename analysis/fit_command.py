@@ -1,0 +1,185 @@
+"""`python -m analysis fit --law LAW TABLE ...`: one law fitted to any table of runs. Which columns a law needs stands in `LAWS`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.errors import AnalysisError
+
+OPTIONS = {
+    "n": "parameters (activated ones, where --total is given)",
+    "d": "training tokens",
+    "total": "total parameters",
+    "x": "the size, whichever it is",
+    "flops": "training budget",
+    "experts": "routed experts; 1 for a dense model",
+    "share": "share of the sparse parameters in routed experts, 0 to 1",
+    "mechanism": "kind of memory; empty for the backbone alone",
+    "slots": "memory rows",
+    "loss": "loss",
+    "loss-se": "standard error of each loss",
+    "seed": "seed; runs of one seed are paired",
+    "run": "which rows are checkpoints of one run, to be drawn together",
+}
+"""Option -> what its column holds."""
+TEXT = ("mechanism", "seed", "run")
+
+
+@dataclass(frozen=True)
+class Law:
+    """How a law is asked for."""
+
+    says: str
+    needs: tuple[str, ...]
+    may: tuple[str, ...]
+    fit: Callable[[pd.DataFrame, dict[str, str]], Any]
+    """From the table and the columns, by option."""
+    example: str
+
+
+def _call(home: str, name: str, names: dict[str, str] | None = None, **given: Any) -> Callable[[pd.DataFrame, dict[str, str]], Any]:
+    """A function of `analysis.fits`, imported only when called.
+
+    Args:
+        names: option -> argument, where they differ.
+        given: arguments that are no columns.
+    """
+
+    def call(frame: pd.DataFrame, columns: dict[str, str]) -> Any:
+        from importlib import import_module
+
+        arguments = {(names or {}).get(option, option.replace("-", "_")): column for option, column in columns.items()}
+        return getattr(import_module(f"analysis.fits.{home}"), name)(frame, **arguments, **given)
+
+    return call
+
+
+LAWS = {
+    "chinchilla": Law(
+        "L = E + A n^-alpha + B d^-beta (+ C total^-gamma), and the compute-optimal exponents",
+        ("n", "d", "loss"),
+        ("total", "run"),
+        _call("surface", "fit_surface", {"n": "params", "d": "tokens"}),
+        "--n params --d tokens --loss loss",
+    ),
+    "power": Law("L = A x^-alpha", ("x", "loss"), ("run",), _call("surface", "fit_power", floor=False), "--x flops --loss loss"),
+    "saturating-power": Law("L = E + A x^-alpha", ("x", "loss"), ("run",), _call("surface", "fit_power"), "--x flops --loss loss"),
+    "isoflop": Law(
+        "the best size at each budget, and the power with which it grows",
+        ("flops", "n", "loss"),
+        ("loss-se",),
+        _call("isoflop", "fit_isoflop", {"n": "params"}),
+        "--flops flops --n params --loss loss",
+    ),
+    "routing": Law(
+        "loss against size and number of routed experts (arXiv 2202.01169)",
+        ("n", "experts", "loss"),
+        ("run",),
+        _call("routing", "fit_routing", {"n": "params"}),
+        "--n params --experts experts --loss loss",
+    ),
+    "allocation": Law(
+        "loss against the share of routed experts, its optimum and what is tied with it",
+        ("share", "loss", "seed"),
+        (),
+        _call("allocation", "fit_allocation", {"share": "x"}),
+        "--share share_moe --loss val_loss --seed seed",
+    ),
+    "slots": Law(
+        "loss against the rows of each kind of memory",
+        ("mechanism", "slots", "loss", "seed"),
+        (),
+        _call("slots", "fit_slots", {"slots": "x"}),
+        "--mechanism mechanism --slots memory_rows --loss val_loss --seed seed",
+    ),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Its help has an example of every law."""
+    width = max(map(len, LAWS))
+    lines = [f"  {name:<{width}}  {law.says}\n  {'':<{width}}  fit --law {name} runs.csv {law.example}" for name, law in LAWS.items()]
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis fit",
+        description="Fit a law to a table of runs (.csv, .parquet, .jsonl). Every option but --law, --json and --figure names a column.",
+        epilog="\n".join(["laws, with an example of each:", *lines, "", "exit codes: 0 fitted, whatever the status; 2 refused input"]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("table", type=Path, help="one run a row; of a column `status` only `finished` is used, `trial_id` names the rows")
+    parser.add_argument("--law", required=True, choices=LAWS, metavar="LAW", help=", ".join(LAWS))
+    for option, holds in OPTIONS.items():
+        users = ", ".join(name for name, law in LAWS.items() if option in law.needs)
+        parser.add_argument(f"--{option}", metavar="COLUMN", help=f"{holds} ({users})" if users else f"{holds} (optional)")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the fit as .svg or .png, with what is drawn as .csv beside it")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    parser = build_parser()
+    chosen = parser.parse_args(arguments)
+    law = LAWS[chosen.law]
+    columns = {option: getattr(chosen, option.replace("-", "_")) for option in OPTIONS}
+    columns = {option: column for option, column in columns.items() if column is not None}
+    missing = [option for option in law.needs if option not in columns]
+    foreign = [option for option in columns if option not in (*law.needs, *law.may)]
+    if missing or foreign:
+        what = f"needs {' and '.join(f'--{option}' for option in missing)}" if missing else f"has no --{foreign[0]}"
+        print(f"error: law {chosen.law} {what}; for example: {law.example}", file=sys.stderr)
+        return 2
+    try:
+        from analysis.reader import read_table
+
+        frame = read_table(chosen.table, *([columns[o] for o in columns if (o in TEXT) == text] for text in (False, True)))
+        fit = law.fit(frame, columns)
+        if chosen.figure:
+            _draw(fit, chosen.figure)
+    except (AnalysisError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(_record(chosen.law, fit), indent=2, allow_nan=False) if chosen.json else _words(chosen.law, fit))
+    return 0
+
+
+def _record(law: str, fit: Any) -> dict[str, Any]:
+    """`Fit.to_dict`, with `parameters` and `objective` also where the fit has several laws in it and so none of its own."""
+    return {"law": law, "status": str(fit.status), "parameters": {}, "objective": None} | fit.to_dict()
+
+
+def _words(law: str, fit: Any) -> str:
+    """Status, sentences and an aligned table of the parameters."""
+    lines = [f"{law}: {fit.status}, {len(fit.rows)} rows", fit.summary()]
+    parameters = _record(law, fit)["parameters"]
+    if parameters:
+        cells = [("parameter", "value", "95% low", "95% high", "s.e.")]
+        cells += [(name, *(f"{each[key]:.6g}" for key in ("value", "low", "high", "se"))) for name, each in parameters.items()]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+        table = [f"{row[0]:<{widths[0]}}  " + "  ".join(f"{x:>{w}}" for x, w in zip(row[1:], widths[1:], strict=True)) for row in cells]
+        lines += ["", *table]
+    return "\n".join(lines)
+
+
+def _draw(fit: Any, path: Path) -> None:
+    """The picture, and what is drawn in it as CSV."""
+    if path.suffix not in (".svg", ".png"):
+        raise AnalysisError(f"{path}: a figure is .svg or .png")
+    if not hasattr(fit, "drawn"):
+        raise AnalysisError("--figure: this law is drawn by `python -m analysis RESULTS_DIR`")
+    from analysis.figures.style import ONE_COLUMN, new_figure, style
+    from sparsemem.files import write_atomically, write_text
+
+    with style():
+        figure = new_figure(ONE_COLUMN * 1.25, 2.9)
+        fit.plot(figure.subplots())
+        metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
+        write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], metadata=metadata))
+    write_text(path.with_suffix(".csv"), fit.drawn().to_csv(index=False, lineterminator="\n"))

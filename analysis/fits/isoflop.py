@@ -1,0 +1,284 @@
+"""IsoFLOP profiles: at each budget the size with the least loss, and how that size grows with the budget (arXiv 2203.15556, approach 2).
+
+Each budget gets a parabola in log size. That is valid only near the optimum: wide, uncentred or lopsided grids bias it even without noise
+(arXiv 2603.22339), so the fit says where the runs contradict it. The line through the optima is `fit_log_log`.
+
+Letters: B resamples, I runs of one budget, N rows, X points to predict.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import chdtrc, fdtrc  # scipy.stats would take a second to import
+
+from analysis.errors import AnalysisError
+from analysis.fits.log_log import LogLogFit, fit_log_log
+from analysis.fits.points import Points, read_points
+from analysis.fits.runs import listed
+from analysis.fits.types import Estimate, Fit, Status
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Array = np.ndarray
+SAME_BUDGET = 1.1  # runs whose FLOPs differ by less than this factor from the next are of one budget: sizes are integers
+LEAST_SIZES, LEAST_BUDGETS = 4, 3
+EDGE = 0.01  # an optimum within this part of the sampled range from an end counts as that end
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The runs of one budget and their optimum."""
+
+    flops: float
+    """Geometric mean."""
+    runs: int
+    optimum: Estimate | None
+    """Size at the least loss of the parabola; None where the budget is left out."""
+    log_se: float | None
+    """Standard deviation of log optimum over the resamples."""
+    loss: Estimate | None
+    """At the optimum."""
+    p_interior: float | None
+    """Part of the resamples whose optimum is inside the sampled sizes; None where no parabola was fitted."""
+    note: str = ""
+    """Why it is left out; '' where it is kept."""
+
+
+@dataclass(frozen=True)
+class _Profile:
+    """One budget's runs and curves."""
+
+    log_n_I: Array
+    y_I: Array
+    center: float
+    theta_B3: Array
+    """Parabolas in log size less `center`; row 0 is that of the data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsoflopFit(Fit):
+    """Optimal size against budget. The optima have 95% percentile intervals over resampled noise, the exponent one of Student's t."""
+
+    columns: tuple[str, str]
+    """Of the budget and of the size."""
+    budgets: tuple[Budget, ...]
+    """All, those left out too."""
+    noise_sd: float | None = None
+    """Standard deviation of one run's loss; None where every run has its own."""
+    lack_of_fit_p: float | None = None
+    """Chance of so poor a fit if the profiles were parabolas; None where the noise was not measured."""
+    line: LogLogFit | None = None
+    """Through the optima that are kept."""
+    _profiles: tuple[_Profile | None, ...] = field(default=(), repr=False, compare=False)
+
+    def predict(self, flops: Any) -> pd.DataFrame:
+        """Optimal size at any budgets with its 95% band -> the columns of budget and size, low, high.
+
+        Raises:
+            AnalysisError: no line was fitted or a budget is not positive.
+        """
+        if self.line is None:
+            raise AnalysisError(f"this fit has no line: {self.status}. {self.message}")
+        return self.line.predict(flops)
+
+    def summary(self) -> str:
+        lines = [self.line.summary()] if self.line and self.line.parameters else []
+        kept = [each for each in self.budgets if not each.note]
+        lines.append(f"{len(kept)} of {len(self.budgets)} budgets have an optimum inside their sizes.")
+        if self.message:
+            lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
+        return " ".join(lines)
+
+    def drawn(self) -> pd.DataFrame:
+        """What `plot` draws -> series (run, curve, optimum), group (FLOPs), x (size), loss, low, high (of an optimum: its size)."""
+        from analysis.figures.law import curves_of, runs_of
+
+        tables = []
+        for budget, profile in zip(self.budgets, self._profiles, strict=True):
+            if profile is None:
+                continue
+            tables.append(runs_of(np.exp(profile.log_n_I), profile.y_I, budget.flops))
+            log_n_X = np.linspace(profile.log_n_I.min(), profile.log_n_I.max(), 61)
+            loss_BX = profile.theta_B3 @ np.vander(log_n_X - profile.center, 3, increasing=True).T
+            low_X, high_X = np.quantile(loss_BX[1:], (0.025, 0.975), axis=0)
+            curve = pd.DataFrame({self.columns[1]: np.exp(log_n_X), "loss": loss_BX[0], "low": low_X, "high": high_X})
+            tables.append(curves_of(curve, self.columns[1], budget.flops))
+            if budget.optimum and budget.loss:
+                best = {"x": budget.optimum.value, "loss": budget.loss.value, "low": budget.optimum.low, "high": budget.optimum.high}
+                tables.append(pd.DataFrame([{"series": "optimum", "group": budget.flops, **best}]))
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["series", "group", "x", "loss", "low", "high"])
+
+    def plot(self, ax: Axes) -> None:
+        from analysis.figures.law import draw_law
+
+        draw_law(ax, self.drawn(), self.columns[1], self.conventions["loss"], self.columns[0])
+
+
+def fit_isoflop(
+    frame: pd.DataFrame, *, flops: str, params: str, loss: str, loss_se: str | None = None, resamples: int = 4000, random_seed: int = 0
+) -> IsoflopFit:
+    """Fit a parabola in log size at each budget, then the power with which the optimal size grows.
+
+    Args:
+        frame: one run a row. A column `trial_id` names the rows used; of a column `status` only `finished` is.
+        flops: column of the training budget; runs within a tenth of each other are of one budget.
+        params: column of the size.
+        loss: column of the loss.
+        loss_se: column of the standard error of the loss; runs then count with 1 / variance. Without it, the noise is that of repeats (runs
+            of one budget and size), and where nothing is repeated what the parabolas leave over.
+        resamples: how often the optima are found anew with noise of that size on every run.
+        random_seed: of the resampling; the same input gives the same fit.
+
+    Returns:
+        A fit. Budgets whose optimum lies at an end of the sizes in more than half of the resamples are left out and named; the others count
+        in the regression with 1 / variance of the log of their optimum.
+
+    Raises:
+        AnalysisError: a column is missing, holds text or what is not positive, or a trial id is repeated.
+
+    >>> c, n = np.meshgrid([1e18, 1e19, 1e20], np.linspace(-1, 1, 7))
+    >>> best = 0.1 * c**0.5
+    >>> runs = pd.DataFrame({"c": c.ravel(), "n": (best * np.exp(n)).ravel(), "loss": (60 * c**-0.07 + 0.05 * n**2).ravel()})
+    >>> round(fit_isoflop(runs, flops="c", params="n", loss="loss", resamples=50).parameters["exponent"].value, 6)
+    0.5
+    """
+    points = read_points(frame, (flops, params, *([loss_se] if loss_se else [])), loss, None, "fit_isoflop")
+    conventions: dict[str, Any] = {
+        "columns": {"C": flops, "N": params},
+        "loss": loss,
+        "form": "at each budget loss = c + s log N + k (log N)^2; log N_opt = log_coefficient + exponent log C, natural logarithms",
+        "objective": "weighted sum of squares of log N_opt around the line",
+        "noise": f"column {loss_se}" if loss_se else "repeats: runs of one budget and size",
+        "interval": "optima: 95% percentile; exponent: 95%, Student's t, errors widened where the optima scatter more (Birge ratio)",
+        "resampling": "Gaussian noise of the measured size on every run",
+        "resamples": resamples,
+        "random_seed": random_seed,
+    }
+    common: dict[str, Any] = {"law": "isoflop", "columns": (flops, params), "rows": points.rows, "conventions": conventions}
+    bad = points.unusable()
+    if bad:
+        return IsoflopFit(status=Status.NOT_FINITE, message=bad, budgets=(), **common)
+    budget_N = _budgets(points.x_TN[0])
+    owns = [np.flatnonzero(budget_N == budget) for budget in range(budget_N.max(initial=-1) + 1)]
+    fittable = [len(np.unique(points.x_TN[1, own])) >= LEAST_SIZES for own in owns]
+    used = [own for own, enough in zip(owns, fittable, strict=True) if enough]
+    if not used:
+        message = f"no budget has {LEAST_SIZES} distinct sizes: train more of them."
+        return IsoflopFit(status=Status.TOO_FEW_POINTS, message=message, budgets=(), **common)
+    sd_N, df, measured = _noise(points, used, conventions)
+    rng = np.random.default_rng(random_seed)
+    level_B = np.sqrt(df / rng.chisquare(df, resamples)) if df else np.ones(resamples)
+    found: list[Budget] = []
+    profiles: list[_Profile | None] = []
+    squares, free = 0.0, 0
+    for own, enough in zip(owns, fittable, strict=True):
+        center = float(np.exp(np.log(points.x_TN[0, own]).mean()))
+        if not enough:
+            found.append(Budget(center, len(own), None, None, None, None, f"fewer than {LEAST_SIZES} sizes"))
+            profiles.append(None)
+            continue
+        noise_BI = rng.standard_normal((resamples, len(own))) * level_B[:, None] * sd_N[own]
+        profile = _profile(np.log(points.x_TN[1, own]), points.y_N[own], sd_N[own], noise_BI)
+        rest_I = profile.y_I - np.vander(profile.log_n_I - profile.center, 3, increasing=True) @ profile.theta_B3[0]
+        squares, free = squares + float(np.sum((rest_I / sd_N[own]) ** 2)), free + len(own) - 3
+        found.append(_optimum(center, profile))
+        profiles.append(profile)
+    lack = None
+    if measured and free:
+        lack = float(fdtrc(free, df, squares / free)) if df else float(chdtrc(free, squares))
+    kept = [each for each in found if each.optimum]
+    optima = pd.DataFrame(
+        [(each.flops, each.optimum.value, each.log_se) for each in kept if each.optimum], columns=[flops, params, "log_se"], dtype=float
+    )
+    line = fit_log_log(optima.assign(log_se=np.maximum(optima["log_se"], 1e-9)), x=flops, y=params, log_se="log_se")
+    status, message = _verdict(found, line, lack, measured)
+    return IsoflopFit(
+        status=status,
+        message=message,
+        budgets=tuple(found),
+        parameters=line.parameters,
+        covariance=line.covariance,
+        objective=line.objective,
+        noise_sd=None if loss_se else float(sd_N[0]),
+        lack_of_fit_p=lack,
+        line=line,
+        _profiles=tuple(profiles),
+        **common,
+    )
+
+
+def _budgets(flops_N: Array) -> Array:
+    """Number of the budget of each row, from the smallest."""
+    order = np.argsort(flops_N, kind="stable")
+    number_N = np.empty(len(order), int)
+    number_N[order] = np.cumsum(np.diff(np.log(flops_N[order]), prepend=np.log(flops_N[order[:1]])) > math.log(SAME_BUDGET))
+    return number_N
+
+
+def _noise(points: Points, owns: list[Array], conventions: dict[str, Any]) -> tuple[Array, int, bool]:
+    """Standard deviation of every row, its degrees of freedom (0: given, so known), and whether it was measured at all."""
+    if len(points.x_TN) == 3:
+        return points.x_TN[2], 0, True
+    repeats, rests = [], []
+    for own in owns:
+        log_n_I, y_I = np.log(points.x_TN[1, own]), points.y_N[own]
+        sizes, place_I = np.unique(log_n_I, return_inverse=True)
+        repeats.append((y_I - (np.bincount(place_I, y_I) / np.bincount(place_I))[place_I], len(own) - len(sizes)))
+        design_I3 = np.vander(log_n_I - log_n_I.mean(), 3, increasing=True)
+        rests.append((y_I - design_I3 @ (np.linalg.pinv(design_I3) @ y_I), len(own) - 3))
+    measured = sum(df for _, df in repeats) > 0
+    if not measured:
+        conventions["noise"] = "nothing is repeated: what the parabolas leave over, pooled over budgets, stands in for it"
+    pooled = repeats if measured else rests
+    df = sum(each for _, each in pooled)
+    sd = math.sqrt(sum(float(rest @ rest) for rest, _ in pooled) / df)
+    return np.full(len(points.y_N), max(sd, 1e-12)), df, measured
+
+
+def _profile(log_n_I: Array, y_I: Array, sd_I: Array, noise_BI: Array) -> _Profile:
+    """The parabola through the runs, and through the runs with noise."""
+    center = float(log_n_I.mean())
+    map_3I = np.linalg.pinv(np.vander(log_n_I - center, 3, increasing=True) / sd_I[:, None]) / sd_I
+    return _Profile(log_n_I, y_I, center, np.vstack([y_I, y_I + noise_BI]) @ map_3I.T)
+
+
+def _optimum(flops: float, profile: _Profile) -> Budget:
+    c_B, s_B, k_B = profile.theta_B3.T
+    low, high = profile.log_n_I.min() - profile.center, profile.log_n_I.max() - profile.center
+    air = EDGE * (high - low)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        vertex_B = -s_B / (2 * k_B)
+    inside_B = (k_B > 0) & (vertex_B > low + air) & (vertex_B < high - air)
+    falls_B = s_B + k_B * (low + high) < 0  # from the low end to the high one
+    best_B = np.where(inside_B, vertex_B, np.where(falls_B, high, low))
+    p_interior, runs = float(inside_B[1:].mean()), len(profile.y_I)
+    if not inside_B[0] or p_interior < 0.5:
+        end = "largest" if falls_B[0] else "smallest"
+        note = f"the least loss lies at the {end} size" if not inside_B[0] else f"only {p_interior:.0%} of the resamples have it inside"
+        return Budget(flops, runs, None, None, None, p_interior, note)
+    loss_B = c_B + s_B * best_B + k_B * best_B**2
+    optimum = Estimate.of(np.exp(best_B[0] + profile.center), np.exp(best_B[1:] + profile.center))
+    return Budget(flops, runs, optimum, float(best_B[1:].std(ddof=1)), Estimate.of(loss_B[0], loss_B[1:]), p_interior)
+
+
+def _verdict(budgets: list[Budget], line: LogLogFit, lack: float | None, measured: bool) -> tuple[Status, str]:
+    kept, doubts = [each for each in budgets if not each.note], []
+    if len(kept) < len(budgets):
+        doubts.append(f"left out: {listed([f'{each.flops:.3g} FLOPs ({each.note})' for each in budgets if each.note])}.")
+    if lack is not None and lack < 0.01:
+        doubts.append(f"the profiles miss the runs by more than noise explains (p = {lack:.1g}): keep to sizes nearer the optimum.")
+    if not measured:
+        doubts.append("no repeats, so what the parabolas leave over stands in for the noise: train a second seed.")
+    if not kept:
+        return Status.NO_INTERIOR_MINIMUM, " ".join(["no budget has its optimum inside its sizes: train smaller or larger ones.", *doubts])
+    if line.status is not Status.CONVERGED:
+        return Status.TOO_FEW_POINTS, " ".join(
+            [f"{len(kept)} budget(s) with an optimum; the power needs at least {LEAST_BUDGETS}.", *doubts]
+        )
+    return Status.CONVERGED, " ".join(doubts)

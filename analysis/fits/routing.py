@@ -1,0 +1,260 @@
+"""Loss against a model's size and its number of routed experts: the law of Clark et al. 2022, arXiv 2202.01169, equations 10 and 11.
+
+`log10 L = a log10 N + b log10 E^ + c log10 N log10 E^ + d`, where E^ is the number of experts E, saturating at both ends:
+`1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max`. So one expert counts as E_start, and ever more as E_max.
+
+Letters: B resamples, R those still moving, G starts, N runs, K parameters (a, b, c, d with log10 N about its mean, log E_start,
+log E_max / E_start), X points to predict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import AnalysisError
+from analysis.fits.points import Points, read_points
+from analysis.fits.refits import fit_all, resampled_weights
+from analysis.fits.types import Estimate, Fit, Status
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Array = np.ndarray
+START = (1.0, 100.0)
+RATIO = (2.0, 1e6)
+"""Admissible E_start and E_max / E_start."""
+
+
+def saturating(e_X: Array, log_start_B1: Array, log_ratio_B1: Array) -> tuple[Array, Array, Array]:
+    """log10 E^ and its derivatives by log E_start and log E_max / E_start -> each [B, X]."""
+    v = np.exp(-log_start_B1 - log_ratio_B1)
+    u = np.exp(-log_start_B1) - v
+    q_BX = e_X - 1 + 1 / u
+    h_BX = 1 / q_BX + v
+    scale_BX = -1 / (h_BX * np.log(10))
+    return -np.log10(h_BX), scale_BX * (-1 / (u * q_BX**2) - v), scale_BX * (v / (u * q_BX) ** 2 - v)
+
+
+@dataclass(frozen=True)
+class RoutingLaw:
+    """The law at given runs; its objective is the sum of squares of log10 loss."""
+
+    log_n_N: Array
+    """log10 N less its mean."""
+    e_N: Array
+    log_y_N: Array
+    """log10 of the loss."""
+
+    def bounds(self) -> tuple[Array, Array]:
+        return np.r_[np.full(4, -np.inf), np.log([START[0], RATIO[0]])], np.r_[np.full(4, np.inf), np.log([START[1], RATIO[1]])]
+
+    def starts(self) -> Array:
+        """A grid over E_start and E_max, the rest by linear least squares -> [G, K]."""
+        start, ratio = np.meshgrid(np.log(np.geomspace(1.2, 20, 8)), np.log(np.geomspace(4, 1e4, 10)), indexing="ij")
+        nonlinear_G2 = np.stack([start.ravel(), ratio.ravel()], axis=1)
+        design_GN4 = self._design(nonlinear_G2, self.log_n_N, self.e_N)
+        linear_G4 = (np.linalg.pinv(design_GN4) @ self.log_y_N[:, None])[:, :, 0]
+        return np.hstack([linear_G4, nonlinear_G2])
+
+    def log_value(self, theta_BK: Array, log_n_X: Array, e_X: Array) -> Array:
+        """log10 L^ -> [B, X]."""
+        return np.einsum("bxj,bj->bx", self._design(theta_BK[:, 4:], log_n_X, e_X), theta_BK[:, :4])
+
+    def losses(self, theta_GK: Array) -> Array:
+        return (self.log_value(theta_GK, self.log_n_N, self.e_N) - self.log_y_N) ** 2
+
+    def derivatives(self, theta_RK: Array, w_RN: Array) -> tuple[Array, Array, Array]:
+        """The Hessian is Gauss and Newton's: the law fits to a hundredth, so what it leaves out is small."""
+        z_RN, by_start_RN, by_ratio_RN = saturating(self.e_N, theta_RK[:, [4]], theta_RK[:, [5]])
+        a, b, c, d = theta_RK.T[:4, :, None]
+        steep_RN = b + c * self.log_n_N
+        r_RN = a * self.log_n_N + steep_RN * z_RN + d - self.log_y_N
+        flat_RN = np.zeros_like(z_RN)
+        columns = (flat_RN + self.log_n_N, z_RN, self.log_n_N * z_RN, flat_RN + 1, steep_RN * by_start_RN, steep_RN * by_ratio_RN)
+        slope_RNK = np.stack(columns, axis=2)
+        weighted_RKN = (slope_RNK * w_RN[:, :, None]).swapaxes(1, 2)
+        return (w_RN * r_RN**2).sum(1), 2 * (weighted_RKN @ r_RN[:, :, None])[:, :, 0], 2 * weighted_RKN @ slope_RNK
+
+    @staticmethod
+    def _design(nonlinear_B2: Array, log_n_X: Array, e_X: Array) -> Array:
+        z_BX = saturating(e_X, nonlinear_B2[:, :1], nonlinear_B2[:, 1:])[0]
+        ones_BX = np.ones_like(z_BX)
+        return np.stack([ones_BX * log_n_X, z_BX, log_n_X * z_BX, ones_BX], axis=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingFit(Fit):
+    """The routing law. Intervals are 95% percentile intervals over resampled runs; losses are in the unit of their column."""
+
+    columns: tuple[str, ...]
+    """Of the size and of the experts."""
+    scatter: float | None = None
+    """Root mean square of log loss (natural) around the law."""
+    _law: RoutingLaw | None = field(default=None, repr=False, compare=False)
+    _mean: float = field(default=0.0, repr=False, compare=False)
+    """Of log10 N."""
+    _theta_BK: Array = field(default_factory=lambda: np.zeros((0, 6)), repr=False, compare=False)
+    """Row 0 is the fit of the data, the others are those of the resamples."""
+    _points: Points | None = field(default=None, repr=False, compare=False)
+
+    def predict(self, params: Any, experts: Any) -> pd.DataFrame:
+        """The law with its pointwise 95% band -> the columns of size and experts, loss, low, high.
+
+        Raises:
+            AnalysisError: no law was fitted, a size is not positive or experts are fewer than one.
+        """
+        if self._law is None:
+            raise AnalysisError(f"this fit has no law: {self.status}. {self.message}")
+        n_X, e_X = (each.ravel() for each in np.broadcast_arrays(*(np.atleast_1d(np.asarray(x, float)) for x in (params, experts))))
+        if not ((n_X > 0).all() and (e_X >= 1).all()):
+            raise AnalysisError("predict: sizes must be positive and experts at least 1")
+        losses_BX = 10 ** self._law.log_value(self._theta_BK, np.log10(n_X) - self._mean, e_X)
+        low_X, high_X = np.quantile(losses_BX[1:], (0.025, 0.975), axis=0)
+        return pd.DataFrame({self.columns[0]: n_X, self.columns[1]: e_X, "loss": losses_BX[0], "low": low_X, "high": high_X})
+
+    def residuals(self) -> pd.DataFrame:
+        """Every run against the law -> row, the columns of size and experts, measured, predicted, low, high (the band of the law there)."""
+        if self._points is None:
+            raise AnalysisError(f"this fit has no law: {self.status}. {self.message}")
+        table = self.predict(*self._points.x_TN).rename(columns={"loss": "predicted"})
+        table.insert(0, "row", self._points.rows)
+        table.insert(3, "measured", self._points.y_N)
+        return table
+
+    def summary(self) -> str:
+        lines = []
+        if self.parameters:
+            b, c, most = (self.parameters[name] for name in ("b", "c", "E_max"))
+            lines.append(
+                f"log10 loss changes by {b.value:+.3f} (95% interval {b.low:+.3f} to {b.high:+.3f}) per tenfold of effective experts, "
+                f"and by {c.value:+.4f} ({c.low:+.4f} to {c.high:+.4f}) more for every tenfold of {self.columns[0]}; "
+                f"experts saturate at {most.value:.3g} ({most.low:.3g} to {most.high:.3g})."
+            )
+        if self.scatter is not None:
+            lines.append(f"Runs lie {self.scatter:.2%} around the law (root mean square).")
+        if self.message:
+            lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
+        return " ".join(lines)
+
+    def drawn(self) -> pd.DataFrame:
+        """What `plot` draws -> series (run, curve), group (size), x (experts), loss, low, high."""
+        from analysis.figures.law import curves_of, runs_of
+
+        size, experts = self.columns
+        runs = self.residuals()
+        e_X = np.geomspace(runs[experts].min(), runs[experts].max(), 61)
+        tables = [runs_of(runs[experts], runs["measured"], runs[size])]
+        tables += [curves_of(self.predict(n, e_X), experts, n) for n in np.unique(runs[size])]
+        return pd.concat(tables, ignore_index=True)
+
+    def plot(self, ax: Axes) -> None:
+        from analysis.figures.law import draw_law
+
+        draw_law(ax, self.drawn(), self.columns[1], self.conventions["loss"], self.columns[0])
+
+
+def fit_routing(
+    frame: pd.DataFrame, *, params: str, experts: str, loss: str, run: str | None = None, resamples: int = 1000, random_seed: int = 0
+) -> RoutingFit:
+    """Fit the routing law.
+
+    Args:
+        frame: one run, or one checkpoint, a row, all of one kind of router; a dense model has one expert. A column `trial_id` names the
+            rows used; of a column `status` only `finished` is.
+        params: column of the size of the dense model that a token passes, N.
+        experts: column of the number of routed experts, E.
+        loss: column of the loss.
+        run: column that says which rows are checkpoints of one run, drawn together.
+        resamples: size of the bootstrap over runs.
+        random_seed: of the bootstrap; the same input gives the same fit.
+
+    Returns:
+        A fit whose status says whether its numbers may be quoted. Poor data give a status, not an exception.
+
+    Raises:
+        AnalysisError: a column is missing, holds text, a size that is not positive or fewer than one expert, or a trial id is repeated.
+    """
+    points = read_points(frame, (params, experts), loss, run, "fit_routing")
+    if (points.x_TN[1] < 1).any():
+        raise AnalysisError(f"fit_routing: column `{experts}` must hold 1 (dense) or more")
+    conventions = {
+        "columns": {"N": params, "E": experts},
+        "loss": loss,
+        "form": "log10 loss = a log10 N + b log10 E^ + c log10 N log10 E^ + d, 1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max",
+        "objective": "mean over rows of (log10 fitted loss - log10 loss)^2",
+        "admissible": f"E_start {START[0]:g} to {START[1]:g}, E_max / E_start {RATIO[0]:g} to {RATIO[1]:g}",
+        "interval": "95% percentile",
+        "resampling": f"{f'runs of column {run}' if run else 'rows'}, drawn with replacement",
+        "resamples": resamples,
+        "random_seed": random_seed,
+        "numpy": np.__version__,
+    }
+    common: dict[str, Any] = {"law": "routing", "columns": (params, experts), "rows": points.rows, "conventions": conventions}
+    refusal = _refusal(points, params, experts)
+    if refusal:
+        return RoutingFit(status=refusal[0], message=refusal[1], **common)
+    log_n_N = np.log10(points.x_TN[0])
+    mean = float(log_n_N.mean())
+    law = RoutingLaw(log_n_N - mean, points.x_TN[1], np.log10(points.y_N))
+    data, draws = fit_all(law, resampled_weights(points.clusters_N, resamples, np.random.default_rng(random_seed)))
+    theta_BK = np.vstack([data.theta_BK, draws.theta_BK])
+    a, b, c, d, log_start, log_ratio = theta_BK.T
+    table = {"a": a, "b": b - c * mean, "c": c, "d": d - a * mean, "E_start": np.exp(log_start), "E_max": np.exp(log_start + log_ratio)}
+    status, message = _verdict(law, theta_BK, bool(data.settled_B[0]))
+    mean_square = float(data.objective_B[0]) / len(log_n_N)
+    return RoutingFit(
+        status=status,
+        message=message,
+        parameters={name: Estimate.of(values[0], values[1:]) for name, values in table.items()},
+        covariance=tuple(map(tuple, np.cov(np.array(list(table.values()))[:, 1:]).tolist())),
+        objective=mean_square,
+        scatter=float(np.log(10) * np.sqrt(mean_square)),
+        _law=law,
+        _mean=mean,
+        _theta_BK=theta_BK,
+        _points=points,
+        **common,
+    )
+
+
+def _refusal(points: Points, params: str, experts: str) -> tuple[Status, str] | None:
+    bad = points.unusable()
+    if bad:
+        return Status.NOT_FINITE, bad
+    if len(points.y_N) < 8:
+        return Status.TOO_FEW_POINTS, f"{len(points.y_N)} rows; six parameters need at least 8: train more sizes and numbers of experts."
+    for column, x_N, least in zip((params, experts), points.x_TN, (2, 4), strict=True):
+        distinct = len(np.unique(x_N))
+        if distinct < least:
+            return Status.TOO_FEW_POINTS, f"`{column}` has {distinct} distinct value(s); the law needs at least {least}."
+    if np.ptp(points.y_N) == 0:
+        return Status.NO_INTERIOR_MINIMUM, "all losses are equal, so nothing falls: check that the runs differ."
+    return None
+
+
+def _verdict(law: RoutingLaw, theta_BK: Array, settled: bool) -> tuple[Status, str]:
+    (start_low, ratio_low), (start_high, ratio_high) = (each[4:] for each in law.bounds())
+    start_B, ratio_B = theta_BK[:, 4], theta_BK[:, 5]
+    what = (
+        (start_B <= start_low, "E_start stopped at 1: no dulled effect of the first experts shows"),
+        (start_B >= start_high, f"E_start stopped at {START[1]:g}"),
+        (ratio_B <= ratio_low, f"E_max stopped at {RATIO[0]:g} E_start: experts seem to change nothing"),
+        (ratio_B >= ratio_high, f"E_max stopped at {RATIO[1]:g} E_start: experts do not saturate in this range"),
+    )
+    often = [f"in {hit_B[1:].mean():.0%} of the resamples {words}" for hit_B, words in what if not hit_B[0] and hit_B[1:].mean() > 0.025]
+    doubts = [f"{'; '.join(often)}: those intervals end where the admissible range does."] if often else []
+    hit = [words for hit_B, words in what if hit_B[0]]
+    if not settled:
+        status, first = (
+            Status.NO_INTERIOR_MINIMUM,
+            "the descent found no point where the objective is level: look at the runs for outliers.",
+        )
+    elif hit:
+        status, first = Status.BOUND_HIT, f"{'; '.join(hit)}."
+    else:
+        return Status.CONVERGED, " ".join(doubts)
+    return status, " ".join([first, *doubts])

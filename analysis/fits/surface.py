@@ -1,0 +1,375 @@
+"""Loss against sizes: one power law, or a surface over parameters and tokens, with what a compute-optimal model would be.
+
+From a table of runs to a frozen fit. The arithmetic is in `power_sum`; here are the readings of a table, the status and the words.
+
+Letters: B resamples, N runs, T terms, K parameters, X points to predict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import AnalysisError
+from analysis.fits.points import Points, read_points
+from analysis.fits.power_sum import ALPHA, DELTA, PowerSum
+from analysis.fits.refits import fit_all, resampled_weights
+from analysis.fits.types import Estimate, Fit, Status
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Array = np.ndarray
+SYMBOLS = (("A", "alpha"), ("B", "beta"), ("C", "gamma"))
+"""Coefficient and exponent of each term."""
+LEAST_RUNS = 5  # fewer than this to draw from say nothing of the spread
+LEVEL = 1e-7  # curvature, relative to the diagonal of the Hessian, below which other parameters fit as well; surfaces have about 1e-3
+
+
+@dataclass(frozen=True)
+class _Law:
+    """What was fitted, in the terms of `PowerSum`."""
+
+    model: PowerSum
+    mean_T: Array
+    """Of log x."""
+    theta_BK: Array
+    """Row 0 is the fit of the data, the others are those of the resamples."""
+    points: Points
+
+    def losses(self, x_TX: Array) -> Array:
+        """Every row's loss -> [B, X]."""
+        return np.exp(self.model.log_value(self.theta_BK, np.log(x_TX) - self.mean_T[:, None]))
+
+    def log_coefficients(self) -> Array:
+        """log A of each term at x = 1 -> [B, T]; what is 0 is as small as numbers go."""
+        s_BT = np.maximum(self.theta_BK[:, : self.model.terms], 1e-300)
+        return np.log(s_BT / self.exponents()) + self.exponents() * self.mean_T
+
+    def exponents(self) -> Array:
+        """-> [B, T]."""
+        return 1 / self.theta_BK[:, -self.model.terms :]
+
+    def table(self) -> dict[str, Array]:
+        """The parameters as published, by name -> [B]."""
+        t = self.model.terms
+        floor = {"E": self.theta_BK[:, t]} if self.model.floor else {}
+        coefficients = {name: values for (name, _), values in zip(SYMBOLS, np.exp(self.log_coefficients()).T, strict=False)}
+        return floor | coefficients | {name: values for (_, name), values in zip(SYMBOLS, self.exponents().T, strict=False)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerFit(Fit):
+    """Loss as powers of sizes. Intervals are 95% percentile intervals over resampled runs; losses are in the unit of their column."""
+
+    columns: tuple[str, ...]
+    """Of the sizes, in the order of the terms."""
+    scatter: float | None = None
+    """Root mean square of log loss around the law."""
+    _law: _Law | None = field(default=None, repr=False, compare=False)
+
+    def predict(self, *sizes: Any) -> pd.DataFrame:
+        """The law with its pointwise 95% band -> the columns of the sizes, loss, low, high. The scatter of single runs is not in the band.
+
+        Args:
+            sizes: one number or array for each of `columns`, of equal length or broadcast.
+
+        Raises:
+            AnalysisError: no law was fitted, a size is missing, or one is not positive.
+        """
+        law = self._fitted()
+        if len(sizes) != len(self.columns):
+            raise AnalysisError(f"predict takes {len(self.columns)} sizes: {', '.join(self.columns)}; {len(sizes)} were given")
+        x_TX = np.array([each.ravel() for each in np.broadcast_arrays(*(np.atleast_1d(np.asarray(size, float)) for size in sizes))])
+        if not (x_TX > 0).all():
+            raise AnalysisError("predict: sizes must be positive")
+        losses_BX = law.losses(x_TX)
+        low_X, high_X = np.quantile(losses_BX[1:], (0.025, 0.975), axis=0)
+        return pd.DataFrame(dict(zip(self.columns, x_TX, strict=True)) | {"loss": losses_BX[0], "low": low_X, "high": high_X})
+
+    def residuals(self) -> pd.DataFrame:
+        """Every run against the law -> row, the columns of the sizes, measured, predicted, low, high (the band of the law there)."""
+        points = self._fitted().points
+        table = self.predict(*points.x_TN).rename(columns={"loss": "predicted"})
+        table.insert(0, "row", points.rows)
+        table.insert(len(self.columns) + 1, "measured", points.y_N)
+        return table
+
+    def summary(self) -> str:
+        lines = [self._sentence()] if self._law else []
+        if self.scatter is not None:
+            lines.append(f"Runs lie {self.scatter:.2%} around the law (root mean square).")
+        if self.message:
+            lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
+        return " ".join(lines)
+
+    def drawn(self) -> pd.DataFrame:
+        """What `plot` draws -> for one size: series (run, curve), group, x, loss, low, high."""
+        from analysis.figures.law import curves_of, runs_of
+
+        (x,), runs = self.columns, self.residuals()
+        return pd.concat(
+            [runs_of(runs[x], runs["measured"]), curves_of(self.predict(np.geomspace(runs[x].min(), runs[x].max(), 61)), x)],
+            ignore_index=True,
+        )
+
+    def plot(self, ax: Axes) -> None:
+        from analysis.figures.law import draw_law
+
+        draw_law(ax, self.drawn(), self.columns[0], self.conventions["loss"])
+
+    def _sentence(self) -> str:
+        alpha, floor = self.parameters["alpha"], self.parameters.get("E")
+        to = f" towards {floor.value:.4g} ({floor.low:.4g} to {floor.high:.4g})" if floor else ""
+        return f"Loss falls with the power {_interval(alpha)} of {self.columns[0]}{to}."
+
+    def _fitted(self) -> _Law:
+        if self._law is None:
+            raise AnalysisError(f"this fit has no law: {self.status}. {self.message}")
+        return self._law
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurfaceFit(PowerFit):
+    """A loss surface over parameters and tokens. The compute-optimal exponents hold for C = 6 N D, whatever the 6, at fixed `total`."""
+
+    n_exponent: Estimate | None = None
+    """N_opt ~ C^(beta / (alpha + beta)) with alpha of the parameters and beta of the tokens."""
+    d_exponent: Estimate | None = None
+    """D_opt ~ C^(alpha / (alpha + beta))."""
+
+    def optimal(self, flops: Any, flops_per_parameter: float = 6.0) -> pd.DataFrame:
+        """The compute-optimal model with 95% intervals -> flops, params, params_low, params_high, tokens, tokens_low, tokens_high.
+
+        Args:
+            flops: training budgets C = flops_per_parameter x params x tokens.
+            flops_per_parameter: for every token.
+
+        Raises:
+            AnalysisError: no surface was fitted, or a budget is not positive.
+        """
+        law, c_X = self._fitted(), np.atleast_1d(np.asarray(flops, float))
+        if not (c_X > 0).all():
+            raise AnalysisError("optimal: budgets must be positive")
+        alpha_B, beta_B = law.exponents()[:, :2].T
+        a_B, b_B = law.log_coefficients()[:, :2].T
+        level_B = (np.log(alpha_B / beta_B) + a_B - b_B) / (alpha_B + beta_B)
+        log_nd_X = np.log(c_X / flops_per_parameter)
+        log_n_BX = level_B[:, None] + (beta_B / (alpha_B + beta_B))[:, None] * log_nd_X
+        table = {"flops": c_X}
+        for name, log_BX in (("params", log_n_BX), ("tokens", log_nd_X - log_n_BX)):
+            low_X, high_X = np.quantile(log_BX[1:], (0.025, 0.975), axis=0)
+            table |= {name: np.exp(log_BX[0]), f"{name}_low": np.exp(low_X), f"{name}_high": np.exp(high_X)}
+        return pd.DataFrame(table)
+
+    def drawn(self) -> pd.DataFrame:
+        """`figures.surface.surface_data`."""
+        from analysis.figures.surface import surface_data
+
+        return surface_data(self)
+
+    def plot(self, ax: Axes) -> None:
+        from analysis.figures.surface import draw_surface
+
+        draw_surface(ax, self.drawn(), (self.columns[0], self.columns[1]), self.conventions["loss"])
+
+    def _sentence(self) -> str:
+        names = zip((each for _, each in SYMBOLS), self.columns, strict=False)
+        falls = ", ".join(f"{_interval(self.parameters[name])} of {column}" for name, column in names)
+        floor = self.parameters["E"]
+        optimum = f" At best {self.columns[0]} grow as C^{_interval(self.n_exponent)}." if self.n_exponent else ""
+        return f"Loss falls with the power {falls}, towards {floor.value:.4g} ({floor.low:.4g} to {floor.high:.4g}).{optimum}"
+
+
+def fit_surface(
+    frame: pd.DataFrame,
+    *,
+    params: str,
+    tokens: str,
+    loss: str,
+    total: str | None = None,
+    run: str | None = None,
+    resamples: int = 4000,
+    random_seed: int = 0,
+) -> SurfaceFit:
+    """Fit `L = E + A params^-alpha + B tokens^-beta (+ C total^-gamma)` (Hoffmann et al., arXiv 2203.15556, approach 3).
+
+    The last term is for models whose total parameters vary apart from the activated ones: each count has a term of its own, so at fixed
+    total parameters the surface is the usual one, and C = 0 is the usual one throughout.
+
+    Args:
+        frame: one run, or one checkpoint, a row. A column `trial_id` names the rows used; of a column `status` only `finished` is.
+        params: column of the parameters; the activated ones if `total` is given.
+        tokens: column of the training tokens.
+        loss: column of the loss.
+        total: column of the total parameters.
+        run: column that says which rows are checkpoints of one run. Those are drawn together: treated as runs they would narrow every
+            interval.
+        resamples: size of the bootstrap over runs.
+        random_seed: of the bootstrap; the same input gives the same fit.
+
+    Returns:
+        A fit whose status says whether its numbers may be quoted. Poor data give a status, not an exception.
+
+    Raises:
+        AnalysisError: a column is missing, holds text or a size that is not positive, or a trial id is repeated.
+
+    >>> n, d = np.meshgrid([1e7, 3e7, 1e8, 3e8], [1e9, 3e9, 1e10, 3e10])
+    >>> runs = pd.DataFrame({"n": n.ravel(), "d": d.ravel(), "loss": (1.7 + 400 / n**0.34 + 410 / d**0.28).ravel()})
+    >>> fit = fit_surface(runs, params="n", tokens="d", loss="loss", resamples=50)
+    >>> fit.status.value, round(fit.parameters["alpha"].value, 6), round(fit.n_exponent.value, 6)
+    ('converged', 0.34, 0.451613)
+    >>> round(float(fit.predict(1e9, 1e11)["loss"].iloc[0]), 6)
+    2.389409
+    """
+    columns = (params, tokens, *([total] if total else []))
+    law = "chinchilla" if total is None else "chinchilla-total"
+    common, law_of = _fit(frame, columns, loss, run, True, law, "fit_surface", resamples, random_seed)
+    if law_of is None or not law_of.theta_BK[0, :2].all():  # where the loss does not fall with one of them, nothing is to be balanced
+        return SurfaceFit(**common, _law=law_of)
+    alpha_B, beta_B = law_of.exponents()[:, :2].T
+    share_B = beta_B / (alpha_B + beta_B)
+    n_exponent, d_exponent = (Estimate.of(each_B[0], each_B[1:]) for each_B in (share_B, 1 - share_B))
+    return SurfaceFit(**common, n_exponent=n_exponent, d_exponent=d_exponent, _law=law_of)
+
+
+def fit_power(
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    loss: str,
+    floor: bool = True,
+    run: str | None = None,
+    resamples: int = 4000,
+    random_seed: int = 0,
+) -> PowerFit:
+    """Fit `L = E + A x^-alpha`, or without its floor `L = A x^-alpha`; arguments and errors as for `fit_surface`.
+
+    >>> sizes = pd.DataFrame({"flops": 10.0 ** np.arange(17, 23)})
+    >>> sizes["loss"] = 2 + 300 * sizes["flops"] ** -0.15
+    >>> fit = fit_power(sizes, x="flops", loss="loss", resamples=50)
+    >>> fit.status.value, round(fit.parameters["E"].value, 6), round(fit.parameters["alpha"].value, 6)
+    ('converged', 2.0, 0.15)
+    """
+    law = "saturating-power" if floor else "power"
+    common, law_of = _fit(frame, (x,), loss, run, floor, law, "fit_power", resamples, random_seed)
+    return PowerFit(**common, _law=law_of)
+
+
+# --- the steps --------------------------------------------------------------------------------------------------------------
+
+
+def _fit(
+    frame: pd.DataFrame, columns: tuple[str, ...], loss: str, run: str | None, floor: bool, law: str, caller: str, resamples: int, seed: int
+) -> tuple[dict[str, Any], _Law | None]:
+    """What every fit here has, by name, and the law unless the data allow none."""
+    points = read_points(frame, columns, loss, run, caller)
+    terms = " + ".join(f"{a} {column}^-{b}" for (a, b), column in zip(SYMBOLS, columns, strict=False))
+    conventions = {
+        "columns": dict(zip((b for _, b in SYMBOLS), columns, strict=False)),
+        "loss": loss,
+        "form": f"loss = {'E + ' if floor else ''}{terms}",
+        "objective": f"sum over rows of Huber(log fitted loss - log loss), delta {DELTA:g}, natural logarithms",
+        "admissible": f"exponents {ALPHA[0]:g} to {ALPHA[1]:g}, coefficients and floor not negative",
+        "flops": "C = 6 N D with the columns' own way of counting parameters",
+        "interval": "95% percentile",
+        "resampling": f"{f'runs of column {run}' if run else 'rows'}, drawn with replacement",
+        "runs": int(points.clusters_N.max(initial=-1)) + 1,
+        "resamples": resamples,
+        "random_seed": seed,
+        "numpy": np.__version__,
+    }
+    common: dict[str, Any] = {"law": law, "columns": columns, "rows": points.rows, "conventions": conventions}
+    refusal = _refusal(points, columns, floor)
+    if refusal:
+        return common | {"status": refusal[0], "message": refusal[1]}, None
+    log_x_TN = np.log(points.x_TN)
+    mean_T = log_x_TN.mean(1)
+    model = PowerSum(log_x_TN - mean_T[:, None], np.log(points.y_N), floor)
+    w_BN = resampled_weights(points.clusters_N, resamples, np.random.default_rng(seed))
+    data, draws = fit_all(model, w_BN)
+    fitted = _Law(model, mean_T, np.vstack([data.theta_BK, draws.theta_BK]), points)
+    status, message = _verdict(fitted, bool(data.settled_B[0]), draws.settled_B, columns)
+    table = fitted.table()
+    scatter = float(np.sqrt(np.mean((model.log_value(data.theta_BK, model.log_x_TN)[0] - model.log_y_N) ** 2)))
+    return common | {
+        "status": status,
+        "message": message,
+        "parameters": {name: Estimate.of(values[0], values[1:]) for name, values in table.items()},
+        "covariance": tuple(map(tuple, np.cov(np.array(list(table.values()))[:, 1:]).tolist())),
+        "objective": float(data.objective_B[0]),
+        "scatter": scatter,
+    }, fitted
+
+
+def _refusal(points: Points, columns: Sequence[str], floor: bool) -> tuple[Status, str] | None:
+    """Why no law can be fitted, or None."""
+    bad = points.unusable()
+    if bad:
+        return Status.NOT_FINITE, bad
+    least = 2 * len(columns) + floor + 1
+    if len(points.y_N) < least:
+        return Status.TOO_FEW_POINTS, f"{len(points.y_N)} rows; {least - 1} parameters need at least {least}: train more sizes."
+    runs = int(points.clusters_N.max()) + 1
+    if runs < LEAST_RUNS:
+        return Status.TOO_FEW_POINTS, f"{runs} runs to draw from; an interval needs at least {LEAST_RUNS}: train more."
+    for column, x_N in zip(columns, points.x_TN, strict=True):
+        distinct, needed = len(np.unique(x_N)), 3 if floor else 2
+        if distinct < needed:
+            return Status.TOO_FEW_POINTS, f"`{column}` has {distinct} distinct value(s); its power needs at least {needed}."
+    log_x_NT = np.log(points.x_TN.T)
+    spread_T = np.linalg.svd((log_x_NT - log_x_NT.mean(0)) / log_x_NT.std(0), compute_uv=False)
+    if spread_T[-1] < 1e-2 * spread_T[0]:
+        return Status.TOO_FEW_POINTS, f"{' and '.join(columns)} move together, so their terms cannot be told apart: train at other ratios."
+    if np.ptp(points.y_N) == 0:
+        return Status.NO_INTERIOR_MINIMUM, "all losses are equal, so nothing falls: check that the runs differ."
+    return None
+
+
+def _verdict(law: _Law, settled: bool, settled_B: Array, columns: Sequence[str]) -> tuple[Status, str]:
+    """The status of a fit and what there is to doubt about it."""
+    low_K, high_K = law.model.bounds()
+    at_low_BK, at_high_BK = law.theta_BK <= low_K, law.theta_BK >= high_K
+    t, what = law.model.terms, []
+    for i, column in enumerate(columns):
+        name = SYMBOLS[i][1]
+        what.append((at_low_BK[:, i], f"the loss does not fall with {column}"))
+        what.append((at_low_BK[:, i - t] & ~at_low_BK[:, i], f"{name} stopped at {ALPHA[1]:g}, the end of its range"))
+        what.append((at_high_BK[:, i - t] & ~at_low_BK[:, i], f"{name} stopped at {ALPHA[0]:g}, the end of its range"))
+    if law.model.floor:
+        what.append((at_low_BK[:, t], "no floor shows: E stopped at 0"))
+    hit = [words for hit_B, words in what if hit_B[0]]
+    often = [f"in {hit_B[1:].mean():.0%} of the resamples {words}" for hit_B, words in what if not hit_B[0] and hit_B[1:].mean() > 0.025]
+    doubts = [f"{'; '.join(often)}: those intervals end where the admissible range does."] if often else []
+    if not settled_B.all():
+        doubts.append(f"{np.sum(~settled_B)} of {len(settled_B)} resamples did not settle; they are kept as they are.")
+    if not settled:  # also where it never left its start
+        status, first = (
+            Status.NO_INTERIOR_MINIMUM,
+            "the descent found no point where the objective is level: look at the runs for outliers.",
+        )
+    elif hit:
+        status, first = Status.BOUND_HIT, f"{'; '.join(hit)}. Train over a wider range or fit a law without that term."
+    elif _least_curvature(law) < LEVEL:
+        status, first = (
+            Status.NO_INTERIOR_MINIMUM,
+            "other parameters fit as well: train more sizes, or average the repeats of a size first.",
+        )
+    else:
+        return Status.CONVERGED, " ".join(doubts)
+    return status, " ".join([first, *doubts])
+
+
+def _least_curvature(law: _Law) -> float:
+    """Of the objective at a minimum inside the bounds, relative to the diagonal of the Hessian."""
+    h_KK = law.model.derivatives(law.theta_BK[:1], np.ones((1, len(law.model.log_y_N))))[2][0]
+    scale_K = np.sqrt(np.abs(np.diag(h_KK)) + 1e-300)
+    return float(np.linalg.eigvalsh(h_KK / np.outer(scale_K, scale_K))[0])
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} (95% interval {estimate.low:.3f} to {estimate.high:.3f})"

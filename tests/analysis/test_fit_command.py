@@ -1,0 +1,161 @@
+"""`python -m analysis fit` and the tables that it reads: every law, both outputs, figures, and refusals that say what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import AnalysisError, read_table
+from analysis.__main__ import main
+from analysis.fit_command import LAWS
+
+
+def runs() -> pd.DataFrame:
+    """A table that has a column for every law."""
+    rng = np.random.default_rng(0)
+    n, d = (x.ravel() for x in np.meshgrid(np.geomspace(2e7, 2e9, 6), np.geomspace(5e8, 2e11, 6)))
+    loss = (1.7 + 400 * n**-0.34 + 410 * d**-0.28) * np.exp(0.005 * rng.standard_normal(36))
+    frame = pd.DataFrame({"trial_id": [f"t{i}" for i in range(36)], "params": n, "tokens": d, "flops": 6 * n * d, "loss": loss})
+    return frame.assign(
+        experts=np.repeat(2.0 ** np.arange(6), 6),
+        share_moe=np.tile(np.linspace(0, 1, 18), 2),
+        seed=np.repeat([0, 1], 18),
+        mechanism=np.tile(np.repeat(["engram", "pkm", "peer"], 6), 2),
+        memory_rows=np.tile(4.0 ** np.arange(6), 6),
+        val_loss=3 - 0.02 * np.tile(np.arange(18), 2) + 0.01 * rng.standard_normal(36),
+    )
+
+
+WRITERS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
+    "csv": lambda frame, path: frame.to_csv(path, index=False),
+    "parquet": lambda frame, path: frame.to_parquet(path),
+    "jsonl": lambda frame, path: frame.to_json(path, orient="records", lines=True),
+}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "runs.csv"
+    runs().to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_the_example_of_every_law_fits(law: str, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["fit", "--law", law, str(table), *LAWS[law].example.split()]
+    assert main([*command, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert {"law", "status", "parameters", "objective", "rows", "conventions"} <= set(record)
+    assert len(record["rows"]) == 36
+    for each in record["parameters"].values():
+        assert {"value", "low", "high", "se"} == set(each)
+    assert main(command) == 0
+    assert record["status"] in capsys.readouterr().out.splitlines()[0]
+
+
+def test_words_end_in_an_aligned_table(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "--law", "chinchilla", str(table), "--n", "params", "--d", "tokens", "--loss", "loss"])
+    lines = capsys.readouterr().out.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("parameter"))
+    assert [line.split()[0] for line in lines[head + 1 :]] == ["E", "A", "B", "alpha", "beta"]
+    assert len({len(line) for line in lines[head:]}) == 1
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_a_figure_comes_with_its_data(suffix: str, table: Path, tmp_path: Path) -> None:
+    figure = tmp_path / f"fit.{suffix}"
+    assert main(["fit", "--law", "power", str(table), "--x", "flops", "--loss", "loss", "--figure", str(figure)]) == 0
+    first = figure.read_bytes()
+    assert len(first) > 1000
+    assert set(pd.read_csv(tmp_path / "fit.csv")["series"]) == {"run", "curve"}
+    main(["fit", "--law", "power", str(table), "--x", "flops", "--loss", "loss", "--figure", str(figure)])
+    assert figure.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--law", "chinchilla", "--n", "params", "--loss", "loss"], "law chinchilla needs --d; for example: --n params"),
+        (["--law", "power", "--x", "flops", "--loss", "loss", "--seed", "seed"], "law power has no --seed"),
+        (["--law", "power", "--x", "flop", "--loss", "loss"], "`flop` (is it `flops`?)"),
+        (["--law", "power", "--x", "flops", "--loss", "loss", "--figure", "fit.pdf"], "a figure is .svg or .png"),
+        (["--law", "slots", *LAWS["slots"].example.split(), "--figure", "fit.svg"], "is drawn by"),
+    ],
+)
+def test_refusals_say_what_to_do(arguments: list[str], words: str, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", str(table), *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert words in printed.err
+
+
+def test_help_teaches_both_commands_and_every_law(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in ((["--help"], ["RESULTS_DIR", "fit --law chinchilla runs.csv"]), (["fit", "--help"], list(LAWS))):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        printed = capsys.readouterr().out
+        assert all(each in printed for each in expected)
+
+
+# --- the reader -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_all_kinds_of_table_read_alike(suffix: str, tmp_path: Path) -> None:
+    WRITERS[suffix](runs(), tmp_path / f"runs.{suffix}")
+    frame = read_table(tmp_path / f"runs.{suffix}", ["params", "loss"], ["mechanism"])
+    assert frame["trial_id"].tolist() == runs()["trial_id"].tolist()
+    assert frame["loss"].to_numpy() == pytest.approx(runs()["loss"].to_numpy())
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda frame: frame.drop(columns="loss"), "column `loss`"),
+        (lambda frame: frame.assign(loss=frame["loss"].astype(str).where(frame.index != 2, "low")), "column `loss` holds 'low'"),
+        (lambda frame: frame.assign(trial_id=frame["trial_id"].where(frame.index != 3, "t1")), "trial id t1 stands in several rows"),
+        (lambda frame: frame.iloc[:0], "holds no row|is missing; it has no column"),
+    ],
+)
+def test_a_damaged_table_is_refused(suffix: str, change: Callable[[pd.DataFrame], pd.DataFrame], words: str, tmp_path: Path) -> None:
+    WRITERS[suffix](change(runs()), tmp_path / f"runs.{suffix}")
+    with pytest.raises(AnalysisError, match=words):
+        read_table(tmp_path / f"runs.{suffix}", ["loss"])
+
+
+def test_text_is_named_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "runs.csv").write_text("x,loss\n1,2\n\n3,low\n")
+    with pytest.raises(AnalysisError, match="line 4, column `loss` holds 'low'"):
+        read_table(tmp_path / "runs.csv", ["x", "loss"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("runs.txt", "a", "give a table as .csv"),
+        ("runs.csv", None, "no such file"),
+        ("runs.csv", "", "is empty"),
+        ("runs.csv", 'a\n"1\n', "cannot be read as csv"),
+        ("runs.jsonl", "{", "cannot be read as jsonl"),
+        ("runs.parquet", "PAR", "cannot be read as parquet"),
+    ],
+)
+def test_what_is_no_table_is_refused(name: str, content: str | None, words: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(AnalysisError, match=words):
+        read_table(tmp_path / name)
+
+
+def test_checkpoints_may_share_the_id_of_their_run(tmp_path: Path) -> None:
+    frame = runs().assign(trial_id=np.repeat([f"t{i}" for i in range(12)], 3))
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    columns = ["--n", "params", "--d", "tokens", "--loss", "loss"]
+    assert main(["fit", "--law", "chinchilla", str(tmp_path / "runs.csv"), *columns]) == 2
+    assert main(["fit", "--law", "chinchilla", str(tmp_path / "runs.csv"), *columns, "--run", "trial_id"]) == 0
