@@ -25,10 +25,11 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-bench: $(READY)  ## the training step against a dense model and transformers; memories against routed experts and the machine's own speed
+bench: $(READY)  ## the training step against a dense model and transformers; memories against routed experts and the machine's own speed; a loss surface against SciPy
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[compare]'
 	$(BIN)/sparsemem bench step
 	$(BIN)/sparsemem bench memory
+	$(BIN)/sparsemem bench fit
 
 format: $(READY)
 	$(BIN)/ruff format .

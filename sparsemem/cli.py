@@ -26,7 +26,7 @@ Write a study in YAML, look at its plan, run it, read its report.
   sparsemem run sweeps/allocation-quick.yaml       train what is not finished, then write the report
   sparsemem status runs/allocation-quick           how far it is, also while it runs
   sparsemem report runs/allocation-quick           fits, figures and report again, from the result files
-  sparsemem bench step                             speed of a training step on this machine; `bench memory`: of memories
+  sparsemem bench step                             speed of a training step on this machine; also `memory`, `fit`
 
 exit codes: 0 done, 1 some trials failed, 2 refused input, 130 interrupted and resumable"""
 
@@ -102,9 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     bench = add("bench", _bench, "measure this machine, as ratios taken in one run", "sparsemem bench memory --json")
     bench.add_argument(
         "what",
-        choices=("step", "memory"),
+        choices=("step", "memory", "fit"),
         help="step: a training step against the dense model and `transformers`; "
-        "memory: each kind of memory against routed experts, updates of large tables, gathers against the machine's random reads",
+        "memory: each kind of memory against routed experts, updates of large tables, gathers against the machine's random reads; "
+        "fit: a loss surface with 4,000 refits against SciPy from every start",
     )
     bench.add_argument("--json", action="store_true", help="print one JSON object a line")
     return parser

@@ -20,6 +20,7 @@ STEPS = 300  # nearly all rows rest after fifteen
 SETTLED, DONE = 1e-10, 1e-14  # what a full step would still gain, relative to the objective
 TINY = 1e-12  # so near to an end of its range a parameter is put there
 FLAT = 1e-9  # least curvature, relative to the diagonal, that a step relies on
+HUGE = 1e12  # beyond it, beside a diagonal of 0, eigenvalues may not converge where a process flushes denormal numbers, as training does
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def _step(g_RK: Array, h_RKK: Array, held_RK: Array, damping_R: Array) -> tuple[
     """
     scale_RK = np.sqrt(np.abs(np.einsum("rkk->rk", h_RKK))) + 1e-150
     free_RKK = ~(held_RK[:, :, None] | held_RK[:, None])
-    size_RK, axes_RKK = np.linalg.eigh(np.where(free_RKK, h_RKK / (scale_RK[:, :, None] * scale_RK[:, None]), np.eye(g_RK.shape[1])))
+    scaled_RKK = np.clip(h_RKK / (scale_RK[:, :, None] * scale_RK[:, None]), -HUGE, HUGE)
+    size_RK, axes_RKK = np.linalg.eigh(np.where(free_RKK, scaled_RKK, np.eye(g_RK.shape[1])))
     size_RK = np.maximum(np.abs(size_RK), FLAT)
     along_RK = np.einsum("rkj,rk->rj", axes_RKK, np.where(held_RK, 0, g_RK / scale_RK))
     move_RK = -np.einsum("rkj,rj->rk", axes_RKK, along_RK / (size_RK + damping_R[:, None])) / scale_RK

@@ -1,11 +1,12 @@
 """The slow way to fit a loss surface, one SciPy descent from every point of the customary grid of starts: what the fast way is held to.
 
-Used by the tests and by the benchmark only.
+Used by the tests and by the benchmark only; `python -m analysis.fits.reference` prints `measure_surface_fit` as JSON.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import time
 
 import numpy as np
@@ -82,3 +83,7 @@ def measure_surface_fit(runs: int = 240, resamples: int = 4000, sample: int = 15
         **{"fast_s": fast, "fast_low_s": min(times), "fast_high_s": max(times), "slow_s": slow, "ratio": slow / fast},
         "excess": float(excess.max()),
     }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_surface_fit()))

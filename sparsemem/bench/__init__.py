@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+from sparsemem.bench.fit import bench_fit
 from sparsemem.bench.measure import line
 from sparsemem.bench.memory import bench_memory
 from sparsemem.bench.step import bench_step
 from sparsemem.study.engine import processors
 from sparsemem.train.loop import prepare_process
 
-BENCHES = {"step": bench_step, "memory": bench_memory}
+BENCHES = {"step": bench_step, "memory": bench_memory, "fit": bench_fit}
 
 
 def bench(what: str, as_json: bool) -> None:
