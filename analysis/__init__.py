@@ -23,6 +23,7 @@ _HOMES = {
     "fit_allocation": "analysis.fits.allocation",
     "AllocationFit": "analysis.fits.allocation",
     "fit_density": "analysis.fits.density",
+    "fit_joint": "analysis.fits.joint",
     "fit_ladder": "analysis.fits.ladder",
     "fit_simplex": "analysis.fits.simplex",
     "fit_slots": "analysis.fits.slots",

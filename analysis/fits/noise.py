@@ -109,19 +109,31 @@ def lack_of_fit(model: SeedModel, squares: float, parameters: int) -> float | No
         squares: weighted sum of squares of the share means around the law; a weight is the number of runs that a mean is worth.
         parameters: of the law.
     """
-    df = len(model.mean_I) - parameters
-    if df < 1 or model.df < 1 or model.sd == 0:
+    if len(model.mean_I) - parameters < 1 or model.df < 1 or model.sd == 0:
         return None
-    return float(fdtrc(df, model.df, squares / df / model.sd**2))
+    return float(lack_of_fits(model, np.array([squares]), parameters, model.sd)[0])
+
+
+def lack_of_fits(model: SeedModel, squares_B: Array, parameters: int, sd: float) -> Array:
+    """`lack_of_fit` of many resamples at once -> [B]; 1 where there is nothing to test."""
+    df = len(model.mean_I) - parameters
+    return np.asarray(fdtrc(df, model.df, squares_B / df / sd**2)) if df > 0 and model.df > 0 else np.ones(len(squares_B))
 
 
 def aicc(model: SeedModel, squares: float, parameters: int, seeds: int) -> float | None:
-    """Akaike's criterion with the small-sample correction over runs, seed effects counted; None where too few runs allow it.
+    """Akaike's criterion with the small-sample correction over runs, seed effects counted; None where it is not defined: too few runs, or
+    nothing left over.
 
     Arguments as for `lack_of_fit`.
     """
+    score = float(aiccs(model, np.array([squares]), parameters, seeds)[0])
+    return score if math.isfinite(score) else None
+
+
+def aiccs(model: SeedModel, squares_B: Array, parameters: int, seeds: int) -> Array:
+    """`aicc` of many resamples at once -> [B]; infinite where it is not defined."""
     runs, free = int(model.counts_I.sum()), parameters + seeds  # seeds - 1 effects and the noise level
-    squares = model.squares + squares
-    if runs - free <= 1 or squares <= 0:
-        return None
-    return runs * math.log(squares / runs) + 2 * free + 2 * free * (free + 1) / (runs - free - 1)
+    squares_B = model.squares + squares_B
+    if runs - free <= 1 or (squares_B <= 0).any():
+        return np.full(len(squares_B), np.inf)
+    return np.asarray(runs * np.log(squares_B / runs) + 2 * free + 2 * free * (free + 1) / (runs - free - 1))

@@ -235,8 +235,12 @@ def test_seeds_that_no_share_links_are_not_paired() -> None:
 
 def test_a_curve_that_no_law_follows_is_said_to_miss() -> None:
     fit = fit_allocation(simulate(lambda x: 4 + 0.05 * np.cos(9 * x), 0.0005), resamples=200)
-    assert fit.lack_of_fit_p < 0.01
-    assert "misses" in fit.message
+    assert fit.law == "akima"
+    assert all(law.lack_of_fit_p < 0.01 for law in fit.candidates if law.law != "akima")
+    assert "every other law misses" in fit.message
+    parabola = fit_allocation(simulate(lambda x: 4 + 0.05 * np.cos(9 * x), 0.0005), law="quadratic", resamples=200)
+    assert parabola.lack_of_fit_p < 0.01
+    assert "misses" in parabola.message
 
 
 # --- input and output -------------------------------------------------------------------------------------------------------
@@ -259,7 +263,7 @@ def test_a_table_that_cannot_be_meant_is_refused(change: Callable[[pd.DataFrame]
 
 def test_an_unknown_law_is_refused() -> None:
     with pytest.raises(AnalysisError, match="two-power"):
-        fit_allocation(simulate(ASYMMETRIC, 0.01), law="cubic")  # type: ignore[arg-type]
+        fit_allocation(simulate(ASYMMETRIC, 0.01), law="quartic")  # type: ignore[arg-type]
 
 
 def test_unfinished_runs_and_the_dense_baseline_are_left_out() -> None:
@@ -283,4 +287,4 @@ def test_the_record_is_json_and_complete() -> None:
     assert {"law", "status", "parameters", "objective", "rows", "conventions"} <= set(record)
     assert record["rows"] == list(runs["trial_id"])
     assert set(record["parameters"]["p"]) == {"value", "low", "high", "se"}
-    assert {candidate["law"] for candidate in record["candidates"]} == {"quadratic", "two-power"}
+    assert {candidate["law"] for candidate in record["candidates"]} == {"quadratic", "cubic", "two-power", "akima"}
