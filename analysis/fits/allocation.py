@@ -28,7 +28,7 @@ Array = np.ndarray
 LawName = Literal["auto", "quadratic", "cubic", "two-power", "akima"]
 LAWS: tuple[Law, ...] = (Quadratic(), Cubic(), TwoPower(), Akima())
 LEAST_SHARES = 4
-REFUTED = 0.1  # chance of so poor a fit below which a law is not chosen
+REFUTED = 0.01  # chance of so poor a fit below which a law is not chosen
 DIGITS = 1e-7  # part of a loss that single precision resolves: smaller deviations refute no law
 
 
@@ -375,7 +375,7 @@ def _verdict(
         doubts.append(f"only {p_interior:.0%} of the resamples have their minimum inside the sampled range.")
     if tied_I.all():
         doubts.append("no sampled share can be told from the best: train more seeds.")
-    if lack is not None and lack < 0.01:
+    if lack is not None and lack < REFUTED:
         doubts.append(
             f"the curve misses the share means by more than noise explains (p = {lack:.1g}): trust the tied shares before the argmin."
         )

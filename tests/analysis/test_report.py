@@ -44,7 +44,7 @@ def test_a_study_leaves_fits_figures_and_a_page_that_needs_no_network(study: Pat
     report = write_report(study)
     assert report == study / "report.html"
     assert sorted(path.name for path in (study / "figures").iterdir()) == sorted(
-        f"{name}.{suffix}" for name in ("allocation", "differences", "curves") for suffix in ("svg", "png", "csv")
+        f"{name}.{suffix}" for name in ("allocation", "differences", "curves", "diagnostics") for suffix in ("svg", "png", "csv")
     )
     page = Page(report.read_text())
     assert page.addresses
@@ -64,8 +64,12 @@ def test_the_fits_are_recorded_with_status_rows_and_provenance(new_study: New) -
     folder = new_study(tokens=(500_000, 2_000_000))
     write_report(folder)
     record = json.loads((folder / "fits.json").read_text())
-    assert [fit["cell"] for fit in record["fits"]] == [{"budget.tokens": 500_000}, {"budget.tokens": 2_000_000}]
-    for fit in record["fits"]:
+    *own, over_all = record["fits"]
+    assert [fit["cell"] for fit in own] == [{"budget.tokens": 500_000}, {"budget.tokens": 2_000_000}]
+    assert over_all["over"] == "All budgets"
+    assert over_all["factors"] == ["compute"]
+    assert len(over_all["rows"]) == 32
+    for fit in own:
         assert fit["status"] == "converged"
         assert len(fit["rows"]) == 16
         assert fit["argmin"]["low"] < 0.36
