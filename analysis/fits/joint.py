@@ -28,7 +28,7 @@ from scipy.special import fdtrc
 from analysis.errors import AnalysisError, require_columns
 from analysis.fits.laws import Cubic, TwoPower
 from analysis.fits.noise import SeedModel, resample, seed_model
-from analysis.fits.runs import listed, read_shares
+from analysis.fits.runs import listed, read_shares, require_one_budget
 from analysis.fits.types import Estimate, Fit, Status
 
 if TYPE_CHECKING:
@@ -356,6 +356,8 @@ def fit_joint(
         repeated = listed(sorted(map(str, frame["trial_id"][frame["trial_id"].duplicated()].unique())))
         raise AnalysisError(f"fit_joint: trial id {repeated} stands in several rows; keep one of each")
     groups = [(dict(zip(names, key, strict=True)), group) for key, group in frame.groupby(names, sort=True)]
+    for key, group in groups:
+        require_one_budget(group, x, f"fit_joint, {_named(key)}")
     read = [read_shares(group, (x,), loss, seed, f"fit_joint, {_named(key)}") for key, group in groups]
     few = [_named(key) for (key, _), runs in zip(groups, read, strict=True) if len(np.unique(runs.x_NK)) < LEAST_SHARES]
     kept = [place for place, runs in enumerate(read) if len(np.unique(runs.x_NK)) >= LEAST_SHARES]
@@ -400,11 +402,6 @@ def fit_joint(
     seeds_C = np.array([len(np.unique(runs.seeds_N)) for runs in read])
     means = _means(seed_models, np.log10([[budget[name] for name in factors] for budget in budgets]), seeds_C, resamples, rng)
     shapes = [name for name in SHAPES if len(means.x_I) > len(_Curve(name, factors, factors).names) + len(budgets)]
-    if not shapes:
-        message = (
-            f"{len(means.x_I)} share means for {len(_Curve('cubic', factors, factors).names) + len(budgets)} parameters: train more shares."
-        )
-        return JointFit(status=Status.TOO_FEW_POINTS, message=message, law="none", **common)
     fits = {shape: _fit(_Curve(shape, factors, factors), means) for shape in shapes}
     scores = {shape: _aiccs(_Curve(shape, factors, factors), theta, means)[0] for shape, theta in fits.items()}
     shape = min(scores, key=lambda name: (scores[name], name))

@@ -29,7 +29,7 @@ from scipy.special import fdtri, stdtrit
 
 from analysis.errors import AnalysisError
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model, tied_with_best
-from analysis.fits.runs import Runs, listed, read_shares
+from analysis.fits.runs import Runs, listed, read_shares, require_one_budget
 from analysis.fits.types import Estimate, Fit, Status
 
 if TYPE_CHECKING:
@@ -271,11 +271,12 @@ def fit_simplex(
         A fit whose status says whether its numbers may be quoted. Poor data give a status, not an exception.
 
     Raises:
-        AnalysisError: a column is missing or holds text, shares do not sum to 1, a trial id is repeated, or one seed stands twice at one
-            point.
+        AnalysisError: a column is missing or holds text, shares do not sum to 1, a trial id is repeated, one seed stands twice at one
+            point, or the runs are of several budgets.
     """
     pools = tuple(pools)
     runs = read_shares(frame, [f"share_{pool}" for pool in pools], loss, seed, "fit_simplex")
+    require_one_budget(frame, f"share_{pools[0]}", "fit_simplex")
     off = [row for row, total in zip(runs.rows, runs.x_NK.sum(1), strict=True) if abs(total - 1) > 1e-6]
     if off:
         raise AnalysisError(
