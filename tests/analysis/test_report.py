@@ -20,6 +20,8 @@ from analysis import AnalysisError, fit_allocation, load_curves, load_trials, sp
 from analysis.__main__ import main
 from analysis.figures.allocation import allocation_data, allocation_figure, differences_data, differences_figure
 from analysis.figures.curves import curves_data, curves_figure
+from analysis.results import Results
+from analysis.studies import analyse
 
 New = Callable[..., Path]
 
@@ -202,3 +204,19 @@ def test_blank_columns_of_an_unfinished_study_survive_the_table(new_study: New) 
     trials = load_trials(new_study(statuses=dict.fromkeys(range(16), "pending")))
     assert isinstance(trials["val_loss"].dtype, np.dtype)
     assert pd.isna(trials["val_loss"]).all()
+
+
+def test_diagnostics_and_the_optimum_draw_their_tables(new_study: New) -> None:
+    drawings = {drawing.name: drawing for drawing in analyse(Results(new_study(tokens=(500_000, 2_000_000)))).drawings()}
+    errors, figure = drawings["diagnostics"].data, drawings["diagnostics"].figure
+    residuals = errors[errors["series"] == "residual"]
+    assert len(residuals) == 16
+    assert set(errors["law"][errors["series"] == "left out"]) == {"quadratic", "cubic", "two-power", "akima"}
+    assert len(figure.axes) == 4  # two cells; residuals and left-out shares
+    drawn = np.array(figure.axes[0].lines[1].get_xydata())
+    assert np.allclose(drawn, residuals[["share", "error"]].iloc[:8])
+    optimum = drawings["optimum-compute"].data
+    assert (optimum["series"] == "curve").sum() == 2
+    law = optimum[optimum["series"] == "law"]
+    assert (law["low"] <= law["high"]).all()
+    assert law["value"].iloc[-1] == pytest.approx(4 * law["value"].iloc[0])
