@@ -24,6 +24,7 @@ _HOMES = {
     "AllocationFit": "analysis.fits.allocation",
     "fit_density": "analysis.fits.density",
     "fit_isoflop": "analysis.fits.isoflop",
+    "fit_joint": "analysis.fits.joint",
     "fit_ladder": "analysis.fits.ladder",
     "fit_log_log": "analysis.fits.log_log",
     "fit_power": "analysis.fits.surface",

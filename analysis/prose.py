@@ -1,18 +1,14 @@
-"""The sentences of a report that no single fit can say: how far a study is, what moves between cells, captions, what was not varied."""
+"""The sentences of a report that no single fit can say: how far a study is, captions, what was not varied."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 
-import numpy as np
 import pandas as pd
 
-from analysis.cells import RATE, Cell
+from analysis.cells import RATE
 from analysis.figures.allocation import PUBLISHED
-from analysis.fits.allocation import AllocationFit
-from analysis.fits.types import Estimate
 from analysis.results import Results
 from analysis.table import RHO, si, varied_fields
 from sparsemem.config import MEMORY_POOLS
@@ -20,6 +16,15 @@ from sparsemem.config import MEMORY_POOLS
 DIFFERENCES_CAPTION = (
     f"Loss less that of the pure mixture of experts ({RHO} = 1) with the same seed, mean over seeds; bars are one standard error between "
     "seeds, where there are two. Below zero, memory helps."
+)
+DIAGNOSTICS_CAPTION = (
+    "Left: mean of each share less the fitted curve, with its paired standard error. Right: mean of each inner share less what each law "
+    "predicts for it when fitted to all others. Zero is a perfect fit."
+)
+OPTIMUM_CAPTION = (
+    "The best share of each budget by a curve of its own (orange, 95% interval; white where in doubt or at an end of the sampled shares), "
+    "and by the law over all budgets (blue, pointwise 95% band; the model is chosen anew in every resample). Hatched: the published "
+    f"optimum, {PUBLISHED[0]:.0%} to {PUBLISHED[1]:.0%} (Engram, arXiv 2601.07372), at far larger scale."
 )
 CURVES_CAPTION = (
     f"Top: validation loss while training, mean over seeds. Bottom: the same less that of {RHO} = 1 with the same seed at the same token; "
@@ -50,19 +55,6 @@ def counts(trials: pd.DataFrame) -> str:
     found = Counter(trials["status"])
     rest = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in found.items() if status != "finished")
     return f"{found['finished']} of {len(trials)} trials finished" + (f"; {rest}." if rest else ".")
-
-
-def shifts(fitted: Sequence[tuple[Cell, AllocationFit]]) -> list[str]:
-    """Whether the optimum moves from one cell to the next: its difference with the interval over (independent) resamples."""
-    sentences = []
-    for (first, fit), (second, other) in pairwise(fitted):
-        if fit.argmin and other.argmin:
-            draws = other.argmin_draws() - np.random.default_rng(0).permutation(fit.argmin_draws())
-            moved = Estimate.of(other.argmin.value - fit.argmin.value, draws)
-            verdict = "no movement can be told from noise" if moved.low <= 0 <= moved.high else "it moves"
-            interval = f"{moved.value:+.3f} (95% interval {moved.low:+.3f} to {moved.high:+.3f})"
-            sentences.append(f"From {first.label} to {second.label} the optimum shifts by {interval}: {verdict}.")
-    return sentences
 
 
 def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",)) -> list[str]:

@@ -78,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = add("plan", _plan, "show every trial before anything is trained", "sparsemem plan sweeps/allocation-quick.yaml --json")
     plan.add_argument("--json", action="store_true", help='print {"trials": [...], "memory_access": [...]}, names as in trials.csv')
+    plan.add_argument("--detect", type=float, metavar="NATS", help="also say how many seeds a difference of so many nats/token takes")
+    plan.add_argument("--noise", type=Path, metavar="DIR", help="results of a similar study, for --detect (default: this one's own)")
     run = add(
         "run",
         _run,
@@ -121,6 +123,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from sparsemem.study.plan import describe, estimate_seconds, plan
 
     planned = plan(study)
+    found = _detect(arguments, study.study, [p.row() for p in planned])
     for data in {p.trial.data for p in planned}:
         open_corpus(data, arguments.study.resolve().parent)
     _say(f"{study.study}: {len(planned)} trials; timing a few training steps ...")
@@ -128,10 +131,38 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         seconds = [round(each, 1) for each in estimate[0]] if estimate else [None] * len(planned)
         rows = [{**p.row(), "estimated_seconds": each} for p, each in zip(planned, seconds, strict=True)]
-        print(json.dumps({"trials": rows, "memory_access": memory_access(planned)}, indent=2))
+        print(json.dumps({"trials": rows, "memory_access": memory_access(planned), **({"detect": found[0]} if found else {})}, indent=2))
     else:
-        print("\n\n".join(filter(None, (describe_access(memory_access(planned)), describe(planned, estimate)))))
+        words = found[1] if found else ""
+        print("\n\n".join(filter(None, (describe_access(memory_access(planned)), describe(planned, estimate), words))))
     return DONE
+
+
+def _detect(arguments: argparse.Namespace, name: str, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], str] | None:
+    """What the plan can detect, as a record and in words; None where that is not asked.
+
+    Raises:
+        ConfigError: the noise is not known.
+    """
+    if arguments.detect is None:
+        return None
+    own = (folder / name for folder in (Path("runs"), Path("results")))
+    folder = arguments.noise or next((each for each in own if (each / "trials.csv").is_file()), None)
+    if folder is None:
+        raise ConfigError(
+            f"--detect needs the noise of runs, and {name} has none in runs/ or results/; "
+            "give --noise with the results folder of a similar study"
+        )
+    import pandas as pd
+
+    from analysis.detect import describe_detect, detect
+    from analysis.errors import AnalysisError
+
+    try:
+        found = detect(arguments.detect, pd.DataFrame(rows), folder)
+    except AnalysisError as error:
+        raise ConfigError(str(error)) from None
+    return found, describe_detect(found)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -44,6 +44,44 @@ def test_plan_as_a_table_ends_in_totals(study: Path, capsys: pytest.CaptureFixtu
     assert lines[-1].startswith("2 trials, 8k tokens, largest budget error")
 
 
+def noisy(folder: Path, seeds: int = 2) -> Path:
+    """Results of a study whose runs differ by noise of 0.01 nats/token."""
+    rows = ["trial_id,status,seed,rho,share_moe,total_params,active_params,tokens,val_loss"]
+    for seed in range(seeds):
+        rows += [f"{seed}{i},finished,{seed},{i / 4},{i / 4},30000,7000,4000,{4 + 0.01 * (-1) ** (i * seed)}" for i in range(5)]
+    folder.mkdir(parents=True)
+    (folder / "trials.csv").write_text("\n".join(rows))
+    (folder / "study.yaml").write_text("study: other")
+    return folder
+
+
+def test_plan_says_what_a_difference_takes(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engram = "top_k: 2}, engram: {layers: [1], orders: [2], heads: 1, row_dim: 8}}"
+    study.write_text(STUDY.replace("top_k: 2}}", engram).replace("vary: {", "vary: {rho: [1, 0], ").replace("rho: 1\n", ""))
+    arguments = ["plan", str(study), "--detect", "0.02", "--noise", str(noisy(tmp_path / "other"))]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["detect"]
+    (design,) = found["designs"]
+    assert (found["depth"], found["noise"]["df"]) == (0.02, 4)
+    assert (design["points"], design["seeds"]) == (2, 2)
+    assert design["seeds_needed"] > 2
+    assert design["detectable"] > 0.02
+    assert main(arguments) == 0
+    assert f"{design['seeds_needed']} seeds see 0.02 with 80%" in capsys.readouterr().out
+
+
+def test_plan_refuses_to_guess_the_noise(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one_seed = noisy(tmp_path / "one", seeds=1)
+    for arguments, words in (
+        (["--detect", "0.01"], "give --noise with the results folder of a similar study"),
+        (["--detect", "0.01", "--noise", str(one_seed)], "no seed is repeated"),
+        (["--detect", "-1", "--noise", str(one_seed)], "give a positive number"),
+        (["--detect", "0.01", "--noise", str(tmp_path)], "study.yaml: no such file"),
+    ):
+        assert main(["plan", str(study), *arguments]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_set_replaces_fields_and_axes(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["vary.seed=[7]", "budget.tokens=8k", "train={batch_tokens: 512, lr: 0.1}"]
     assert main(["plan", str(study), "--json", *(word for setting in settings for word in ("--set", setting))]) == 0

@@ -24,42 +24,47 @@ SHARE_LABEL = f"Routed experts' share of sparse parameters, {RHO}"
 SEED_MARKERS = ("o", "^", "s", "D", "v", "P")
 
 
-def allocation_data(fitted: Sequence[tuple[Cell, AllocationFit]], column: str = "share_moe") -> pd.DataFrame:
+def allocation_data(fitted: Sequence[tuple[Cell, AllocationFit]]) -> pd.DataFrame:
     """Everything that `share_figure` draws -> cell, status, series, share, loss, low, high, seed, trial_id (losses in nats per token).
 
-    Args:
-        column: of the share that the fits are over.
-
-    Series: `run` (one trained model), `mean` (for the average seed, with its paired standard error), `curve` (with the 95% band), `optimum`
-    (share with its interval in low and high), `tied` (shares low to high), `dense` (mean of the baseline).
+    Series: those of `fit_data`, and `dense` (mean of the baseline).
     """
     tables = []
     for cell, fit in fitted:
-        runs = cell.trials
-        parts = [
-            pd.DataFrame(
-                {"series": "run", "share": runs[column], "loss": runs["val_loss"], "seed": runs["seed"], "trial_id": runs["trial_id"]}
-            )
-        ]
-        if fit.means:
-            counts = runs[column].round(9).value_counts()
-            error = [(fit.paired_sd or np.nan) / np.sqrt(counts[share]) for share in fit.shares]
-            means = pd.DataFrame({"series": "mean", "share": fit.shares, "loss": fit.means})
-            ends = fit.shares[0], fit.shares[-1]
-            x = ends[0] + (ends[1] - ends[0]) * (1 - np.cos(np.linspace(0, np.pi, 201))) / 2  # closest where a curve may be steepest
-            curve = fit.predict(np.clip(x, *ends)).rename(columns={"x": "share"})
-            parts += [curve.assign(series="curve"), means.assign(low=means["loss"] - error, high=means["loss"] + error)]
-            if len(fit.tied) > 1:
-                parts.append(pd.DataFrame({"series": ["tied"], "low": min(fit.tied), "high": max(fit.tied)}))
-        if fit.argmin and fit.loss_at_best:
-            best = {"share": fit.argmin.value, "loss": fit.loss_at_best.value, "low": fit.argmin.low, "high": fit.argmin.high}
-            parts.append(pd.DataFrame([{"series": "optimum", **best}]))
-        if len(cell.dense):
-            parts.append(pd.DataFrame([{"series": "dense", "loss": cell.dense["val_loss"].mean()}]))
-        tables.append(pd.concat(parts).assign(cell=cell.label, status=str(fit.status)))
+        dense = [pd.DataFrame([{"series": "dense", "loss": cell.dense["val_loss"].mean()}])] if len(cell.dense) else []
+        tables.append(pd.concat([fit_data(fit), *dense]).assign(cell=cell.label, status=str(fit.status)))
     return pd.concat(tables, ignore_index=True).reindex(
         columns=["cell", "status", "series", "share", "loss", "low", "high", "seed", "trial_id"]
     )
+
+
+def fit_data(fit: AllocationFit) -> pd.DataFrame:
+    """One fit -> series, share, loss, low, high, seed, trial_id, status.
+
+    Series: `run` (one trained model), `mean` (for the average seed, with its paired standard error), `curve` (with the 95% band), `optimum`
+    (share with its interval in low and high), `tied` (shares low to high).
+    """
+    runs = fit.runs()
+    parts = [runs.assign(series="run")]
+    if fit.means:
+        counts = runs["share"].value_counts()
+        error = [(fit.paired_sd or np.nan) / np.sqrt(counts[share]) for share in fit.shares]
+        means = pd.DataFrame({"series": "mean", "share": fit.shares, "loss": fit.means})
+        ends = fit.shares[0], fit.shares[-1]
+        x = ends[0] + (ends[1] - ends[0]) * (1 - np.cos(np.linspace(0, np.pi, 201))) / 2  # closest where a curve may be steepest
+        curve = fit.predict(np.clip(x, *ends)).rename(columns={"x": "share"})
+        parts += [curve.assign(series="curve"), means.assign(low=means["loss"] - error, high=means["loss"] + error)]
+        if len(fit.tied) > 1:
+            parts.append(pd.DataFrame({"series": ["tied"], "low": min(fit.tied), "high": max(fit.tied)}))
+    if fit.argmin and fit.loss_at_best:
+        best = {"share": fit.argmin.value, "loss": fit.loss_at_best.value, "low": fit.argmin.low, "high": fit.argmin.high}
+        parts.append(pd.DataFrame([{"series": "optimum", **best}]))
+    return pd.concat(parts).assign(status=str(fit.status))
+
+
+def draw_fit(axes: Axes, fit: AllocationFit) -> None:
+    """The runs, the curve with its band and the optimum of one fit."""
+    _panel(axes, fit_data(fit), COLOURS[0], COLOURS[0])
 
 
 def allocation_figure(data: pd.DataFrame) -> Figure:

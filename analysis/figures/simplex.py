@@ -29,34 +29,40 @@ TICKS = (0.2, 0.4, 0.6, 0.8)
 
 
 def simplex_data(fitted: Sequence[tuple[Cell, SimplexFit]]) -> pd.DataFrame:
-    """What `simplex_figure` draws -> cell, status, series, share_POOL of each pool, loss, tie, runs (losses in nats per token).
-
-    Series: `surface` (the fit on a lattice), `tie` (on a finer one around the mixes tied with the best, which are those up to 1), `mean`
-    (of a mix, for the average seed, over so many runs), `two` (the best mix of two pools), `best`.
-    """
-    tables = []
-    for cell, fit in fitted:
-        names = [f"share_{pool}" for pool in fit.pools]
-        if not fit.means:  # nothing fitted yet: the runs as they are
-            means = cell.trials.groupby(names, sort=False)["val_loss"].agg(loss="mean", runs="count").reset_index()
-            tables.append(means.assign(series="mean", cell=cell.label, status=str(fit.status)))
-            continue
-        runs = cell.trials[names].round(9).value_counts()
-        points = pd.DataFrame(fit.points, columns=names).assign(loss=fit.means, runs=[int(runs[point]) for point in fit.points])
-        best = {f"share_{pool}": [share.value] for pool, share in fit.argmin.items()}
-        parts = {
-            "surface": fit.region(50).drop(columns="tie").rename(columns=dict(zip(fit.pools, names, strict=True))),
-            "tie": _near(fit).rename(columns=dict(zip(fit.pools, names, strict=True))),
-            "mean": points,
-            "two": pd.DataFrame(list(fit.edge_bests.values()), columns=names),
-            "best": pd.DataFrame({**best, "loss": [fit.loss_at_best.value if fit.loss_at_best else np.nan]}),
-        }
-        tables += [part.assign(series=series, cell=cell.label, status=str(fit.status)) for series, part in parts.items()]
+    """What `simplex_figure` draws -> cell and the columns of `fit_data`."""
+    tables = [fit_data(fit).assign(cell=cell.label) for cell, fit in fitted]
     if not tables:
         return pd.DataFrame()
     data = pd.concat(tables, ignore_index=True)
     measured = [name for name in ("loss", "tie", "runs") if name in data]
     return data[["cell", "status", "series", *(name for name in data if name.startswith("share_")), *measured]]
+
+
+def fit_data(fit: SimplexFit) -> pd.DataFrame:
+    """One fit -> status, series, share_POOL of each pool, loss, tie, runs (losses in nats per token).
+
+    Series: `surface` (the fit on a lattice), `tie` (on a finer one around the mixes tied with the best, which are those up to 1), `mean`
+    (of a mix, for the average seed, over so many runs), `two` (the best mix of two pools), `best`.
+    """
+    names = [f"share_{pool}" for pool in fit.pools]
+    means = fit.runs().groupby(names, sort=False)["loss"].agg(loss="mean", runs="count").reset_index()
+    if not fit.means:  # nothing fitted yet: the runs as they are
+        return means.assign(series="mean", status=str(fit.status))
+    runs = means.set_index(names)["runs"]
+    best = {f"share_{pool}": [share.value] for pool, share in fit.argmin.items()}
+    parts = {
+        "surface": fit.region(50).drop(columns="tie").rename(columns=dict(zip(fit.pools, names, strict=True))),
+        "tie": _near(fit).rename(columns=dict(zip(fit.pools, names, strict=True))),
+        "mean": pd.DataFrame(fit.points, columns=names).assign(loss=fit.means, runs=[int(runs[point]) for point in fit.points]),
+        "two": pd.DataFrame(list(fit.edge_bests.values()), columns=names),
+        "best": pd.DataFrame({**best, "loss": [fit.loss_at_best.value if fit.loss_at_best else np.nan]}),
+    }
+    return pd.concat([part.assign(series=series, status=str(fit.status)) for series, part in parts.items()])
+
+
+def draw_fit(axes: Axes, fit: SimplexFit) -> None:
+    """The trained mixes, the surface, what is tied with its best and the best itself."""
+    _triangle(axes, fit_data(fit), off=1)
 
 
 def _near(fit: SimplexFit) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Where along the share of routed experts the loss is least, how sure that is, and which shares cannot be told from the best.
 
 From a table of runs to a frozen `AllocationFit`. The order of the work: take the seed effects off (`noise`), fit every law to the share
-means (`laws`), keep the law that predicts left-out shares best, and repeat all of that on resamples for the intervals.
+means (`laws`), choose one (`_choose`), and repeat all of that on resamples for the intervals.
 
 Knows no file and no study: any DataFrame with a share, a loss and a seed a row will do.
 """
@@ -10,20 +10,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.fits.laws import Law, Quadratic, TwoPower
-from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model, tied_with_best
-from analysis.fits.runs import Runs, read_shares
-from analysis.fits.types import Estimate, Status, plain
+from analysis.fits.laws import Akima, Cubic, Law, Quadratic, TwoPower
+from analysis.fits.noise import SeedModel, aicc, aiccs, lack_of_fit, lack_of_fits, resample, seed_model, tied_with_best
+from analysis.fits.runs import Runs, read_shares, require_one_budget
+from analysis.fits.types import Estimate, Fit, Status
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array = np.ndarray
-LawName = Literal["auto", "quadratic", "two-power"]
+LawName = Literal["auto", "quadratic", "cubic", "two-power", "akima"]
+LAWS: tuple[Law, ...] = (Quadratic(), Cubic(), TwoPower(), Akima())
 LEAST_SHARES = 4
+REFUTED = 0.01  # chance of so poor a fit below which a law is not chosen
+DIGITS = 1e-7  # part of a loss that single precision resolves: smaller deviations refute no law
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,13 @@ class Candidate:
     left_out_error: float | None
     """Root mean square error of the loss predicted for each inner share when it is left out, nats per token."""
     aicc: float | None
-    """Akaike's criterion with the small-sample correction over runs, seed effects counted; None where too few runs allow it."""
+    """Akaike's criterion with the small-sample correction over runs, seed effects counted; None where it is not defined: too few runs, or
+    as many parameters as shares."""
+    lack_of_fit_p: float | None
+    """Chance of so poor a fit of the share means if the law were true (F test against the paired noise)."""
     argmin: float | None
+    left_out: tuple[float, ...] = ()
+    """Loss predicted for each inner share by the law fitted to all others."""
     note: str = ""
 
 
@@ -63,20 +74,12 @@ class _Curves:
         return np.stack(values)[self.chosen_B, np.arange(len(self.chosen_B))]
 
 
-@dataclass(frozen=True)
-class AllocationFit:
+@dataclass(frozen=True, kw_only=True)
+class AllocationFit(Fit):
     """An allocation curve with its status. Intervals are 95% percentile intervals over resamples; losses are in nats per token."""
 
-    status: Status
-    message: str
-    """What the status means here and what to do about it; '' when there is nothing to doubt."""
-    law: str
     shares: tuple[float, ...]
     seeds: int
-    rows: tuple[str, ...]
-    """Trial ids (or index labels) used."""
-    conventions: dict[str, Any]
-    parameters: dict[str, Estimate] = field(default_factory=dict)
     argmin: Estimate | None = None
     """Share at the least loss of the curve; None unless an interior minimum was found."""
     best_end: float | None = None
@@ -95,13 +98,17 @@ class AllocationFit:
     depth_over_noise: float | None = None
     """depth / paired_sd."""
     lack_of_fit_p: float | None = None
-    """Chance of so poor a fit of the share means if the law were true (F test against the paired noise)."""
-    objective: float | None = None
-    """Weighted sum of squares of the share means around the curve; a weight is the number of runs that a mean is worth."""
+    """That of the law used; None where it interpolates or nothing is repeated."""
     candidates: tuple[Candidate, ...] = ()
     means: tuple[float, ...] = ()
     """Loss of each share for the average seed; empty without a curve."""
+    _runs: Runs = field(repr=False, compare=False)
     _curves: _Curves | None = field(default=None, repr=False, compare=False)
+
+    def runs(self) -> pd.DataFrame:
+        """The runs used -> share, loss, seed, trial_id."""
+        each = self._runs
+        return pd.DataFrame({"share": each.x_NK[:, 0], "loss": each.y_N, "seed": each.seeds_N, "trial_id": each.rows})
 
     def predict(self, x: Any) -> pd.DataFrame:
         """The curve with its pointwise 95% band -> columns x, loss, low, high. What moves all shares of a seed alike is not in the band.
@@ -124,12 +131,6 @@ class AllocationFit:
     def argmin_draws(self) -> Array:
         """Share at the least loss in every resample, the winning end where none is inside -> [resamples]. Empty without a fit."""
         return self._curves.best(self.shares[0], self.shares[-1])[0][1:] if self._curves else np.zeros(0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: law, status, parameters, objective, rows and conventions first, then everything else."""
-        kept = {name: getattr(self, name) for name in self.__dataclass_fields__ if not name.startswith("_")}
-        head = ("law", "status", "message", "parameters", "objective", "rows", "conventions", "argmin")
-        return {name: plain(kept[name]) for name in (*head, *(name for name in kept if name not in head))}
 
     def summary(self, noun: str = "share") -> str:
         """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them.
@@ -162,6 +163,11 @@ class AllocationFit:
             lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
         return " ".join(lines)
 
+    def plot(self, ax: Axes) -> None:
+        from analysis.figures.allocation import draw_fit
+
+        draw_fit(ax, self)
+
 
 def fit_allocation(
     frame: pd.DataFrame,
@@ -181,7 +187,7 @@ def fit_allocation(
         x: column of the share of the sparse parameters in routed experts, in [0, 1].
         loss: column of the loss, nats per token.
         seed: column of the seed; runs of one seed are paired across shares.
-        law: `auto` keeps the law with the least left-out error, and every resample chooses again.
+        law: `auto` chooses among all laws (`_choose`), and every resample chooses again.
         resamples: size of the bootstrap.
         random_seed: of the bootstrap; the same input gives the same fit.
 
@@ -190,10 +196,11 @@ def fit_allocation(
 
     Raises:
         AnalysisError: a column is missing or holds text, a share is outside [0, 1], a trial id is repeated, one seed stands twice at one
-            share, or the law is unknown.
+            share, the runs are of several budgets, or the law is unknown.
     """
     laws = _laws(law)
     runs = read_shares(frame, (x,), loss, seed, "fit_allocation")
+    require_one_budget(frame, x, "fit_allocation")
     x_N = runs.x_NK[:, 0]
     conventions = {
         "x": x,
@@ -204,7 +211,8 @@ def fit_allocation(
         "resampling": "Gaussian noise of that size on every run, its level from a scaled inverse chi-square, seed effects taken off again",
         "resamples": resamples,
         "random_seed": random_seed,
-        "choice_of_law": "least left-out error over inner shares, chosen anew in every resample" if law == "auto" else f"{law}, as asked",
+        "objective": "weighted sum of squares of the share means around the curve; a weight is the number of runs that a mean is worth",
+        "choice_of_law": f"{_CHOICE}, chosen anew in every resample" if law == "auto" else f"{law}, as asked",
         "band": "pointwise, without what moves all shares of a seed alike",
         "held_out_set": "the same sequences for every run; intervals hold for that set",
     }
@@ -214,9 +222,10 @@ def fit_allocation(
         "seeds": len(np.unique(runs.seeds_N)),
         "rows": runs.rows,
         "conventions": conventions,
+        "_runs": runs,
     }
     refusal = _refusal(shares, runs)
-    laws = tuple(each for each in laws if len(shares) >= each.least_shares)
+    laws = tuple(each.on(shares) for each in laws if len(shares) >= each.least_shares)
     if refusal is None and not laws:
         refusal = (
             Status.TOO_FEW_POINTS,
@@ -229,15 +238,18 @@ def fit_allocation(
     model = seed_model(x_N, runs.y_N, runs.seeds_N)
     weights_I = 1 / np.diag(model.covariance_II)
     sd, df = model.sd, model.df
-    if df == 0:  # nothing repeated: take the residuals around the most flexible law as noise, and say so
-        residual_I = model.mean_I - laws[-1].value(model.x_I, laws[-1].fit(model.x_I, weights_I, model.mean_I[None]))[0]
-        df = max(1, len(model.x_I) - len(laws[-1].parameters))
+    if df == 0:  # nothing repeated: take the residuals around the most flexible law that leaves any as noise, and say so
+        loosest = [each for each in LAWS[:3] if len(shares) >= each.least_shares][-1]
+        residual_I = model.mean_I - loosest.value(model.x_I, loosest.fit(model.x_I, weights_I, model.mean_I[None]))[0]
+        df = len(model.x_I) - len(loosest.parameters)
         sd = float(np.sqrt(np.sum(weights_I * residual_I**2) / df))
-        conventions["noise"] = f"nothing is repeated: residuals around the {laws[-1].name} curve stand in for it"
+        conventions["noise"] = f"nothing is repeated: residuals around the {loosest.name} curve stand in for it"
     y_BI = np.vstack([model.mean_I, resample(model, sd, df, resamples, rng)])
     theta = tuple(each.fit(model.x_I, weights_I, y_BI) for each in laws)
-    errors_LB = np.stack([_left_out_error(each, model.x_I, weights_I, y_BI) for each in laws])
-    curves = _Curves(laws, theta, errors_LB.argmin(0))
+    left_out_LBI = np.stack([_left_out(each, model.x_I, weights_I, y_BI) for each in laws])
+    errors_LB = np.sqrt(np.mean((left_out_LBI - y_BI[:, 1:-1]) ** 2, axis=2))
+    squares_LB = np.stack([_squares(each, own, model, weights_I, y_BI) for each, own in zip(laws, theta, strict=True)])
+    curves = _Curves(laws, theta, _choose(laws, model, squares_LB, errors_LB, common["seeds"]))
     winner, theta_BK = laws[curves.chosen_B[0]], theta[curves.chosen_B[0]]
     low, high = float(shares[0]), float(shares[-1])
     best_B, inside_B = curves.best(low, high)
@@ -247,17 +259,17 @@ def fit_allocation(
     end = float(best_B[0]) if not inside_B[0] else low if model.mean_I[0] <= model.mean_I[-1] else high
     at_best_B, at_high_B = curves.at(np.array([best_B[0] if interior else end, high])).T
     depth = Estimate.of(at_high_B[0] - at_best_B[0], at_high_B[1:] - at_best_B[1:]) if high > 0.995 else None
-    objective = float(np.sum(weights_I * (model.mean_I - winner.value(model.x_I, theta_BK[:1])[0]) ** 2))
+    objective = float(squares_LB[curves.chosen_B[0], 0])
     lack = lack_of_fit(model, objective, len(winner.parameters))
-    status, message = _verdict(
-        winner, theta_BK[0], best_B[0] if inside_B[0] else None, interior, end, p_interior, tied_I, lack, model, common["seeds"]
-    )
-    candidates = zip(laws, theta, errors_LB[:, 0], strict=True)
+    vertex, refuted = best_B[0] if inside_B[0] else None, winner.name == Akima.name and len(laws) > 1
+    status, message = _verdict(winner, theta_BK[0], vertex, interior, end, p_interior, tied_I, lack, refuted, model, common["seeds"])
+    candidates = zip(laws, (each[0] for each in theta), squares_LB[:, 0], left_out_LBI[:, 0], strict=True)
     return AllocationFit(
         status=status,
         message=message,
         law=winner.name,
         parameters={name: Estimate.of(theta_BK[0, k], theta_BK[1:, k]) for k, name in enumerate(winner.parameters)},
+        covariance=tuple(map(tuple, np.cov(theta_BK[1:].T).tolist())),
         argmin=Estimate.of(best_B[0], best_B[1:]) if interior else None,
         best_end=None if interior else end,
         loss_at_best=Estimate.of(at_best_B[0], at_best_B[1:]),
@@ -269,7 +281,7 @@ def fit_allocation(
         depth_over_noise=depth.value / model.sd if depth and model.df and model.sd > 0 else None,
         lack_of_fit_p=lack,
         objective=objective,
-        candidates=tuple(_candidate(each, own[0], float(error), model, weights_I, common["seeds"]) for each, own, error in candidates),
+        candidates=tuple(_candidate(*each, model, common["seeds"]) for each in candidates),
         means=tuple(map(float, model.mean_I)),
         _curves=curves,
         **common,
@@ -279,21 +291,48 @@ def fit_allocation(
 # --- the steps --------------------------------------------------------------------------------------------------------------
 
 
+_CHOICE = f"least AICc among the laws that the paired noise does not refute (p > {REFUTED}); where it refutes all, least left-out error"
+
+
 def _laws(name: str) -> tuple[Law, ...]:
-    laws: tuple[Law, ...] = (Quadratic(), TwoPower())
-    if name not in ("auto", *(each.name for each in laws)):
-        raise AnalysisError(f"unknown law {name!r}; known: auto, {', '.join(each.name for each in laws)}")
-    return laws if name == "auto" else tuple(each for each in laws if each.name == name)
+    if name not in ("auto", *(each.name for each in LAWS)):
+        raise AnalysisError(f"unknown law {name!r}; known: auto, {', '.join(each.name for each in LAWS)}")
+    return LAWS if name == "auto" else tuple(each for each in LAWS if each.name == name)
 
 
-def _left_out_error(law: Law, x_I: Array, w_I: Array, y_BI: Array) -> Array:
-    """Root mean square error over the inner shares, each predicted from all others -> [B]; an end left out would ask for extrapolation."""
-    squares_B = np.zeros(len(y_BI))
+def _choose(laws: tuple[Law, ...], model: SeedModel, squares_LB: Array, errors_LB: Array, seeds: int) -> Array:
+    """Index of the law of each row -> [B]: the least AICc among the laws that the noise does not refute, else the least left-out error.
+
+    A resample has the noise of the study and its own, so half of its squares count. In 200 simulated studies each (8 shares, 2 seeds) the
+    95% interval of the optimum held the truth in 92 to 98.5% for parabolas, cubics and two-power curves. Left-out error alone took a
+    parabola (noise a fifteenth of its depth) for another law in half of the studies, mostly for Akima's curve, and its interval was 3 times
+    as wide. For a curve outside all laws, 4 + 0.1 |x - 0.3|^1.3, the interval held the truth in 95% at noise 0.01, where its form cannot be
+    seen, but in 75% at 0.003 (by AICc without the test for lack of fit and the halving, in 66%): trust the tied shares there.
+    """
+    runs, floor = model.counts_I.sum(), (DIGITS * np.abs(model.mean_I).max()) ** 2
+    squares_LB = squares_LB * np.where(np.arange(squares_LB.shape[1]), 0.5, 1.0) + runs * floor
+    score_LB = []
+    for law, squares_B in zip(laws, squares_LB, strict=True):
+        count, interpolates = len(law.parameters), len(law.parameters) >= len(model.mean_I)
+        holds_B = lack_of_fits(model, squares_B, count, math.sqrt(model.sd**2 + runs * floor)) > REFUTED
+        score_LB.append(np.where(holds_B & (not interpolates), aiccs(model, squares_B, count, seeds), np.inf))
+    least_B = np.min(score_LB, axis=0)
+    return np.where(np.isinf(least_B), errors_LB.argmin(0), np.argmin(score_LB, axis=0))
+
+
+def _left_out(law: Law, x_I: Array, w_I: Array, y_BI: Array) -> Array:
+    """Loss of each inner share predicted from all others -> [B, I - 2]; an end left out would ask for extrapolation."""
+    predicted = []
     for i in range(1, len(x_I) - 1):
         kept = np.arange(len(x_I)) != i
-        theta_BK = law.fit(x_I[kept], w_I[kept], y_BI[:, kept], polish=False)  # only to choose a law
-        squares_B += (law.value(x_I[i : i + 1], theta_BK)[:, 0] - y_BI[:, i]) ** 2
-    return np.sqrt(squares_B / (len(x_I) - 2))
+        own = law.on(x_I[kept])
+        theta_BK = own.fit(x_I[kept], w_I[kept], y_BI[:, kept], polish=False)  # only to compare laws
+        predicted.append(own.value(x_I[i : i + 1], theta_BK)[:, 0])
+    return np.stack(predicted, axis=1)
+
+
+def _squares(law: Law, theta_BK: Array, model: SeedModel, w_I: Array, y_BI: Array) -> Array:
+    return np.asarray(((law.value(model.x_I, theta_BK) - y_BI) ** 2) @ w_I)
 
 
 def _refusal(shares: Array, runs: Runs) -> tuple[Status, str] | None:
@@ -317,6 +356,7 @@ def _verdict(
     p_interior: float,
     tied_I: Array,
     lack: float | None,
+    refuted: bool,
     model: SeedModel,
     seeds: int,
 ) -> tuple[Status, str]:
@@ -325,7 +365,7 @@ def _verdict(
     bound = law.at_bound(theta_K)
     if bound:
         status = Status.BOUND_HIT
-        doubts.append(f"the {law.name} curve stopped at the end of its admissible range ({bound}); compare the other law.")
+        doubts.append(f"the {law.name} curve stopped at the end of its admissible range ({bound}); compare the other laws.")
     if not interior:
         status = Status.NO_INTERIOR_MINIMUM
         if vertex is None:
@@ -336,18 +376,27 @@ def _verdict(
         doubts.append(f"only {p_interior:.0%} of the resamples have their minimum inside the sampled range.")
     if tied_I.all():
         doubts.append("no sampled share can be told from the best: train more seeds.")
-    if lack is not None and lack < 0.01:
+    if lack is not None and lack < REFUTED:
         doubts.append(
             f"the curve misses the share means by more than noise explains (p = {lack:.1g}): trust the tied shares before the argmin."
         )
+    if refuted:
+        doubts.append("every other law misses the share means by more than noise explains: trust the tied shares before the argmin.")
     if seeds < 2 or model.df == 0:
         status = Status.TOO_FEW_POINTS
         doubts.append("no repeats, so seed noise is not measured and the residuals around the curve stand in for it: train a second seed.")
     return status, " ".join(doubts)
 
 
-def _candidate(law: Law, theta_K: Array, error: float, model: SeedModel, weights_I: Array, seeds: int) -> Candidate:
+def _candidate(law: Law, theta_K: Array, squares: float, left_out: Array, model: SeedModel, seeds: int) -> Candidate:
     vertex = float(law.vertex(theta_K[None], model.x_I[0], model.x_I[-1])[0])
-    squares = float(np.sum(weights_I * (model.mean_I - law.value(model.x_I, theta_K[None])[0]) ** 2))
-    score = aicc(model, squares, len(law.parameters), seeds)
-    return Candidate(law.name, error, score, None if math.isnan(vertex) else vertex, law.at_bound(theta_K))
+    interpolates = len(law.parameters) >= len(model.mean_I)
+    return Candidate(
+        law.name,
+        float(np.sqrt(np.mean((left_out - model.mean_I[1:-1]) ** 2))),
+        None if interpolates else aicc(model, squares, len(law.parameters), seeds),
+        lack_of_fit(model, squares, len(law.parameters)),
+        None if math.isnan(vertex) else vertex,
+        tuple(map(float, left_out)),
+        "interpolates: as many parameters as shares, so no AICc" if interpolates else law.at_bound(theta_K),
+    )

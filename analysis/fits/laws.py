@@ -4,44 +4,53 @@ A law knows nothing of seeds or studies: it gets the shares `x_I`, their weights
 
 - `Quadratic` is right only near the optimum: on a wide, uncentred or asymmetric grid it is biased even without noise
   (arXiv 2603.22339). It is kept because it needs the fewest shares and because it is what most readers know.
+- `Cubic` is the parabola that may lean to one side.
 - `TwoPower` is the asymmetric curve `c + a (1 - rho)^p + b (rho + 0.1)^-q` with a <= 0 <= b: what the first memory rows gain,
   against what the last routed experts are worth.
+- `Akima` assumes no form: it passes through every mean, noise and all.
 
-Letters: B resamples, I shares, K parameters, G points of the grid over (p, q).
+Letters: B resamples, I shares, K parameters, G points of the grid over (p, q), S stretches between neighbouring shares.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.interpolate import Akima1DInterpolator
 
 Array = np.ndarray
 EDGE = 0.01  # an argmin within this part of the sampled range from an end counts as that end
 
 
-class Law(Protocol):
+class Law(ABC):
     """What `fit_allocation` asks of a curve."""
 
     name: str
     parameters: tuple[str, ...]
     least_shares: int
+    """Fewest shares that leave one over when another is left out."""
 
+    def on(self, x_I: Array) -> Law:
+        """The law for these shares; only one with knots depends on them."""
+        return self
+
+    @abstractmethod
     def fit(self, x_I: Array, w_I: Array, y_BI: Array, *, polish: bool = True) -> Array:
         """Weighted least squares of every row of `y_BI` -> parameters [B, K]; without `polish` only as near as a grid comes."""
-        ...
 
+    @abstractmethod
     def value(self, x_X: Array, theta_BK: Array) -> Array:
         """Loss of every resample at every x -> [B, X]."""
-        ...
 
+    @abstractmethod
     def vertex(self, theta_BK: Array, low: float, high: float) -> Array:
         """Where the loss is least -> [B]; NaN where that is not inside (low, high)."""
-        ...
 
     def at_bound(self, theta_K: Array) -> str:
         """Names of the parameters that stopped at the end of their admissible range, or ''."""
-        ...
+        return ""
 
 
 def inside(vertex_B: Array, low: float, high: float) -> Array:
@@ -50,7 +59,29 @@ def inside(vertex_B: Array, low: float, high: float) -> Array:
     return np.where((vertex_B > low + edge) & (vertex_B < high - edge), vertex_B, np.nan)
 
 
-class Quadratic:
+def _polynomial(x_I: Array, w_I: Array, y_BI: Array, terms: int) -> Array:
+    root_I = np.sqrt(w_I)
+    return np.linalg.lstsq(np.vander(x_I, terms, increasing=True) * root_I[:, None], (y_BI * root_I).T, rcond=None)[0].T
+
+
+def _lowest(cubics_BS4: Array, start_S: Array, length_S: Array, end_B: Array, low: float, high: float) -> Array:
+    """Where piecewise cubics, rising powers of the distance from each stretch's start, are least -> [B]; NaN where an end is lower.
+
+    Args:
+        end_B: loss of the lower end.
+    """
+    c, s, k, m = np.moveaxis(cubics_BS4, 2, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        root = np.sqrt(k**2 - 3 * m * s)
+        t_BS = np.where(k > 0, -s / (k + root), (root - k) / (3 * m))  # the root of the slope where it rises, free of cancellation
+        t_BS = np.where((start_S + t_BS >= low) & (t_BS >= 0) & (t_BS <= length_S) & (start_S + t_BS <= high), t_BS, np.nan)
+        loss_BS = np.nan_to_num(c + t_BS * (s + t_BS * (k + t_BS * m)), nan=np.inf)
+    rows, best_B = np.arange(len(c)), loss_BS.argmin(1)
+    vertex_B = np.where(loss_BS[rows, best_B] < end_B, (start_S + t_BS)[rows, best_B], np.nan)
+    return inside(vertex_B, low, high)
+
+
+class Quadratic(Law):
     """`c + s x + k x^2` over all shares; a minimum needs k > 0."""
 
     name: str = "quadratic"
@@ -58,8 +89,7 @@ class Quadratic:
     least_shares = 4
 
     def fit(self, x_I: Array, w_I: Array, y_BI: Array, *, polish: bool = True) -> Array:
-        root_I = np.sqrt(w_I)
-        return np.linalg.lstsq(np.vander(x_I, 3, increasing=True) * root_I[:, None], (y_BI * root_I).T, rcond=None)[0].T
+        return _polynomial(x_I, w_I, y_BI, 3)
 
     def value(self, x_X: Array, theta_BK: Array) -> Array:
         return theta_BK @ np.vander(x_X, 3, increasing=True).T
@@ -69,11 +99,26 @@ class Quadratic:
         with np.errstate(divide="ignore", invalid="ignore"):
             return inside(np.where(k > 0, -s / (2 * k), np.nan), low, high)
 
-    def at_bound(self, theta_K: Array) -> str:
-        return ""
+
+class Cubic(Law):
+    """`c + s x + k x^2 + m x^3` over all shares; an end of the range may lie below its minimum, and then wins."""
+
+    name: str = "cubic"
+    parameters: tuple[str, ...] = ("c", "s", "k", "m")
+    least_shares = 5
+
+    def fit(self, x_I: Array, w_I: Array, y_BI: Array, *, polish: bool = True) -> Array:
+        return _polynomial(x_I, w_I, y_BI, 4)
+
+    def value(self, x_X: Array, theta_BK: Array) -> Array:
+        return theta_BK @ np.vander(x_X, 4, increasing=True).T
+
+    def vertex(self, theta_BK: Array, low: float, high: float) -> Array:
+        ends_B2 = self.value(np.array([low, high]), theta_BK)
+        return _lowest(theta_BK[:, None], np.zeros(1), np.full(1, np.inf), ends_B2.min(1), low, high)
 
 
-class TwoPower:
+class TwoPower(Law):
     """`c + a (1 - x)^p + b g_q(x)`, where g_q falls from 1 at x = 0 to 0 at x = 1 as `(x + OFFSET)^-q`.
 
     With g scaled so, c is the loss at x = 1, a and b are nats at x = 0, and b rho^-q of the literature is the same curve in other units.
@@ -148,7 +193,7 @@ class TwoPower:
         for _ in range(30):
             p_B1, q_B1 = pq_B2[:, :1], pq_B2[:, 1:]
             step = 1e-6
-            along_q = (self._fall(x_I, q_B1 + step) - self._fall(x_I, np.maximum(q_B1 - step, 1e-9))) / (
+            along_q = (self.fall(x_I, q_B1 + step) - self.fall(x_I, np.maximum(q_B1 - step, 1e-9))) / (
                 q_B1 + step - np.maximum(q_B1 - step, 1e-9)
             )
             slope_BI2 = -np.stack([linear_BK[:, [1]] * (1 - x_I) ** p_B1 * log_I, linear_BK[:, [2]] * along_q], axis=2) * root_I[:, None]
@@ -171,7 +216,7 @@ class TwoPower:
 
     def value(self, x_X: Array, theta_BK: Array) -> Array:
         c, a, b, p, q = theta_BK.T[:, :, None]
-        return c + a * (1 - x_X) ** p + b * self._fall(x_X, q)
+        return c + a * (1 - x_X) ** p + b * self.fall(x_X, q)
 
     def vertex(self, theta_BK: Array, low: float, high: float) -> Array:
         _, a, b, p, q = theta_BK.T
@@ -196,8 +241,42 @@ class TwoPower:
     def _basis(self, x_I: Array, p_G: Array, q_G: Array) -> Array:
         """Columns 1, (1 - x)^p and g_q(x) for every (p, q) -> [G, I, 3]."""
         gain_GI = (1 - x_I) ** p_G[:, None]
-        return np.stack([np.ones_like(gain_GI), gain_GI, self._fall(x_I, q_G[:, None])], axis=2)
+        return np.stack([np.ones_like(gain_GI), gain_GI, self.fall(x_I, q_G[:, None])], axis=2)
 
-    def _fall(self, x: Array, q: Array) -> Array:
+    def fall(self, x: Array, q: Array) -> Array:
+        """g_q(x)."""
         power, first, last = (np.expm1(-q * np.log(u)) for u in (x + self.OFFSET, self.OFFSET, 1 + self.OFFSET))
         return (power - last) / (first - last)
+
+
+@dataclass(frozen=True)
+class Akima(Law):
+    """Akima's piecewise cubic through the share means (J. ACM 17, 1970), which overshoots little; its parameters are those means.
+
+    It interpolates, so nothing is left over: it has neither AICc nor lack of fit, and only its left-out error can be compared.
+    """
+
+    knots: tuple[float, ...] = ()
+    name: str = "akima"
+    least_shares = 5
+
+    @property
+    def parameters(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(f"loss at {knot:.4g}" for knot in self.knots)
+
+    def on(self, x_I: Array) -> Akima:
+        return Akima(tuple(map(float, x_I)))
+
+    def fit(self, x_I: Array, w_I: Array, y_BI: Array, *, polish: bool = True) -> Array:
+        return y_BI
+
+    def value(self, x_X: Array, theta_BK: Array) -> Array:
+        return np.asarray(self._through(theta_BK)(x_X))
+
+    def vertex(self, theta_BK: Array, low: float, high: float) -> Array:
+        knots_I = np.array(self.knots)
+        cubics_BS4 = self._through(theta_BK).c[::-1].transpose(2, 1, 0)
+        return _lowest(cubics_BS4, knots_I[:-1], np.diff(knots_I), theta_BK[:, [0, -1]].min(1), low, high)
+
+    def _through(self, theta_BK: Array) -> Akima1DInterpolator:
+        return Akima1DInterpolator(np.array(self.knots), theta_BK, axis=1)

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import fdtrc  # scipy.stats would take a second to import
+from scipy.special import fdtrc, nctdtr, stdtrit  # scipy.stats would take a second to import
 
 Array = np.ndarray
 
@@ -109,19 +109,79 @@ def lack_of_fit(model: SeedModel, squares: float, parameters: int) -> float | No
         squares: weighted sum of squares of the share means around the law; a weight is the number of runs that a mean is worth.
         parameters: of the law.
     """
-    df = len(model.mean_I) - parameters
-    if df < 1 or model.df < 1 or model.sd == 0:
+    if len(model.mean_I) - parameters < 1 or model.df < 1 or model.sd == 0:
         return None
-    return float(fdtrc(df, model.df, squares / df / model.sd**2))
+    return float(lack_of_fits(model, np.array([squares]), parameters, model.sd)[0])
+
+
+def lack_of_fits(model: SeedModel, squares_B: Array, parameters: int, sd: float) -> Array:
+    """`lack_of_fit` of many resamples at once -> [B]; 1 where there is nothing to test."""
+    df = len(model.mean_I) - parameters
+    return np.asarray(fdtrc(df, model.df, squares_B / df / sd**2)) if df > 0 and model.df > 0 else np.ones(len(squares_B))
 
 
 def aicc(model: SeedModel, squares: float, parameters: int, seeds: int) -> float | None:
-    """Akaike's criterion with the small-sample correction over runs, seed effects counted; None where too few runs allow it.
+    """Akaike's criterion with the small-sample correction over runs, seed effects counted; None where it is not defined: too few runs, or
+    nothing left over.
 
     Arguments as for `lack_of_fit`.
     """
+    score = float(aiccs(model, np.array([squares]), parameters, seeds)[0])
+    return score if math.isfinite(score) else None
+
+
+def aiccs(model: SeedModel, squares_B: Array, parameters: int, seeds: int) -> Array:
+    """`aicc` of many resamples at once -> [B]; infinite where it is not defined."""
     runs, free = int(model.counts_I.sum()), parameters + seeds  # seeds - 1 effects and the noise level
-    squares = model.squares + squares
-    if runs - free <= 1 or squares <= 0:
+    squares_B = model.squares + squares_B
+    if runs - free <= 1 or (squares_B <= 0).any():
+        return np.full(len(squares_B), np.inf)
+    return np.asarray(runs * np.log(squares_B / runs) + 2 * free + 2 * free * (free + 1) / (runs - free - 1))
+
+
+LEVEL, POWER, MOST_SEEDS = 0.05, 0.8, 1000
+
+
+def power(depth: float, paired_sd: float, seeds: int, points: int) -> float:
+    """Chance that a paired difference of two points of this size is told from 0: two-sided t test at 5%, noise pooled over all points.
+
+    Both are named beforehand; the best of many points, picked afterwards, needs more.
+
+    Args:
+        depth: true difference, nats per token.
+        paired_sd: of one run once the effect of its seed is off, nats per token.
+        seeds: of each point.
+        points: whose runs the noise is pooled over, each with all seeds: (points - 1) (seeds - 1) degrees of freedom.
+    """
+    df = (points - 1) * (seeds - 1)
+    if df < 1:
+        return 0.0
+    shift, critical = depth / (paired_sd * math.sqrt(2 / seeds)), float(stdtrit(df, 1 - LEVEL / 2))
+    # Far from 0 the noncentral t's distribution function is not evaluated; there the test cannot miss.
+    return 1.0 if shift > critical + 20 else float(1 - nctdtr(df, shift, critical) + nctdtr(df, shift, -critical))
+
+
+def seeds_needed(depth: float, paired_sd: float, points: int) -> int | None:
+    """Fewest seeds at each point with a `power` of 80%; None beyond 1,000."""
+    low, high = 1, 2
+    while power(depth, paired_sd, high, points) < POWER:
+        low, high = high, 2 * high
+        if low >= MOST_SEEDS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(depth, paired_sd, middle, points) >= POWER else (middle, high)
+    return high
+
+
+def detectable(paired_sd: float, seeds: int, points: int) -> float | None:
+    """Least difference with a `power` of 80%, nats per token; None with one seed."""
+    if (points - 1) * (seeds - 1) < 1:
         return None
-    return runs * math.log(squares / runs) + 2 * free + 2 * free * (free + 1) / (runs - free - 1)
+    low, high = 0.0, paired_sd
+    while power(high, paired_sd, seeds, points) < POWER:
+        low, high = high, 2 * high
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if power(middle, paired_sd, seeds, points) >= POWER else (middle, high)
+    return high

@@ -77,6 +77,28 @@ def read_runs(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, calle
     return Runs(x_NK, y_N, frame[seed].to_numpy(), rows)
 
 
+MIXED = 1.15  # integer sizes miss a budget by a few percent; values farther apart are of several budgets
+
+
+def require_one_budget(frame: pd.DataFrame, x: str, caller: str) -> None:
+    """Refuse runs of several budgets or vocabularies in one curve, as in two results put together.
+
+    Raises:
+        AnalysisError: naming the column and its values.
+    """
+    used = frame[frame[x].notna()]
+    if "status" in used:
+        used = used[used["status"] == "finished"]
+    for column in ("tokens", "embedding_params", "total_params", "active_params"):
+        if column in used and len(used):
+            least, most = used[column].min(), used[column].max()
+            if most > least * (MIXED if column in ("total_params", "active_params") else 1):
+                raise AnalysisError(
+                    f"{caller}: column `{column}` runs from {least:,.0f} to {most:,.0f}, so the losses cannot be compared; fit one cell "
+                    "at a time, as `analysis.split_cells` gives them, or all budgets at once with `analysis.fit_joint`"
+                )
+
+
 def listed(names: Sequence[str], most: int = 5) -> str:
     """The first few of many names.
 

@@ -20,7 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,8 +29,11 @@ from scipy.special import fdtri, stdtrit
 
 from analysis.errors import AnalysisError
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model, tied_with_best
-from analysis.fits.runs import Runs, listed, read_shares
-from analysis.fits.types import Estimate, Status, plain
+from analysis.fits.runs import Runs, listed, read_shares, require_one_budget
+from analysis.fits.types import Estimate, Fit, Status
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array = np.ndarray
 LAWS = {"linear": 3, "quadratic": 6, "special-cubic": 7}
@@ -123,26 +126,18 @@ def _over(value: Array, size: Array) -> Array:
     return np.divide(value, size, out=np.where(value > 1e-9, np.inf, 0.0), where=size > 1e-12)
 
 
-@dataclass(frozen=True)
-class SimplexFit:
+@dataclass(frozen=True, kw_only=True)
+class SimplexFit(Fit):
     """A fitted surface with its status. Intervals are 95% percentile intervals over resamples; losses are in nats per token.
 
     `converged` means that the best mix holds all three pools; where it lies on an edge or in a corner the status is `no_interior_minimum`
     and the mix is still given: two pools, or one, are then as good as three.
     """
 
-    status: Status
-    message: str
-    """What the status means here and what to do about it; '' when there is nothing to doubt."""
-    law: str
     pools: tuple[str, ...]
     points: tuple[tuple[float, ...], ...]
     """Distinct mixes, shares in the order of `pools`."""
     seeds: int
-    rows: tuple[str, ...]
-    """Trial ids (or index labels) used."""
-    conventions: dict[str, Any]
-    parameters: dict[str, Estimate] = field(default_factory=dict)
     argmin: dict[str, Estimate] = field(default_factory=dict)
     """Pool -> its share at the least loss of the surface over the sampled region; empty without a surface."""
     places: dict[str, float] = field(default_factory=dict)
@@ -170,15 +165,21 @@ class SimplexFit:
     """Standard deviation between the seeds of one point, pooled over points, nats per token."""
     lack_of_fit_p: float | None = None
     """Chance of so poor a fit of the point means if the law were true (F test against the paired noise)."""
-    objective: float | None = None
-    """Weighted sum of squares of the point means around the surface; a weight is the number of runs that a mean is worth."""
     candidates: tuple[Surface, ...] = ()
     means: tuple[float, ...] = ()
     """Loss of each point for the average seed; empty without a surface."""
+    _runs: Runs = field(repr=False, compare=False)
     _surfaces: _Quadratics | None = field(default=None, repr=False, compare=False)
 
+    def runs(self) -> pd.DataFrame:
+        """The runs used -> share_POOL of each pool, loss, seed, trial_id."""
+        each = self._runs
+        shares = pd.DataFrame(each.x_NK, columns=[f"share_{pool}" for pool in self.pools])
+        return shares.assign(loss=each.y_N, seed=each.seeds_N, trial_id=each.rows)
+
     def predict(self, mixes: Any) -> pd.DataFrame:
-        """The surface with its pointwise 95% band -> the pools, loss, low, high. What moves all points of a seed alike is not in the band.
+        """The surface with its pointwise 95% band -> the pools, loss, low, high, tie. What moves all points of a seed alike is not in the
+        band; up to a tie of 1 the mix is tied with the best (`tied_part`).
 
         Args:
             mixes: shares in the order of `pools`, shape [X, 3].
@@ -194,7 +195,7 @@ class SimplexFit:
         loss_BX = self._surfaces.at(x_X3)
         low_X, high_X = np.quantile(loss_BX[1:], (0.025, 0.975), axis=0)
         shares = dict(zip(self.pools, x_X3.T, strict=True))
-        return pd.DataFrame({**shares, "loss": loss_BX[0], "low": low_X, "high": high_X})
+        return pd.DataFrame({**shares, "loss": loss_BX[0], "low": low_X, "high": high_X, "tie": self._surfaces.tie(x_X3)})
 
     def region(self, steps: int = 50) -> pd.DataFrame:
         """The mixes of the sampled region that are multiples of 1/steps, and its corners -> the pools, loss, tie; empty without a surface.
@@ -206,12 +207,6 @@ class SimplexFit:
         x_X3 = _grid(self._surfaces.corners_S3, steps)
         shares = dict(zip(self.pools, x_X3.T, strict=True))
         return pd.DataFrame({**shares, "loss": self._surfaces.at(x_X3)[0], "tie": self._surfaces.tie(x_X3)})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: law, status, parameters, objective, rows and conventions first, then everything else."""
-        kept = {name: getattr(self, name) for name in self.__dataclass_fields__ if not name.startswith("_")}
-        head = ("law", "status", "message", "parameters", "objective", "rows", "conventions", "argmin")
-        return {name: plain(kept[name]) for name in (*head, *(name for name in kept if name not in head))}
 
     def summary(self, names: Mapping[str, str] | None = None) -> str:
         """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them.
@@ -246,6 +241,11 @@ class SimplexFit:
             lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
         return " ".join(lines)
 
+    def plot(self, ax: Axes) -> None:
+        from analysis.figures.simplex import draw_fit
+
+        draw_fit(ax, self)
+
 
 def fit_simplex(
     frame: pd.DataFrame,
@@ -271,11 +271,12 @@ def fit_simplex(
         A fit whose status says whether its numbers may be quoted. Poor data give a status, not an exception.
 
     Raises:
-        AnalysisError: a column is missing or holds text, shares do not sum to 1, a trial id is repeated, or one seed stands twice at one
-            point.
+        AnalysisError: a column is missing or holds text, shares do not sum to 1, a trial id is repeated, one seed stands twice at one
+            point, or the runs are of several budgets.
     """
     pools = tuple(pools)
     runs = read_shares(frame, [f"share_{pool}" for pool in pools], loss, seed, "fit_simplex")
+    require_one_budget(frame, f"share_{pools[0]}", "fit_simplex")
     off = [row for row, total in zip(runs.rows, runs.x_NK.sum(1), strict=True) if abs(total - 1) > 1e-6]
     if off:
         raise AnalysisError(
@@ -286,6 +287,7 @@ def fit_simplex(
         "x": [f"share_{pool}" for pool in pools],
         "loss": loss,
         "loss_unit": "nats per token",
+        "objective": "weighted sum of squares of the point means around the surface; a weight is the number of runs that a mean is worth",
         "interval": "95% percentile; the best mixes are found anew in every resample",
         "noise": "residuals of runs after point and seed effects",
         "resampling": "Gaussian noise of that size on every run, its level from a scaled inverse chi-square, seed effects taken off again",
@@ -303,6 +305,7 @@ def fit_simplex(
         "rows": runs.rows,
         "conventions": conventions,
         "law": LAW,
+        "_runs": runs,
     }
     refusal = _refusal(points_I3, runs)
     if refusal is not None:
@@ -341,6 +344,7 @@ def fit_simplex(
         status=status,
         message=message,
         parameters={name: Estimate.of(own_B[0], own_B[1:]) for name, own_B in zip(_names(pools), surfaces.beta_BK.T, strict=True)},
+        covariance=tuple(map(tuple, covariance_KK.tolist())),
         argmin={pool: Estimate.of(share_B[0], share_B[1:]) for pool, share_B in zip(pools, best_B3.T, strict=True)},
         places=places,
         loss_at_best=Estimate.of(least_B[0], least_B[1:]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -12,24 +12,34 @@ from analysis import prose
 from analysis.cells import Cell, split_cells
 from analysis.figures.allocation import allocation_data, allocation_figure, differences_data, differences_figure
 from analysis.figures.curves import curves_data, curves_figure
+from analysis.figures.diagnostics import diagnostics_data, diagnostics_figure
+from analysis.figures.joint import optimum_data, optimum_figure
 from analysis.fits.allocation import AllocationFit, fit_allocation
+from analysis.fits.joint import BUDGET, JointFit, factors_of, fit_joint
 from analysis.fits.types import Status
 from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
-from analysis.table import RHO, average_differences, paired_differences, varied_fields
+from analysis.table import RHO, average_differences, paired_differences, si, varied_fields
 
 _LAWS = (
-    "quadratic: c + s x + k x^2, over all shares x; biased where the curve is wide or asymmetric. two-power: c + a (1 - x)^p + b g(x), "
-    "a <= 0 <= b, where g falls as (x + 0.1)^-q from 1 at x = 0 to 0 at x = 1. The law with the least left-out error is used. Noise is "
-    "what is left of a run's loss once the mean of its share and the effect of its seed are off. Tied shares: Gupta's subset selection, "
-    "which holds the true best with 95% confidence."
+    "quadratic: c + s x + k x^2, over all shares x; biased where the curve is wide or asymmetric. cubic: with m x^3 more. two-power: "
+    "c + a (1 - x)^p + b g(x), a <= 0 <= b, where g falls as (x + 0.1)^-q from 1 at x = 0 to 0 at x = 1. akima: piecewise cubic through "
+    "the share means. Used is the law with the least AICc among those that the noise does not refute (lack of fit, p > 0.01), or, where "
+    "all are refuted, the law with the least left-out error. Noise is what is left of a run's loss once the mean of its share and the "
+    "effect of its seed are off. Tied shares: Gupta's subset selection, which holds the true best with 95% confidence."
+)
+_JOINT = (
+    "One law for the curves of all budgets, each with a level of its own and a depth that follows the compute and the sparsity: "
+    "level + exp(s + s' z) H(x; m + m' z), z the logarithms of what varies, H a cubic or a two-power curve. The models differ in what "
+    "moves the optimum (m'). F test: chance of so much better a fit than with the same optimum everywhere if that were true. Left-out "
+    "error: rms of the differences between shares at the largest budget, predicted from the others, where those determine the model."
 )
 
 
 @dataclass(frozen=True)
 class Allocation(Analysis):
-    """One allocation curve a cell, whether the optimum moves between cells, and the paired differences to pure experts."""
+    """One allocation curve a cell, one law over the cells that differ in their budget, and the paired differences to pure experts."""
 
     share: ClassVar[str] = "share_moe"
     """Column of the share that the curve runs over."""
@@ -48,26 +58,58 @@ class Allocation(Analysis):
         """Of `fitted` what holds a finished trial."""
         return [(cell, fit) for cell, fit in self.fitted if len(cell.trials)]
 
+    @cached_property
+    def joint(self) -> list[tuple[str, list[tuple[Cell, AllocationFit]], JointFit]]:
+        """The law over all budgets, apart for every other field that the study varies: label, the budgets' own fits, the law."""
+        groups: dict[str, list[tuple[Cell, AllocationFit]]] = {}
+        for cell, fit in self.drawable:
+            others = {path: value for path, value in cell.fields.items() if path not in self.along}
+            groups.setdefault(replace(cell, fields=others).label, []).append((cell, fit))
+        found = []
+        for label, fitted in groups.items():
+            if len(fitted) > 1:
+                law = fit_joint(pd.concat([cell.trials for cell, _ in fitted]), self.share)
+                found.append((", ".join(filter(None, ("All budgets", label))), fitted, law))
+        return found
+
+    @property
+    def along(self) -> tuple[str, ...]:
+        """Fields of the cells that make up a budget."""
+        return (*BUDGET, "budget.tokens")
+
     def fits(self) -> list[dict[str, Any]]:
-        return [record(cell, fit.to_dict(), self.point) for cell, fit in self.fitted]
+        over_all = [{"over": label, **law.to_dict()} for label, _, law in self.joint]
+        return [*(record(cell, fit.to_dict(), self.point) for cell, fit in self.fitted), *over_all]
 
     def readings(self) -> list[Reading]:
-        return [Reading(cell.label, fit.summary(self.point), fit.status is Status.CONVERGED) for cell, fit in self.fitted]
-
-    def remarks(self) -> list[str]:
-        return prose.shifts(self.fitted)
+        own = [Reading(cell.label, fit.summary(self.point), fit.status is Status.CONVERGED) for cell, fit in self.fitted]
+        return [*own, *(Reading(label, law.summary(self.point), law.status is Status.CONVERGED) for label, _, law in self.joint)]
 
     def drawings(self) -> list[Drawing]:
         if not self.drawable:
             return []
         data = allocation_data(self.drawable)
-        drawn = [Drawing("allocation", prose.allocation_caption(set(data["series"])), allocation_figure(data), data)]
+        drawn = [Drawing("allocation", prose.allocation_caption(set(data["series"])), allocation_figure(data), data), *self._optima()]
         differences = differences_data(self.drawable, self.results.sequence_losses)
         if len(differences):
             drawn.append(Drawing("differences", prose.DIFFERENCES_CAPTION, differences_figure(differences), differences))
         lines = curves_data([cell for cell, _ in self.drawable], self.results.curves)
         if len(lines):
             drawn.append(Drawing("curves", prose.CURVES_CAPTION, curves_figure(lines), lines))
+        errors = diagnostics_data(self.drawable)
+        if len(errors):
+            drawn.append(Drawing("diagnostics", prose.DIAGNOSTICS_CAPTION, diagnostics_figure(errors, self.point), errors))
+        return drawn
+
+    def _optima(self) -> list[Drawing]:
+        """The best share along everything that varies between the budgets."""
+        drawn = []
+        for place, (label, fitted, law) in enumerate(self.joint):
+            for factor in law.factors if law.models else ():
+                data = optimum_data(law, factor, [(factors_of(cell.trials)[factor], fit) for cell, fit in fitted])
+                name = f"optimum-{factor}" + (f"-{place + 1}" if len(self.joint) > 1 else "")
+                caption = prose.OPTIMUM_CAPTION + (f" {label}." if len(self.joint) > 1 else "")
+                drawn.append(Drawing(name, caption, optimum_figure(data, factor), data))
         return drawn
 
     def sections(self) -> list[Section]:
@@ -80,7 +122,8 @@ class Allocation(Analysis):
 
     def _laws(self) -> list[Section]:
         sections = [Section(cell.label, fit_tables(fit, self.point)) for cell, fit in self.fitted]
-        return [*sections, Section("", (), _LAWS)]
+        over_all = [Section(label, joint_tables(law, self.point)) for label, _, law in self.joint if law.models]
+        return [*sections, Section("", (), _LAWS), *over_all, *([Section("", (), _JOINT)] if over_all else [])]
 
     def _differences(self) -> list[Section]:
         """For each cell the mean difference to rho = 1 of each share with both standard errors, then every seed's own."""
@@ -150,3 +193,39 @@ def fit_tables(fit: AllocationFit, noun: str = "share") -> tuple[Table, ...]:
         parameters = [(name, interval(value)) for name, value in fit.parameters.items()]
         tables.append(facts(parameters, "Parameters of the law used, with 95% intervals."))
     return tuple(tables)
+
+
+def joint_tables(law: JointFit, noun: str = "share") -> tuple[Table, ...]:
+    """Facts, models and parameters of the law over all budgets, for the page."""
+    pairs = [("status", str(law.status).replace("_", " ")), ("shape", law.law), ("runs, budgets", f"{len(law.rows)}, {len(law.budgets)}")]
+    pairs += [(f"best {noun} at {_budget(budget)}", interval(best, 3)) for budget, best in zip(law.budgets, law.optima, strict=True)]
+    pairs += [(f"shift with {factor}, in the fullest model", interval(shift, 3)) for factor, shift in law.shifts.items()]
+    if law.left_out:
+        pairs += [
+            (f"largest budget left out, best {noun} predicted", interval(law.left_out.predicted, 3)),
+            ("measured there", interval(law.left_out.measured, 3)),
+            ("error", interval(law.left_out.error, 3)),
+            (f"{noun}s whose 95% prediction interval holds the mean", f"{law.left_out.inside:.0%}"),
+        ]
+    models = [
+        {
+            "optimum moves with": (" and ".join(model.moves_with) or "nothing") + (" (used)" if model.moves_with == law.moves_with else ""),
+            "parameters": str(model.parameters),
+            "degrees of freedom": str(model.df),
+            "AICc": number(model.aicc, 1),
+            "F test, p": "" if model.same_optimum_p is None else f"{model.same_optimum_p:.2g}",
+            "lack of fit, p": f"{model.lack_of_fit_p:.2g}",
+            "left-out error": number(model.left_out_error, 5),
+        }
+        for model in law.models
+    ]
+    parameters = [(name, interval(value)) for name, value in law.parameters.items()]
+    return (
+        facts(pairs),
+        Table(pd.DataFrame(models), "Models, errors in nats/token."),
+        facts(parameters, "Parameters of the model used, with 95% intervals."),
+    )
+
+
+def _budget(budget: dict[str, float]) -> str:
+    return f"{si(budget['compute'])} FLOPs, sparsity {budget['sparsity']:.3g}"

@@ -86,7 +86,7 @@ class ComputeRatio(Allocation):
     def drawings(self) -> list[Drawing]:
         if not self.drawable:
             return []
-        data = allocation_data(self.drawable, self.share)
+        data = allocation_data(self.drawable)
         return [Drawing("compute-ratio", _caption(set(data["series"])), compute_ratio_figure(data), data)]
 
     def sections(self) -> list[Section]:

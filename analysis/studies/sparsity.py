@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import prose
 from analysis.cells import Cell, split_cells
 from analysis.figures.sparsity import ENGRAM_SPARSITY, LONGCAT, sparsity_data, sparsity_figure
 from analysis.fits.allocation import AllocationFit
@@ -64,9 +63,12 @@ class Sparsity(Allocation):
         """`sparsity_data`."""
         return sparsity_data([(name, cell.fields[RATIO], fit) for name, fitted in self.series.items() for cell, fit in fitted])
 
+    @property
+    def along(self) -> tuple[str, ...]:
+        return (RATIO, *super().along)
+
     def remarks(self) -> list[str]:
-        pays = [(f"{name}: " if name else "") + _pays(group) for name, group in self.points.dropna().groupby("series", sort=False)]
-        return [*pays, *(sentence for fitted in self.series.values() for sentence in prose.shifts(fitted))]
+        return [(f"{name}: " if name else "") + _pays(group) for name, group in self.points.dropna().groupby("series", sort=False)]
 
     def drawings(self) -> list[Drawing]:
         if self.points.empty:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.fits.noise import resample, seed_model, tied_with_best
+from analysis.fits.noise import detectable, power, resample, seed_model, seeds_needed, tied_with_best
 
 
 def balanced(noise: float, seeds: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -50,3 +50,25 @@ def test_far_worse_shares_are_not_tied() -> None:
     x, y, seed = balanced(0.02, 2, np.random.default_rng(5))
     model = seed_model(x, y, seed)
     assert tied_with_best(model, model.sd, model.df, np.random.default_rng(0)).tolist() == [True, *[False] * 7]
+
+
+def test_the_power_is_that_of_simulated_studies() -> None:
+    rng, found = np.random.default_rng(6), []
+    for _ in range(1000):
+        x, y, seed = balanced(0.02, 3, rng)
+        model = seed_model(x, y - x + np.where(x == 0, 0, 0.05), seed)
+        difference = model.mean_I[-1] - model.mean_I[0]
+        found.append(abs(difference) > 2.1448 * model.sd * np.sqrt(2 / 3))  # Student's t at 97.5%, 14 degrees of freedom
+    assert np.mean(found) == pytest.approx(power(0.05, 0.02, 3, 8), abs=0.04)
+
+
+def test_seeds_and_what_they_detect_agree() -> None:
+    needed = seeds_needed(0.01, 0.02, 8)
+    assert needed is not None
+    assert power(0.01, 0.02, needed, 8) >= 0.8 > power(0.01, 0.02, needed - 1, 8)
+    assert detectable(0.02, needed, 8) <= 0.01 < detectable(0.02, needed - 1, 8)
+    # Of the normal approximation: 2 (z_0.975 + z_0.8)^2 (sd / depth)^2 = 15.7 x 4
+    assert needed == pytest.approx(62.8, abs=2)
+    assert seeds_needed(1e-5, 0.02, 8) is None
+    assert detectable(0.02, 1, 8) is None
+    assert power(10.0, 0.02, 2, 8) == 1

@@ -20,6 +20,8 @@ from analysis import AnalysisError, fit_allocation, load_curves, load_trials, sp
 from analysis.__main__ import main
 from analysis.figures.allocation import allocation_data, allocation_figure, differences_data, differences_figure
 from analysis.figures.curves import curves_data, curves_figure
+from analysis.results import Results
+from analysis.studies import analyse
 
 New = Callable[..., Path]
 
@@ -44,7 +46,7 @@ def test_a_study_leaves_fits_figures_and_a_page_that_needs_no_network(study: Pat
     report = write_report(study)
     assert report == study / "report.html"
     assert sorted(path.name for path in (study / "figures").iterdir()) == sorted(
-        f"{name}.{suffix}" for name in ("allocation", "differences", "curves") for suffix in ("svg", "png", "csv")
+        f"{name}.{suffix}" for name in ("allocation", "differences", "curves", "diagnostics") for suffix in ("svg", "png", "csv")
     )
     page = Page(report.read_text())
     assert page.addresses
@@ -64,8 +66,12 @@ def test_the_fits_are_recorded_with_status_rows_and_provenance(new_study: New) -
     folder = new_study(tokens=(500_000, 2_000_000))
     write_report(folder)
     record = json.loads((folder / "fits.json").read_text())
-    assert [fit["cell"] for fit in record["fits"]] == [{"budget.tokens": 500_000}, {"budget.tokens": 2_000_000}]
-    for fit in record["fits"]:
+    *own, over_all = record["fits"]
+    assert [fit["cell"] for fit in own] == [{"budget.tokens": 500_000}, {"budget.tokens": 2_000_000}]
+    assert over_all["over"] == "All budgets"
+    assert over_all["factors"] == ["compute"]
+    assert len(over_all["rows"]) == 32
+    for fit in own:
         assert fit["status"] == "converged"
         assert len(fit["rows"]) == 16
         assert fit["argmin"]["low"] < 0.36
@@ -235,3 +241,19 @@ def test_blank_columns_of_an_unfinished_study_survive_the_table(new_study: New) 
     trials = load_trials(new_study(statuses=dict.fromkeys(range(16), "pending")))
     assert isinstance(trials["val_loss"].dtype, np.dtype)
     assert pd.isna(trials["val_loss"]).all()
+
+
+def test_diagnostics_and_the_optimum_draw_their_tables(new_study: New) -> None:
+    drawings = {drawing.name: drawing for drawing in analyse(Results(new_study(tokens=(500_000, 2_000_000)))).drawings()}
+    errors, figure = drawings["diagnostics"].data, drawings["diagnostics"].figure
+    residuals = errors[errors["series"] == "residual"]
+    assert len(residuals) == 16
+    assert set(errors["law"][errors["series"] == "left out"]) == {"quadratic", "cubic", "two-power", "akima"}
+    assert len(figure.axes) == 4  # two cells; residuals and left-out shares
+    drawn = np.array(figure.axes[0].lines[1].get_xydata())
+    assert np.allclose(drawn, residuals[["share", "error"]].iloc[:8])
+    optimum = drawings["optimum-compute"].data
+    assert (optimum["series"] == "curve").sum() == 2
+    law = optimum[optimum["series"] == "law"]
+    assert (law["low"] <= law["high"]).all()
+    assert law["value"].iloc[-1] == pytest.approx(4 * law["value"].iloc[0])

@@ -104,9 +104,7 @@ def coverage(beta: Beta, studies: int) -> tuple[float, float, float]:
     hits = np.zeros(3)
     for random in range(studies):
         fit = fit_simplex(simulate(beta, 0.008, random=random), POOLS, resamples=200)
-        near = fit.region(50)
-        tied = near[near["tie"] <= 1][list(POOLS)].to_numpy()
-        held = len(tied) > 0 and np.abs(tied - mix).max(1).min() <= 0.011
+        held = fit.predict(mix)["tie"][0] <= 1
         third = fit.third_pool_gain
         hits += held, third.low - 1e-6 <= gain <= third.high + 1e-6, third.low > 0
     return tuple(hits / studies)

@@ -36,15 +36,18 @@ def test_the_curves_stand_in_the_order_of_their_sparsity(new_points: New) -> Non
     folder = new_points("sparsity", points())
     write_report(folder)
     fits = json.loads((folder / "fits.json").read_text())["fits"]
-    assert [fit["cell"] for fit in fits] == [{"P_tot/P_act": ratio} for ratio in (4, 10, 20, 40)]
-    assert [fit["status"] for fit in fits] == ["no_interior_minimum", *["converged"] * 3]
+    assert [fit["cell"] for fit in fits[:-1]] == [{"P_tot/P_act": ratio} for ratio in (4, 10, 20, 40)]
+    assert fits[-1]["factors"] == ["sparsity"]
+    assert [fit["status"] for fit in fits[:-1]] == ["no_interior_minimum", *["converged"] * 3]
 
 
 def test_it_says_where_memory_begins_to_pay_and_that_the_optimum_moves(new_points: New) -> None:
     lines = summarize(new_points("sparsity", points())).splitlines()
     (pays,) = [line for line in lines if "to pay" in line]
     assert pays.startswith("Memory begins to pay between P_tot/P_act 4 (pure experts are best) and P_tot/P_act 10 (gain 0.0")
-    assert any(line.startswith("From P_tot/P_act 10 to P_tot/P_act 20 the optimum shifts by -0.2") for line in lines)
+    (moves,) = [line for line in lines if line.startswith("All budgets: ")]
+    assert moves.startswith("All budgets: From 4 to 40 of sparsity the best share shifts by -0.")
+    assert ": it moves." in moves
 
 
 @pytest.mark.parametrize(
@@ -78,7 +81,7 @@ def test_the_figure_draws_its_table_and_opens_what_is_in_doubt(new_points: New) 
 
 def test_the_allocation_curves_are_drawn_too_one_panel_a_sparsity(new_points: New) -> None:
     drawings = {drawing.name: drawing for drawing in Sparsity(Results(new_points("sparsity", points((40, 10))))).drawings()}
-    assert set(drawings) == {"sparsity", "allocation", "differences", "curves"}
+    assert set(drawings) == {"sparsity", "allocation", "optimum-sparsity", "differences", "curves", "diagnostics"}
     assert [axes.get_title() for axes in drawings["allocation"].figure.axes] == [f"P_tot/P_act {ratio}" for ratio in (10, 40)]
 
 
@@ -89,8 +92,9 @@ def test_another_varied_field_makes_another_line(new_points: New) -> None:
         "500k training tokens": [10, 20],
         "2M training tokens": [10, 20],
     }
-    shifts = [sentence for sentence in found.remarks() if "shifts" in sentence]
-    assert len(shifts) == 2  # along the sparsity only
+    (over_all,) = [reading.sentences for reading in found.readings() if reading.label == "All budgets"]
+    assert "From 10 to 20 of sparsity the best share shifts by" in over_all
+    assert "of compute the best share shifts by" in over_all
 
 
 @pytest.mark.parametrize("unfinished", [range(9, 24), range(24)])

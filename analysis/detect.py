@@ -1,0 +1,95 @@
+"""How many seeds a planned study needs to see a difference, from the noise of a study that has run. Knows no plan, only its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.cells import RATE, cell_fields, split_cells
+from analysis.errors import AnalysisError
+from analysis.fits.noise import LEVEL, POWER, detectable, power, seed_model, seeds_needed
+from analysis.results import Results
+from analysis.studies import analyse
+
+
+def detect(depth: float, planned: pd.DataFrame, noise_from: Path | str) -> dict[str, Any]:
+    """What a planned study can detect, and the seeds that a difference of `depth` would take.
+
+    Args:
+        depth: difference between two points, such as the best share and rho = 1, nats per token.
+        planned: the columns of `trials.csv` that are known before training, one trial a row.
+        noise_from: results folder of a similar study.
+
+    Raises:
+        AnalysisError: the depth is not positive, or the folder holds no study with a repeated seed.
+    """
+    if not depth > 0:
+        raise AnalysisError(f"--detect {depth:g}: give a positive number of nats per token, such as 0.01")
+    sd, df = paired_noise(noise_from)
+    designs = [
+        {
+            **{"points": points, "seeds": seeds, "seeds_needed": seeds_needed(depth, sd, points)},
+            **{"detectable": detectable(sd, seeds, points), "power": power(depth, sd, seeds, points)},
+        }
+        for points, seeds in planned_designs(planned)
+    ]
+    noise = {"folder": str(noise_from), "paired_sd": sd, "df": df}
+    return {"depth": depth, "level": LEVEL, "wanted_power": POWER, "noise": noise, "designs": designs}
+
+
+def paired_noise(folder: Path | str) -> tuple[float, int]:
+    """Noise of one run once the effect of its seed is off, pooled over the cells of a study -> nats per token, degrees of freedom.
+
+    Raises:
+        AnalysisError: no seed is repeated.
+    """
+    results = Results(Path(folder))
+    axis = analyse(results).axis
+    squares, df = 0.0, 0
+    for cell in split_cells(results.trials, axis):
+        runs = cell.trials.dropna(subset=list(axis))
+        if len(runs):
+            point_N = np.unique(runs[list(axis)].to_numpy(float).round(9), axis=0, return_inverse=True)[1].ravel()
+            model = seed_model(point_N, runs["val_loss"].to_numpy(), runs["seed"].to_numpy())
+            squares, df = squares + model.squares, df + model.df
+    if df == 0 or squares == 0:
+        raise AnalysisError(f"{folder}: no seed is repeated over the same points, so its noise is unknown; give a study with two seeds")
+    return float(np.sqrt(squares / df)), df
+
+
+def planned_designs(planned: pd.DataFrame) -> list[tuple[int, int]]:
+    """Distinct pairs of points in a cell and seeds that each of them has at least; a point's learning rates count once."""
+    trials = planned[planned["rho"].notna() | (planned["sparse_params"] > 0)]
+    shares = [name for name in trials if name.startswith("share_")]
+    cells = [name for name in cell_fields(planned) if name != "rho"]
+    found = []
+    for _, cell in trials.groupby(cells, dropna=False) if cells else [((), trials)]:
+        rates = [RATE] if RATE in cell else []
+        seeds = cell.round(dict.fromkeys(shares, 9)).groupby([*shares, *rates], dropna=False)["seed"].nunique()
+        most = seeds.groupby(level=list(range(len(shares)))).max()
+        found.append((len(most), int(most.min())))
+    return list(dict.fromkeys(found))
+
+
+def describe_detect(found: dict[str, Any]) -> str:
+    """`detect` in words."""
+    noise, depth = found["noise"], found["depth"]
+    of = f"{noise['df']} degrees of freedom, {noise['folder']}"
+    lines = [
+        f"noise of one run once its seed's common effect is off: {noise['paired_sd']:.4f} nats/token (sd, {of})",
+        f"a paired difference of two points, two-sided test at {found['level']:.0%}:",
+    ]
+    for design in found["designs"]:
+        needed, least = design["seeds_needed"], design["detectable"]
+        seeds = f"{design['seeds']} seed{'s' * (design['seeds'] != 1)}"
+        can = (
+            "cannot be tested"
+            if least is None
+            else f"{depth:g} is seen with a chance of {design['power']:.0%}, {least:.4f} with {POWER:.0%}"
+        )
+        takes = f"{needed or 'more than 1,000'} seeds see {depth:g} with {POWER:.0%}"
+        lines.append(f"  {design['points']} points, {seeds} each: {can}; {takes}")
+    return "\n".join(lines)

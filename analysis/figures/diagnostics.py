@@ -1,0 +1,67 @@
+"""How well the curves follow the share means: residuals of the law used, and every law's prediction of the shares left out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.cells import Cell
+from analysis.figures.style import COLOURS, GREY, LINES, MARKERS, TWO_COLUMNS, new_figure, share_axis, style
+from analysis.fits.allocation import AllocationFit
+
+
+def diagnostics_data(fitted: Sequence[tuple[Cell, AllocationFit]]) -> pd.DataFrame:
+    """What `diagnostics_figure` draws -> cell, series, law, share, error, se (nats per token). Fits without a curve are left out.
+
+    Series: `residual` (mean of a share less the law used, with the paired standard error of the mean), `left out` (mean of an inner share
+    less what each law predicts for it from all others).
+    """
+    tables = []
+    for cell, fit in fitted:
+        if not fit.means:
+            continue
+        counts = fit.runs()["share"].value_counts()
+        means = pd.DataFrame({"share": fit.shares, "mean": fit.means})
+        se = (fit.paired_sd or np.nan) / np.sqrt(means["share"].map(counts))
+        residual = means["mean"] - fit.predict(fit.shares)["loss"]
+        parts = [pd.DataFrame({"series": "residual", "law": fit.law, "share": means["share"], "error": residual, "se": se})]
+        inner = means.iloc[1:-1]
+        for law in fit.candidates:
+            off = inner["mean"] - np.array(law.left_out)
+            parts.append(pd.DataFrame({"series": "left out", "law": law.law, "share": inner["share"], "error": off}))
+        tables.append(pd.concat(parts).assign(cell=cell.label))
+    columns = ["cell", "series", "law", "share", "error", "se"]
+    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+
+
+def diagnostics_figure(data: pd.DataFrame, noun: str = "share") -> Figure:
+    """One row of panels a cell: left the residuals of the law used, right the errors of every law on the shares left out of it."""
+    cells = list(dict.fromkeys(data["cell"]))
+    laws = list(dict.fromkeys(data["law"][data["series"] == "left out"]))
+    with style():
+        figure = new_figure(TWO_COLUMNS, 0.5 + 1.9 * len(cells))
+        grid = figure.subplots(len(cells), 2, squeeze=False, sharey="row")
+        used: dict[str, Line2D] = {}
+        for name, (left, right) in zip(cells, grid, strict=True):
+            cell = data[data["cell"] == name]
+            own, others = cell[cell["series"] == "residual"], cell[cell["series"] == "left out"]
+            for axes in (left, right):
+                axes.axhline(0, color=GREY, linewidth=0.6)
+                share_axis(axes, own["share"].min(), own["share"].max(), noun[0].upper() + noun[1:])
+            left.errorbar(own["share"], own["error"], own["se"], fmt="o", color="black", elinewidth=0.8)
+            used["mean of a share, paired s.e."] = Line2D([], [], color="black", marker="o", linestyle="")
+            for place, law in enumerate(laws):
+                off = others[others["law"] == law]
+                look: dict[str, Any] = {"color": COLOURS[place], "marker": MARKERS[place], "linestyle": LINES[place], "linewidth": 0.8}
+                right.plot(off["share"], off["error"], **look)
+                used[law] = Line2D([], [], **look)
+            left.set_title(f"{name}: residuals, {own['law'].iloc[0]}" if name else f"Residuals, {own['law'].iloc[0]}")
+            right.set_title(f"{name}: left-out shares" if name else "Left-out shares")
+            left.set_ylabel("Mean less law (nats/token)")
+        figure.legend(used.values(), used.keys(), loc="outside lower center", ncols=len(used))
+        return figure

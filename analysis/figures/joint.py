@@ -1,0 +1,89 @@
+"""The best share against the compute or the sparsity of a budget: each budget's own curve, and the law over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import NullLocator
+
+from analysis.figures.allocation import PUBLISHED
+from analysis.figures.style import COLOURS, MARKERS, ONE_COLUMN, new_figure, style
+from analysis.fits.allocation import AllocationFit
+from analysis.fits.joint import JointFit
+from analysis.fits.types import Status
+
+LABELS = {"compute": "Compute of a training run (FLOPs)", "sparsity": "Sparsity, P_tot / P_act"}
+
+
+def optimum_data(joint: JointFit, factor: str, points: Sequence[tuple[float, AllocationFit]] = ()) -> pd.DataFrame:
+    """What `optimum_figure` draws -> series, value (of the factor), status, optimum, low, high.
+
+    Series: `curve` (the best share of one budget's own curve with its 95% interval, an end where none inside is established), `law` (that
+    of the law over all budgets, with its band; other factors at their mean).
+
+    Args:
+        points: value of the factor and own fit of each budget; without them the law's own best share at each is shown.
+    """
+    rows: list[tuple[Any, ...]] = []
+    for value, fit in points:
+        draws = fit.argmin_draws()
+        if len(draws):
+            best = fit.argmin.value if fit.argmin else fit.best_end
+            rows.append(("curve", value, str(fit.status), best, *np.quantile(draws, (0.025, 0.975))))
+    values = [budget[factor] for budget in joint.budgets]
+    if not points:
+        rows = [("curve", value, str(joint.status), at.value, at.low, at.high) for value, at in zip(values, joint.optima, strict=True)]
+    data = pd.DataFrame(rows, columns=["series", "value", "status", "optimum", "low", "high"])
+    band = joint.band(factor, np.geomspace(min(values), max(values), 61))
+    return pd.concat([data, band.assign(series="law", status=str(joint.status))], ignore_index=True)
+
+
+def optimum_figure(data: pd.DataFrame, factor: str) -> Figure:
+    """Points: each budget's own curve. Line: the law over all of them, with its 95% band."""
+    with style():
+        figure = new_figure(ONE_COLUMN * 1.25, 2.7)
+        axes = figure.subplots()
+        used = _draw(axes, data, factor)
+        hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.6", "hatch": "/////", "linewidth": 0}
+        axes.axhspan(*PUBLISHED, zorder=0.5, **hatched)
+        used["published optimum (Engram)"] = Patch(**hatched)
+        figure.legend(used.values(), used.keys(), loc="outside lower center", ncols=2)
+        return figure
+
+
+def draw_fit(axes: Axes, fit: JointFit) -> None:
+    """The law's best share along its first factor, and at each budget."""
+    _draw(axes, optimum_data(fit, fit.factors[0]), fit.factors[0])
+
+
+def _draw(axes: Axes, data: pd.DataFrame, factor: str) -> dict[str, Line2D | Patch]:
+    law, points = data[data["series"] == "law"], data[data["series"] == "curve"]
+    used: dict[str, Line2D | Patch] = {}
+    if len(law):
+        axes.fill_between(law["value"], law["low"], law["high"], color=COLOURS[0], alpha=0.18, linewidth=0)
+        axes.plot(law["value"], law["optimum"], color=COLOURS[0])
+        used["law over all budgets, 95% band"] = Line2D([], [], color=COLOURS[0])
+    look: dict[str, Any] = {"color": COLOURS[1], "marker": MARKERS[0], "linestyle": ""}
+    errors = np.abs(np.stack([points["optimum"] - points["low"], points["high"] - points["optimum"]]))
+    axes.errorbar(points["value"], points["optimum"], errors, elinewidth=0.8, **look)
+    used["curve of one budget, 95% interval"] = Line2D([], [], **look)
+    doubt = points["status"] != Status.CONVERGED
+    if doubt.any():
+        axes.plot(points["value"][doubt], points["optimum"][doubt], **look | {"markerfacecolor": "white", "zorder": 3})
+        used["in doubt or at an end"] = Line2D([], [], **look | {"markerfacecolor": "white"})
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    sampled = sorted(points["value"].unique()) if len(points) else sorted(law["value"].iloc[[0, -1]])
+    axes.set_xticks(sampled, [f"{value:.2g}" for value in sampled])
+    axes.set_xlim(sampled[0] / 1.25, sampled[-1] * 1.25)
+    axes.set_ylim(-0.05, 1.05)
+    axes.set_xlabel(LABELS[factor])
+    axes.set_ylabel("Best share")
+    return used
