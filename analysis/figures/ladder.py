@@ -73,7 +73,7 @@ def ladder_figure(data: pd.DataFrame) -> Figure:
     heights = np.maximum(1.0, 0.62 * np.array(lines))
     middles = pd.Series(np.cumsum(heights) - heights / 2, index=labels.index)
     with style():
-        figure = new_figure(TWO_COLUMNS, 0.95 + 0.205 * float(heights.sum()))
+        figure = new_figure(TWO_COLUMNS, 1.1 + 0.205 * float(heights.sum()))
         left, right = figure.subplots(1, 2, sharey=True)
         _steps(left, data[data["quantity"] == "step"], middles)
         _totals(right, data[data["quantity"] == "total"], middles)
@@ -95,7 +95,7 @@ def ladder_figure(data: pd.DataFrame) -> Figure:
         ]
         if data["published"].notna().any():
             handles.append(Line2D([], [], label="published (UltraMem, PKM-151M)", **PUBLISHED))
-        figure.legend(handles=handles, loc="outside lower center", ncols=4)
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
         return figure
 
 
