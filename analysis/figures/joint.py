@@ -16,7 +16,7 @@ from matplotlib.ticker import NullLocator
 from analysis.figures.allocation import PUBLISHED
 from analysis.figures.style import COLOURS, MARKERS, ONE_COLUMN, new_figure, style
 from analysis.fits.allocation import AllocationFit
-from analysis.fits.joint import JointFit
+from analysis.fits.joint_result import JointFit
 from analysis.fits.types import Status
 
 LABELS = {"compute": "Compute of a training run (FLOPs)", "sparsity": "Sparsity, P_tot / P_act"}

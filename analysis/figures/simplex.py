@@ -17,7 +17,7 @@ from matplotlib.tri import Triangulation
 
 from analysis.cells import Cell
 from analysis.figures.style import COLOURS, GREY, ONE_COLUMN, TWO_COLUMNS, new_figure, style
-from analysis.fits.simplex import SimplexFit
+from analysis.fits.simplex_result import SimplexFit
 from analysis.fits.types import Status
 from analysis.table import POOLS
 
