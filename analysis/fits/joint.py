@@ -28,12 +28,12 @@ from analysis.errors import AnalysisError, require_columns
 from analysis.fits.joint_law import SHAPES, Curve, Law, Means, aiccs, deviations, fit_curve, nested
 from analysis.fits.joint_result import FACTORS, UNITS, VARIES, JointFit, LeftOut, Model
 from analysis.fits.noise import SeedModel, resample, seed_model
-from analysis.fits.runs import listed, read_shares, require_one_budget
+from analysis.fits.runs import MIXED, listed, read_shares, require_one_budget
 from analysis.fits.types import Estimate, Status
 
 Array = np.ndarray
 BUDGET = ("tokens", "budget.total_params", "budget.active_params")
-"""Columns that set budgets apart, those of them that a table has."""
+"""Columns that set budgets apart, as a study's `trials.csv` has them where they vary."""
 LEAST_SHARES = 4
 
 
@@ -43,18 +43,27 @@ def fit_joint(
     loss: str = "val_loss",
     seed: str = "seed",
     *,
+    tokens: str = "tokens",
+    total: str = "total_params",
+    active: str = "active_params",
+    flops: str | None = None,
     resamples: int = 1000,
     random_seed: int = 0,
 ) -> JointFit:
     """Fit loss against share at several budgets at once.
 
     Args:
-        frame: one run a row. A budget is what agrees in those of `BUDGET` that the table has; its compute is the median over its runs of
-            `flops_per_token` x `tokens` (6 x `active_params` x `tokens` without that column), its sparsity that of `total_params` /
-            `active_params`. Rows without a share (the dense baseline) are left out, of a column `status` only `finished` is used.
+        frame: one run a row. A budget is what agrees in `BUDGET`; without its columns of sizes, sizes within a factor of `MIXED` of the
+            next are of one budget. Its sparsity is the median over its runs of `total` / `active`. Rows without a share (the dense
+            baseline) are left out, of a column `status` only `finished` is used.
         x: column of the share of the sparse parameters in routed experts, in [0, 1].
         loss: column of the loss, nats per token.
         seed: column of the seed; runs of one seed are paired across the shares of one budget.
+        tokens: column of the training tokens.
+        total: column of the total parameters.
+        active: column of the activated parameters.
+        flops: column of the FLOPs of a whole run, whose median is a budget's compute; by default that of `flops_per_token` x `tokens`, or
+            without that column of 6 x `active` x `tokens`.
         resamples: size of the bootstrap.
         random_seed: of the bootstrap; the same input gives the same fit.
 
@@ -65,7 +74,11 @@ def fit_joint(
         AnalysisError: a column is missing or holds text, a share is outside [0, 1], a trial id is repeated, or one seed stands twice at one
             share of one budget.
     """
-    require_columns(frame.columns, (x, loss, seed, "tokens", "total_params", "active_params"), "fit_joint")
+    require_columns(frame.columns, (x, loss, seed, tokens, total, active, *([flops] if flops else [])), "fit_joint")
+    frame = frame.assign(tokens=frame[tokens], total_params=frame[total], active_params=frame[active])
+    if flops:
+        frame = frame.assign(flops_per_token=frame[flops] / frame["tokens"])
+    frame = _with_budgets(frame)
     names = [name for name in BUDGET if name in frame]
     if {"rho", "sparse_params"} <= set(frame):
         frame = frame[frame["rho"].notna() | (frame["sparse_params"] > 0)]
@@ -156,6 +169,17 @@ def fit_joint(
 
 def _named(key: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in key.items())
+
+
+def _with_budgets(frame: pd.DataFrame) -> pd.DataFrame:
+    """With the sizes of the budgets where they differ and the table does not name them: medians of the runs' own, which are integers."""
+    for size in ("total_params", "active_params"):
+        sizes = np.sort(frame[size].unique())
+        firsts = sizes[1:][sizes[1:] > MIXED * sizes[:-1]]
+        if f"budget.{size}" not in frame and len(firsts):
+            budget = np.searchsorted(firsts, frame[size], side="right")
+            frame = frame.assign(**{f"budget.{size}": frame.groupby(budget)[size].transform("median")})
+    return frame
 
 
 def factors_of(group: pd.DataFrame) -> dict[str, float]:

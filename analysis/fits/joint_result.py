@@ -173,7 +173,14 @@ class JointFit(Fit):
             lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
         return " ".join(lines)
 
+    def drawn(self) -> pd.DataFrame:
+        """`figures.joint.optimum_data` along the first factor; empty without a law."""
+        from analysis.figures.joint import optimum_data
+
+        return optimum_data(self, self.factors[0]) if self._law else pd.DataFrame()
+
     def plot(self, ax: Axes) -> None:
         from analysis.figures.joint import draw_fit
 
-        draw_fit(ax, self)
+        if self._law:
+            draw_fit(ax, self.drawn(), self.factors[0])

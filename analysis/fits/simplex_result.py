@@ -149,7 +149,13 @@ class SimplexFit(Fit):
             lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
         return " ".join(lines)
 
+    def drawn(self) -> pd.DataFrame:
+        """`figures.simplex.fit_data`."""
+        from analysis.figures.simplex import fit_data
+
+        return fit_data(self)
+
     def plot(self, ax: Axes) -> None:
         from analysis.figures.simplex import draw_fit
 
-        draw_fit(ax, self)
+        draw_fit(ax, self.drawn())
