@@ -33,7 +33,7 @@ _HOMES = {
     "fit_slots": "analysis.fits.slots",
     "fit_surface": "analysis.fits.surface",
     "read_table": "analysis.reader",
-    "SimplexFit": "analysis.fits.simplex",
+    "SimplexFit": "analysis.fits.simplex_result",
     "Status": "analysis.fits.types",
     "write_report": "analysis.report",
     "write_index": "analysis.index",

@@ -1,5 +1,5 @@
-"""`python -m analysis RESULTS_DIR [...]` writes the report of each study and prints what its fits say; `python -m analysis fit` fits a law
-to any table of runs. Exit code 2 for refused input."""
+"""`python -m analysis RESULTS_DIR [...]` writes the report of each study, and of several an index, and prints what their fits say;
+`python -m analysis fit` fits a law to any table of runs. Exit code 2 for refused input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m analysis",
         usage="%(prog)s RESULTS_DIR [RESULTS_DIR ...]\n       %(prog)s fit --law LAW TABLE --COLUMN NAME ... [--json] [--figure FILE]",
-        description="Write fits.json, figures/ and report.html of finished or running studies; or fit a law to any table of runs.",
+        description="Write fits.json, figures/ and report.html of finished or running studies, and over several an index.html in the "
+        "deepest folder that holds them; or fit a law to any table of runs.",
         epilog="for example:\n"
         "  python -m analysis results/allocation-cpu\n"
         "  python -m analysis fit --law chinchilla runs.csv --n params --d tokens --loss loss\n"
@@ -29,16 +30,19 @@ def main(arguments: list[str] | None = None) -> int:
     folders = parser.parse_args(arguments).results_dir
 
     from analysis.errors import AnalysisError
+    from analysis.index import write_index
     from analysis.report import summarize, write_report
 
-    for folder in folders:
-        try:
+    try:
+        for folder in folders:
             report = write_report(folder)
             print(summarize(folder))
-        except (AnalysisError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        print(f"report: {report}", file=sys.stderr)
+            print(f"report: {report}", file=sys.stderr)
+        if len(folders) > 1:
+            print(f"index: {write_index(folders)}", file=sys.stderr)
+    except (AnalysisError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

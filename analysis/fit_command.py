@@ -93,6 +93,13 @@ LAWS = {
         _call("allocation", "fit_allocation", {"share": "x"}),
         "--share share_moe --loss val_loss --seed seed",
     ),
+    "allocation-joint": Law(
+        "one law of that kind over several budgets: whether the best share moves with compute or with sparsity",
+        ("share", "loss", "seed", "d", "total", "n"),
+        ("flops",),
+        _call("joint", "fit_joint", {"share": "x", "d": "tokens", "n": "active"}),
+        "--share share_moe --loss val_loss --seed seed --d tokens --total total_params --n active_params",
+    ),
     "slots": Law(
         "loss against the rows of each kind of memory",
         ("mechanism", "slots", "loss", "seed"),
@@ -172,14 +179,15 @@ def _draw(fit: Any, path: Path) -> None:
     """The picture, and what is drawn in it as CSV."""
     if path.suffix not in (".svg", ".png"):
         raise AnalysisError(f"{path}: a figure is .svg or .png")
-    if not hasattr(fit, "drawn"):
-        raise AnalysisError("--figure: this law is drawn by `python -m analysis RESULTS_DIR`")
+    drawn = fit.drawn()
+    if drawn.empty:
+        raise AnalysisError(f"--figure: there is nothing to draw: {fit.status}. {fit.message}")
     from analysis.figures.style import ONE_COLUMN, new_figure, style
     from sparsemem.files import write_atomically, write_text
 
     with style():
-        figure = new_figure(ONE_COLUMN * 1.25, 2.9)
+        figure = new_figure(ONE_COLUMN, 2.7)
         fit.plot(figure.subplots())
         metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
         write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], metadata=metadata))
-    write_text(path.with_suffix(".csv"), fit.drawn().to_csv(index=False, lineterminator="\n"))
+    write_text(path.with_suffix(".csv"), drawn.to_csv(index=False, lineterminator="\n"))

@@ -6,7 +6,6 @@ reports are short and relative: that folder can be moved or published as a whole
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -45,14 +44,13 @@ def write_index(results_dirs: Sequence[Path | str]) -> Path:
 
 def _row(folder: Path, parent: Path) -> dict[str, Any]:
     """What the page says of one study."""
-    results, path = Results(folder), folder / "fits.json"
+    results = Results(folder)
+    record, trials = results.report, results.trials
+    figures = [folder / "figures" / f"{name}.svg" for name in record["figures"][:1]]
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        readings, statuses, figures = record["readings"], [fit["status"] for fit in record["fits"]], record["figures"]
-        figure = data_uri(folder / "figures" / f"{figures[0]}.svg") if figures else ""
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise AnalysisError(f"{path}: not the record of a report ({error!r}); run `python -m analysis {folder}`") from None
-    trials = results.trials
+        figure = "".join(map(data_uri, figures))
+    except OSError as error:
+        raise AnalysisError(f"{figures[0]}: cannot be read ({error.strerror}); run `python -m analysis {folder}`") from None
     sparse = trials[trials["rho"].notna()] if trials["rho"].notna().any() else trials  # without the dense baseline
     return {
         "name": results.name,
@@ -61,8 +59,8 @@ def _row(folder: Path, parent: Path) -> dict[str, Any]:
         "kind": results.described.get("analysis", "allocation"),
         "finished": f"{len(results.finished)} of {len(trials)}",
         "scale": [_span(sparse[name]) for name in ("total_params", "active_params", "tokens")],
-        "statuses": ", ".join(dict.fromkeys(status.replace("_", " ") for status in statuses)),
-        "readings": [reading | {"sentences": first_sentence(reading["sentences"])} for reading in readings],
+        "statuses": ", ".join(dict.fromkeys(fit["status"].replace("_", " ") for fit in record["fits"])),
+        "readings": [reading | {"sentences": first_sentence(reading["sentences"])} for reading in record["readings"]],
         "figure": figure,
     }
 

@@ -51,11 +51,14 @@ def write_report(results_dir: Path | str) -> Path:
 
 
 def summarize(results_dir: Path | str) -> str:
-    """For each part of the study its label, if it has several, and what its fit says, in words for a terminal."""
-    results = Results(Path(results_dir))
-    analysis = analyse(results)
-    lines = [(f"{reading.label}: " if reading.label else "") + reading.sentences for reading in analysis.readings()]
-    return "\n".join([prose.counts(results.trials), *lines, *analysis.remarks()])
+    """What the last report says, in words for a terminal: trials finished, and each part of the study, by its label if it has several.
+
+    Raises:
+        AnalysisError: there is no report, or its `fits.json` is not whole.
+    """
+    record = Results(Path(results_dir)).report
+    lines = [(f"{reading['label']}: " if reading["label"] else "") + reading["sentences"] for reading in record["readings"]]
+    return "\n".join([record["counts"], *lines, *record["remarks"]])
 
 
 def _fits_record(results: Results, analysis: Analysis) -> dict[str, Any]:
@@ -66,7 +69,8 @@ def _fits_record(results: Results, analysis: Analysis) -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version(package) for package in ("numpy", "scipy", "pandas")},
     }
-    return {"study": results.name, "provenance": provenance, "readings": readings, "fits": fits}
+    words = {"counts": prose.counts(results.trials), "readings": readings, "remarks": analysis.remarks()}
+    return {"study": results.name, "provenance": provenance, **words, "fits": fits}
 
 
 def _save(drawing: Drawing, folder: Path) -> dict[str, str]:

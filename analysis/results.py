@@ -87,6 +87,27 @@ class Results:
         _check(path, overlap, dict.fromkeys(overlap, _is_number), "a number belongs there")
         return corpus
 
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """`fits.json`, what `write_report` left: study, provenance, counts, readings, remarks, fits, figures."""
+        path = self.folder / "fits.json"
+        remedy = f"run `python -m analysis {self.folder}`"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise AnalysisError(f"{path}: not the record of a report ({error}); {remedy}") from None
+        parts: dict[str, Callable[[Any], bool]] = {
+            "counts": _is_text,
+            "readings": lambda value: _are_records(value, {"label": str, "sentences": str, "sure": bool}),
+            "remarks": _are_texts,
+            "fits": lambda value: _are_records(value, {"status": str}),
+            "figures": _are_texts,
+        }
+        lacking = [name for name, right in parts.items() if not _is_mapping(record) or not right(record.get(name))]
+        if lacking:
+            raise AnalysisError(f"{path}: not the record of a report (field `{lacking[0]}` is missing or damaged); {remedy}")
+        return dict(record)
+
     @property
     def name(self) -> str:
         """Of the study."""
@@ -106,6 +127,18 @@ def _is_mapping(value: Any) -> bool:
 
 def _are_mappings(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_mapping, value))
+
+
+def _are_records(value: Any, fields: dict[str, type]) -> bool:
+    return _are_mappings(value) and all(isinstance(record.get(name), kind) for record in value for name, kind in fields.items())
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
 
 
 def _is_number(value: Any) -> bool:

@@ -218,9 +218,13 @@ def _print_findings(folder: Path) -> None:
     """The fit in words, and where the figures and the report are."""
     if not (folder / "report.html").exists():
         return
+    from analysis.errors import AnalysisError
     from analysis.report import summarize
 
-    print(f"\n{summarize(folder)}\n")
+    try:
+        print(f"\n{summarize(folder)}\n")
+    except AnalysisError as error:
+        raise ConfigError(str(error)) from None
     print(f"figures  {folder / 'figures'}")
     print(f"report   {folder / 'report.html'}")
 

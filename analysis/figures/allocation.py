@@ -62,9 +62,17 @@ def fit_data(fit: AllocationFit) -> pd.DataFrame:
     return pd.concat(parts).assign(status=str(fit.status))
 
 
-def draw_fit(axes: Axes, fit: AllocationFit) -> None:
-    """The runs, the curve with its band and the optimum of one fit."""
-    _panel(axes, fit_data(fit), COLOURS[0], COLOURS[0])
+def draw_fit(axes: Axes, data: pd.DataFrame, share: str, loss: str) -> None:
+    """The runs, the curve with its band and the optimum of one fit, with their legend.
+
+    Args:
+        data: `fit_data`.
+        share, loss: names of the axes.
+    """
+    used = _panel(axes, data, COLOURS[0], COLOURS[0])
+    axes.set_xlabel(share)
+    axes.set_ylabel(loss)
+    axes.legend(used.values(), used.keys(), loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
 
 
 def allocation_figure(data: pd.DataFrame) -> Figure:

@@ -55,12 +55,10 @@ def density_figure(data: pd.DataFrame) -> Figure:
         return figure
 
 
-def plot_density(fit: DensityFit, axes: Axes) -> None:
-    """`DensityFit.plot`: the contours. A fit without a surface leaves the axes as they are."""
-    if fit.surfaces:
-        data = density_data([("", fit)])
-        with style():
-            _contours(axes, data[data["series"] == "surface"], data[data["series"] == "mean"])
+def draw_fit(axes: Axes, data: pd.DataFrame) -> None:
+    """`DensityFit.drawn`: the contours."""
+    with style():
+        _contours(axes, data[data["series"] == "surface"], data[data["series"] == "mean"])
 
 
 def _contours(axes: Axes, surface: pd.DataFrame, points: pd.DataFrame) -> None:

@@ -16,7 +16,7 @@ from matplotlib.ticker import NullLocator
 from analysis.figures.allocation import PUBLISHED
 from analysis.figures.style import COLOURS, MARKERS, ONE_COLUMN, new_figure, style
 from analysis.fits.allocation import AllocationFit
-from analysis.fits.joint import JointFit
+from analysis.fits.joint_result import JointFit
 from analysis.fits.types import Status
 
 LABELS = {"compute": "Compute of a training run (FLOPs)", "sparsity": "Sparsity, P_tot / P_act"}
@@ -58,9 +58,10 @@ def optimum_figure(data: pd.DataFrame, factor: str) -> Figure:
         return figure
 
 
-def draw_fit(axes: Axes, fit: JointFit) -> None:
-    """The law's best share along its first factor, and at each budget."""
-    _draw(axes, optimum_data(fit, fit.factors[0]), fit.factors[0])
+def draw_fit(axes: Axes, data: pd.DataFrame, factor: str) -> None:
+    """`optimum_data` with its legend."""
+    used = _draw(axes, data, factor)
+    axes.legend(used.values(), used.keys(), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
 
 
 def _draw(axes: Axes, data: pd.DataFrame, factor: str) -> dict[str, Line2D | Patch]:

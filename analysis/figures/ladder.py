@@ -99,15 +99,14 @@ def ladder_figure(data: pd.DataFrame) -> Figure:
         return figure
 
 
-def plot_ladder(fit: LadderFit, axes: Axes) -> None:
-    """`LadderFit.plot`: the steps, rungs from top to bottom."""
-    names = [f"rung {place}" for place in range(fit.rungs[-1].rung + 1 if fit.rungs else 0)]
+def draw_fit(axes: Axes, data: pd.DataFrame) -> None:
+    """`LadderFit.drawn`: the steps, rungs from top to bottom."""
+    middles = pd.Series(np.arange(len(data)) + 0.5)
     with style():
-        data = ladder_data(fit, names, [None] * len(names))
-        _steps(axes, data[data["quantity"] == "step"], pd.Series(np.arange(len(names)) + 0.5))
+        _steps(axes, data, middles)
         axes.axvline(0, color=GREY, linewidth=0.6, zorder=0)
-        axes.set_yticks(np.arange(len(names)) + 0.5, names)
-        axes.set_ylim(max(len(names), 1), 0)
+        axes.set_yticks(middles, data["label"])
+        axes.set_ylim(max(len(data), 1), 0)
         axes.set_xlabel("Loss less that of the rung before (nats/token)")
 
 

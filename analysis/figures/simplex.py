@@ -17,7 +17,7 @@ from matplotlib.tri import Triangulation
 
 from analysis.cells import Cell
 from analysis.figures.style import COLOURS, GREY, ONE_COLUMN, TWO_COLUMNS, new_figure, style
-from analysis.fits.simplex import SimplexFit
+from analysis.fits.simplex_result import SimplexFit
 from analysis.fits.types import Status
 from analysis.table import POOLS
 
@@ -60,9 +60,9 @@ def fit_data(fit: SimplexFit) -> pd.DataFrame:
     return pd.concat([part.assign(series=series, status=str(fit.status)) for series, part in parts.items()])
 
 
-def draw_fit(axes: Axes, fit: SimplexFit) -> None:
-    """The trained mixes, the surface, what is tied with its best and the best itself."""
-    _triangle(axes, fit_data(fit), off=1)
+def draw_fit(axes: Axes, data: pd.DataFrame) -> None:
+    """`fit_data`: the trained mixes, the surface, what is tied with its best and the best itself."""
+    _triangle(axes, data, off=1)
 
 
 def _near(fit: SimplexFit) -> pd.DataFrame:

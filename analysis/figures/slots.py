@@ -85,14 +85,13 @@ def slots_figure(data: pd.DataFrame) -> Figure:
         return figure
 
 
-def plot_slots(fit: SlotsFit, runs: pd.DataFrame, axes: Axes) -> None:
-    """`SlotsFit.plot`: one cell against the rows, with a legend of its own."""
+def draw_fit(axes: Axes, data: pd.DataFrame) -> None:
+    """`SlotsFit.drawn` with its legend."""
     with style():
-        data = slots_data([("", runs.assign(memory_params=np.nan), fit)])
-        used = _panel(axes, data, [each.mechanism for each in fit.mechanisms], "rows", slopes=True)
+        used = _panel(axes, data, list(dict.fromkeys(data["mechanism"].dropna())), "rows", slopes=True)
         axes.set_xlabel("Memory rows")
         axes.set_ylabel("Validation loss (nats/token)")
-        axes.legend(used.values(), used.keys())
+        axes.legend(used.values(), used.keys(), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
 
 
 def signed(value: float) -> str:

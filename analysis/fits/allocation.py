@@ -163,10 +163,16 @@ class AllocationFit(Fit):
             lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
         return " ".join(lines)
 
+    def drawn(self) -> pd.DataFrame:
+        """`figures.allocation.fit_data`."""
+        from analysis.figures.allocation import fit_data
+
+        return fit_data(self)
+
     def plot(self, ax: Axes) -> None:
         from analysis.figures.allocation import draw_fit
 
-        draw_fit(ax, self)
+        draw_fit(ax, self.drawn(), self.conventions["x"], self.conventions["loss"])
 
 
 def fit_allocation(

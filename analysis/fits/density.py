@@ -152,11 +152,20 @@ class DensityFit(Fit):
             lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
         return " ".join(lines)
 
+    def drawn(self) -> pd.DataFrame:
+        """The means and the surface of `figures.density.density_data`; empty without a surface."""
+        from analysis.figures.density import density_data
+
+        if not self.surfaces:
+            return pd.DataFrame()
+        return density_data([("", self)])[lambda data: data["series"] != "cut"].drop(columns="cell")
+
     def plot(self, ax: Axes) -> None:
         """The surface as contours over the measured means."""
-        from analysis.figures.density import plot_density
+        from analysis.figures.density import draw_fit
 
-        plot_density(self, ax)
+        if self.surfaces:
+            draw_fit(ax, self.drawn())
 
 
 def fit_density(

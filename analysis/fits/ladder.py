@@ -88,11 +88,18 @@ class LadderFit(Fit):
             lines.append(f"Status {self.status}: {self.message}")
         return " ".join(lines)
 
+    def drawn(self) -> pd.DataFrame:
+        """The steps of `figures.ladder.ladder_data`."""
+        from analysis.figures.ladder import ladder_data
+
+        names = [f"rung {place}" for place in range(self.rungs[-1].rung + 1 if self.rungs else 0)]
+        return ladder_data(self, names, [None] * len(names))[lambda data: data["quantity"] == "step"]
+
     def plot(self, ax: Axes) -> None:
         """Each step with its 95% interval, rungs from top to bottom."""
-        from analysis.figures.ladder import plot_ladder
+        from analysis.figures.ladder import draw_fit
 
-        plot_ladder(self, ax)
+        draw_fit(ax, self.drawn())
 
 
 def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", seed: str = "seed") -> LadderFit:

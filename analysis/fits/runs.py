@@ -77,7 +77,8 @@ def read_runs(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, calle
     return Runs(x_NK, y_N, frame[seed].to_numpy(), rows)
 
 
-MIXED = 1.15  # integer sizes miss a budget by a few percent; values farther apart are of several budgets
+MIXED = 1.15
+"""Integer sizes miss a budget by a few percent; values farther apart than this factor are of several budgets."""
 
 
 def require_one_budget(frame: pd.DataFrame, x: str, caller: str) -> None:

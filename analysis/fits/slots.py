@@ -180,12 +180,19 @@ class SlotsFit(Fit):
         lines = [f"{each.mechanism}: {each.summary()}" for each in self.mechanisms]
         return "\n".join([*lines, *(each.summary() for each in self.differences), *([self.message] if self.message else [])])
 
+    def drawn(self) -> pd.DataFrame:
+        """Of `figures.slots.slots_data` what stands against the rows: runs, means and line of every mechanism, and the backbone."""
+        from analysis.figures.slots import slots_data
+
+        if self._runs is None:
+            return pd.DataFrame()
+        return slots_data([("", self._runs.assign(memory_params=np.nan), self)]).drop(columns=["cell", "params"])
+
     def plot(self, ax: Axes) -> None:
-        """Loss against rows: the runs, the means and the line of every mechanism, and the backbone."""
-        from analysis.figures.slots import plot_slots
+        from analysis.figures.slots import draw_fit
 
         if self._runs is not None:
-            plot_slots(self, self._runs, ax)
+            draw_fit(ax, self.drawn())
 
 
 def fit_slots(

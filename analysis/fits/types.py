@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 
@@ -88,5 +89,9 @@ class Fit(ABC):
         """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them."""
 
     @abstractmethod
+    def drawn(self) -> pd.DataFrame:
+        """The table of exactly what `plot` draws. Without a law it holds the runs alone, is empty, or is refused by an `AnalysisError`."""
+
+    @abstractmethod
     def plot(self, ax: Axes) -> None:
-        """Draw the runs, the law with its band and what was found into the axes. The drawing itself is in `analysis/figures`."""
+        """Draw `drawn` into the axes: the runs, the law with its band and what was found. The drawing itself is in `analysis/figures`."""

@@ -15,7 +15,8 @@ from analysis.figures.curves import curves_data, curves_figure
 from analysis.figures.diagnostics import diagnostics_data, diagnostics_figure
 from analysis.figures.joint import optimum_data, optimum_figure
 from analysis.fits.allocation import AllocationFit, fit_allocation
-from analysis.fits.joint import BUDGET, JointFit, factors_of, fit_joint
+from analysis.fits.joint import BUDGET, factors_of, fit_joint
+from analysis.fits.joint_result import JointFit
 from analysis.fits.types import Status
 from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections

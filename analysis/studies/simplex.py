@@ -11,7 +11,8 @@ import pandas as pd
 from analysis import prose
 from analysis.cells import Cell, split_cells
 from analysis.figures.simplex import simplex_data, simplex_figure
-from analysis.fits.simplex import JOIN, TIMES, SimplexFit, fit_simplex
+from analysis.fits.simplex import TIMES, fit_simplex
+from analysis.fits.simplex_result import JOIN, SimplexFit
 from analysis.fits.types import Status
 from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections

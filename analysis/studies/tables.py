@@ -37,7 +37,12 @@ def _share(value: float) -> str:
 
 
 def _error(value: float) -> str:
-    return "" if pd.isna(value) else f"{value:+.2%}"
+    """A part as percent, without a negative zero.
+
+    >>> _error(-0.000004), _error(-0.0012)
+    ('+0.00%', '-0.12%')
+    """
+    return "" if pd.isna(value) else f"{value:+z.2%}"
 
 
 PLANNED: dict[str, tuple[str, Callable[[Any], str]]] = {

@@ -23,11 +23,25 @@ def runs() -> pd.DataFrame:
     frame = pd.DataFrame({"trial_id": [f"t{i}" for i in range(36)], "params": n, "tokens": d, "flops": 6 * n * d, "loss": loss})
     return frame.assign(
         experts=np.repeat(2.0 ** np.arange(6), 6),
-        share_moe=np.tile(np.linspace(0, 1, 18), 2),
         seed=np.repeat([0, 1], 18),
         mechanism=np.tile(np.repeat(["engram", "pkm", "peer"], 6), 2),
         memory_rows=np.tile(4.0 ** np.arange(6), 6),
         val_loss=3 - 0.02 * np.tile(np.arange(18), 2) + 0.01 * rng.standard_normal(36),
+    )
+
+
+def shares(*tokens: float) -> pd.DataFrame:
+    """36 runs over the share of routed experts, two seeds at each of these budgets."""
+    each = 18 // len(tokens)
+    x, d, seed = (
+        np.tile(np.linspace(0, 1, each), 2 * len(tokens)),
+        np.repeat(tokens, 2 * each),
+        np.tile(np.repeat([0, 1], each), len(tokens)),
+    )
+    loss = 3 + 0.2 * (x - 0.4) ** 2 + 0.02 * seed + 0.003 * np.random.default_rng(0).standard_normal(36)
+    sizes = {"total_params": 1.0e9, "active_params": 1.0e8}
+    return pd.DataFrame({"share_moe": x, "tokens": d, "seed": seed, "val_loss": loss, **sizes}).assign(
+        trial_id=[f"t{i}" for i in range(36)]
     )
 
 
@@ -38,10 +52,21 @@ WRITERS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
 }
 
 
+NO_SHARES = (
+    LAWS["allocation-joint"]
+    .example.replace("share_moe", "seed")
+    .replace("total_params", "params")
+    .replace("active_params", "params")
+    .split()
+)
+
+
 @pytest.fixture
-def table(tmp_path: Path) -> Path:
+def table(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """`runs`, or where the test has a law the table that it needs."""
+    law = request.node.callspec.params.get("law") if hasattr(request.node, "callspec") else None
     path = tmp_path / "runs.csv"
-    runs().to_csv(path, index=False)
+    {"allocation": lambda: shares(1e6), "allocation-joint": lambda: shares(1e6, 4e6)}.get(law, runs)().to_csv(path, index=False)
     return path
 
 
@@ -66,6 +91,20 @@ def test_words_end_in_an_aligned_table(table: Path, capsys: pytest.CaptureFixtur
     assert len({len(line) for line in lines[head:]}) == 1
 
 
+@pytest.mark.parametrize("law", ["allocation", "allocation-joint", "slots"])
+def test_a_fit_of_a_study_comes_with_its_data_too(law: str, table: Path, tmp_path: Path) -> None:
+    assert main(["fit", "--law", law, str(table), *LAWS[law].example.split(), "--figure", str(tmp_path / "fit.svg")]) == 0
+    series = set(pd.read_csv(tmp_path / "fit.csv")["series"])
+    assert (
+        series
+        >= {
+            "allocation": {"run", "mean", "curve", "optimum"},
+            "allocation-joint": {"curve", "law"},
+            "slots": {"run", "mean", "line", "slope"},
+        }[law]
+    )
+
+
 @pytest.mark.parametrize("suffix", ["svg", "png"])
 def test_a_figure_comes_with_its_data(suffix: str, table: Path, tmp_path: Path) -> None:
     figure = tmp_path / f"fit.{suffix}"
@@ -84,7 +123,7 @@ def test_a_figure_comes_with_its_data(suffix: str, table: Path, tmp_path: Path) 
         (["--law", "power", "--x", "flops", "--loss", "loss", "--seed", "seed"], "law power has no --seed"),
         (["--law", "power", "--x", "flop", "--loss", "loss"], "`flop` (is it `flops`?)"),
         (["--law", "power", "--x", "flops", "--loss", "loss", "--figure", "fit.pdf"], "a figure is .svg or .png"),
-        (["--law", "slots", *LAWS["slots"].example.split(), "--figure", "fit.svg"], "is drawn by"),
+        (["--law", "allocation-joint", *NO_SHARES, "--figure", "fit.svg"], "nothing to draw"),
     ],
 )
 def test_refusals_say_what_to_do(arguments: list[str], words: str, table: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,6 +88,19 @@ def test_degrees_of_freedom_are_stated() -> None:
     assert fit.models[0].same_optimum_p is None
 
 
+def test_budgets_are_told_by_the_sizes_of_a_table_that_names_none() -> None:
+    runs = simulate(two_power(-1), GRID, 0.003)
+    rng = np.random.default_rng(0)
+    integer = runs.assign(total_params=runs["total_params"] * (1 + 0.02 * rng.uniform(-1, 1, len(runs)))).drop(
+        columns="budget.total_params"
+    )
+    other = integer.rename(columns={"tokens": "d", "total_params": "total", "active_params": "n"}).assign(flops=6e5 * runs["tokens"])
+    named, found = fit_joint(runs, resamples=20), fit_joint(other, tokens="d", total="total", active="n", flops="flops", resamples=20)
+    assert [budget["compute"] for budget in found.budgets] == [budget["compute"] for budget in named.budgets]
+    assert [budget["sparsity"] for budget in found.budgets] == pytest.approx([budget["sparsity"] for budget in named.budgets], rel=0.02)
+    assert [best.value for best in found.optima] == pytest.approx([best.value for best in named.optima], abs=0.01)
+
+
 def coverage(curve: Curve, noise: float, studies: int) -> tuple[float, float, float, float]:
     """Part of the studies whose intervals hold: the optima of the budgets (mean over them), one beyond, the shift, no error left out."""
     hits = np.zeros(4)
@@ -172,7 +185,7 @@ def test_poor_data_have_a_status(change: Callable[[pd.DataFrame], pd.DataFrame],
         (lambda runs: runs.drop(columns="tokens"), "`tokens`"),
         (lambda runs: runs.assign(trial_id="same"), "same stands in several rows"),
         (lambda runs: runs.assign(embedding_params=np.arange(len(runs))), "`embedding_params` runs from"),
-        (lambda runs: runs.drop(columns="budget.total_params").assign(total_params=[1e6, 2e6] * (len(runs) // 2)), "`total_params` runs"),
+        (lambda runs: runs.assign(total_params=[1e6, 2e6] * (len(runs) // 2)), "`total_params` runs"),
     ],
 )
 def test_a_table_that_cannot_be_meant_is_refused(change: Callable[[pd.DataFrame], pd.DataFrame], message: str) -> None:

@@ -210,12 +210,13 @@ def test_the_report_says_each_change_and_what_is_told(new_points: New) -> None:
 
 def test_a_ladder_in_progress_has_a_report(new_points: New) -> None:
     folder = new_points("ladder", points(), statuses={**dict.fromkeys(range(14), "pending"), 0: "finished", 7: "finished"})
-    assert "too_few_points" in summarize(folder)
     write_report(folder)
+    assert "too_few_points" in summarize(folder)
 
 
 def test_a_rung_that_diverged_takes_no_part_in_steps(new_points: New) -> None:
     folder = new_points("ladder", points(), statuses={2: "diverged", 9: "diverged"})
+    write_report(folder)
     assert "No finished run of rung 2: the steps to and from there are left out" in summarize(folder)
 
 

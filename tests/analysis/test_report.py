@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -112,14 +113,14 @@ def test_the_choice_of_the_learning_rate_is_told(new_study: New) -> None:
 
 
 def test_the_summary_says_optimum_interval_and_shift(new_study: New) -> None:
-    lines = summarize(new_study(tokens=(500_000, 2_000_000))).splitlines()
+    lines = summarize(write_report(new_study(tokens=(500_000, 2_000_000))).parent).splitlines()
     assert lines[0] == "32 of 32 trials finished."
     assert re.match(r"500k training tokens: The loss is least at a share of 0\.3\d \(95% interval", lines[1])
     assert "no movement can be told from noise" in lines[3]
 
 
 def test_the_summary_of_a_boundary_optimum_claims_no_interior_one(new_study: New) -> None:
-    text = summarize(new_study(loss=lambda share: 4 + 0.1 * share))
+    text = summarize(write_report(new_study(loss=lambda share: 4 + 0.1 * share)).parent)
     assert "No minimum inside" in text
     assert "no_interior_minimum" in text
 
@@ -178,6 +179,31 @@ def test_the_command_writes_reports_and_prints_the_reading(study: Path, capsys: 
     printed = capsys.readouterr()
     assert "The loss is least at a share of 0.3" in printed.out
     assert "report.html" in printed.err
+
+
+def test_the_command_over_several_studies_writes_their_index(new_study: New, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unfinished = dict.fromkeys(range(16), "pending")
+    assert main([str(new_study("one", statuses=unfinished)), str(new_study("two", statuses=unfinished))]) == 0
+    assert f"index: {tmp_path / 'index.html'}" in capsys.readouterr().err
+    assert main([str(tmp_path / "one")]) == 0
+    assert "index" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda record: None, "No such file"),
+        (lambda record: {**record, "remarks": None}, "field `remarks` is missing or damaged"),
+        (lambda record: {**record, "readings": [{"label": "", "sure": True}]}, "field `readings`"),
+        (lambda record: [record], "field `counts`"),
+    ],
+)
+def test_a_summary_of_a_report_that_is_not_whole_is_refused(new_study: New, change: Callable[[dict[str, Any]], Any], words: str) -> None:
+    folder = write_report(new_study(statuses=dict.fromkeys(range(16), "pending"))).parent
+    record = change(json.loads((folder / "fits.json").read_text()))
+    (folder / "fits.json").unlink() if record is None else (folder / "fits.json").write_text(json.dumps(record))
+    with pytest.raises(AnalysisError, match=f"{words}.*; run `python -m analysis "):
+        summarize(folder)
 
 
 def test_the_command_refuses_what_is_no_study(tmp_path: Path, study: Path, capsys: pytest.CaptureFixture[str]) -> None:

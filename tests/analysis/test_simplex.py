@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis import AnalysisError, SimplexFit, Status, fit_simplex
-from analysis.fits.simplex import lattice, terms
+from analysis.fits.mixture import lattice, terms
 
 POOLS = ("moe", "engram", "ultramem_v2")
 POINTS = np.vstack([lattice(4), [[0.6, 0.2, 0.2], [0.2, 0.6, 0.2], [0.2, 0.2, 0.6]]])

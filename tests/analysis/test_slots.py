@@ -358,7 +358,7 @@ def test_designs_of_one_memory_are_mechanisms_of_their_own(new_points: New) -> N
         for point in points()
         if "model.engram.rows" in point
     ]
-    said = summarize(new_points("slots", wide))
+    said = summarize(write_report(new_points("slots", wide)).parent)
     assert "Engram (row_dim 8): Every tenfold" in said
     assert "Engram (row_dim 16): Every tenfold" in said
 

@@ -12,7 +12,7 @@ import pytest
 
 from analysis import AnalysisError, summarize, write_report
 from analysis.figures.simplex import CORNERS, to_plane
-from analysis.fits.simplex import lattice
+from analysis.fits.mixture import lattice
 from analysis.results import Results
 from analysis.studies.simplex import Simplex
 

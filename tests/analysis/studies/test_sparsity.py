@@ -42,7 +42,7 @@ def test_the_curves_stand_in_the_order_of_their_sparsity(new_points: New) -> Non
 
 
 def test_it_says_where_memory_begins_to_pay_and_that_the_optimum_moves(new_points: New) -> None:
-    lines = summarize(new_points("sparsity", points())).splitlines()
+    lines = summarize(write_report(new_points("sparsity", points())).parent).splitlines()
     (pays,) = [line for line in lines if "to pay" in line]
     assert pays.startswith("Memory begins to pay between P_tot/P_act 4 (pure experts are best) and P_tot/P_act 10 (gain 0.0")
     (moves,) = [line for line in lines if line.startswith("All budgets: ")]
