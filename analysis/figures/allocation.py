@@ -72,7 +72,8 @@ def draw_fit(axes: Axes, data: pd.DataFrame, share: str, loss: str) -> None:
     used = _panel(axes, data, COLOURS[0], COLOURS[0])
     axes.set_xlabel(share)
     axes.set_ylabel(loss)
-    axes.legend(used.values(), used.keys(), loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    narrow: dict[str, Any] = {"ncols": 2, "columnspacing": 0.8, "handlelength": 1.6, "borderaxespad": 0.2}
+    axes.legend(used.values(), used.keys(), loc="lower left", bbox_to_anchor=(0, 1), **narrow)
 
 
 def allocation_figure(data: pd.DataFrame) -> Figure:
