@@ -72,7 +72,8 @@ def draw_fit(axes: Axes, data: pd.DataFrame, share: str, loss: str) -> None:
     used = _panel(axes, data, COLOURS[0], COLOURS[0])
     axes.set_xlabel(share)
     axes.set_ylabel(loss)
-    axes.legend(used.values(), used.keys(), loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    narrow: dict[str, Any] = {"ncols": 2, "columnspacing": 0.8, "handlelength": 1.6, "borderaxespad": 0.2}
+    axes.legend(used.values(), used.keys(), loc="lower left", bbox_to_anchor=(0, 1), **narrow)
 
 
 def allocation_figure(data: pd.DataFrame) -> Figure:
@@ -100,7 +101,7 @@ def share_figure(data: pd.DataFrame, label: str, published: Callable[[Axes, floa
     columns = 2 if len(names) == 4 else min(len(names), 3)
     rows = -(-len(names) // columns)
     with style():
-        width = ONE_COLUMN * 1.25 if columns == 1 else TWO_COLUMNS
+        width = ONE_COLUMN if columns == 1 else TWO_COLUMNS
         figure = new_figure(width, 0.45 + 2.45 * rows)
         grid = figure.subplots(rows, columns, squeeze=False)
         used: dict[str, Line2D | Patch] = {}
@@ -116,8 +117,7 @@ def share_figure(data: pd.DataFrame, label: str, published: Callable[[Axes, floa
             axes.set_title(names[place])
             if place % columns == 0:
                 axes.set_ylabel("Validation loss (nats/token)")
-        fitting = 4 if columns > 1 else 3 if max(map(len, used)) < 28 else 2
-        figure.legend(used.values(), used.keys(), loc="outside lower center", ncols=fitting)
+        figure.legend(used.values(), used.keys(), loc="outside lower center", ncols=4 if columns > 1 else 2)
         return figure
 
 
@@ -160,8 +160,8 @@ def _panel(axes: Axes, data: pd.DataFrame, colour: str, key: str) -> dict[str, L
         axes.set_ylim(bottom - 0.10 * (top - bottom), top)
         axes.plot([best["low"], best["high"]], [level, level], color="black", linewidth=1, marker="|", markersize=4)
         axes.plot(best["share"], level, color="black", **star)
-        doubt = "" if status == Status.CONVERGED else f" ({status.replace('_', ' ')})"
-        used[f"optimum, 95% interval{doubt}"] = Line2D([], [], color="black", linewidth=1, **star)
+        doubt = "95% interval" if status == Status.CONVERGED else status.replace("_", " ")
+        used[f"optimum, {doubt}"] = Line2D([], [], color="black", linewidth=1, **star)
     return used
 
 
@@ -182,7 +182,7 @@ def differences_data(fitted: Sequence[tuple[Cell, AllocationFit]], sequence_loss
 def differences_figure(data: pd.DataFrame) -> Figure:
     """Paired differences to rho = 1 with all cells on one axis: whether the optimum or the depth moves."""
     with style():
-        figure = new_figure(ONE_COLUMN * 1.25, 2.7)
+        figure = new_figure(ONE_COLUMN, 2.7)
         axes = figure.subplots()
         axes.axhline(0, color=GREY, linewidth=0.6)
         for place, (name, group) in enumerate(data.groupby("cell", sort=False)):

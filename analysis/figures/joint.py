@@ -48,7 +48,7 @@ def optimum_data(joint: JointFit, factor: str, points: Sequence[tuple[float, All
 def optimum_figure(data: pd.DataFrame, factor: str) -> Figure:
     """Points: each budget's own curve. Line: the law over all of them, with its 95% band."""
     with style():
-        figure = new_figure(ONE_COLUMN * 1.25, 2.7)
+        figure = new_figure(ONE_COLUMN, 2.7)
         axes = figure.subplots()
         used = _draw(axes, data, factor)
         hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.6", "hatch": "/////", "linewidth": 0}
@@ -70,11 +70,11 @@ def _draw(axes: Axes, data: pd.DataFrame, factor: str) -> dict[str, Line2D | Pat
     if len(law):
         axes.fill_between(law["value"], law["low"], law["high"], color=COLOURS[0], alpha=0.18, linewidth=0)
         axes.plot(law["value"], law["optimum"], color=COLOURS[0])
-        used["law over all budgets, 95% band"] = Line2D([], [], color=COLOURS[0])
+        used["all budgets, 95% band"] = Line2D([], [], color=COLOURS[0])
     look: dict[str, Any] = {"color": COLOURS[1], "marker": MARKERS[0], "linestyle": ""}
     errors = np.abs(np.stack([points["optimum"] - points["low"], points["high"] - points["optimum"]]))
     axes.errorbar(points["value"], points["optimum"], errors, elinewidth=0.8, **look)
-    used["curve of one budget, 95% interval"] = Line2D([], [], **look)
+    used["one budget, 95% interval"] = Line2D([], [], **look)
     doubt = points["status"] != Status.CONVERGED
     if doubt.any():
         axes.plot(points["value"][doubt], points["optimum"][doubt], **look | {"markerfacecolor": "white", "zorder": 3})

@@ -47,7 +47,7 @@ def sparsity_data(points: Sequence[tuple[str, float, AllocationFit]]) -> pd.Data
 def sparsity_figure(data: pd.DataFrame) -> Figure:
     """Top: the best share. Bottom: its gain. Open markers: a curve whose optimum may not be quoted."""
     with style():
-        figure = new_figure(ONE_COLUMN * 1.25, 4.3)
+        figure = new_figure(ONE_COLUMN, 4.3)
         top, bottom = figure.subplots(2, 1, sharex=True)
         used: dict[str, Line2D] = {}
         for place, (name, group) in enumerate(data.groupby("series", sort=False)):
