@@ -126,7 +126,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     estimate = estimate_seconds(planned, study)
     if arguments.json:
         seconds = [round(each, 1) for each in estimate[0]] if estimate else [None] * len(planned)
-        rows = [{**p.row(), "estimated_seconds": each} for p, each in zip(planned, seconds, strict=True)]
+        rows = [{**p.row(), "tuned": p.tuned, "estimated_seconds": each} for p, each in zip(planned, seconds, strict=True)]
         print(json.dumps({"trials": rows, "memory_access": memory_access(planned)}, indent=2))
     else:
         print("\n\n".join(filter(None, (describe_access(memory_access(planned)), describe(planned, estimate)))))

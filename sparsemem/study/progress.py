@@ -72,7 +72,7 @@ def look(ledger: Ledger) -> list[TrialProgress]:
 
 def axes_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Columns that tell the trials of a study apart: rho, seed and whatever else it varies."""
-    names = ["rho", "seed", *(name for name in rows[0] if name not in COLUMNS and not name.startswith("share_"))]
+    names = ["rho", "seed", *(name for name in rows[0] if name not in COLUMNS and not name.startswith(("share_", "tuned.")))]
     return [name for name in names if len({str(row[name]) for row in rows}) > 1] or ["rho", "seed"]
 
 
