@@ -24,7 +24,8 @@ Write a study in YAML, look at its plan, run it, read its report.
 
   sparsemem plan sweeps/allocation-quick.yaml      every trial, solved and timed, nothing trained
   sparsemem run sweeps/allocation-quick.yaml       train what is not finished, then write the report
-  sparsemem status runs/allocation-quick           how far it is, also while it runs
+  sparsemem status runs/allocation-quick --watch   how far it is, from another terminal
+  sparsemem tune my-study.yaml                     find the learning rate at each share, apart from the study
   sparsemem report runs/allocation-quick           fits, figures and report again, from the result files
   sparsemem bench step                             speed of a training step on this machine; `bench memory`: of memories
 
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"sparsemem: {error}; what was finished is kept")
         return SOME_FAILED
     except KeyboardInterrupt:
-        if parsed.command is _run:
+        if parsed.command in (_run, _tune):
             _say("\ninterrupted; finished trials are kept, the others go on from their last checkpoint. To continue:")
             _say(f"  {shlex.join([_name(), *given])}")
         return INTERRUPTED
@@ -84,9 +85,17 @@ def _parser() -> argparse.ArgumentParser:
         "train what a study has not finished yet, then write its report; safe to repeat",
         "sparsemem run sweeps/allocation-quick.yaml --set budget.tokens=100k --set 'vary.rho=[1, 0.5, 0]'",
     )
-    run.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="receives the folder <study>/ (default: runs)")
+    tune = add(
+        "tune",
+        _tune,
+        "find the learning rate and other training fields at each point of a study, as its block `tune` says; safe to repeat",
+        "sparsemem tune my-study.yaml --set tune.trials=24",
+    )
+    tune.add_argument("--json", action="store_true", help="print one object a point: its winner and what was tried")
+    for sub in (run, tune):
+        sub.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="receives the folder <study>/ (default: runs)")
     run.add_argument("--engine", choices=ENGINES, default="ray", help="ray: Ray Tune; local: plain subprocesses (default: ray)")
-    for sub in (plan, run):
+    for sub in (plan, run, tune):
         sub.add_argument("study", type=Path, metavar="STUDY.yaml")
         sub.add_argument(
             "--set",
@@ -147,6 +156,21 @@ def _run(arguments: argparse.Namespace) -> int:
         _say(f"trial {id_} {state.status}: {state.message.splitlines()[0]} (more in {ledger.trial_folder(id_) / 'failure.json'})")
     if ledger.unfinished():
         _say("running the same command again tries these trials once more, from their last checkpoint")
+        return SOME_FAILED
+    return DONE
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    study = load_study(arguments.study, {**_overrides(arguments.set), "tuned": None})
+    from sparsemem.study.tune import tune_study
+    from sparsemem.study.tuned import as_json, describe_outcomes
+
+    outcomes = tune_study(study, arguments.study.resolve().parent, arguments.results, _say)
+    assert study.tune is not None
+    winners = arguments.results / study.study / "tune" / "winners.yaml"
+    print(json.dumps(as_json(outcomes), indent=2) if arguments.json else f"{describe_outcomes(outcomes, study.tune)}\n\nwinners  {winners}")
+    if any(outcome.statuses.get("failed") or not outcome.winner for outcome in outcomes):
+        _say("running the same command again tries failed trials once more")
         return SOME_FAILED
     return DONE
 

@@ -1,0 +1,393 @@
+"""Searches training fields at each point of a study, apart from it: Optuna proposes, the study's own worker processes train.
+
+- Everything is under `<results>/<study>/tune/`: `journal.log` (one Optuna study a point), `trials/<id>/` as in a study, `winners.yaml`.
+- A search has numbered places, `trials` of them. A place is done once its trial has finished, diverged or been pruned; what is not done is
+  asked for again by the next run, with the values that it had. So a killed run repeats nothing that was done.
+- The sampler's seed follows from the place, not from the process: an interrupted search goes on as it would have, and the first places,
+  which are drawn at random, are drawn alike at every point.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import itertools
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from sparsemem.config import ConfigError, Study, Trial, Tune, Tuned, Winner, changed, named, point
+from sparsemem.files import write_atomically, write_text
+from sparsemem.study.engine import Job, record_failure
+from sparsemem.study.launch import prepare_corpora, terminated_like_interrupted, to_stderr
+from sparsemem.study.ledger import FINAL, Ledger, data_id, study_lock
+from sparsemem.study.local import Workers
+from sparsemem.study.plan import plan
+from sparsemem.study.text import duration
+from sparsemem.study.tuned import Outcome, edges, values_text
+
+POLL_SECONDS = 0.1
+DIGITS = 4  # of a proposed number: what is trained is what winners.yaml says
+STARTUP_SHARE = 2  # one in so many places is drawn at random, and no fewer than STARTUP_LEAST
+STARTUP_LEAST = 4
+REDUCTION = 2  # a pruner keeps one in so many
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def tune_study(study: Study, base: Path, results: Path, say: Callable[[str], None] = to_stderr) -> list[Outcome]:
+    """Search every point of `study.tune` to its end and write the winners. Running it again is always safe.
+
+    Args:
+        study: without `tuned`: each search starts from the study's own values.
+        base: the folder that relative paths in `study.data` start from.
+        results: receives the folder `<study>/tune/`.
+        say: takes remarks, one line each.
+
+    Returns:
+        What came out at each point, in the order of the plan.
+
+    Raises:
+        ConfigError: refused; nothing was trained.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the next run goes on.
+    """
+    if study.tune is None:
+        raise ConfigError("field `tune` is missing; add one, such as tune: {search: {train.lr: {low: 1e-3, high: 3e-2, log: true}}}")
+    planned = plan(study)
+    Ledger(results / study.study, [p.row() for p in planned]).check_owner()
+    trials: dict[str, Trial] = {}
+    for p in planned:  # the first trial of a point has the first value of every other axis
+        trials.setdefault(json.dumps(point(p.trial, study.tune.per), sort_keys=True), p.trial)
+    corners = [corner for trial in trials.values() for corner in _corners(trial, study.tune)]
+    workers = Workers(study.run)
+    folders, manifests = prepare_corpora(corners, base, say)
+    ledger = Ledger(results / study.study / "tune", [])
+    ledger.folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        held.enter_context(study_lock(ledger.folder))
+        storage = _open(ledger.folder / "journal.log", {name: str(manifest["digest"]) for name, manifest in manifests.items()})
+        searches = [Search(trial, study.tune, storage, folders, manifests) for trial in trials.values()]
+        places = len(searches) * study.tune.trials
+        say(f"{study.study}: {len(searches)} points, {places} trials, {sum(s.done for s in searches)} done before; kept in {ledger.folder}")
+        held.enter_context(terminated_like_interrupted())
+        held.enter_context(workers)
+        _Driver(searches, ledger, workers, say).to_the_end()
+    outcomes = [search.outcome() for search in searches]
+    _write_winners(ledger.folder / "winners.yaml", study.study, outcomes)
+    return outcomes
+
+
+@dataclass
+class Attempt:
+    """One trial of a search, being trained."""
+
+    search: Search
+    asked: optuna.Trial
+    place: int
+    trial: Trial
+    job: Job
+    reported: int = 0
+    """Evaluations that the pruner has seen."""
+
+
+class Search:
+    """The search at one point."""
+
+    def __init__(
+        self,
+        trial: Trial,
+        settings: Tune,
+        storage: BaseStorage,
+        folders: Mapping[str, Path],
+        manifests: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        self.trial, self.settings = trial, settings
+        self.at = point(trial, settings.per)
+        self.label = named(self.at) or "all trials"
+        self.fields = _distributions(trial, settings)
+        self.tokens_folder = folders[data_id(trial.data)]
+        self.flying: set[int] = set()
+        self.failed: set[int] = set()
+        """Places whose trial failed in this run: the next one tries them again."""
+        self._study = optuna.create_study(
+            storage=storage,
+            study_name=f"{self.label} [{_digest(trial, settings)}]",
+            load_if_exists=True,
+            pruner=_pruner(settings.pruner, trial.train.evaluations),
+        )
+        self._study.set_user_attr("data", [data_id(trial.data), manifests[data_id(trial.data)]["digest"]])
+        for left in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # their driver is gone: its lock is ours
+            self._study.tell(left.number, state=TrialState.FAIL)
+
+    @property
+    def done(self) -> int:
+        return len(self._done_places())
+
+    @property
+    def open(self) -> list[int]:
+        """Places to ask for, the first one first."""
+        closed = self._done_places() | self.flying | self.failed
+        return [place for place in range(self.settings.trials) if place not in closed]
+
+    def _done_places(self) -> set[int]:
+        return {trial.user_attrs["place"] for trial in self._study.get_trials(deepcopy=False, states=DONE)}
+
+    def ask(self, ledger: Ledger) -> Attempt:
+        """The trial of the first open place."""
+        place, count = self.open[0], self.settings.trials
+        seed = int(hashlib.sha256(f"{self.settings.seed} {place}".encode()).hexdigest()[:8], 16)
+        self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(STARTUP_LEAST, count // STARTUP_SHARE))
+        known = self._known(place)
+        if known and not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):  # one may be left of a killed driver
+            self._study.enqueue_trial(known, user_attrs={"place": place})
+        asked = self._study.ask(self.fields)
+        place = asked.user_attrs.get("place", place)
+        asked.set_user_attr("place", place)
+        self.flying.add(place)
+        trial = changed(self.trial, {path: _rounded(value, self.settings, path) for path, value in asked.params.items()})
+        asked.set_user_attr("trial_id", trial.id)
+        return Attempt(self, asked, place, trial, Job(ledger.trial_folder(trial.id).resolve(), self.tokens_folder))
+
+    def _known(self, place: int) -> dict[str, Any]:
+        """What a place had when it was interrupted or failed; of the first place, the study's own values as far as they are in range."""
+        for trial in reversed(self._study.get_trials(deepcopy=False, states=(TrialState.FAIL,))):
+            if trial.user_attrs.get("place") == place and trial.params.keys() == self.fields.keys():
+                return trial.params
+        own = self.trial.at(self.fields) if place == 0 else {}
+        return {path: value for path, value in own.items() if _contains(self.fields[path], value)}
+
+    def tell(self, attempt: Attempt, status: str, loss: float | None, se: float | None) -> None:
+        """A diverged trial is infinitely bad: Optuna takes that for a value, where it would fail a trial at not-a-number."""
+        attempt.asked.set_user_attr("status", status)
+        attempt.asked.set_user_attr("val_loss_se", se)
+        self.flying.discard(attempt.place)
+        if status == "finished":
+            self._study.tell(attempt.asked, loss)
+        elif status == "diverged":
+            self._study.tell(attempt.asked, math.inf)
+        elif status == "pruned":
+            self._study.tell(attempt.asked, state=TrialState.PRUNED)
+        else:
+            self.failed.add(attempt.place)
+            self._study.tell(attempt.asked, state=TrialState.FAIL)
+
+    def best(self) -> FrozenTrial | None:
+        finished = [trial for trial in self._study.get_trials(deepcopy=False, states=DONE[:1]) if math.isfinite(trial.value or 0.0)]
+        return min(finished, key=lambda trial: (trial.value, trial.user_attrs["place"]), default=None)
+
+    def outcome(self) -> Outcome:
+        trials, best = self._study.get_trials(deepcopy=False, states=DONE), self.best()
+        statuses = Counter(str(trial.user_attrs["status"]) for trial in trials)
+        statuses["failed"] = len(self.failed)
+        if best is None or best.value is None:
+            return Outcome(self.at, dict(statuses), None, {})
+        se = best.user_attrs["val_loss_se"]
+        tied = [trial for trial in trials if trial.state == TrialState.COMPLETE and (trial.value or 0.0) <= best.value + (se or 0.0)]
+        ranges = [path for path in self.fields if isinstance(self.fields[path], FloatDistribution)]
+        values = self.values(best)
+        winner = Winner(
+            at=self.at,
+            values=values,
+            val_loss=best.value,
+            val_loss_se=se,
+            trial_id=best.user_attrs["trial_id"],
+            edges=edges(self.fields, values),
+        )
+        near = {path: [self.values(trial)[path] for trial in tied] for path in ranges}
+        return Outcome(self.at, dict(statuses), winner, {path: (min(found), max(found)) for path, found in near.items()})
+
+    def values(self, trial: FrozenTrial) -> dict[str, Any]:
+        return {path: _rounded(trial.params[path], self.settings, path) for path in self.fields}
+
+
+class _Driver:
+    """Keeps the slots busy until no place is open."""
+
+    def __init__(self, searches: Sequence[Search], ledger: Ledger, workers: Workers, say: Callable[[str], None]) -> None:
+        self.searches, self.ledger, self.workers, self.say = searches, ledger, workers, say
+        self.flying: dict[Job, Attempt] = {}
+        self.held: list[Attempt] = []
+        """Asked for, but the same trial is in flight already; its result will serve."""
+        self.began, self.ended = time.monotonic(), 0
+
+    def to_the_end(self) -> None:
+        while True:
+            while self.workers.free and (attempt := self._next()):
+                self._begin(attempt)
+            if not self.flying:
+                return
+            for attempt in list(self.flying.values()):
+                if self._judged_bad(attempt):
+                    self.workers.stop(attempt.job)
+                    self._end(attempt, pruned=True)
+            for job in self.workers.ended():
+                self._end(self.flying[job], pruned=self._judged_bad(self.flying[job]))
+            time.sleep(POLL_SECONDS)
+
+    def _next(self) -> Attempt | None:
+        """Of the search with the fewest trials in flight, then the fewest done: one at a time each where there are enough."""
+        for attempt in self.held:
+            if attempt.job not in self.flying:
+                self.held.remove(attempt)
+                return attempt
+        while waiting := [search for search in self.searches if search.open]:
+            attempt = min(waiting, key=lambda search: (len(search.flying), search.done)).ask(self.ledger)
+            if attempt.job not in self.flying:
+                return attempt
+            self.held.append(attempt)
+        return None
+
+    def _begin(self, attempt: Attempt) -> None:
+        self.flying[attempt.job] = attempt
+        if self.ledger.state(attempt.trial.id).status in FINAL:  # trained before: for another place, or by a driver that was killed then
+            self._end(attempt, pruned=self._judged_bad(attempt))
+        else:
+            self.ledger.begin_trial(attempt.trial, self.say)
+            self.workers.start(attempt.job)
+
+    def _judged_bad(self, attempt: Attempt) -> bool:
+        """Show the pruner each evaluation but the last, in order; whether it stops the trial at one of them."""
+        for number, loss in enumerate(_evaluations(attempt), 1):
+            if number > attempt.reported:
+                attempt.asked.report(loss, number)
+                attempt.reported = number
+                if attempt.asked.should_prune():
+                    return True
+        return False
+
+    def _end(self, attempt: Attempt, pruned: bool) -> None:
+        del self.flying[attempt.job]
+        state = self.ledger.state(attempt.trial.id)
+        status = "pruned" if pruned else state.status
+        if pruned:
+            record_failure(attempt.job.trial_folder, f"stopped at evaluation {attempt.reported}: others were better by then", "pruned")
+            for name in ("checkpoint.pt", "log.txt"):
+                (attempt.job.trial_folder / name).unlink(missing_ok=True)
+        finished = status == "finished"
+        attempt.search.tell(attempt, status, state.result.get("val_loss"), state.result.get("val_loss_se") if finished else None)
+        self._remark(attempt, status, state.result.get("val_loss"), state.message)
+
+    def _remark(self, attempt: Attempt, status: str, loss: float | None, message: str) -> None:
+        search, best = attempt.search, attempt.search.best()
+        self.ended += 1
+        left = sum(len(s.open) + len(s.flying) for s in self.searches)
+        came_to = {"finished": f"{loss or 0:.4f}", "pruned": f"stopped at evaluation {attempt.reported}"}.get(status, status)
+        parts = [f"{search.label}: {values_text(attempt.trial.at(search.fields))} -> {came_to}"]
+        parts += [f"best {best.value:.4f} ({values_text(search.values(best))})"] if best else []
+        parts += [f"{search.done} of {search.settings.trials} done"]
+        parts += [f"about {duration((time.monotonic() - self.began) / self.ended * left)} left"] if left else []
+        self.say(" · ".join(parts))
+        if message and status not in ("finished", "diverged", "pruned"):
+            self.say(f"trial {attempt.trial.id} {status}: {message.splitlines()[0]} (more in {attempt.job.trial_folder / 'failure.json'})")
+
+
+# --- small parts ------------------------------------------------------------------------------------------------------------
+
+
+def _evaluations(attempt: Attempt) -> Iterator[float]:
+    """Validation losses so far but the last, which is the result itself and reads the whole held-out set."""
+    try:
+        with open(attempt.job.trial_folder / "curve.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return
+    for row in rows:
+        if row["val_loss"] and int(row["tokens"]) < attempt.trial.budget.tokens:
+            yield float(row["val_loss"])
+
+
+def _corners(trial: Trial, settings: Tune) -> list[Trial]:
+    """The trial at every combination of ends of ranges and of choices: a trial that cannot be is refused before anything is trained."""
+    ends = [search.choices or (search.low, search.high) for search in settings.search.values()]
+    return [changed(trial, dict(zip(settings.search, values, strict=True))) for values in itertools.product(*ends)]
+
+
+def _distributions(trial: Trial, settings: Tune) -> dict[str, BaseDistribution]:
+    found: dict[str, BaseDistribution] = {}
+    for path, search in settings.search.items():
+        if search.low is not None and search.high is not None:
+            found[path] = FloatDistribution(search.low, search.high, log=search.log)
+        else:  # units resolved by the field itself
+            found[path] = CategoricalDistribution(
+                list(dict.fromkeys(changed(trial, {path: choice}).at([path])[path] for choice in search.choices))
+            )
+    return found
+
+
+def _contains(field: BaseDistribution, value: Any) -> bool:
+    if isinstance(field, FloatDistribution):
+        return field.low <= value <= field.high
+    return isinstance(field, CategoricalDistribution) and value in field.choices
+
+
+def _rounded(value: Any, settings: Tune, path: str) -> Any:
+    search = settings.search[path]
+    if search.low is None or search.high is None:
+        return value
+    return min(max(float(f"{value:.{DIGITS}g}"), search.low), search.high)
+
+
+def _digest(trial: Trial, settings: Tune) -> str:
+    """Of all that makes a search's results comparable: other values begin another search. More `trials` extend one."""
+    held = trial.model_dump(mode="json")
+    for path in settings.search:
+        held["train"].pop(path.removeprefix("train."))
+    text = json.dumps([held, settings.model_dump(mode="json", exclude={"trials", "per"})], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _pruner(name: str, evaluations: int) -> optuna.pruners.BasePruner:
+    first = max(1, evaluations // 4)
+    if name == "asha":
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=REDUCTION)
+    if name == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=first, max_resource=max(evaluations, first), reduction_factor=REDUCTION)
+    return optuna.pruners.NopPruner()
+
+
+def _open(journal: Path, digests: Mapping[str, str]) -> JournalStorage:
+    """The searches so far.
+
+    Raises:
+        ConfigError: the file is damaged, or its trials were trained on another text (`digests`: data id -> digest of the corpus now).
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if journal.exists():  # a driver that was killed while writing leaves half a line, which nobody was told of
+        content = journal.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            write_atomically(journal, lambda file: file.write(whole))
+    try:
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        studies = storage.get_all_studies()
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ConfigError(f"{journal}: not a journal of Optuna ({error}); move it away to search anew") from None
+    for found in studies:
+        name, digest = found.user_attrs.get("data", [None, None])
+        if digests.get(name, digest) != digest:
+            raise ConfigError(
+                f"{journal}: its trials were trained on the corpus {digest}, but `data` now comes to {digests[name]} (packages or files "
+                f"have changed); search in the environment of the first run, or move {journal.parent} away to search anew"
+            )
+    return storage
+
+
+def _write_winners(path: Path, study: str, outcomes: Sequence[Outcome]) -> None:
+    """For a study's `tuned`; a point without a finished trial is left out, and refused there by name."""
+    winners = tuple(outcome.winner for outcome in outcomes if outcome.winner)
+    text = yaml.safe_dump(Tuned(study=study, winners=winners).model_dump(mode="json"), sort_keys=False)
+    write_text(
+        path, f"# Written by `sparsemem tune`. A study takes these values by `tuned: PATH`, the path relative to its own file.\n{text}"
+    )
