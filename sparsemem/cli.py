@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
 import shutil
@@ -108,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", _report, "write fits, figures and report again, from the result files", "sparsemem report runs/allocation-quick")
     for sub in (status, report):
         sub.add_argument("folder", type=Path, metavar="DIR", help="results folder of one study")
+    shown = status.add_mutually_exclusive_group()
+    shown.add_argument("--watch", action="store_true", help="keep showing it until no process runs it any more; Ctrl-C leaves at any time")
+    shown.add_argument("--log", metavar="TRIAL", help="print what this trial's process said, and why it failed")
     bench = add("bench", _bench, "measure this machine, as ratios taken in one run", "sparsemem bench memory --json")
     bench.add_argument(
         "what",
@@ -178,8 +182,18 @@ def _tune(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     from sparsemem.study.ledger import Ledger
     from sparsemem.study.progress import look, overview
+    from sparsemem.study.watch import trial_log, watch
 
-    print(overview(look(Ledger.read(arguments.folder))))
+    if arguments.log:
+        if log := trial_log(arguments.folder, arguments.log):
+            print(log)
+        else:
+            _say("nothing is kept of this trial: `--engine local` keeps a log while it is running and once it failed, Ray only the failure")
+    elif arguments.watch:
+        with contextlib.suppress(KeyboardInterrupt):  # the way to leave
+            watch(arguments.folder)
+    else:
+        print(overview(look(Ledger.read(arguments.folder))))
     return DONE
 
 

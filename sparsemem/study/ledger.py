@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,12 @@ class Ledger:
     @property
     def study(self) -> str:
         return self.folder.name
+
+    @cached_property
+    def cpus_per_trial(self) -> int:
+        """As the study was last run."""
+        run = _mapping(self.folder / "study.yaml").get("run")
+        return int(run.get("cpus_per_trial", 1)) if isinstance(run, dict) else 1
 
     def trial_folder(self, trial_id: str) -> Path:
         return self.folder / "trials" / trial_id
@@ -284,7 +291,8 @@ def study_lock(folder: Path) -> Iterator[None]:
             file.truncate(0)
 
 
-def _is_held(lock: Path) -> bool:
+def is_held(lock: Path) -> bool:
+    """Whether a process holds the lock of a study or of a trial."""
     try:
         with open(lock, encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared and for an instant: a trial that starts now only waits for it
@@ -304,7 +312,7 @@ def _state(folder: Path, trial_id: str) -> State:
         return State(result["status"], result)
     except (OSError, ValueError):
         pass  # none yet, or not a whole one: `begin` sets that aside
-    if _is_held(folder / "lock"):
+    if is_held(folder / "lock"):
         return State("running")
     try:
         failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
