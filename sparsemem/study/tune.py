@@ -3,8 +3,8 @@
 - Everything is under `<results>/<study>/tune/`: `journal.log` (one Optuna study a point), `trials/<id>/` as in a study, `winners.yaml`.
 - A search has numbered places, `trials` of them. A place is done once its trial has finished, diverged or been pruned; what is not done is
   asked for again by the next run, with the values that it had. So a killed run repeats nothing that was done.
-- The sampler's seed follows from the place, not from the process: an interrupted search goes on as it would have, and the first places,
-  which are drawn at random, are drawn alike at every point.
+- What a place asks for follows from the place and from what is done, not from the process: an interrupted search goes on as it would have.
+- The first place has the study's own values, the first half a space-filling sequence, the same at every point; the rest is TPE's.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import qmc
 
 from sparsemem.config import ConfigError, Study, Trial, Tune, Tuned, Winner, changed, named, point
 from sparsemem.files import write_atomically, write_text
@@ -41,8 +42,8 @@ from sparsemem.study.tuned import Outcome, edges, values_text
 
 POLL_SECONDS = 0.1
 DIGITS = 4  # of a proposed number: what is trained is what winners.yaml says
-STARTUP_SHARE = 2  # one in so many places is drawn at random, and no fewer than STARTUP_LEAST
-STARTUP_LEAST = 4
+SPREAD_SHARE = 2  # one in so many places, and no fewer than SPREAD_LEAST, is spread over the ranges before results decide
+SPREAD_LEAST = 4
 REDUCTION = 2  # a pruner keeps one in so many
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -146,9 +147,9 @@ class Search:
 
     def ask(self, ledger: Ledger) -> Attempt:
         """The trial of the first open place."""
-        place, count = self.open[0], self.settings.trials
+        place = self.open[0]
         seed = int(hashlib.sha256(f"{self.settings.seed} {place}".encode()).hexdigest()[:8], 16)
-        self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(STARTUP_LEAST, count // STARTUP_SHARE))
+        self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1)
         known = self._known(place)
         if known and not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):  # one may be left of a killed driver
             self._study.enqueue_trial(known, user_attrs={"place": place})
@@ -161,12 +162,14 @@ class Search:
         return Attempt(self, asked, place, trial, Job(ledger.trial_folder(trial.id).resolve(), self.tokens_folder))
 
     def _known(self, place: int) -> dict[str, Any]:
-        """What a place had when it was interrupted or failed; of the first place, the study's own values as far as they are in range."""
+        """Values that do not depend on results: what the place had when it was interrupted or failed, or those of the first half."""
         for trial in reversed(self._study.get_trials(deepcopy=False, states=(TrialState.FAIL,))):
             if trial.user_attrs.get("place") == place and trial.params.keys() == self.fields.keys():
                 return trial.params
+        if place >= max(SPREAD_LEAST, self.settings.trials // SPREAD_SHARE):
+            return {}
         own = self.trial.at(self.fields) if place == 0 else {}
-        return {path: value for path, value in own.items() if _contains(self.fields[path], value)}
+        return _spread(self.fields, place, self.settings.seed) | {path: v for path, v in own.items() if _contains(self.fields[path], v)}
 
     def tell(self, attempt: Attempt, status: str, loss: float | None, se: float | None) -> None:
         """A diverged trial is infinitely bad: Optuna takes that for a value, where it would fail a trial at not-a-number."""
@@ -330,6 +333,21 @@ def _contains(field: BaseDistribution, value: Any) -> bool:
     if isinstance(field, FloatDistribution):
         return field.low <= value <= field.high
     return isinstance(field, CategoricalDistribution) and value in field.choices
+
+
+def _spread(fields: Mapping[str, BaseDistribution], place: int, seed: int) -> dict[str, Any]:
+    """The place's point of a scrambled Halton sequence."""
+    sequence = qmc.Halton(len(fields), seed=seed)
+    sequence.fast_forward(place)
+    found: dict[str, Any] = {}
+    for (path, field), share in zip(fields.items(), sequence.random()[0], strict=True):
+        if isinstance(field, FloatDistribution):
+            found[path] = float(
+                field.low * (field.high / field.low) ** share if field.log else field.low + (field.high - field.low) * share
+            )
+        elif isinstance(field, CategoricalDistribution):
+            found[path] = field.choices[int(share * len(field.choices))]
+    return found
 
 
 def _rounded(value: Any, settings: Tune, path: str) -> Any:

@@ -82,19 +82,23 @@ def movements(outcomes: Sequence[Outcome], settings: Tune, path: str) -> list[st
     if not settings.per:
         return []
     *others, axis = settings.per
-    groups: dict[str, list[Winner]] = {}
-    for winner in (outcome.winner for outcome in outcomes if outcome.winner):
-        groups.setdefault(json.dumps([winner.at[name] for name in others]), []).append(winner)
+    groups: dict[str, list[tuple[Winner, tuple[float, float]]]] = {}
+    for outcome in outcomes:
+        if outcome.winner:
+            key = json.dumps([outcome.at[name] for name in others])
+            groups.setdefault(key, []).append((outcome.winner, outcome.near[path]))
     lines = []
-    for group in groups.values():
-        low, high = (end(group, key=lambda winner: winner.values[path]) for end in (min, max))
-        if len(group) > 1:
-            least, most = low.values[path], high.values[path]
-            where = f" at {named({name: low.at[name] for name in others})}" if others else ""
-            factor = f", a factor of {most / least:.3g}" if least > 0 else ""
-            lines.append(
-                f"along {axis}{where}: best {path} from {least} ({axis}={low.at[axis]}) to {most} ({axis}={high.at[axis]}){factor}"
-            )
+    for group in (group for group in groups.values() if len(group) > 1):
+        low, high = (end((winner for winner, _ in group), key=lambda winner: winner.values[path]) for end in (min, max))
+        least, most = low.values[path], high.values[path]
+        where = f"along {axis}" + (f" at {named({name: low.at[name] for name in others})}" if others else "")
+        factor = f", a factor of {most / least:.3g}" if least > 0 else ""
+        line = f"{where}: best {path} between {least} ({axis}={low.at[axis]}) and {most} ({axis}={high.at[axis]}){factor}"
+        if least == most:
+            line = f"{where}: best {path} is {least} throughout"
+        elif max(near[0] for _, near in group) <= min(near[1] for _, near in group):
+            line += "; the values within one standard error overlap at all of them: no movement can be told"
+        lines.append(line)
     return lines
 
 

@@ -19,11 +19,11 @@ import pytest
 import yaml
 
 from sparsemem.cli import main
-from sparsemem.config import ConfigError, Trial, load_study
+from sparsemem.config import ConfigError, Trial, Tune, Winner, load_study
 from sparsemem.study import tune
 from sparsemem.study.engine import Job, record_failure
 from sparsemem.study.plan import describe, plan
-from sparsemem.study.tuned import Outcome, describe_outcomes
+from sparsemem.study.tuned import Outcome, describe_outcomes, movements
 
 EVALUATIONS = 8
 TUNE = {"search": {"train.lr": {"low": 1e-3, "high": 0.1, "log": True}}, "per": ["rho"], "trials": 6, "pruner": "none"}
@@ -145,7 +145,7 @@ def test_each_point_has_its_own_winner_which_a_study_takes(
     assert list(places) == ["rho=1.0", "rho=0.0"]
     first, other = places.values()
     assert first[0][:2] == other[0][:2] == (0, 0.01)  # the study's own rate
-    assert [t[1] for t in first[:6]] == [t[1] for t in other[:6]]  # the random half is drawn alike at both points
+    assert [t[1] for t in first[:6]] == [t[1] for t in other[:6]]  # spread alike at both points
     assert [t[1] for t in first[6:]] != [t[1] for t in other[6:]]
     assert not (tmp_path / "runs" / "tiny" / "trials.csv").exists()
 
@@ -269,9 +269,25 @@ def test_winners_at_an_edge_and_movements_are_said(run: Callable[..., list[Outco
     winners = [outcome.winner for outcome in outcomes if outcome.winner]
     assert "train.lr" in winners[1].edges  # 0.02 is out of range
     assert f"warning: train.lr {winners[1].values['train.lr']} at rho=0.0 lies at the edge of what was searched (0.001 to 0.005)" in text
-    assert f"along rho: best train.lr from {winners[0].values['train.lr']} (rho=1.0) to {winners[1].values['train.lr']} (rho=0.0)" in text
+    assert (
+        f"along rho: best train.lr between {winners[0].values['train.lr']} (rho=1.0) and {winners[1].values['train.lr']} (rho=0.0)" in text
+    )
     assert text.splitlines()[0].split()[:2] == ["rho", "trials"]
     assert all(winner.values["train.batch_tokens"] in (256, 512, 1024) for winner in winners)
+
+
+def test_movements_within_the_noise_are_called_that() -> None:
+    def outcome(rho: float, rate: float, near: tuple[float, float]) -> Outcome:
+        return Outcome({"rho": rho}, {"finished": 6}, Winner(at={"rho": rho}, values={"train.lr": rate}), {"train.lr": near})
+
+    settings = Tune.model_validate(TUNE)
+    apart = [outcome(1.0, 0.004, (0.003, 0.006)), outcome(0.0, 0.02, (0.01, 0.02))]
+    assert movements(apart, settings, "train.lr") == ["along rho: best train.lr between 0.004 (rho=1.0) and 0.02 (rho=0.0), a factor of 5"]
+    tied = [outcome(1.0, 0.004, (0.003, 0.01)), outcome(0.0, 0.02, (0.008, 0.02))]
+    assert movements(tied, settings, "train.lr")[0].endswith("overlap at all of them: no movement can be told")
+    assert movements([apart[0], outcome(0.5, 0.004, (0.004, 0.004))], settings, "train.lr") == [
+        "along rho: best train.lr is 0.004 throughout"
+    ]
 
 
 def test_what_is_searched_decides_which_trials_are_taken_up(
