@@ -63,8 +63,8 @@ def split_cells(trials: pd.DataFrame, axis: Sequence[str] = ("rho",), fields: Se
 
 
 def cell_fields(trials: pd.DataFrame) -> list[str]:
-    """Varied fields that set cells apart."""
-    fields = [name for name in varied_fields(trials) if name not in (RATE, "shares")]
+    """Varied fields that set cells apart. What was tuned belongs to its point, as the learning rate does."""
+    fields = [name for name in varied_fields(trials) if name not in (RATE, "shares") and not name.startswith("tuned.")]
     if trials["tokens"].nunique() > 1 and "budget.tokens" not in fields:
         fields.append("tokens")
     return fields

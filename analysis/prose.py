@@ -83,7 +83,7 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
         lines.append(
             f"One learning rate for every {noun}: part of the differences between them may be one of tuning, unless checked elsewhere."
         )
-    if "train.table_lr_factor" not in varied:
+    if not {"train.table_lr_factor", "tuned.train.table_lr_factor"} & set(varied):
         lines.append("One learning-rate factor of the memory tables.")
     if not any(name.startswith("data") for name in varied):
         name = (results.described.get("data") or {}).get("corpus", "python-source")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
 import shutil
@@ -24,7 +25,8 @@ Write a study in YAML, look at its plan, run it, read its report.
 
   sparsemem plan sweeps/allocation-quick.yaml      every trial, solved and timed, nothing trained
   sparsemem run sweeps/allocation-quick.yaml       train what is not finished, then write the report
-  sparsemem status runs/allocation-quick           how far it is, also while it runs
+  sparsemem status runs/allocation-quick --watch   how far it is, from another terminal
+  sparsemem tune my-study.yaml                     find the learning rate at each share, apart from the study
   sparsemem report runs/allocation-quick           fits, figures and report again, from the result files
   sparsemem bench step                             speed of a training step on this machine; also `memory`, `fit`
 
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"sparsemem: {error}; what was finished is kept")
         return SOME_FAILED
     except KeyboardInterrupt:
-        if parsed.command is _run:
+        if parsed.command in (_run, _tune):
             _say("\ninterrupted; finished trials are kept, the others go on from their last checkpoint. To continue:")
             _say(f"  {shlex.join([_name(), *given])}")
         return INTERRUPTED
@@ -86,9 +88,17 @@ def _parser() -> argparse.ArgumentParser:
         "train what a study has not finished yet, then write its report; safe to repeat",
         "sparsemem run sweeps/allocation-quick.yaml --set budget.tokens=100k --set 'vary.rho=[1, 0.5, 0]'",
     )
-    run.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="receives the folder <study>/ (default: runs)")
+    tune = add(
+        "tune",
+        _tune,
+        "find the learning rate and other training fields at each point of a study, as its block `tune` says; safe to repeat",
+        "sparsemem tune my-study.yaml --set tune.trials=24",
+    )
+    tune.add_argument("--json", action="store_true", help="print one object a point: its winner and what was tried")
+    for sub in (run, tune):
+        sub.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="receives the folder <study>/ (default: runs)")
     run.add_argument("--engine", choices=ENGINES, default="ray", help="ray: Ray Tune; local: plain subprocesses (default: ray)")
-    for sub in (plan, run):
+    for sub in (plan, run, tune):
         sub.add_argument("study", type=Path, metavar="STUDY.yaml")
         sub.add_argument(
             "--set",
@@ -101,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", _report, "write fits, figures and report again, from the result files", "sparsemem report runs/allocation-quick")
     for sub in (status, report):
         sub.add_argument("folder", type=Path, metavar="DIR", help="results folder of one study")
+    shown = status.add_mutually_exclusive_group()
+    shown.add_argument("--watch", action="store_true", help="keep showing it until no process runs it any more; Ctrl-C leaves at any time")
+    shown.add_argument("--log", metavar="TRIAL", help="print what this trial's process said, and why it failed")
     bench = add("bench", _bench, "measure this machine, as ratios taken in one run", "sparsemem bench memory --json")
     bench.add_argument(
         "what",
@@ -130,7 +143,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     estimate = estimate_seconds(planned, study)
     if arguments.json:
         seconds = [round(each, 1) for each in estimate[0]] if estimate else [None] * len(planned)
-        rows = [{**p.row(), "estimated_seconds": each} for p, each in zip(planned, seconds, strict=True)]
+        rows = [{**p.row(), "tuned": p.tuned, "estimated_seconds": each} for p, each in zip(planned, seconds, strict=True)]
         print(json.dumps({"trials": rows, "memory_access": memory_access(planned), **({"detect": found[0]} if found else {})}, indent=2))
     else:
         words = found[1] if found else ""
@@ -183,11 +196,36 @@ def _run(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _tune(arguments: argparse.Namespace) -> int:
+    study = load_study(arguments.study, {**_overrides(arguments.set), "tuned": None})
+    from sparsemem.study.tune import tune_study
+    from sparsemem.study.tuned import as_json, describe_outcomes
+
+    outcomes = tune_study(study, arguments.study.resolve().parent, arguments.results, _say)
+    assert study.tune is not None
+    winners = arguments.results / study.study / "tune" / "winners.yaml"
+    print(json.dumps(as_json(outcomes), indent=2) if arguments.json else f"{describe_outcomes(outcomes, study.tune)}\n\nwinners  {winners}")
+    if any(outcome.statuses.get("failed") or not outcome.winner for outcome in outcomes):
+        _say("running the same command again tries failed trials once more")
+        return SOME_FAILED
+    return DONE
+
+
 def _status(arguments: argparse.Namespace) -> int:
     from sparsemem.study.ledger import Ledger
     from sparsemem.study.progress import look, overview
+    from sparsemem.study.watch import trial_log, watch
 
-    print(overview(look(Ledger.read(arguments.folder))))
+    if arguments.log:
+        if log := trial_log(arguments.folder, arguments.log):
+            print(log)
+        else:
+            _say("nothing is kept of this trial: `--engine local` keeps a log while it is running and once it failed, Ray only the failure")
+    elif arguments.watch:
+        with contextlib.suppress(KeyboardInterrupt):  # the way to leave
+            watch(arguments.folder)
+    else:
+        print(overview(look(Ledger.read(arguments.folder))))
     return DONE
 
 

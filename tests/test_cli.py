@@ -117,14 +117,16 @@ def test_bad_input_is_refused_with_words_and_nothing_is_written(
     assert {path.name for path in study.parent.iterdir()} == {"small.yaml", "corpus"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "nowhere.yaml"], ["status", "nowhere"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["tune", "nowhere.yaml"], ["plan", "nowhere.yaml"], ["status", "nowhere", "--watch"]]
+)
 def test_help_and_refusals_load_neither_torch_nor_ray(arguments: list[str]) -> None:
     code = "import sys; from sparsemem.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'ray', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("command", ["plan", "run", "status", "report", "bench"])
+@pytest.mark.parametrize("command", ["plan", "run", "tune", "status", "report", "bench"])
 def test_the_help_of_each_command_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

@@ -40,6 +40,14 @@ def test_the_example_study_plans(tmp_path: Path) -> None:
     assert len(plan(load_study(path))) == 22  # 6 shares x 2 widths x 2 seeds; rho = 1 has no memory, so its two widths are one trial
 
 
+def test_the_example_search_is_one(tmp_path: Path) -> None:
+    study, search = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)[:2]
+    (tmp_path / "my-study.yaml").write_text(study + search)
+    tune = load_study(tmp_path / "my-study.yaml").tune
+    assert tune is not None
+    assert tune.per == ("rho",)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_committed_sweep_plans(path: Path) -> None:
     for planned in plan(load_study(path)):

@@ -25,8 +25,9 @@ from sparsemem.config.model import (
     UltraMemV2,
     key_counts,
 )
-from sparsemem.config.study import Study, load_study
+from sparsemem.config.study import Study, changed, load_study
 from sparsemem.config.trial import Budget, Data, Run, Train, Trial
+from sparsemem.config.tune import Search, Tune, Tuned, Winner, named, point
 from sparsemem.config.values import ConfigError, parse_quantity, parse_real, parse_share
 
 __all__ = [
@@ -46,14 +47,21 @@ __all__ = [
     "NgramEmbedding",
     "ProductKey",
     "Run",
+    "Search",
     "Study",
     "Train",
     "Trial",
+    "Tune",
+    "Tuned",
     "UltraMem",
     "UltraMemV2",
+    "Winner",
+    "changed",
     "key_counts",
     "load_study",
+    "named",
     "parse_quantity",
     "parse_real",
     "parse_share",
+    "point",
 ]

@@ -7,7 +7,7 @@ import difflib
 import itertools
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from sparsemem.config.trial import Run, Trial
+from sparsemem.config.tune import Tune, Tuned
 from sparsemem.config.values import ConfigError, Strict
 
 
@@ -29,6 +30,10 @@ class Study(Strict):
     """The trial's fields as written, shared by all trials before `vary` is applied."""
     vary: tuple[dict[str, tuple[Any, ...]], ...] = ({},)
     run: Run = Run()
+    tune: Tune | None = None
+    """What `sparsemem tune` searches; `run` does not read it."""
+    tuned: Tuned | None = None
+    """Training fields that replace those of `base`, by point; in YAML the path of the file that `sparsemem tune` wrote."""
 
     @model_validator(mode="after")
     def _has_points(self) -> Study:
@@ -36,6 +41,18 @@ class Study(Strict):
             raise ValueError("field `vary` is an empty list; leave it out, or name a grid such as {rho: [1.0, 0.5], seed: [0, 1]}")
         for path in (path for grid in self.vary for path, values in grid.items() if not values):
             raise ValueError(f"field `vary.{path}` is an empty list, which leaves no trial; give it at least one value or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _tuning_stays_apart(self) -> Study:
+        axes = self.axes
+        for name, fields in (("tune.search", self.tune and self.tune.search), ("tuned", self.tuned and self.tuned.fields)):
+            for path in fields or ():
+                if path in axes:
+                    raise ValueError(f"field `{name}` sets `{path}`, which `vary` sets too; leave one of them out")
+        for path in self.tune.per if self.tune else ():
+            if path not in axes:
+                raise ValueError(f"field `tune.per` names `{path}`, which `vary` does not set; it sets {', '.join(axes) or 'nothing'}")
         return self
 
     @model_validator(mode="before")
@@ -66,8 +83,13 @@ class Study(Strict):
         """
         return list({trial.id: trial for _, trial in self.points()}.values())
 
+    @property
+    def axes(self) -> list[str]:
+        """Dotted paths of all fields that `vary` sets, also inside a varied group."""
+        return list(dict.fromkeys(leaf for grid in self.vary for path, values in grid.items() for leaf in _leaves(path, values)))
+
     def points(self) -> Iterator[tuple[dict[str, Any], Trial]]:
-        """Each grid point as (varied fields, trial)."""
+        """Each grid point as (varied fields, trial), with the winners of `tuned` filled in."""
         for grid in self.vary:
             for values in itertools.product(*grid.values()):
                 varied = dict(zip(grid, values, strict=True))
@@ -75,7 +97,36 @@ class Study(Strict):
                 for path, value in varied.items():
                     _assign(raw, path, value)
                 with _named_errors("vary" if varied else "", Trial, given=varied):
-                    yield varied, Trial.model_validate(raw)
+                    trial = Trial.model_validate(raw)
+                if self.tuned:
+                    try:
+                        trial = changed(trial, self.tuned.winner(trial).values)
+                    except ValueError as error:
+                        raise ConfigError(f"field `tuned`: {error}") from None
+                yield varied, trial
+
+
+def changed(trial: Trial, values: Mapping[str, Any]) -> Trial:
+    """The trial with other values at these dotted paths.
+
+    Raises:
+        ConfigError: no trial can have them.
+    """
+    raw = trial.model_dump(mode="json")
+    for path, value in values.items():
+        _assign(raw, path, value)
+    with _named_errors("values", Trial, given=values):
+        return Trial.model_validate(raw)
+
+
+def _leaves(path: str, values: Sequence[Any]) -> Iterator[str]:
+    """A varied field, or the fields of a varied group: `budget: [{tokens: 1M}, ...]` varies `budget.tokens`."""
+    for value in values:
+        if isinstance(value, dict) and path != "shares":
+            for name, inner in value.items():
+                yield from _leaves(f"{path}.{name}", [inner])
+        else:
+            yield path
 
 
 def _assign(raw: dict[str, Any], path: str, value: Any) -> None:
@@ -106,6 +157,49 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
         ConfigError: naming file, field, value and remedy. Every trial of the study has been validated when this returns.
     """
     path = Path(path)
+    text, raw = _read(path)
+    raw.pop("provenance", None)  # what `run` adds to the copy that it keeps beside the results
+    try:
+        _refuse_repeated_fields(yaml.compose(text, Loader=yaml.SafeLoader))
+        for dotted, value in (overrides or {}).items():
+            if _is_varied(raw.get("vary"), dotted):
+                raise ConfigError(f"`--set {dotted}` would change nothing: `vary` sets it; write `--set 'vary.{dotted}=[{value}]'`")
+            if dotted.startswith("vary."):  # the name of an axis is itself a dotted path
+                grids = raw.get("vary", {})
+                raw["vary"] = [{**grid, dotted.removeprefix("vary."): value} for grid in (grids if isinstance(grids, list) else [grids])]
+            else:
+                _assign(raw, dotted, value)
+        if isinstance(raw.get("tuned"), str):
+            raw["tuned"] = load_tuned(path.parent / raw["tuned"])
+        with _named_errors("", Study, given=raw):
+            study = Study.model_validate(raw)
+        for _ in study.points():
+            pass
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (TypeError, RecursionError, OverflowError) as error:
+        raise ConfigError(f"{path}: holds a value that no field takes: {error}") from None
+    return study
+
+
+def load_tuned(path: Path) -> Tuned:
+    """What `sparsemem tune` wrote.
+
+    Raises:
+        ConfigError: there is no such file, or it is not one.
+    """
+    if not path.exists():
+        raise ConfigError(f"field `tuned`: {path}: no such file; `sparsemem tune` writes it")
+    _, raw = _read(path)
+    try:
+        with _named_errors("", Tuned, given=raw):
+            return Tuned.model_validate(raw)
+    except ConfigError as error:
+        raise ConfigError(f"field `tuned`: {path}: {error}") from None
+
+
+def _read(path: Path) -> tuple[str, dict[Any, Any]]:
+    """A YAML file as text and as the mapping that it holds."""
     try:
         text = path.read_text(encoding="utf-8")
         raw = yaml.safe_load(text)
@@ -122,26 +216,7 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
         raise ConfigError(f"{path}: not valid YAML{place}: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a study is a mapping of fields that starts with `study: NAME`; this file holds {type(raw).__name__}")
-    raw.pop("provenance", None)  # what `run` adds to the copy that it keeps beside the results
-    try:
-        _refuse_repeated_fields(yaml.compose(text, Loader=yaml.SafeLoader))
-        for dotted, value in (overrides or {}).items():
-            if _is_varied(raw.get("vary"), dotted):
-                raise ConfigError(f"`--set {dotted}` would change nothing: `vary` sets it; write `--set 'vary.{dotted}=[{value}]'`")
-            if dotted.startswith("vary."):  # the name of an axis is itself a dotted path
-                grids = raw.get("vary", {})
-                raw["vary"] = [{**grid, dotted.removeprefix("vary."): value} for grid in (grids if isinstance(grids, list) else [grids])]
-            else:
-                _assign(raw, dotted, value)
-        with _named_errors("", Study, given=raw):
-            study = Study.model_validate(raw)
-        for _ in study.points():
-            pass
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except (TypeError, RecursionError, OverflowError) as error:
-        raise ConfigError(f"{path}: holds a value that no field takes: {error}") from None
-    return study
+    return text, raw
 
 
 def _is_varied(vary: Any, path: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictInt, model_validator
@@ -194,6 +194,17 @@ class Trial(Strict):
     def rho(self) -> float | None:
         """Share of the sparse parameters held by routed experts; None for the dense baseline."""
         return self.shares.get("moe", 0.0) if self.shares else None
+
+    def at(self, paths: Iterable[str]) -> dict[str, Any]:
+        """Dotted path -> value, units resolved; None where its shares do not use the field, and for the `rho` of the dense baseline."""
+        fields = self.model_dump(mode="json") | {"rho": self.rho}
+        found = {}
+        for path in paths:
+            value: Any = fields
+            for name in path.split("."):
+                value = value.get(name) if isinstance(value, dict) else None
+            found[path] = value
+        return found
 
 
 def _without_rows(model: Mapping[str, Any]) -> list[str]:

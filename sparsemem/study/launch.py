@@ -44,7 +44,7 @@ def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say:
         if ledger.folder.exists():
             held.enter_context(study_lock(ledger.folder))
         waiting = ledger.unfinished()
-        folders, corpora = _prepare([trials[id_] for id_ in waiting], base, say)
+        folders, corpora = prepare_corpora([trials[id_] for id_ in waiting], base, say)
         ledger.check_corpora(corpora, trials)
         ledger.check_precision(study, trials)
         if not ledger.folder.exists():
@@ -56,7 +56,7 @@ def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say:
         jobs = [Job(ledger.trial_folder(id_).resolve(), folders[data_id(trials[id_].data)]) for id_ in waiting]
         try:
             if jobs:
-                with _terminated_like_interrupted(), Progress(ledger, together):
+                with terminated_like_interrupted(), Progress(ledger, together):
                     run_trials(jobs, study.run)
         finally:
             ledger.write_table()
@@ -79,7 +79,9 @@ def find_engine(name: str) -> Engine:
     raise ConfigError(f"engine {name!r} is unknown; choose one of {', '.join(ENGINES)}")
 
 
-def _prepare(trials: Sequence[Trial], base: Path, say: Callable[[str], None]) -> tuple[Mapping[str, Path], Mapping[str, Mapping[str, Any]]]:
+def prepare_corpora(
+    trials: Sequence[Trial], base: Path, say: Callable[[str], None]
+) -> tuple[Mapping[str, Path], Mapping[str, Mapping[str, Any]]]:
     """Folder and manifest of each text that the trials read, by data id.
 
     Raises:
@@ -111,7 +113,7 @@ def _report(ledger: Ledger, say: Callable[[str], None]) -> None:
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
+def terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM (a scheduler's preemption, `kill`) ends a run as Ctrl-C does. Signals belong to the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ COLUMNS = (
     *("flops_per_token", "flops_per_token_head", "memory_bytes_per_token", "tokens"),
     *("val_loss", "val_loss_se", "val_bpb", "train_loss", "tokens_per_second", "peak_memory_bytes", "seconds"),
 )
-"""Of `trials.csv`; the share of each memory pool of the study and every varied field follow, the latter under its dotted path."""
+"""Of `trials.csv`; the share of each memory pool of the study and every varied field follow, the latter under its dotted path, then what
+`tuned` filled in: `train.lr` under that name, which `analysis` lets each share have its own of, other fields under `tuned.PATH`."""
 MEASURED = COLUMNS[-7:]
 
 
@@ -93,6 +95,12 @@ class Ledger:
     @property
     def study(self) -> str:
         return self.folder.name
+
+    @cached_property
+    def cpus_per_trial(self) -> int:
+        """As the study was last run."""
+        run = _mapping(self.folder / "study.yaml").get("run")
+        return int(run.get("cpus_per_trial", 1)) if isinstance(run, dict) else 1
 
     def trial_folder(self, trial_id: str) -> Path:
         return self.folder / "trials" / trial_id
@@ -158,7 +166,7 @@ class Ledger:
                 f"{self.folder}: holds the study {_name(recorded)!r}, not {self.study!r}; "
                 "give `--results` another folder or rename the study"
             )
-        if self.folder.exists() and not recorded.exists() and any(path.name != "lock" for path in self.folder.iterdir()):
+        if self.folder.exists() and not recorded.exists() and any(path.name not in ("lock", "tune") for path in self.folder.iterdir()):
             raise ConfigError(f"{self.folder}: exists and holds no study; give `--results` another folder or move it away")
 
     def check_corpora(self, corpora: Mapping[str, Mapping[str, Any]], trials: Mapping[str, Trial]) -> None:
@@ -212,22 +220,27 @@ class Ledger:
             main = number == 0 and _mapping(self.folder / "data.json").get("digest") in (None, manifest["digest"])
             write_json(self.folder / ("data.json" if main else f"data-{manifest['digest']}.json"), manifest)
         for id_ in self.unfinished():
-            folder = self.trial_folder(id_)
-            folder.mkdir(parents=True, exist_ok=True)
-            result, description = folder / "result.json", folder / "trial.yaml"
-            if result.exists():
-                say(f"{result}: not the whole result of trial {id_}; set aside as {set_aside(result).name}, the trial runs again")
-            if description.exists() and not _describes(description, id_):
-                say(f"{description}: not the description of trial {id_}; set aside as {set_aside(description).name} and written again")
-            if not description.exists():
-                write_text(description, yaml.safe_dump(trials[id_].model_dump(mode="json"), sort_keys=False))
+            self.begin_trial(trials[id_], say)
         self.write_table()
+
+    def begin_trial(self, trial: Trial, say: Callable[[str], None]) -> None:
+        """Make an unfinished trial's folder ready for a worker."""
+        folder = self.trial_folder(trial.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        result, description = folder / "result.json", folder / "trial.yaml"
+        if result.exists():
+            say(f"{result}: not the whole result of trial {trial.id}; set aside as {set_aside(result).name}, the trial runs again")
+        if description.exists() and not _describes(description, trial.id):
+            say(f"{description}: not the description of trial {trial.id}; set aside as {set_aside(description).name} and written again")
+        if not description.exists():
+            write_text(description, yaml.safe_dump(trial.model_dump(mode="json"), sort_keys=False))
 
     def _write_study(self, study: Study, corpora: Mapping[str, Mapping[str, Any]]) -> None:
         written = json.loads(json.dumps(study.model_dump(mode="json")))
         vary = written["vary"]
         kept = {"study": written["study"], "question": written["question"], "analysis": written["analysis"], **written["base"]}
         kept |= {"vary": vary[0] if len(vary) == 1 else vary, "run": written["run"]}
+        kept |= {name: written[name] for name in ("tune", "tuned") if written[name]}
         provenance = self._provenance()
         if corpora or not provenance:
             data = {entry["id"]: entry for entry in provenance.get("data", [])}
@@ -278,7 +291,8 @@ def study_lock(folder: Path) -> Iterator[None]:
             file.truncate(0)
 
 
-def _is_held(lock: Path) -> bool:
+def is_held(lock: Path) -> bool:
+    """Whether a process holds the lock of a study or of a trial."""
     try:
         with open(lock, encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared and for an instant: a trial that starts now only waits for it
@@ -298,7 +312,7 @@ def _state(folder: Path, trial_id: str) -> State:
         return State(result["status"], result)
     except (OSError, ValueError):
         pass  # none yet, or not a whole one: `begin` sets that aside
-    if _is_held(folder / "lock"):
+    if is_held(folder / "lock"):
         return State("running")
     try:
         failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))

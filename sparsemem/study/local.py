@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from typing import Self
 
 from sparsemem.config import Run
 from sparsemem.study.engine import Job, record_failure, slots
@@ -17,28 +18,67 @@ GRACE_SECONDS = 5.0
 
 
 def run_trials(jobs: Sequence[Job], run: Run) -> None:
-    """See `engine.Engine`. The output of a trial's process goes to `log.txt` in its folder."""
-    waiting, attempts = deque(jobs), Counter[Job]()
-    free = list(reversed(range(slots(run))))
-    working: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
-    try:
-        while waiting or working:
-            while free and waiting:
-                slot, job = free.pop(), waiting.popleft()
-                attempts[job] += 1
-                working[slot] = job, _start(job, run, slot)
-            for slot, (job, process) in list(working.items()):
-                code = process.poll()
-                if code is None:
-                    continue
-                del working[slot]
-                free.append(slot)
-                _note(job, code)
-                if code != 0 and attempts[job] <= run.max_failures:
-                    waiting.appendleft(job)
+    """See `engine.Engine`."""
+    waiting = deque(jobs)
+    with Workers(run) as workers:
+        while waiting or workers.busy:
+            while waiting and workers.free:
+                workers.start(waiting.popleft())
+            workers.ended()
             time.sleep(POLL_SECONDS)
-    finally:
-        _stop([process for _, process in working.values()])
+
+
+class Workers:
+    """Processes that train, one a slot. The output of a trial's process goes to `log.txt` in its folder; leaving the body ends them all."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._free = list(reversed(range(slots(run))))
+        self._working: dict[Job, tuple[int, subprocess.Popen[bytes]]] = {}
+        self._attempts = Counter[Job]()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _stop([process for _, process in self._working.values()])
+
+    @property
+    def free(self) -> int:
+        """Slots without a trial."""
+        return len(self._free)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._working)
+
+    def start(self, job: Job) -> None:
+        """In a free slot."""
+        self._attempts[job] += 1
+        slot = self._free.pop()
+        self._working[job] = slot, _start(job, self._run, slot)
+
+    def stop(self, job: Job) -> None:
+        """End a trial's process before its time."""
+        slot, process = self._working.pop(job)
+        _stop([process])
+        self._free.append(slot)
+
+    def ended(self) -> list[Job]:
+        """Jobs that have ended since the last call; a failing one is started again up to `max_failures` times first."""
+        ended = []
+        for job, (slot, process) in list(self._working.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self._working[job]
+            self._free.append(slot)
+            _note(job, code)
+            if code != 0 and self._attempts[job] <= self._run.max_failures:
+                self.start(job)
+            else:
+                ended.append(job)
+        return ended
 
 
 def _start(job: Job, run: Run, slot: int) -> subprocess.Popen[bytes]:

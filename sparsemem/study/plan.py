@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ class PlannedTrial:
     trial: Trial
     varied: dict[str, Any]
     """Dotted path -> value of every field that the study varies."""
+    tuned: dict[str, Any]
+    """Dotted path -> value of every field that the study's `tuned` fills in."""
     pools: tuple[str, ...]
     """Memories that any trial of the study holds."""
     sizes: Sizes
@@ -65,7 +67,8 @@ class PlannedTrial:
             "tokens": trial.budget.tokens,
         }
         row |= {f"share_{pool}": account.share(pool) for pool in self.pools}
-        return row | {path: value for path, value in self.varied.items() if path not in row}
+        row |= {path: value for path, value in self.varied.items() if path not in row}
+        return row | {path if path == "train.lr" else f"tuned.{path}": value for path, value in self.tuned.items()}
 
 
 def plan(study: Study) -> list[PlannedTrial]:
@@ -77,7 +80,7 @@ def plan(study: Study) -> list[PlannedTrial]:
     from sparsemem.budget import check_start, solve
     from sparsemem.model import count_model
 
-    axes = list(dict.fromkeys(leaf for grid in study.vary for path, values in grid.items() for leaf in _leaves(path, values)))
+    axes, filled_in = study.axes, study.tuned.fields if study.tuned else ()
     points = list(study.points())
     pools = tuple(pool for pool in MEMORY_POOLS if any(getattr(trial.model, pool) for _, trial in points))
     planned: dict[str, PlannedTrial] = {}
@@ -94,7 +97,7 @@ def plan(study: Study) -> list[PlannedTrial]:
             point = ", ".join(f"{path}={value}" for path, value in varied.items())
             refusals.setdefault(str(error), f" (at the point {point})" if point else "")
             continue
-        planned[trial.id] = PlannedTrial(study.study, trial, _values(trial, axes), pools, sizes, account)
+        planned[trial.id] = PlannedTrial(study.study, trial, _values(trial, axes), trial.at(filled_in), pools, sizes, account)
     if refusals:
         raise ConfigError("\n".join(message + point for message, point in refusals.items()))
     return list(planned.values())
@@ -109,26 +112,9 @@ def _check_flops(budget: Budget, account: ModelAccount) -> None:
         )
 
 
-def _leaves(path: str, values: Sequence[Any]) -> Iterator[str]:
-    """A varied field, or the fields of a varied group: `budget: [{tokens: 1M}, ...]` varies `budget.tokens`."""
-    for value in values:
-        if isinstance(value, dict) and path != "shares":
-            for name, inner in value.items():
-                yield from _leaves(f"{path}.{name}", [inner])
-        else:
-            yield path
-
-
-def _values(trial: Trial, axes: Sequence[str]) -> dict[str, Any]:
-    """What the trial came to at each axis: units are resolved, and a field that its shares do not use is None."""
-    fields = trial.model_dump(mode="json") | {"rho": trial.rho}
-    found = {}
-    for path in axes:
-        value: Any = fields
-        for name in path.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        found[path] = json.dumps(value) if isinstance(value, dict | list) else value
-    return found
+def _values(trial: Trial, paths: Iterable[str]) -> dict[str, Any]:
+    """What the trial came to at each path; groups and lists as JSON."""
+    return {path: json.dumps(value) if isinstance(value, dict | list) else value for path, value in trial.at(paths).items()}
 
 
 # --- time -------------------------------------------------------------------------------------------------------------------
@@ -183,8 +169,19 @@ def _makespan(seconds: Sequence[float], slots: int) -> float:
 def describe(planned: Sequence[PlannedTrial], estimate: tuple[Sequence[float], float] | None) -> str:
     """The plan as a table with a line of totals; `estimate` is that of `estimate_seconds`."""
     seconds: Sequence[float | None] = estimate[0] if estimate else [None] * len(planned)
-    axes = list(planned[0].varied)
-    header = ["trial", *axes, "experts", "shared width", "memory rows", "P_tot", "error", "P_act", "error"]
+    axes, filled_in = list(planned[0].varied), list(planned[0].tuned)
+    header = [
+        "trial",
+        *axes,
+        *(f"{path} (tuned)" for path in filled_in),
+        "experts",
+        "shared width",
+        "memory rows",
+        "P_tot",
+        "error",
+        "P_act",
+        "error",
+    ]
     header += ["FLOPs/token", "bytes/token", "tokens", "time"]
     rows = []
     for p, time in zip(planned, seconds, strict=True):
@@ -193,6 +190,7 @@ def describe(planned: Sequence[PlannedTrial], estimate: tuple[Sequence[float], f
             [
                 row["trial_id"],
                 *("-" if p.varied[axis] is None else f"{p.varied[axis]}" for axis in axes),
+                *(f"{p.tuned[path]}" for path in filled_in),
                 f"{row['routed_experts']}",
                 f"{row['shared_width']}",
                 f"{row['memory_rows']:,}",

@@ -40,6 +40,8 @@ class TrialProgress:
     """At the moment, of a running trial; 0 before its first row."""
     loss: float | None
     """Validation loss, nats per token: the result, or the last one so far."""
+    core_seconds: float
+    """Of training, on all its processor cores together."""
 
 
 def look(ledger: Ledger) -> list[TrialProgress]:
@@ -65,6 +67,7 @@ def look(ledger: Ledger) -> list[TrialProgress]:
                 speed=done * flops / seconds if seconds else 0.0,
                 tokens_per_second=float(last.get("tokens_per_second") or 0) if state.status == "running" else 0.0,
                 loss=state.result.get("val_loss") if state.status in FINAL else float(losses[-1]) if losses else None,
+                core_seconds=seconds * int(state.result.get("threads") or ledger.cpus_per_trial),
             )
         )
     return found
@@ -72,7 +75,7 @@ def look(ledger: Ledger) -> list[TrialProgress]:
 
 def axes_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Columns that tell the trials of a study apart: rho, seed and whatever else it varies."""
-    names = ["rho", "seed", *(name for name in rows[0] if name not in COLUMNS and not name.startswith("share_"))]
+    names = ["rho", "seed", *(name for name in rows[0] if name not in COLUMNS and not name.startswith(("share_", "tuned.")))]
     return [name for name in names if len({str(row[name]) for row in rows}) > 1] or ["rho", "seed"]
 
 
@@ -99,7 +102,7 @@ def _curve(ledger: Ledger, trial_id: str) -> list[dict[str, str]]:
 
 
 def headline(trials: Sequence[TrialProgress], slots: int = 0) -> str:
-    """Counts, speed, time left and the best so far. `slots`: trials at once; by default as many as are running."""
+    """Counts, speed, time left, cost and the best so far. `slots`: trials at once; by default as many as are running."""
     statuses = [trial.status for trial in trials]
     done, running = sum(status in FINAL for status in statuses), statuses.count("running")
     parts = [f"{done} of {len(trials)} trials done", f"{running} running", f"{len(trials) - done - running} left"]
@@ -108,6 +111,8 @@ def headline(trials: Sequence[TrialProgress], slots: int = 0) -> str:
         parts.append(f"{count(rate)} tokens/s")
     if (left := seconds_left(trials, slots or running)) is not None:
         parts.append(f"about {duration(left)} left")
+    if cost := sum(trial.core_seconds for trial in trials):
+        parts.append(f"{cost / 3600:.3g} core-hours")
     finished = [trial for trial in trials if trial.status == "finished" and trial.loss is not None]
     if finished:
         best = min(finished, key=lambda trial: trial.loss or 0.0)

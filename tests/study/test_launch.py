@@ -50,6 +50,21 @@ def test_a_run_leaves_the_files_that_a_reader_expects(write_study: Callable[...,
     assert os.uname().nodename not in text
 
 
+def test_winners_and_searches_are_kept_with_the_study(write_study: Callable[..., Path], engine: Any, tmp_path: Path) -> None:
+    winners = [{"at": {"rho": rho}, "values": {"train.lr": lr, "train.warmup": lr}} for rho, lr in ((1.0, 0.02), (0.5, 0.03), (0.0, 0.03))]
+    (tmp_path / "winners.yaml").write_text(yaml.safe_dump({"study": "tiny", "winners": winners}))
+    tune = {"search": {"train.lr": {"low": 0.001, "high": 0.1}, "train.schedule": {"choices": ["wsd"]}}, "per": ["rho"]}
+    file = write_study(tune=tune, tuned="winners.yaml")
+    (tmp_path / "runs" / "tiny" / "tune").mkdir(parents=True)  # a search came first
+    folder = run(file).folder
+    assert load_study(folder / "study.yaml") == load_study(file)
+    assert [(row["train.lr"], row["tuned.train.warmup"]) for row in rows(file)] == [("0.02", "0.02"), ("0.03", "0.03"), ("0.03", "0.03")]
+    from analysis import load_trials, split_cells
+
+    (cell,) = split_cells(load_trials(folder))  # each share has its own rate and warmup, and all are one curve
+    assert cell.trials["rho"].tolist() == [1.0, 0.5, 0.0]
+
+
 def test_running_again_trains_nothing_and_changes_nothing(write_study: Callable[..., Path], engine: Any) -> None:
     file = write_study()
     before = files(run(file).folder)

@@ -1,0 +1,138 @@
+"""What `sparsemem tune` searches and what it found. Neither is part of a trial's identity, but the fields that winners set are."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, StrictBool, model_validator
+
+from sparsemem.config.trial import Train, Trial
+from sparsemem.config.values import Count, Real, Size, Strict, parse_share
+
+Bound = Annotated[float, BeforeValidator(parse_share)]
+
+NOT_TUNED = ("betas", "precision", "evaluations")  # a pair; what the device decides; what the pruner reads
+
+
+class Search(Strict):
+    """The values that a field may take: a range of real numbers, or a list."""
+
+    low: Bound | None = None
+    high: Bound | None = None
+    log: StrictBool = False
+    """Whether the range is searched by ratios."""
+    choices: tuple[bool | int | float | str, ...] = ()
+    """Written as in a study: `1k`, `2%`."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Search:
+        if self.choices and (self.low, self.high, self.log) == (None, None, False):
+            return self
+        if self.choices or self.low is None or self.high is None:
+            raise ValueError("give `low` and `high`, with `log: true` for a search by ratios, or a list of `choices`")
+        if self.low >= self.high:
+            raise ValueError(f"`low` {self.low:g} is not below `high` {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"`low` {self.low:g} with `log: true`: ratios need a `low` above 0")
+        return self
+
+
+class Tune(Strict):
+    """A search of training fields at each point of a study."""
+
+    search: dict[str, Search]
+    """Dotted path of a training field -> its values."""
+    per: tuple[str, ...] = ()
+    """Fields of `vary`; each distinct combination of their values is a point with a search of its own. Empty: one search."""
+    trials: Size = 12
+    """At each point."""
+    pruner: Literal["asha", "hyperband", "none"] = "asha"
+    """What stops trials early. The first judgement falls after a quarter of the evaluations."""
+    seed: Count = 0
+    """Of the sampler; the trials themselves have the study's first seed."""
+
+    @model_validator(mode="after")
+    def _fields_exist(self) -> Tune:
+        if not self.search:
+            raise ValueError("`search` is empty; name a field, such as train.lr: {low: 1e-3, high: 3e-2, log: true}")
+        for path, search in self.search.items():
+            check_field(path)
+            kind = Train.model_fields[path.removeprefix("train.")].annotation
+            if kind is not float and not search.choices:
+                raise ValueError(f"`search.{path}` is not a range of real numbers; list its `choices`")
+        return self
+
+
+class Winner(Strict):
+    """What was best at one point."""
+
+    at: dict[str, Any]
+    """Dotted path -> value of the fields that name the point; `rho: dense` is the dense baseline."""
+    values: dict[str, Any]
+    """Dotted path of a training field -> its best value."""
+    val_loss: Real | None = None
+    val_loss_se: Real | None = None
+    trial_id: str | None = None
+    """Its folder under `tune/trials/`."""
+    edges: tuple[str, ...] = ()
+    """Fields whose best value lies at the edge of what was searched."""
+
+    @model_validator(mode="after")
+    def _fields_exist(self) -> Winner:
+        for path in self.values:
+            check_field(path)
+        return self
+
+
+class Tuned(Strict):
+    """The winners of a study's points, which a study takes by `tuned: PATH`."""
+
+    study: str
+    """The one they were searched for."""
+    winners: tuple[Winner, ...]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Dotted paths that any winner sets."""
+        return tuple(dict.fromkeys(path for winner in self.winners for path in winner.values))
+
+    def winner(self, trial: Trial) -> Winner:
+        """
+        Raises:
+            ValueError: no winner is at this trial's point.
+        """
+        for winner in self.winners:
+            if point(trial, winner.at) == winner.at:
+                return winner
+        paths = dict.fromkeys(path for winner in self.winners for path in winner.at)
+        held = "; ".join(named(winner.at) for winner in self.winners) or "none at all"
+        raise ValueError(f"no winner for {named(point(trial, paths)) or 'any trial'}; the file holds {held}; tune that point too")
+
+
+def point(trial: Trial, paths: Mapping[str, Any] | tuple[str, ...]) -> dict[str, Any]:
+    """The trial's values at these fields, as `Winner.at` has them."""
+    values = trial.at(paths)
+    return {path: "dense" if path == "rho" and value is None else value for path, value in values.items()}
+
+
+def named(at: Mapping[str, Any]) -> str:
+    """A point in words.
+
+    >>> named({"budget.tokens": 500000, "rho": 0.5})
+    'budget.tokens=500000, rho=0.5'
+    """
+    return ", ".join(f"{path}={value}" for path, value in at.items())
+
+
+def check_field(path: str) -> None:
+    """
+    Raises:
+        ValueError: it is not a field of `train` that a search may set.
+    """
+    names = [f"train.{name}" for name in Train.model_fields if name not in NOT_TUNED]
+    if path not in names:
+        close = difflib.get_close_matches(path, names, n=1)
+        remedy = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(names)}"
+        raise ValueError(f"`{path}` is not a field that can be tuned; {remedy}")

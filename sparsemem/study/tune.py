@@ -1,0 +1,182 @@
+"""Searches training fields at each point of a study, apart from it: Optuna proposes, the study's own worker processes train.
+
+Everything is under `<results>/<study>/tune/`: `journal.log` (one Optuna study a point), `trials/<id>/` as in a study, and `winners.yaml`.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import yaml
+
+from sparsemem.config import ConfigError, Study, Trial, Tune, Tuned, changed, point
+from sparsemem.files import write_text
+from sparsemem.study.engine import Job, record_failure
+from sparsemem.study.launch import prepare_corpora, terminated_like_interrupted, to_stderr
+from sparsemem.study.ledger import FINAL, Ledger, study_lock
+from sparsemem.study.local import Workers
+from sparsemem.study.plan import plan
+from sparsemem.study.search import Attempt, PointSearch, open_journal
+from sparsemem.study.text import duration
+from sparsemem.study.tuned import Outcome, values_text
+
+POLL_SECONDS = 0.1
+
+
+def tune_study(study: Study, base: Path, results: Path, say: Callable[[str], None] = to_stderr) -> list[Outcome]:
+    """Search every point of `study.tune` to its end and write the winners. Running it again is always safe.
+
+    Args:
+        study: without `tuned`: each search starts from the study's own values.
+        base: the folder that relative paths in `study.data` start from.
+        results: receives the folder `<study>/tune/`.
+        say: takes remarks, one line each.
+
+    Returns:
+        What came out at each point, in the order of the plan.
+
+    Raises:
+        ConfigError: refused; nothing was trained.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the next run goes on.
+    """
+    if study.tune is None:
+        raise ConfigError("field `tune` is missing; add one, such as tune: {search: {train.lr: {low: 1e-3, high: 3e-2, log: true}}}")
+    planned = plan(study)
+    Ledger(results / study.study, [p.row() for p in planned]).check_owner()
+    trials: dict[str, Trial] = {}
+    for p in planned:  # the first trial of a point has the first value of every other axis
+        trials.setdefault(json.dumps(point(p.trial, study.tune.per), sort_keys=True), p.trial)
+    corners = [corner for trial in trials.values() for corner in _corners(trial, study.tune)]
+    workers = Workers(study.run)
+    folders, manifests = prepare_corpora(corners, base, say)
+    ledger = Ledger(results / study.study / "tune", [])
+    ledger.folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        held.enter_context(study_lock(ledger.folder))
+        storage = open_journal(ledger.folder / "journal.log", {name: str(manifest["digest"]) for name, manifest in manifests.items()})
+        searches = [PointSearch(trial, study.tune, storage, folders, manifests) for trial in trials.values()]
+        places = len(searches) * study.tune.trials
+        say(f"{study.study}: {len(searches)} points, {places} trials, {sum(s.done for s in searches)} done before; kept in {ledger.folder}")
+        held.enter_context(terminated_like_interrupted())
+        held.enter_context(workers)
+        _Driver(searches, ledger, workers, say).to_the_end()
+        outcomes = [search.outcome() for search in searches]
+        _write_winners(ledger.folder / "winners.yaml", study.study, outcomes)
+    return outcomes
+
+
+class _Driver:
+    """Keeps the slots busy until no place is open."""
+
+    def __init__(self, searches: Sequence[PointSearch], ledger: Ledger, workers: Workers, say: Callable[[str], None]) -> None:
+        self.searches, self.ledger, self.workers, self.say = searches, ledger, workers, say
+        self.flying: dict[Job, Attempt] = {}
+        self.held: list[Attempt] = []
+        """Asked for, but the same trial is in flight already; its result will serve."""
+        self.began, self.ended = time.monotonic(), 0
+
+    def to_the_end(self) -> None:
+        while True:
+            while self.workers.free and (attempt := self._next()):
+                self._begin(attempt)
+            if not self.flying:
+                return
+            for attempt in list(self.flying.values()):
+                if self._judged_bad(attempt):
+                    self.workers.stop(attempt.job)
+                    self._end(attempt, pruned=True)
+            for job in self.workers.ended():
+                self._end(self.flying[job], pruned=self._judged_bad(self.flying[job]))
+            time.sleep(POLL_SECONDS)
+
+    def _next(self) -> Attempt | None:
+        """Of the search with the fewest trials in flight, then the fewest done: one at a time each where there are enough."""
+        for attempt in self.held:
+            if attempt.job not in self.flying:
+                self.held.remove(attempt)
+                return attempt
+        while waiting := [search for search in self.searches if search.open]:
+            attempt = min(waiting, key=lambda search: (len(search.flying), search.done)).ask(self.ledger)
+            if attempt.job not in self.flying:
+                return attempt
+            self.held.append(attempt)
+        return None
+
+    def _begin(self, attempt: Attempt) -> None:
+        self.flying[attempt.job] = attempt
+        if self.ledger.state(attempt.trial.id).status in FINAL:  # trained before: for another place, or by a driver that was killed then
+            self._end(attempt, pruned=self._judged_bad(attempt))
+        else:
+            self.ledger.begin_trial(attempt.trial, self.say)
+            self.workers.start(attempt.job)
+
+    def _judged_bad(self, attempt: Attempt) -> bool:
+        """Show the pruner each evaluation but the last, in order; whether it stops the trial at one of them."""
+        for number, loss in enumerate(_evaluations(attempt), 1):
+            if number > attempt.reported:
+                attempt.asked.report(loss, number)
+                attempt.reported = number
+                if attempt.asked.should_prune():
+                    return True
+        return False
+
+    def _end(self, attempt: Attempt, pruned: bool) -> None:
+        del self.flying[attempt.job]
+        state = self.ledger.state(attempt.trial.id)
+        status = "pruned" if pruned else state.status
+        if pruned:
+            record_failure(attempt.job.trial_folder, f"stopped at evaluation {attempt.reported}: others were better by then", "pruned")
+            for name in ("checkpoint.pt", "log.txt"):
+                (attempt.job.trial_folder / name).unlink(missing_ok=True)
+        finished = status == "finished"
+        attempt.search.tell(attempt, status, state.result.get("val_loss"), state.result.get("val_loss_se") if finished else None)
+        self._remark(attempt, status, state.result.get("val_loss"), state.message)
+
+    def _remark(self, attempt: Attempt, status: str, loss: float | None, message: str) -> None:
+        search, best = attempt.search, attempt.search.best()
+        self.ended += 1
+        left = sum(len(s.open) + len(s.flying) for s in self.searches)
+        came_to = {"finished": f"{loss or 0:.4f}", "pruned": f"stopped at evaluation {attempt.reported}"}.get(status, status)
+        parts = [f"{search.label}: {values_text(attempt.trial.at(search.fields))} -> {came_to}"]
+        parts += [f"best {best.value:.4f} ({values_text(search.values(best))})"] if best else []
+        parts += [f"{search.done} of {search.settings.trials} done"]
+        parts += [f"about {duration((time.monotonic() - self.began) / self.ended * left)} left"] if left else []
+        self.say(" · ".join(parts))
+        if message and status not in ("finished", "diverged", "pruned"):
+            self.say(f"trial {attempt.trial.id} {status}: {message.splitlines()[0]} (more in {attempt.job.trial_folder / 'failure.json'})")
+
+
+# --- small parts ------------------------------------------------------------------------------------------------------------
+
+
+def _evaluations(attempt: Attempt) -> Iterator[float]:
+    """Validation losses so far but the last, which is the result itself and reads the whole held-out set."""
+    try:
+        with open(attempt.job.trial_folder / "curve.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return
+    for row in rows:
+        if row["val_loss"] and int(row["tokens"]) < attempt.trial.budget.tokens:
+            yield float(row["val_loss"])
+
+
+def _corners(trial: Trial, settings: Tune) -> list[Trial]:
+    """The trial at every combination of ends of ranges and of choices: a trial that cannot be is refused before anything is trained."""
+    ends = [search.choices or (search.low, search.high) for search in settings.search.values()]
+    return [changed(trial, dict(zip(settings.search, values, strict=True))) for values in itertools.product(*ends)]
+
+
+def _write_winners(path: Path, study: str, outcomes: Sequence[Outcome]) -> None:
+    """For a study's `tuned`; a point without a finished trial is left out, and refused there by name."""
+    winners = tuple(outcome.winner for outcome in outcomes if outcome.winner)
+    text = yaml.safe_dump(Tuned(study=study, winners=winners).model_dump(mode="json"), sort_keys=False)
+    write_text(
+        path, f"# Written by `sparsemem tune`. A study takes these values by `tuned: PATH`, the path relative to its own file.\n{text}"
+    )

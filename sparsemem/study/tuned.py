@@ -1,0 +1,116 @@
+"""What a tuning came to, in words and as a table. It must not know Optuna's storage or processes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from sparsemem.config import Tune, Winner, named
+from sparsemem.study.text import table
+
+EDGE = 0.1  # share of a range, at each end, that counts as its edge
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The search at one point."""
+
+    at: Mapping[str, Any]
+    statuses: Mapping[str, int]
+    """Status -> number of its trials: finished, pruned, diverged, failed."""
+    winner: Winner | None
+    """None where no trial finished."""
+    near: Mapping[str, tuple[float, float]]
+    """Range field -> its least and largest value among the trials within one standard error of the best loss."""
+
+
+def edges(fields: Mapping[str, BaseDistribution], values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Fields whose value lies in the outer tenth of its range, or is the least or largest of three numbers or more."""
+    found = []
+    for path, field in fields.items():
+        value = values[path]
+        if isinstance(field, FloatDistribution):
+            scale = math.log if field.log else float
+            place = (scale(value) - scale(field.low)) / (scale(field.high) - scale(field.low))
+            at_edge = not EDGE <= place <= 1 - EDGE
+        else:
+            choices = field.choices if isinstance(field, CategoricalDistribution) else ()
+            numbers = [choice for choice in choices if isinstance(choice, int | float) and not isinstance(choice, bool)]
+            at_edge = len(numbers) >= 3 and len(numbers) == len(choices) and value in (min(numbers), max(numbers))
+        if at_edge:
+            found.append(path)
+    return tuple(found)
+
+
+def as_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    return [asdict(outcome) | {"winner": outcome.winner and outcome.winner.model_dump(mode="json")} for outcome in outcomes]
+
+
+def describe_outcomes(outcomes: Sequence[Outcome], settings: Tune) -> str:
+    """The best of each point, how far it moves along the last field of `per`, and which winners to doubt."""
+    fields = list(settings.search)
+    ranges = [path for path in fields if settings.search[path].low is not None]
+    header = [*settings.per, "trials", "val loss", "± se", *(f"{path} (± 1 se)" if path in ranges else path for path in fields)]
+    rows = []
+    for outcome in outcomes:
+        row = [*map(str, outcome.at.values()), ", ".join(f"{number} {status}" for status, number in outcome.statuses.items() if number)]
+        if winner := outcome.winner:
+            row += [f"{winner.val_loss:.4f}", "-" if winner.val_loss_se is None else f"{winner.val_loss_se:.4f}"]
+            row += [_with_range(winner.values[path], outcome.near.get(path)) for path in fields]
+        else:
+            row += ["-"] * (2 + len(fields))
+        rows.append(row)
+    lines = [table(header, rows)] if settings.per else [table(["", *header], [["all trials", *row] for row in rows])]
+    lines += [f"no winner at {named(outcome.at) or 'all trials'}: no trial finished" for outcome in outcomes if not outcome.winner]
+    lines += [line for path in ranges for line in movements(outcomes, settings, path)]
+    for winner in (outcome.winner for outcome in outcomes if outcome.winner):
+        for path in winner.edges:
+            lines.append(
+                f"warning: {path} {winner.values[path]} at {named(winner.at) or 'all trials'} lies at the edge of what was searched "
+                f"({_searched(settings, path)}); widen it and tune again"
+            )
+    return "\n".join(lines)
+
+
+def movements(outcomes: Sequence[Outcome], settings: Tune, path: str) -> list[str]:
+    """How far the best value of a field moves along the last field of `per`, a line for each combination of the others."""
+    if not settings.per:
+        return []
+    *others, axis = settings.per
+    groups: dict[str, list[tuple[Winner, tuple[float, float]]]] = {}
+    for outcome in outcomes:
+        if outcome.winner:
+            key = json.dumps([outcome.at[name] for name in others])
+            groups.setdefault(key, []).append((outcome.winner, outcome.near[path]))
+    lines = []
+    for group in (group for group in groups.values() if len(group) > 1):
+        low, high = (end((winner for winner, _ in group), key=lambda winner: winner.values[path]) for end in (min, max))
+        least, most = low.values[path], high.values[path]
+        where = f"along {axis}" + (f" at {named({name: low.at[name] for name in others})}" if others else "")
+        factor = f", a factor of {most / least:.3g}" if least > 0 else ""
+        line = f"{where}: best {path} between {least} ({axis}={low.at[axis]}) and {most} ({axis}={high.at[axis]}){factor}"
+        if least == most:
+            line = f"{where}: best {path} is {least} throughout"
+        elif max(near[0] for _, near in group) <= min(near[1] for _, near in group):
+            line += "; the values within one standard error overlap at all of them: no movement can be told"
+        lines.append(line)
+    return lines
+
+
+def values_text(values: Mapping[str, Any]) -> str:
+    """`lr 0.01, warmup 0.05`."""
+    return ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in values.items())
+
+
+def _with_range(value: Any, near: tuple[float, float] | None) -> str:
+    return f"{value}" if near is None or near[0] == near[1] else f"{value} ({near[0]} to {near[1]})"
+
+
+def _searched(settings: Tune, path: str) -> str:
+    search = settings.search[path]
+    return ", ".join(map(str, search.choices)) if search.choices else f"{search.low:g} to {search.high:g}"

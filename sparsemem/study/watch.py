@@ -1,0 +1,116 @@
+"""`sparsemem status --watch` and `--log`: a study from another terminal, by its files alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsemem.config import ConfigError
+from sparsemem.study.ledger import Ledger, is_held
+from sparsemem.study.progress import LINE_SECONDS, REFRESH_SECONDS, TrialProgress, headline, look, overview
+from sparsemem.study.text import count, duration
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+ORDER = ("running", "failed", "out_of_memory", "interrupted", "diverged", "finished", "pending")
+COLOURS = {"running": "cyan", "failed": "red", "out_of_memory": "red", "interrupted": "yellow", "diverged": "yellow", "finished": "green"}
+AROUND = 5  # lines of a screen that are not trials: headings, the rest in words, a spare one; the headline takes more where it wraps
+BESIDE_LABEL = 52  # characters of the other columns
+LEAST_LABEL = 10
+
+
+def watch(folder: Path) -> None:
+    """Show a study until no process runs it any more: live in a terminal, else a line now and then and the whole table at the end.
+
+    Raises:
+        ConfigError: the folder holds no study.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    console, ledger, table = Console(), Ledger.read(folder), folder / "trials.csv"
+    if not console.is_terminal:
+        said = 0.0
+        while _is_run(ledger):
+            if time.monotonic() - said > LINE_SECONDS:
+                print(headline(look(ledger)), flush=True)
+                said = time.monotonic()
+            time.sleep(REFRESH_SECONDS)
+        print(overview(look(Ledger.read(folder))))
+        return
+    read = table.stat().st_mtime_ns
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            if table.stat().st_mtime_ns != read:  # a run with an edited study plans other trials
+                ledger, read = Ledger.read(folder), table.stat().st_mtime_ns
+            runs = _is_run(ledger)
+            live.update(picture(look(ledger), console.width, console.height), refresh=True)
+            if not runs:
+                return
+            time.sleep(REFRESH_SECONDS)
+
+
+def _is_run(ledger: Ledger) -> bool:
+    """Whether a driver holds the study, or a worker that outlived its driver a trial."""
+    return is_held(ledger.folder / "lock") or ledger.counts()["running"] > 0
+
+
+def picture(trials: Sequence[TrialProgress], width: int, height: int) -> RenderableType:
+    """The headline and as many trials as fit the screen, those first that something is to be known of."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    above = headline(trials)
+    ordered = sorted(trials, key=lambda trial: (ORDER.index(trial.status) if trial.status in ORDER else 0, trial.loss or 0.0))
+    fit = max(1, height - AROUND - len(above) // width - sum(bool(trial.message) for trial in trials))
+    shown, left = ordered[:fit], Counter(trial.status for trial in ordered[fit:])
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name in ("state", "trial", "done", "tokens/s", "left", "val loss"):
+        grid.add_column(name, justify="left" if name in ("state", "trial") else "right", no_wrap=True)
+    for trial in shown:
+        rate = trial.tokens_per_second
+        grid.add_row(
+            Text(trial.status, style=COLOURS.get(trial.status, "")),
+            _cut(f"{trial.trial_id[:6]}  {trial.label}", max(LEAST_LABEL, width - BESIDE_LABEL)),
+            f"{trial.tokens_done / trial.tokens:.0%}",
+            count(rate) if rate else "",
+            duration((trial.tokens - trial.tokens_done) / rate) if rate else "",
+            f"{trial.loss:.4f}" if trial.loss is not None else "",
+        )
+    below = [f"{trial.trial_id[:6]} {trial.status}: {trial.message.splitlines()[0]}" for trial in shown if trial.message]
+    if left:
+        below.append(f"and {left.total()} more: {', '.join(f'{number} {status}' for status, number in left.items())}")
+    return Group(Text(above, style="bold"), grid, *(Text(_cut(line, width)) for line in below))
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def trial_log(folder: Path, trial_id: str) -> str:
+    """What a trial's process said, and why it failed; '' where nothing is kept.
+
+    Raises:
+        ConfigError: the study, and its tuning, have no such trial; the beginning of an id will do if it is the only one.
+    """
+    known = sorted(path for place in ("trials", "tune/trials") for path in (folder / place).glob(f"{trial_id}*") if path.is_dir())
+    if not known:
+        raise ConfigError(f"{folder}: has no trial {trial_id!r} that was begun; `sparsemem status {folder}` lists them")
+    if len(known) > 1:
+        raise ConfigError(f"{folder}: {trial_id!r} begins the ids of {', '.join(path.name for path in known)}; give more of one")
+    (trial,) = known
+    parts = []
+    try:
+        failure = json.loads((trial / "failure.json").read_text(encoding="utf-8"))
+        parts.append(f"{failure['status']}: {failure['message']}\n{failure['traceback']}".rstrip())
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # it did not fail, or is about to leave word of it
+    if (trial / "log.txt").exists():
+        parts.append((trial / "log.txt").read_text(encoding="utf-8", errors="replace").rstrip())
+    return "\n\n".join(filter(None, parts))
