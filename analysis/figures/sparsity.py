@@ -47,7 +47,7 @@ def sparsity_data(points: Sequence[tuple[str, float, AllocationFit]]) -> pd.Data
 def sparsity_figure(data: pd.DataFrame) -> Figure:
     """Top: the best share. Bottom: its gain. Open markers: a curve whose optimum may not be quoted."""
     with style():
-        figure = new_figure(ONE_COLUMN, 4.3)
+        figure = new_figure(ONE_COLUMN, 4.4)
         top, bottom = figure.subplots(2, 1, sharex=True)
         used: dict[str, Line2D] = {}
         for place, (name, group) in enumerate(data.groupby("series", sort=False)):
@@ -69,7 +69,7 @@ def sparsity_figure(data: pd.DataFrame) -> Figure:
         bottom.xaxis.set_minor_locator(NullLocator())
         bottom.set_xticks(sampled, [f"{value:.2g}" for value in sampled])
         bottom.set_xlim(sampled[0] / 1.15, sampled[-1] * 1.15)
-        figure.legend(used.values(), used.keys(), loc="outside lower center", ncols=2)
+        figure.legend(used.values(), used.keys(), loc="outside lower center", ncols=1 if len(used) < 5 else 2, handlelength=1.8)
         return figure
 
 
