@@ -100,6 +100,29 @@ def require_one_budget(frame: pd.DataFrame, x: str, caller: str) -> None:
                 )
 
 
+ALIKE = 1e-7
+"""Differences below this part of the loss are rounding (single precision has 6e-8); the noise of real runs is thousands of times larger."""
+
+
+def same_losses(y_N: Array) -> str:
+    """Says so where all losses are one number, of which no law can be told from another; '' otherwise. Status `too_few_points`."""
+    if len(y_N) < 2 or np.ptp(y_N) > ALIKE * np.abs(y_N).max():
+        return ""
+    return f"all losses are equal ({y_N[0]:.6g}), so there is nothing to fit: check the column."
+
+
+def same_seeds(sd: float, y_N: Array) -> str:
+    """Says so where seeds differ by nothing, or by the same at every point; '' otherwise. Status `too_few_points`.
+
+    Args:
+        sd: paired noise of one run (`SeedModel.sd`), NaN where nothing is repeated.
+        y_N: losses.
+    """
+    if not sd <= ALIKE * np.abs(y_N).max():  # not so for NaN
+        return ""
+    return "different seeds have the same losses, or differ by the same everywhere: copies say nothing of the noise; train each seed."
+
+
 def listed(names: Sequence[str], most: int = 5) -> str:
     """The first few of many names.
 

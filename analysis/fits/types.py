@@ -19,10 +19,16 @@ class Status(StrEnum):
     """Whether the numbers of a fit may be quoted. Only `converged` means yes without further words."""
 
     CONVERGED = "converged"
+    POOR_FIT = "poor_fit"
+    """The law is refuted: it misses the runs by more than their own noise allows (chance of so poor a fit below `REFUTED`)."""
     BOUND_HIT = "bound_hit"
     NO_INTERIOR_MINIMUM = "no_interior_minimum"
     TOO_FEW_POINTS = "too_few_points"
     NOT_FINITE = "not_finite"
+
+
+REFUTED = 0.01
+"""Chance of so poor a fit of a true law, below which the status is `poor_fit`."""
 
 
 @dataclass(frozen=True)
