@@ -176,7 +176,7 @@ def test_a_surface_that_the_means_miss_is_said_to() -> None:
         (lambda frame: frame.rename(columns={"memory_rows_read": "rows_read"}), "`memory_rows_read`.* is missing"),
         (lambda frame: frame.assign(memory_rows=frame["memory_rows"].where(frame.index != 3, 0)), "must hold positive counts"),
         (lambda frame: frame.assign(seed=0), "one cell at a time"),
-        (lambda frame: frame.assign(val_loss="low"), "must hold numbers"),
+        (lambda frame: frame.assign(val_loss="low"), "a number belongs there"),
     ],
 )
 def test_a_table_that_cannot_be_meant_is_refused(change: Callable[[pd.DataFrame], pd.DataFrame], message: str) -> None:

@@ -117,7 +117,7 @@ def test_a_loss_that_is_none_has_a_status_and_names_the_run() -> None:
     [
         (lambda frame: frame.rename(columns={"rung": "rang"}), r"`rung` \(is it `rang`\?\)"),
         (lambda frame: frame.assign(seed=0), "one cell at a time"),
-        (lambda frame: frame.assign(val_loss="low"), "must hold numbers"),
+        (lambda frame: frame.assign(val_loss="low"), "a number belongs there"),
     ],
 )
 def test_a_table_that_cannot_be_meant_is_refused(change: Callable[[pd.DataFrame], pd.DataFrame], message: str) -> None:
