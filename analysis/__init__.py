@@ -22,6 +22,15 @@ _HOMES = {
     "split_cells": "analysis.cells",
     "fit_allocation": "analysis.fits.allocation",
     "AllocationFit": "analysis.fits.allocation",
+    "Estimate": "analysis.fits.types",
+    "Fit": "analysis.fits.types",
+    "IsoflopFit": "analysis.fits.isoflop",
+    "JointFit": "analysis.fits.joint_result",
+    "LogLogFit": "analysis.fits.log_log",
+    "PowerFit": "analysis.fits.surface",
+    "RoutingFit": "analysis.fits.routing",
+    "SlotsFit": "analysis.fits.slots",
+    "SurfaceFit": "analysis.fits.surface",
     "fit_density": "analysis.fits.density",
     "fit_isoflop": "analysis.fits.isoflop",
     "fit_joint": "analysis.fits.joint",
@@ -39,6 +48,9 @@ _HOMES = {
     "write_index": "analysis.index",
     "summarize": "analysis.report",
 }
+
+
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

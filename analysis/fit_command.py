@@ -144,9 +144,14 @@ def main(arguments: list[str]) -> int:
         print(f"error: law {chosen.law} {what}; for example: {law.example}", file=sys.stderr)
         return 2
     try:
+        if chosen.figure:
+            _check_place(chosen.figure, chosen.table)
         from analysis.reader import read_table
 
         frame = read_table(chosen.table, *([columns[o] for o in columns if (o in TEXT) == text] for text in (False, True)))
+        if "status" in frame and not (frame["status"] == "finished").any():
+            held = ", ".join(map(str, dict.fromkeys(frame["status"])))
+            raise AnalysisError(f"{chosen.table}: column `status` holds {held}, and only rows that say finished are used; rename either")
         fit = law.fit(frame, columns)
         if chosen.figure:
             _draw(fit, chosen.figure)
@@ -175,19 +180,31 @@ def _words(law: str, fit: Any) -> str:
     return "\n".join(lines)
 
 
+def _check_place(figure: Path, table: Path) -> None:
+    """Refuse, before anything is fitted, a figure that cannot be written, or whose data would be written over the table."""
+    if figure.suffix.lower() not in (".svg", ".png"):
+        raise AnalysisError(f"{figure}: a figure is .svg or .png")
+    if not figure.parent.is_dir():
+        raise AnalysisError(f"{figure}: there is no folder {figure.parent}; make it first")
+    data = figure.with_suffix(".csv")
+    if data.exists() and table.exists() and data.samefile(table):
+        raise AnalysisError(f"{figure}: what it draws would be written over the table {data}; give the figure another name")
+
+
 def _draw(fit: Any, path: Path) -> None:
-    """The picture, and what is drawn in it as CSV."""
-    if path.suffix not in (".svg", ".png"):
-        raise AnalysisError(f"{path}: a figure is .svg or .png")
-    drawn = fit.drawn()
+    """The picture, and what is drawn in it as CSV; a CSV of other columns is not this command's, and is left alone."""
+    drawn, data = fit.drawn(), path.with_suffix(".csv")
     if drawn.empty:
         raise AnalysisError(f"--figure: there is nothing to draw: {fit.status}. {fit.message}")
+    heading = ",".join(map(str, drawn.columns))
+    if data.exists() and data.read_bytes().partition(b"\n")[0].strip() != heading.encode():
+        raise AnalysisError(f"{path}: what it draws would be written over {data}, which is no such table; give the figure another name")
     from analysis.figures.style import ONE_COLUMN, new_figure, style
     from sparsemem.files import write_atomically, write_text
 
     with style():
         figure = new_figure(ONE_COLUMN, 2.7)
         fit.plot(figure.subplots())
-        metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
-        write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], metadata=metadata))
-    write_text(path.with_suffix(".csv"), drawn.to_csv(index=False, lineterminator="\n"))
+        metadata = {"Date": None, "Creator": None} if path.suffix.lower() == ".svg" else {"Software": None}
+        write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:].lower(), metadata=metadata))
+    write_text(data, drawn.to_csv(index=False, lineterminator="\n"))

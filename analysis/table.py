@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.columns import floats
 from analysis.errors import AnalysisError, require_columns
 
 STATUSES = ("finished", "diverged", "failed", "out_of_memory", "interrupted", "running", "pending")
@@ -54,7 +55,7 @@ def load_trials(results_dir: Path | str) -> pd.DataFrame:
         raise AnalysisError(f"{path}: column `status` holds {unknown[0]!r}; known: {', '.join(STATUSES)}")
     for name in frame.columns:
         if name in NUMBERS:
-            frame[name] = _numbers(frame[name], path)
+            frame[name] = floats(frame[name], lambda row: f"{path}: line {row + 2}")
         elif name not in COLUMNS:
             typed = pd.to_numeric(frame[name], errors="coerce")
             if (typed.notna() == frame[name].notna()).all():
@@ -285,7 +286,7 @@ def _read_each(results_dir: Path | str, trial_ids: pd.Series, name: str, numbers
         table = _read_csv(io.BytesIO(b"\n".join([heading, *chain.from_iterable(own.values())])), path)
         require_columns(table.columns, numbers, str(path))
         for column in numbers:
-            _numbers(table[column], path)
+            floats(table[column], lambda row: f"{path}: line {row + 2}")
         return table.assign(trial_id=np.repeat(list(own), [len(lines) for lines in own.values()]))
 
     tables = []
@@ -297,11 +298,3 @@ def _read_each(results_dir: Path | str, trial_ids: pd.Series, name: str, numbers
                 parsed(heading, {trial_id: lines}, folder / trial_id / name)
             raise
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["trial_id", *numbers])
-
-
-def _numbers(column: pd.Series, path: Path) -> pd.Series:
-    typed = pd.to_numeric(column, errors="coerce")
-    wrong = column[typed.isna() & column.notna()]
-    if len(wrong):
-        raise AnalysisError(f"{path}: line {wrong.index[0] + 2}, column `{column.name}` holds {wrong.iloc[0]!r}; a number belongs there")
-    return typed.astype(float)

@@ -134,7 +134,7 @@ def _panel(axes: Axes, data: pd.DataFrame, colour: str, key: str) -> dict[str, L
         open_marker: dict[str, Any] = {"marker": marker, "linestyle": "", "markersize": 2.8, "markerfacecolor": "white"}
         open_marker |= {"markeredgecolor": GREY, "markeredgewidth": 0.6}
         axes.plot(shares[runs["seed"] == seed], runs["loss"][runs["seed"] == seed], **open_marker)
-        used[f"seed {seed:.0f}"] = Line2D([], [], **open_marker)
+        used[f"seed {seed}"] = Line2D([], [], **open_marker)
     if "curve" in series:
         curve, means = series["curve"], series["mean"]
         axes.fill_between(curve["share"], curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.figures.style import COLOURS, GREY, LINES, MARKERS, TWO_COLUMNS, new_figure, style
+from analysis.fits.runs import seed_codes
 from analysis.fits.slots import POWER, SlotsFit
 
 ASIDE = 1.12
@@ -36,7 +37,7 @@ def slots_data(fitted: Sequence[tuple[str, pd.DataFrame, SlotsFit]], published: 
         for each in fit.mechanisms:
             own = runs[(runs["mechanism"] == each.mechanism) & runs["trial_id"].isin(each.rows)]
             params = own.groupby("memory_rows")["memory_params"].mean()
-            paired = own["val_loss"] - own["seed"].map(fit.seed_effects)
+            paired = own["val_loss"] - [fit.seed_effects[code] for code in seed_codes(own["seed"], own["trial_id"].tolist(), label)]
             found = [
                 pd.DataFrame(
                     {"series": "run", "rows": own["memory_rows"], "loss": paired, "seed": own["seed"], "trial_id": own["trial_id"]}

@@ -23,21 +23,21 @@ def surface_data(fit: SurfaceFit) -> pd.DataFrame:
     """What `draw_surface` draws -> series, params, tokens, loss, low, high.
 
     Series: `run` (measured loss), `surface` (a grid of the law, at the median total parameters where those have a term), `optimal` (the
-    compute-optimal model of rising budgets; its tokens have the 95% interval in low and high).
+    compute-optimal model of rising budgets, where there is one; its tokens have the 95% interval in low and high).
     """
     runs = fit.residuals()
     params, tokens, *total = (runs[column] for column in fit.columns)
     ends = [(x.min() / 1.5, x.max() * 1.5) for x in (params, tokens)]
     n, d = (axis.ravel() for axis in np.meshgrid(*(np.geomspace(*end, STEPS) for end in ends)))
     grid = fit.predict(n, d, *(x.median() for x in total))["loss"]
-    path = fit.optimal(6 * np.geomspace(ends[0][0] * ends[1][0], ends[0][1] * ends[1][1], 121))
-    inside = path["params"].between(*ends[0]) & path["tokens"].between(*ends[1])
-    path = path[inside][["params", "tokens", "tokens_low", "tokens_high"]].rename(columns={"tokens_low": "low", "tokens_high": "high"})
     tables = [
         pd.DataFrame({"series": "run", "params": params, "tokens": tokens, "loss": runs["measured"]}),
         pd.DataFrame({"series": "surface", "params": n, "tokens": d, "loss": grid}),
-        path.assign(series="optimal"),
     ]
+    if fit.n_exponent:
+        path = fit.optimal(6 * np.geomspace(ends[0][0] * ends[1][0], ends[0][1] * ends[1][1], 121))
+        path = path[path["params"].between(*ends[0]) & path["tokens"].between(*ends[1])].assign(series="optimal")
+        tables.append(path.rename(columns={"tokens_low": "low", "tokens_high": "high"}))
     return pd.concat(tables, ignore_index=True).reindex(columns=["series", "params", "tokens", "loss", "low", "high"])
 
 

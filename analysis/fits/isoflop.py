@@ -19,8 +19,8 @@ from scipy.special import chdtrc, fdtrc  # scipy.stats would take a second to im
 from analysis.errors import AnalysisError
 from analysis.fits.log_log import LogLogFit, fit_log_log
 from analysis.fits.points import Points, read_points
-from analysis.fits.runs import listed
-from analysis.fits.types import Estimate, Fit, Status
+from analysis.fits.runs import listed, require_resamples, same_seeds
+from analysis.fits.types import REFUTED, Estimate, Fit, Status, with_doubt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,6 +59,8 @@ class _Profile:
     center: float
     theta_B3: Array
     """Parabolas in log size less `center`; row 0 is that of the data."""
+    level: float
+    """What `y_I` and the parabolas are in units of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +90,10 @@ class IsoflopFit(Fit):
         return self.line.predict(flops)
 
     def summary(self) -> str:
-        lines = [self.line.summary()] if self.line and self.line.parameters else []
+        lines = [self.line.sentence()] if self.line and self.line.parameters else []
         kept = [each for each in self.budgets if not each.note]
         lines.append(f"{len(kept)} of {len(self.budgets)} budgets have an optimum inside their sizes.")
-        if self.message:
-            lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
-        return " ".join(lines)
+        return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:
         """What `plot` draws -> series (run, curve, optimum), group (FLOPs), x (size), loss, low, high (of an optimum: its size)."""
@@ -103,9 +103,9 @@ class IsoflopFit(Fit):
         for budget, profile in zip(self.budgets, self._profiles, strict=True):
             if profile is None:
                 continue
-            tables.append(runs_of(np.exp(profile.log_n_I), profile.y_I, budget.flops))
+            tables.append(runs_of(np.exp(profile.log_n_I), profile.level * profile.y_I, budget.flops))
             log_n_X = np.linspace(profile.log_n_I.min(), profile.log_n_I.max(), 61)
-            loss_BX = profile.theta_B3 @ np.vander(log_n_X - profile.center, 3, increasing=True).T
+            loss_BX = profile.level * profile.theta_B3 @ np.vander(log_n_X - profile.center, 3, increasing=True).T
             low_X, high_X = np.quantile(loss_BX[1:], (0.025, 0.975), axis=0)
             curve = pd.DataFrame({self.columns[1]: np.exp(log_n_X), "loss": loss_BX[0], "low": low_X, "high": high_X})
             tables.append(curves_of(curve, self.columns[1], budget.flops))
@@ -148,6 +148,7 @@ def fit_isoflop(
     >>> round(fit_isoflop(runs, flops="c", params="n", loss="loss", resamples=50).parameters["exponent"].value, 6)
     0.5
     """
+    require_resamples(resamples, "fit_isoflop")
     points = read_points(frame, (flops, params, *([loss_se] if loss_se else [])), loss, None, "fit_isoflop")
     conventions: dict[str, Any] = {
         "columns": {"C": flops, "N": params},
@@ -161,9 +162,9 @@ def fit_isoflop(
         "random_seed": random_seed,
     }
     common: dict[str, Any] = {"law": "isoflop", "columns": (flops, params), "rows": points.rows, "conventions": conventions}
-    bad = points.unusable()
-    if bad:
-        return IsoflopFit(status=Status.NOT_FINITE, message=bad, budgets=(), **common)
+    refusal = points.refusal()
+    if refusal:
+        return IsoflopFit(status=refusal[0], message=refusal[1], budgets=(), **common)
     budget_N = _budgets(points.x_TN[0])
     owns = [np.flatnonzero(budget_N == budget) for budget in range(budget_N.max(initial=-1) + 1)]
     fittable = [len(np.unique(points.x_TN[1, own])) >= LEAST_SIZES for own in owns]
@@ -171,7 +172,10 @@ def fit_isoflop(
     if not used:
         message = f"no budget has {LEAST_SIZES} distinct sizes: train more of them."
         return IsoflopFit(status=Status.TOO_FEW_POINTS, message=message, budgets=(), **common)
-    sd_N, df, measured = _noise(points, used, conventions)
+    y_N = points.y_N / points.level
+    sd_N, df, measured = _noise(points, y_N, used, conventions)
+    copied = same_seeds(float(sd_N[0]), y_N) if measured and not loss_se else ""
+    sd_N = np.maximum(sd_N, 1e-12)  # where parabolas leave nothing over
     rng = np.random.default_rng(random_seed)
     level_B = np.sqrt(df / rng.chisquare(df, resamples)) if df else np.ones(resamples)
     found: list[Budget] = []
@@ -184,20 +188,20 @@ def fit_isoflop(
             profiles.append(None)
             continue
         noise_BI = rng.standard_normal((resamples, len(own))) * level_B[:, None] * sd_N[own]
-        profile = _profile(np.log(points.x_TN[1, own]), points.y_N[own], sd_N[own], noise_BI)
+        profile = _profile(np.log(points.x_TN[1, own]), y_N[own], sd_N[own], noise_BI, points.level)
         rest_I = profile.y_I - np.vander(profile.log_n_I - profile.center, 3, increasing=True) @ profile.theta_B3[0]
         squares, free = squares + float(np.sum((rest_I / sd_N[own]) ** 2)), free + len(own) - 3
         found.append(_optimum(center, profile))
         profiles.append(profile)
     lack = None
-    if measured and free:
+    if measured and free and not copied:
         lack = float(fdtrc(free, df, squares / free)) if df else float(chdtrc(free, squares))
     kept = [each for each in found if each.optimum]
     optima = pd.DataFrame(
         [(each.flops, each.optimum.value, each.log_se) for each in kept if each.optimum], columns=[flops, params, "log_se"], dtype=float
     )
     line = fit_log_log(optima.assign(log_se=np.maximum(optima["log_se"], 1e-9)), x=flops, y=params, log_se="log_se")
-    status, message = _verdict(found, line, lack, measured)
+    status, message = _verdict(found, line, lack, measured, copied)
     return IsoflopFit(
         status=status,
         message=message,
@@ -205,7 +209,7 @@ def fit_isoflop(
         parameters=line.parameters,
         covariance=line.covariance,
         objective=line.objective,
-        noise_sd=None if loss_se else float(sd_N[0]),
+        noise_sd=None if loss_se else points.level * float(sd_N[0]),
         lack_of_fit_p=lack,
         line=line,
         _profiles=tuple(profiles),
@@ -221,13 +225,13 @@ def _budgets(flops_N: Array) -> Array:
     return number_N
 
 
-def _noise(points: Points, owns: list[Array], conventions: dict[str, Any]) -> tuple[Array, int, bool]:
-    """Standard deviation of every row, its degrees of freedom (0: given, so known), and whether it was measured at all."""
+def _noise(points: Points, y_N: Array, owns: list[Array], conventions: dict[str, Any]) -> tuple[Array, int, bool]:
+    """Standard deviation of every row (of losses over their level), its degrees of freedom (0: given) and whether it was measured."""
     if len(points.x_TN) == 3:
-        return points.x_TN[2], 0, True
+        return points.x_TN[2] / points.level, 0, True
     repeats, rests = [], []
     for own in owns:
-        log_n_I, y_I = np.log(points.x_TN[1, own]), points.y_N[own]
+        log_n_I, y_I = np.log(points.x_TN[1, own]), y_N[own]
         sizes, place_I = np.unique(log_n_I, return_inverse=True)
         repeats.append((y_I - (np.bincount(place_I, y_I) / np.bincount(place_I))[place_I], len(own) - len(sizes)))
         design_I3 = np.vander(log_n_I - log_n_I.mean(), 3, increasing=True)
@@ -238,14 +242,14 @@ def _noise(points: Points, owns: list[Array], conventions: dict[str, Any]) -> tu
     pooled = repeats if measured else rests
     df = sum(each for _, each in pooled)
     sd = math.sqrt(sum(float(rest @ rest) for rest, _ in pooled) / df)
-    return np.full(len(points.y_N), max(sd, 1e-12)), df, measured
+    return np.full(len(y_N), sd), df, measured
 
 
-def _profile(log_n_I: Array, y_I: Array, sd_I: Array, noise_BI: Array) -> _Profile:
+def _profile(log_n_I: Array, y_I: Array, sd_I: Array, noise_BI: Array, level: float) -> _Profile:
     """The parabola through the runs, and through the runs with noise."""
     center = float(log_n_I.mean())
     map_3I = np.linalg.pinv(np.vander(log_n_I - center, 3, increasing=True) / sd_I[:, None]) / sd_I
-    return _Profile(log_n_I, y_I, center, np.vstack([y_I, y_I + noise_BI]) @ map_3I.T)
+    return _Profile(log_n_I, y_I, center, np.vstack([y_I, y_I + noise_BI]) @ map_3I.T, level)
 
 
 def _optimum(flops: float, profile: _Profile) -> Budget:
@@ -262,23 +266,29 @@ def _optimum(flops: float, profile: _Profile) -> Budget:
         end = "largest" if falls_B[0] else "smallest"
         note = f"the least loss lies at the {end} size" if not inside_B[0] else f"only {p_interior:.0%} of the resamples have it inside"
         return Budget(flops, runs, None, None, None, p_interior, note)
-    loss_B = c_B + s_B * best_B + k_B * best_B**2
+    loss_B = profile.level * (c_B + s_B * best_B + k_B * best_B**2)
     optimum = Estimate.of(np.exp(best_B[0] + profile.center), np.exp(best_B[1:] + profile.center))
     return Budget(flops, runs, optimum, float(best_B[1:].std(ddof=1)), Estimate.of(loss_B[0], loss_B[1:]), p_interior)
 
 
-def _verdict(budgets: list[Budget], line: LogLogFit, lack: float | None, measured: bool) -> tuple[Status, str]:
-    kept, doubts = [each for each in budgets if not each.note], []
+def _verdict(budgets: list[Budget], line: LogLogFit, lack: float | None, measured: bool, copied: str) -> tuple[Status, str]:
+    """The first reason not to quote the numbers, then the others and what there is to doubt."""
+    kept, reasons, doubts = [each for each in budgets if not each.note], [], []
+    if copied:
+        reasons.append((Status.TOO_FEW_POINTS, copied))
+    if not kept:
+        reasons.append((Status.NO_INTERIOR_MINIMUM, "no budget has its optimum inside its sizes: train smaller or larger ones."))
+    elif line.status is not Status.CONVERGED:
+        reasons.append((Status.TOO_FEW_POINTS, f"{len(kept)} budget(s) with an optimum; the power needs at least {LEAST_BUDGETS}."))
+    elif len(budgets) - len(kept) > len(budgets) / 3:
+        reasons.append((Status.NO_INTERIOR_MINIMUM, f"only {len(kept)} of {len(budgets)} budgets have their optimum inside their sizes."))
+    if lack is not None and lack < REFUTED:
+        words = f"the profiles miss the runs by more than noise explains (p = {lack:.1g}): keep to sizes nearer the optimum."
+        reasons.append((Status.POOR_FIT, words))
     if len(kept) < len(budgets):
         doubts.append(f"left out: {listed([f'{each.flops:.3g} FLOPs ({each.note})' for each in budgets if each.note])}.")
-    if lack is not None and lack < 0.01:
-        doubts.append(f"the profiles miss the runs by more than noise explains (p = {lack:.1g}): keep to sizes nearer the optimum.")
+    if line.parameters and line.parameters["exponent"].low <= 0:
+        doubts.append("the interval of the exponent holds 0 or less: these runs do not show that the best size grows with the budget.")
     if not measured:
         doubts.append("no repeats, so what the parabolas leave over stands in for the noise: train a second seed.")
-    if not kept:
-        return Status.NO_INTERIOR_MINIMUM, " ".join(["no budget has its optimum inside its sizes: train smaller or larger ones.", *doubts])
-    if line.status is not Status.CONVERGED:
-        return Status.TOO_FEW_POINTS, " ".join(
-            [f"{len(kept)} budget(s) with an optimum; the power needs at least {LEAST_BUDGETS}.", *doubts]
-        )
-    return Status.CONVERGED, " ".join(doubts)
+    return reasons[0][0] if reasons else Status.CONVERGED, " ".join([*(words for _, words in reasons), *doubts])

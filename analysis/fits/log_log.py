@@ -15,7 +15,7 @@ from scipy.special import stdtrit  # scipy.stats would take a second to import
 
 from analysis.errors import AnalysisError
 from analysis.fits.points import read_points
-from analysis.fits.types import Estimate, Fit, Status
+from analysis.fits.types import Estimate, Fit, Status, with_doubt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,16 +57,14 @@ class LogLogFit(Fit):
         return max(0.0, self.covariance[0][0] - self._center**2 * slope), slope
 
     def summary(self) -> str:
-        lines = []
-        if self.parameters:
-            exponent = self.parameters["exponent"]
-            lines.append(
-                f"{self.columns[1]} grows as {self.columns[0]}^{exponent.value:.4f} "
-                f"(95% interval {exponent.low:.4f} to {exponent.high:.4f})."
-            )
-        if self.message:
-            lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
-        return " ".join(lines)
+        return with_doubt(self.status, self.message, [self.sentence()] if self.parameters else [])
+
+    def sentence(self) -> str:
+        """The exponent in words."""
+        exponent = self.parameters["exponent"]
+        return (
+            f"{self.columns[1]} grows as {self.columns[0]}^{exponent.value:.4f} (95% interval {exponent.low:.4f} to {exponent.high:.4f})."
+        )
 
     def drawn(self) -> pd.DataFrame:
         """What `plot` draws -> series (run, curve), group, x, loss (here y), low, high."""

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from analysis.columns import floats
 from analysis.errors import AnalysisError, require_columns
-from analysis.fits.runs import listed
+from analysis.fits.runs import finished, listed, same_losses
+from analysis.fits.types import Status
 
 Array = np.ndarray
 
@@ -30,14 +32,30 @@ class Points:
     rows: tuple[str, ...]
     """Trial ids, or the table's index where it has none."""
 
-    def unusable(self) -> str:
-        """What is wrong with the losses, and the remedy; '' when nothing is."""
+    @property
+    def level(self) -> float:
+        """Geometric mean of the losses: laws are fitted to losses over it, so that their unit does not matter."""
+        return float(np.exp(np.log(self.y_N).mean()))
+
+    def against(self, predict: Callable[..., pd.DataFrame]) -> pd.DataFrame:
+        """Every measurement against a law -> row, the columns of the sizes, measured, predicted, low, high (the band of the law there)."""
+        table = predict(*self.x_TN).rename(columns={"loss": "predicted"})
+        table.insert(0, "row", self.rows)
+        table.insert(len(self.x_TN) + 1, "measured", self.y_N)
+        return table
+
+    def refusal(self) -> tuple[Status, str] | None:
+        """Why no law can be fitted to these losses, whichever it is; None where one can be."""
         bad = listed([row for row, value in zip(self.rows, self.y_N, strict=True) if not (np.isfinite(value) and value > 0)])
-        return f"the loss of {bad} is not a positive number: leave such runs out and say so, or repeat them." if bad else ""
+        if bad:
+            return Status.NOT_FINITE, f"the loss of {bad} is not a positive number: leave such runs out and say so, or repeat them."
+        equal = same_losses(self.y_N)
+        return (Status.TOO_FEW_POINTS, equal) if equal else None
 
 
 def read_points(frame: pd.DataFrame, x: Sequence[str], loss: str, run: str | None, caller: str) -> Points:
-    """Of a column `status` only `finished` is used.
+    """The rows in an order of their own, so that the table's makes no difference to what is drawn at random. Of a column `status` only
+    `finished` is used.
 
     Args:
         x: columns of sizes.
@@ -45,11 +63,10 @@ def read_points(frame: pd.DataFrame, x: Sequence[str], loss: str, run: str | Non
         caller: begins the messages.
 
     Raises:
-        AnalysisError: a column is missing, holds text or a size that is not positive, or a trial id is repeated.
+        AnalysisError: a column is missing, holds text, a date, a truth value or a size that is not positive, or a trial id is repeated.
     """
     require_columns(frame.columns, (*x, loss, *([run] if run else [])), caller)
-    if "status" in frame:
-        frame = frame[frame["status"] == "finished"]
+    frame = finished(frame)
     rows = tuple(map(str, frame.get("trial_id", frame.index)))
     if "trial_id" in frame and run is None:
         repeated = sorted(set(frame["trial_id"][frame["trial_id"].duplicated()].astype(str)))
@@ -57,24 +74,17 @@ def read_points(frame: pd.DataFrame, x: Sequence[str], loss: str, run: str | Non
             raise AnalysisError(
                 f"{caller}: trial id {listed(repeated)} stands in several rows; keep one of each, or say which rows are one run"
             )
-    numbers = {name: _numbers(frame[name], rows, caller) for name in (*x, loss)}
+    numbers = {name: floats(frame[name], lambda row: f"{caller}: row {rows[row]}") for name in (*x, loss)}
     for name in x:
         wrong = np.flatnonzero(~((numbers[name] > 0) & np.isfinite(numbers[name])))
         if len(wrong):
             raise AnalysisError(
                 f"{caller}: column `{name}` holds {numbers[name][wrong[0]]:g} in row {rows[wrong[0]]}; a positive number belongs there"
             )
-    clusters_N = pd.factorize(frame[run])[0] if run else np.arange(len(frame))
-    if (clusters_N < 0).any():
-        raise AnalysisError(f"{caller}: column `{run}` is empty in row {rows[int(np.argmin(clusters_N))]}; name the run")
-    return Points(np.array([numbers[name] for name in x]).reshape(len(x), len(frame)), numbers[loss], clusters_N, rows)
-
-
-def _numbers(column: pd.Series, rows: Sequence[str], caller: str) -> Array:
-    typed = pd.to_numeric(column, errors="coerce")
-    wrong = np.flatnonzero((typed.isna() & column.notna()).to_numpy())
-    if len(wrong):
-        raise AnalysisError(
-            f"{caller}: column `{column.name}` holds {column.iloc[wrong[0]]!r} in row {rows[wrong[0]]}; a number belongs there"
-        )
-    return typed.to_numpy(float, na_value=np.nan)
+    runs_N = frame[run].to_numpy(object) if run else np.arange(len(frame))
+    unnamed = np.flatnonzero(pd.isna(runs_N))
+    if len(unnamed):
+        raise AnalysisError(f"{caller}: column `{run}` is empty in row {rows[unnamed[0]]}; name the run")
+    x_TN, y_N = np.array([numbers[name] for name in x]).reshape(len(x), len(frame)), numbers[loss]
+    order = np.lexsort((rows, y_N, *x_TN[::-1]))
+    return Points(x_TN[:, order], y_N[order], pd.factorize(runs_N[order])[0], tuple(rows[i] for i in order))

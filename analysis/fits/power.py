@@ -26,7 +26,7 @@ def box_cox(log_X: Array, alpha_B: Array) -> Array:
     return np.where(curved_B1, np.expm1(-safe_B1 * log_X) / safe_B1, -log_X)
 
 
-def fit_power(model: SeedModel, log_I: Array, y_BI: Array) -> tuple[Array, Array]:
+def fit_means(model: SeedModel, log_I: Array, y_BI: Array) -> tuple[Array, Array]:
     """A search over alpha with c and s solved inside (variable projection) -> c, s, alpha [B, 3], and the weighted squares [B]."""
     ones_I, unit_II = whitened(model, np.ones(len(log_I)), np.eye(len(log_I)))
 

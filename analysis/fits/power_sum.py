@@ -75,6 +75,8 @@ class PowerSum:
         """Grid over the exponents with coefficients from linear least squares of L^ / L on 1 -> [G, K]."""
         t = self.terms
         axis = np.geomspace(0.03, 2.5, {1: 64, 2: 16, 3: 8}[t])
+        if not self.floor:
+            axis = np.r_[ALPHA[0], axis]  # the nearest to a loss that does not fall
         alpha_GT = np.stack(np.meshgrid(*[axis] * t, indexing="ij"), axis=-1).reshape(-1, t)
         powers = [np.exp(-alpha_GT[:, [i]] * self.log_x_TN[i]) for i in range(t)]
         powers += [np.ones_like(powers[0])] * self.floor

@@ -17,8 +17,9 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.fits.points import Points, read_points
-from analysis.fits.refits import fit_all, resampled_weights
-from analysis.fits.types import Estimate, Fit, Status
+from analysis.fits.refits import FEW_RUNS, covariance_of, fit_all, resampled_weights, verdict
+from analysis.fits.runs import require_resamples
+from analysis.fits.types import Estimate, Fit, Status, with_doubt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,10 +121,7 @@ class RoutingFit(Fit):
         """Every run against the law -> row, the columns of size and experts, measured, predicted, low, high (the band of the law there)."""
         if self._points is None:
             raise AnalysisError(f"this fit has no law: {self.status}. {self.message}")
-        table = self.predict(*self._points.x_TN).rename(columns={"loss": "predicted"})
-        table.insert(0, "row", self._points.rows)
-        table.insert(3, "measured", self._points.y_N)
-        return table
+        return self._points.against(self.predict)
 
     def summary(self) -> str:
         lines = []
@@ -136,9 +134,7 @@ class RoutingFit(Fit):
             )
         if self.scatter is not None:
             lines.append(f"Runs lie {self.scatter:.2%} around the law (root mean square).")
-        if self.message:
-            lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
-        return " ".join(lines)
+        return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:
         """What `plot` draws -> series (run, curve), group (size), x (experts), loss, low, high."""
@@ -178,6 +174,7 @@ def fit_routing(
     Raises:
         AnalysisError: a column is missing, holds text, a size that is not positive or fewer than one expert, or a trial id is repeated.
     """
+    require_resamples(resamples, "fit_routing")
     points = read_points(frame, (params, experts), loss, run, "fit_routing")
     if (points.x_TN[1] < 1).any():
         raise AnalysisError(f"fit_routing: column `{experts}` must hold 1 (dense) or more")
@@ -187,7 +184,7 @@ def fit_routing(
         "form": "log10 loss = a log10 N + b log10 E^ + c log10 N log10 E^ + d, 1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max",
         "objective": "mean over rows of (log10 fitted loss - log10 loss)^2",
         "admissible": f"E_start {START[0]:g} to {START[1]:g}, E_max / E_start {RATIO[0]:g} to {RATIO[1]:g}",
-        "interval": "95% percentile",
+        "interval": f"95% percentile, not widened for few runs; below {FEW_RUNS} the message says so",
         "resampling": f"{f'runs of column {run}' if run else 'rows'}, drawn with replacement",
         "resamples": resamples,
         "random_seed": random_seed,
@@ -204,13 +201,13 @@ def fit_routing(
     theta_BK = np.vstack([data.theta_BK, draws.theta_BK])
     a, b, c, d, log_start, log_ratio = theta_BK.T
     table = {"a": a, "b": b - c * mean, "c": c, "d": d - a * mean, "E_start": np.exp(log_start), "E_max": np.exp(log_start + log_ratio)}
-    status, message = _verdict(law, theta_BK, bool(data.settled_B[0]))
+    status, message = verdict(data, draws, _ends(law, theta_BK), "", int(points.clusters_N.max()) + 1)
     mean_square = float(data.objective_B[0]) / len(log_n_N)
     return RoutingFit(
         status=status,
         message=message,
         parameters={name: Estimate.of(values[0], values[1:]) for name, values in table.items()},
-        covariance=tuple(map(tuple, np.cov(np.array(list(table.values()))[:, 1:]).tolist())),
+        covariance=covariance_of(table),
         objective=mean_square,
         scatter=float(np.log(10) * np.sqrt(mean_square)),
         _law=law,
@@ -222,39 +219,25 @@ def fit_routing(
 
 
 def _refusal(points: Points, params: str, experts: str) -> tuple[Status, str] | None:
-    bad = points.unusable()
-    if bad:
-        return Status.NOT_FINITE, bad
+    refusal = points.refusal()
+    if refusal:
+        return refusal
     if len(points.y_N) < 8:
         return Status.TOO_FEW_POINTS, f"{len(points.y_N)} rows; six parameters need at least 8: train more sizes and numbers of experts."
     for column, x_N, least in zip((params, experts), points.x_TN, (2, 4), strict=True):
         distinct = len(np.unique(x_N))
         if distinct < least:
             return Status.TOO_FEW_POINTS, f"`{column}` has {distinct} distinct value(s); the law needs at least {least}."
-    if np.ptp(points.y_N) == 0:
-        return Status.NO_INTERIOR_MINIMUM, "all losses are equal, so nothing falls: check that the runs differ."
     return None
 
 
-def _verdict(law: RoutingLaw, theta_BK: Array, settled: bool) -> tuple[Status, str]:
+def _ends(law: RoutingLaw, theta_BK: Array) -> tuple[tuple[Array, str], ...]:
+    """Which rows stopped at which end of a range, and what that says."""
     (start_low, ratio_low), (start_high, ratio_high) = (each[4:] for each in law.bounds())
     start_B, ratio_B = theta_BK[:, 4], theta_BK[:, 5]
-    what = (
+    return (
         (start_B <= start_low, "E_start stopped at 1: no dulled effect of the first experts shows"),
         (start_B >= start_high, f"E_start stopped at {START[1]:g}"),
         (ratio_B <= ratio_low, f"E_max stopped at {RATIO[0]:g} E_start: experts seem to change nothing"),
         (ratio_B >= ratio_high, f"E_max stopped at {RATIO[1]:g} E_start: experts do not saturate in this range"),
     )
-    often = [f"in {hit_B[1:].mean():.0%} of the resamples {words}" for hit_B, words in what if not hit_B[0] and hit_B[1:].mean() > 0.025]
-    doubts = [f"{'; '.join(often)}: those intervals end where the admissible range does."] if often else []
-    hit = [words for hit_B, words in what if hit_B[0]]
-    if not settled:
-        status, first = (
-            Status.NO_INTERIOR_MINIMUM,
-            "the descent found no point where the objective is level: look at the runs for outliers.",
-        )
-    elif hit:
-        status, first = Status.BOUND_HIT, f"{'; '.join(hit)}."
-    else:
-        return Status.CONVERGED, " ".join(doubts)
-    return status, " ".join([first, *doubts])

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.columns import floats
 from analysis.errors import AnalysisError, require_columns
 
 Array = np.ndarray
+
+
+NO_LOSS = "the loss of {} is not a number or is negative: leave such runs out and say so, or repeat them."
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,12 @@ class Runs:
     y_N: Array
     """Loss, nats per token."""
     seeds_N: Array
+    """Their codes, which are text: 1, 1.0 and "1" are one seed."""
     rows: tuple[str, ...]
     """Trial ids, or the table's index where it has none."""
 
     def unusable(self) -> str:
-        """Names the runs whose loss is not a number or is negative; '' where there is none."""
+        """Names the runs whose loss is not a number or is negative; '' where there is none. `NO_LOSS` says what to do."""
         return listed([row for row, value in zip(self.rows, self.y_N, strict=True) if not (np.isfinite(value) and value >= 0)])
 
 
@@ -44,37 +49,64 @@ def read_shares(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, cal
 
 
 def read_runs(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, caller: str) -> Runs:
-    """Runs of one cell. Of a column `status` only `finished` is used; rows that lack an x are left out.
+    """Runs of one cell, in an order of their own, so that the table's makes no difference to what is drawn at random. Of a column `status`
+    only `finished` is used; rows that lack an x are left out.
 
     Args:
         x: columns that set the points apart.
         caller: begins the messages.
 
     Raises:
-        AnalysisError: a column is missing or holds text, a trial id is repeated, or one seed stands twice at one point.
+        AnalysisError: a column is missing or holds text, a date or a truth value, a seed is empty, a trial id is repeated, or one seed
+            stands twice at one point.
     """
     x = list(x)
     require_columns(frame.columns, (*x, loss, seed), caller)
-    frame = frame[frame[x].notna().all(axis=1)]
-    if "status" in frame:
-        frame = frame[frame["status"] == "finished"]
+    frame = finished(frame[frame[x].notna().all(axis=1)])
     rows = tuple(map(str, frame.get("trial_id", frame.index)))
     names = ", ".join(f"`{name}`" for name in x)
     repeated = sorted({row for row in rows if rows.count(row) > 1})
     if repeated:
         raise AnalysisError(f"{caller}: trial id {listed(repeated)} stands in several rows; keep one of each")
-    try:
-        x_NK, y_N = frame[x].to_numpy(float, na_value=np.nan), frame[loss].to_numpy(float, na_value=np.nan)
-    except (TypeError, ValueError) as error:
-        raise AnalysisError(f"{caller}: columns {names} and `{loss}` must hold numbers: {error}") from None
-    x_NK = np.round(x_NK, 9)  # integer sizes give one share the same value in every seed, up to the last digits of a text file
-    twice = pd.DataFrame(x_NK).assign(seed=frame[seed].to_numpy()).duplicated(keep=False).to_numpy()
+    numbers = {name: floats(frame[name], lambda row: f"{caller}: row {rows[row]}") for name in (*x, loss)}
+    # Integer sizes give one share the same value in every seed, up to the last digits of a text file.
+    x_NK, y_N = np.round(np.stack([numbers[name] for name in x], axis=1), 9), numbers[loss]
+    seeds_N = seed_codes(frame[seed], rows, caller)
+    twice = pd.DataFrame(x_NK).assign(seed=seeds_N).duplicated(keep=False).to_numpy()
     if twice.any():
         clash = listed([row for row, same in zip(rows, twice, strict=True) if same])
         raise AnalysisError(
             f"{caller}: {clash} agree in {names} and `{seed}`; fit one cell at a time, as `analysis.split_cells` gives them"
         )
-    return Runs(x_NK, y_N, frame[seed].to_numpy(), rows)
+    order = np.lexsort((rows, y_N, seeds_N, *x_NK.T[::-1]))
+    return Runs(x_NK[order], y_N[order], seeds_N[order], tuple(rows[i] for i in order))
+
+
+def finished(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows that count: those whose column `status`, if there is one, says `finished`."""
+    return frame[frame["status"] == "finished"] if "status" in frame else frame
+
+
+def seed_codes(column: pd.Series, rows: Sequence[str], caller: str) -> Array:
+    """Seeds of any type as text, so that they sort and compare -> [N].
+
+    Raises:
+        AnalysisError: a seed is empty.
+    """
+    empty = np.flatnonzero(column.isna().to_numpy())
+    if len(empty):
+        raise AnalysisError(f"{caller}: column `{column.name}` is empty in row {rows[empty[0]]}; every run needs its seed")
+    return np.array([str(int(each)) if isinstance(each, float) and each.is_integer() else str(each) for each in column], dtype=object)
+
+
+def require_resamples(resamples: int, caller: str) -> None:
+    """Refuse a bootstrap from which no interval follows.
+
+    Raises:
+        AnalysisError: there are fewer than two.
+    """
+    if resamples < 2:
+        raise AnalysisError(f"{caller}: resamples is {resamples}; an interval needs at least 2, and is steady from about 1,000")
 
 
 MIXED = 1.15
@@ -87,9 +119,7 @@ def require_one_budget(frame: pd.DataFrame, x: str, caller: str) -> None:
     Raises:
         AnalysisError: naming the column and its values.
     """
-    used = frame[frame[x].notna()]
-    if "status" in used:
-        used = used[used["status"] == "finished"]
+    used = finished(frame[frame[x].notna()])
     for column in ("tokens", "embedding_params", "total_params", "active_params"):
         if column in used and len(used):
             least, most = used[column].min(), used[column].max()

@@ -22,9 +22,9 @@ import pandas as pd
 from analysis.errors import AnalysisError, require_columns
 from analysis.fits.linear import TIE, LinearFit, Noise, combine, covariance, fit_linear, left_out_errors, leftover, part
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model
-from analysis.fits.power import ALPHA, box_cox, fit_power
-from analysis.fits.runs import Runs, read_runs
-from analysis.fits.types import Estimate, Fit, Status
+from analysis.fits.power import ALPHA, box_cox, fit_means
+from analysis.fits.runs import NO_LOSS, Runs, read_runs, require_resamples, same_losses, same_seeds
+from analysis.fits.types import REFUTED, Estimate, Fit, Status, with_doubt
 from analysis.fits.words import signed
 from analysis.table import si
 
@@ -125,9 +125,7 @@ class MechanismFit:
                     "": f"A straight line in log rows and a power law with a floor cannot be told apart (AICc {gap} apart).",
                 }[self.preferred]
             )
-        if self.message:
-            lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
-        return " ".join(lines)
+        return with_doubt(self.status, self.message, lines)
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,7 @@ class SlotsFit(Fit):
     """Standard deviation of one run once the effect common to its seed is off, pooled over all points, nats per token."""
     noise_df: int = 0
     """Degrees of freedom of `paired_sd`."""
-    seed_effects: dict[int, float] = field(default_factory=dict)
+    seed_effects: dict[str, float] = field(default_factory=dict)
     """What each seed adds to the loss of every point, next to the average seed, nats per token."""
 
     _runs: pd.DataFrame | None = field(default=None, repr=False, compare=False)
@@ -177,8 +175,10 @@ class SlotsFit(Fit):
 
     def summary(self) -> str:
         """A line for each mechanism and each pair of them."""
+        if not self.mechanisms:
+            return with_doubt(self.status, self.message, ())
         lines = [f"{each.mechanism}: {each.summary()}" for each in self.mechanisms]
-        return "\n".join([*lines, *(each.summary() for each in self.differences), *([self.message] if self.message else [])])
+        return "\n".join([*lines, *(each.summary() for each in self.differences)])
 
     def drawn(self) -> pd.DataFrame:
         """Of `figures.slots.slots_data` what stands against the rows: runs, means and line of every mechanism, and the backbone."""
@@ -225,12 +225,14 @@ def fit_slots(
             point.
     """
     require_columns(frame.columns, (mechanism, x, loss, seed), "fit_slots")
-    names = list(dict.fromkeys(frame[mechanism].dropna()))
-    codes = frame[mechanism].map({name: code for code, name in enumerate(names)}).fillna(-1).astype(int)
+    require_resamples(resamples, "fit_slots")
+    names = list(dict.fromkeys(frame[mechanism].dropna()))  # told in the order of the table, computed in that of the alphabet
+    alphabet = sorted(names, key=str)
+    codes = frame[mechanism].map({name: code for code, name in enumerate(alphabet)}).fillna(-1).astype(int)
     runs = read_runs(frame.assign(**{mechanism: codes, x: frame[x].where(codes >= 0, 0)}), (mechanism, x), loss, seed, "fit_slots")
     bad, runs = runs.unusable(), _linked(runs)
     code_N, x_N = runs.x_NK.T
-    if not (x_N[code_N >= 0] > 0).all():
+    if not ((x_N > 0) & np.isfinite(x_N))[code_N >= 0].all():
         raise AnalysisError(f"fit_slots: column `{x}` must hold positive row counts wherever `{mechanism}` names a memory")
     conventions = {
         "x": x,
@@ -249,22 +251,27 @@ def fit_slots(
         "held_out_set": "the same sequences for every run; intervals hold for that set",
     }
     common: dict[str, Any] = {"law": LINE, "seeds": len(np.unique(runs.seeds_N)), "rows": runs.rows, "conventions": conventions}
-    if bad or not (code_N >= 0).any():
-        status = Status.NOT_FINITE if bad else Status.TOO_FEW_POINTS
-        words = f"the loss of {bad} is not a number or is negative: leave such runs out and say so, or repeat them." if bad else ""
-        return SlotsFit(status=status, message=words or "no run with a memory has finished.", **common)
+    if bad:
+        return SlotsFit(status=Status.NOT_FINITE, message=NO_LOSS.format(bad), **common)
+    if not (code_N >= 0).any():
+        return SlotsFit(status=Status.TOO_FEW_POINTS, message="no run with a memory has finished.", **common)
+    equal = same_losses(runs.y_N)
+    if equal:
+        return SlotsFit(status=Status.TOO_FEW_POINTS, message=equal, **common)
 
     points_PK, point_N = np.unique(runs.x_NK, axis=0, return_inverse=True)
     point_N = point_N.ravel()
     model = seed_model(point_N, runs.y_N, runs.seeds_N)
     backbone_P = points_PK[:, 0] == -1
-    owns = [points_PK[:, 0] == code for code in range(len(names))]
+    own_codes = [alphabet.index(name) for name in names]
+    owns = [points_PK[:, 0] == code for code in own_codes]
+    copied = same_seeds(model.sd, runs.y_N)
     noise = Noise(model.sd, model.df) if model.df else _leftover(model, points_PK[:, 1], owns)
     fits = []
-    for code, (name, own_P) in enumerate(zip(names, owns, strict=True)):
+    for code, name, own_P in zip(own_codes, names, owns, strict=True):
         own_N = code_N == code
         rows = tuple(row for row, own in zip(runs.rows, own_N, strict=True) if own)
-        fit = _fit_one(name, rows, points_PK[own_P, 1], part(model, own_P), noise)
+        fit = _fit_one(name, rows, points_PK[own_P, 1], part(model, own_P), noise, copied)
         if fit.slope:
             alone = seed_model(x_N[own_N], runs.y_N[own_N], runs.seeds_N[own_N])
             rng = np.random.default_rng(random_seed)
@@ -278,7 +285,7 @@ def fit_slots(
     memory_N = code_N >= 0
     return SlotsFit(
         status=next((fit.status for fit in fits if fit.status is not Status.CONVERGED), Status.CONVERGED),
-        message="",
+        message=" ".join(f"{fit.mechanism}: {fit.message}" for fit in fits if fit.status is not Status.CONVERGED),
         parameters={
             f"{name} of {fit.mechanism}": combine(model, weights_P, noise)
             for (fit, name), weights_P in zip(product([fit for fit, _ in lines], "ab"), weights_KP, strict=True)
@@ -297,12 +304,10 @@ def fit_slots(
         backbone=float(model.mean_I[backbone_P][0]) if backbone_P.any() else None,
         paired_sd=model.sd if model.df else None,
         noise_df=model.df,
-        seed_effects={
-            int(seed): float(np.mean((runs.y_N - model.mean_I[point_N])[runs.seeds_N == seed])) for seed in np.unique(runs.seeds_N)
-        },
+        seed_effects={seed: float(np.mean((runs.y_N - model.mean_I[point_N])[runs.seeds_N == seed])) for seed in np.unique(runs.seeds_N)},
         _runs=pd.DataFrame(
             {
-                "mechanism": [names[int(code)] for code in code_N[memory_N]],
+                "mechanism": [alphabet[int(code)] for code in code_N[memory_N]],
                 "memory_rows": x_N[memory_N],
                 "val_loss": runs.y_N[memory_N],
                 "seed": runs.seeds_N[memory_N],
@@ -340,8 +345,8 @@ def _leftover(model: SeedModel, x_P: Array, owns: list[Array]) -> Noise:
     return Noise(math.sqrt(sum(each.df * each.sd**2 for each in found) / df), df) if found else Noise(math.nan, 1)
 
 
-def _fit_one(name: str, rows: tuple[str, ...], sizes_I: Array, model: SeedModel, noise: Noise) -> MechanismFit:
-    """The line of one mechanism."""
+def _fit_one(name: str, rows: tuple[str, ...], sizes_I: Array, model: SeedModel, noise: Noise, copied: str) -> MechanismFit:
+    """The line of one mechanism. `copied`: what `same_seeds` says of all runs."""
     errors_I = model.sd / np.sqrt(model.counts_I) if model.df else np.zeros(0)
     common: dict[str, Any] = {"mechanism": name, "rows": rows} | {
         key: tuple(map(float, values)) for key, values in (("sizes", sizes_I), ("means", model.mean_I), ("errors", errors_I))
@@ -355,6 +360,9 @@ def _fit_one(name: str, rows: tuple[str, ...], sizes_I: Array, model: SeedModel,
     if model.df == 0:
         status = Status.TOO_FEW_POINTS
         doubts.append("no repeats, so seed noise is not measured and the residuals around the lines stand in for it: train a second seed.")
+    elif copied:
+        status = Status.TOO_FEW_POINTS
+        doubts.append(copied)
     line = fit_linear(model, _line_design(sizes_I), noise)
     others = fit_linear(part(model, np.arange(len(sizes_I)) < len(sizes_I) - 1), _line_design(sizes_I[:-1]), noise)
     weights_I = np.append(-_line_design(sizes_I[-1:])[0] @ others.map_KI, 1.0)
@@ -409,19 +417,23 @@ def _with_laws(
     scores = [law.aicc for law in laws if law.aicc is not None]
     if len(scores) == 2 and abs(scores[0] - scores[1]) > TIE:
         preferred = LINE if scores[0] < scores[1] else POWER
-    chance = laws[0].lack_of_fit_p
+    chance, status = laws[0].lack_of_fit_p, fit.status
+    if status is Status.CONVERGED and all(law.lack_of_fit_p is not None and law.lack_of_fit_p < REFUTED for law in laws):
+        status = Status.POOR_FIT
     if preferred == POWER:
         doubts.append("the slope is a mean over the rows tried: the next tenfold will bring less.")
-    elif chance is not None and chance < 0.01:
+    elif chance is not None and chance < REFUTED:
         doubts.append(f"the means miss the line by more than noise explains (p = {chance:.1g}): the slope is a mean over the rows tried.")
-    return replace(fit, message=" ".join([*doubts, fit.message]).strip(), laws=tuple(laws), preferred=preferred, _power=power)
+    return replace(
+        fit, status=status, message=" ".join([*doubts, fit.message]).strip(), laws=tuple(laws), preferred=preferred, _power=power
+    )
 
 
 def _power_law(model: SeedModel, alone: SeedModel, seeds: int, sizes_I: Array, y_BI: Array) -> tuple[Law, Array]:
     """The power law and its c, s and alpha."""
     middle = math.sqrt(sizes_I[0] * sizes_I[-1])
     log_I = np.log(sizes_I / middle)
-    theta_BK, squares_B = fit_power(model, log_I, y_BI)
+    theta_BK, squares_B = fit_means(model, log_I, y_BI)
     alpha_B = theta_BK[:, 2]
     parameters, note = {"alpha": Estimate.of(alpha_B[0], alpha_B[1:])}, ""
     if alpha_B[0] in ALPHA:
@@ -435,7 +447,7 @@ def _power_law(model: SeedModel, alone: SeedModel, seeds: int, sizes_I: Array, y
     errors = []
     for i in range(1, len(log_I)):
         kept_I = np.arange(len(log_I)) != i
-        theta_1K, _ = fit_power(part(model, kept_I), log_I[kept_I], model.mean_I[None, kept_I])
+        theta_1K, _ = fit_means(part(model, kept_I), log_I[kept_I], model.mean_I[None, kept_I])
         errors.append(model.mean_I[i] - (theta_1K[0, 0] + theta_1K[0, 1] * box_cox(log_I[[i]], theta_1K[:, 2])[0, 0]))
     law = Law(
         law=POWER,

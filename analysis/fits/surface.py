@@ -15,10 +15,12 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
+from analysis.fits.newton import Minimum
 from analysis.fits.points import Points, read_points
 from analysis.fits.power_sum import ALPHA, DELTA, PowerSum
-from analysis.fits.refits import fit_all, resampled_weights
-from analysis.fits.types import Estimate, Fit, Status
+from analysis.fits.refits import FEW_RUNS, covariance_of, fit_all, resampled_weights, verdict
+from analysis.fits.runs import finished, require_resamples
+from analysis.fits.types import Estimate, Fit, Status, with_doubt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,15 +42,21 @@ class _Law:
     theta_BK: Array
     """Row 0 is the fit of the data, the others are those of the resamples."""
     points: Points
+    """`model` has their losses over `points.level`."""
 
     def losses(self, x_TX: Array) -> Array:
         """Every row's loss -> [B, X]."""
-        return np.exp(self.model.log_value(self.theta_BK, np.log(x_TX) - self.mean_T[:, None]))
+        return self.points.level * np.exp(self.model.log_value(self.theta_BK, np.log(x_TX) - self.mean_T[:, None]))
 
     def log_coefficients(self) -> Array:
         """log A of each term at x = 1 -> [B, T]; what is 0 is as small as numbers go."""
         s_BT = np.maximum(self.theta_BK[:, : self.model.terms], 1e-300)
-        return np.log(s_BT / self.exponents()) + self.exponents() * self.mean_T
+        return np.log(s_BT / self.exponents()) + self.exponents() * self.mean_T + np.log(self.points.level)
+
+    def flat(self) -> Array:
+        """Whether the loss does not fall with a size: its term is 0, or, without a floor, as near to constant as it may be -> [B, T]."""
+        t = self.model.terms
+        return (self.theta_BK[:, :t] <= 0) | ((self.theta_BK[:, -t:] >= 1 / ALPHA[0]) & (not self.model.floor))
 
     def exponents(self) -> Array:
         """-> [B, T]."""
@@ -57,8 +65,9 @@ class _Law:
     def table(self) -> dict[str, Array]:
         """The parameters as published, by name -> [B]."""
         t = self.model.terms
-        floor = {"E": self.theta_BK[:, t]} if self.model.floor else {}
-        coefficients = {name: values for (name, _), values in zip(SYMBOLS, np.exp(self.log_coefficients()).T, strict=False)}
+        floor = {"E": self.points.level * self.theta_BK[:, t]} if self.model.floor else {}
+        with np.errstate(over="ignore"):  # `Fit` gives a status to what leaves the range of numbers
+            coefficients = {name: values for (name, _), values in zip(SYMBOLS, np.exp(self.log_coefficients()).T, strict=False)}
         return floor | coefficients | {name: values for (_, name), values in zip(SYMBOLS, self.exponents().T, strict=False)}
 
 
@@ -93,19 +102,13 @@ class PowerFit(Fit):
 
     def residuals(self) -> pd.DataFrame:
         """Every run against the law -> row, the columns of the sizes, measured, predicted, low, high (the band of the law there)."""
-        points = self._fitted().points
-        table = self.predict(*points.x_TN).rename(columns={"loss": "predicted"})
-        table.insert(0, "row", points.rows)
-        table.insert(len(self.columns) + 1, "measured", points.y_N)
-        return table
+        return self._fitted().points.against(self.predict)
 
     def summary(self) -> str:
         lines = [self._sentence()] if self._law else []
         if self.scatter is not None:
             lines.append(f"Runs lie {self.scatter:.2%} around the law (root mean square).")
-        if self.message:
-            lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
-        return " ".join(lines)
+        return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:
         """What `plot` draws -> for one size: series (run, curve), group, x, loss, low, high."""
@@ -123,9 +126,17 @@ class PowerFit(Fit):
         draw_law(ax, self.drawn(), self.columns[0], self.conventions["loss"])
 
     def _sentence(self) -> str:
-        alpha, floor = self.parameters["alpha"], self.parameters.get("E")
+        """With which sizes the loss falls, and with which it does not."""
+        law, floor = self._fitted(), self.parameters.get("E")
+        flat_T = law.flat()[0]
+        falls = [
+            f"{_interval(self.parameters[name])} of {column}"
+            for (_, name), column, flat in zip(SYMBOLS, self.columns, flat_T, strict=False)
+            if not flat
+        ]
+        rests = [f"Loss does not fall with {column}." for column, flat in zip(self.columns, flat_T, strict=True) if flat]
         to = f" towards {floor.value:.4g} ({floor.low:.4g} to {floor.high:.4g})" if floor else ""
-        return f"Loss falls with the power {_interval(alpha)} of {self.columns[0]}{to}."
+        return " ".join([*rests, *([f"Loss falls with the power {', '.join(falls)}{to}."] if falls else [])])
 
     def _fitted(self) -> _Law:
         if self._law is None:
@@ -150,11 +161,13 @@ class SurfaceFit(PowerFit):
             flops_per_parameter: for every token.
 
         Raises:
-            AnalysisError: no surface was fitted, or a budget is not positive.
+            AnalysisError: no surface was fitted, the loss does not fall with one of both, or a budget is not positive.
         """
         law, c_X = self._fitted(), np.atleast_1d(np.asarray(flops, float))
-        if not (c_X > 0).all():
-            raise AnalysisError("optimal: budgets must be positive")
+        if self.n_exponent is None:
+            raise AnalysisError(f"this fit has no compute-optimal model: {self.status}. {self.message}")
+        if not ((c_X > 0) & np.isfinite(c_X)).all():
+            raise AnalysisError("optimal: budgets must be positive numbers")
         alpha_B, beta_B = law.exponents()[:, :2].T
         a_B, b_B = law.log_coefficients()[:, :2].T
         level_B = (np.log(alpha_B / beta_B) + a_B - b_B) / (alpha_B + beta_B)
@@ -178,11 +191,8 @@ class SurfaceFit(PowerFit):
         draw_surface(ax, self.drawn(), (self.columns[0], self.columns[1]), self.conventions["loss"])
 
     def _sentence(self) -> str:
-        names = zip((each for _, each in SYMBOLS), self.columns, strict=False)
-        falls = ", ".join(f"{_interval(self.parameters[name])} of {column}" for name, column in names)
-        floor = self.parameters["E"]
         optimum = f" At best {self.columns[0]} grow as C^{_interval(self.n_exponent)}." if self.n_exponent else ""
-        return f"Loss falls with the power {falls}, towards {floor.value:.4g} ({floor.low:.4g} to {floor.high:.4g}).{optimum}"
+        return super()._sentence() + optimum
 
 
 def fit_surface(
@@ -227,9 +237,11 @@ def fit_surface(
     2.389409
     """
     columns = (params, tokens, *([total] if total else []))
+    ways = _ways_of_counting(frame, params, tokens)
     law = "chinchilla" if total is None else "chinchilla-total"
     common, law_of = _fit(frame, columns, loss, run, True, law, "fit_surface", resamples, random_seed)
-    if law_of is None or not law_of.theta_BK[0, :2].all():  # where the loss does not fall with one of them, nothing is to be balanced
+    common["message"] = f"{common['message']} {ways}".strip()
+    if law_of is None or law_of.flat()[0, :2].any():  # where the loss does not fall with one of them, nothing is to be balanced
         return SurfaceFit(**common, _law=law_of)
     alpha_B, beta_B = law_of.exponents()[:, :2].T
     share_B = beta_B / (alpha_B + beta_B)
@@ -260,6 +272,43 @@ def fit_power(
     return PowerFit(**common, _law=law_of)
 
 
+# --- which parameters are counted -------------------------------------------------------------------------------------------
+
+STEADY = 1.5
+"""Where head and attention count, FLOPs over parameters x tokens drift with size; what scatters by more about the drift is none."""
+
+
+def _ways_of_counting(frame: pd.DataFrame, params: str, tokens: str) -> str:
+    """Where the table can tell: says that its rows seem to count parameters in several ways; '' otherwise.
+
+    Raises:
+        AnalysisError: some rows count the embeddings in `params` and others do not.
+    """
+    used = finished(frame)
+    if used.empty or not {params, tokens} <= set(used.columns):
+        return ""
+    if {"total_params", "embedding_params"} <= set(used.columns) and params not in ("total_params", "embedding_params"):
+        n_N, total_N, embedding_N = (pd.to_numeric(used[name], errors="coerce") for name in (params, "total_params", "embedding_params"))
+        with_N, without_N = np.isclose(n_N, total_N, rtol=1e-6), np.isclose(n_N, total_N - embedding_N, rtol=1e-6)
+        if (with_N & ~without_N).any() and (without_N & ~with_N).any():
+            rows = [used.get("trial_id", used.index.to_series()).iloc[int(np.argmax(each))] for each in (with_N, without_N)]
+            raise AnalysisError(
+                f"fit_surface: column `{params}` counts embeddings in row {rows[0]} but not in row {rows[1]}, by `total_params` and "
+                "`embedding_params`; count them alike"
+            )
+    if "flops" in used:
+        columns = np.array([pd.to_numeric(used[name], errors="coerce") for name in ("flops", params, tokens)], float)
+        if len(used) > 3 and (np.isfinite(columns) & (columns > 0)).all():
+            log_c_N, log_n_N, log_d_N = np.log(columns)
+            design_N3 = np.stack([np.ones(len(used)), log_n_N, log_d_N], axis=1)
+            rest_N = log_c_N - log_n_N - log_d_N
+            rest_N -= design_N3 @ np.linalg.lstsq(design_N3, rest_N, rcond=None)[0]
+            if np.ptp(rest_N) > np.log(STEADY):
+                factor = f"{np.exp(np.ptp(rest_N)):.2g}"
+                return f"`flops` over {params} x {tokens} scatters by a factor of {factor}: are parameters counted in several ways?"
+    return ""
+
+
 # --- the steps --------------------------------------------------------------------------------------------------------------
 
 
@@ -267,6 +316,7 @@ def _fit(
     frame: pd.DataFrame, columns: tuple[str, ...], loss: str, run: str | None, floor: bool, law: str, caller: str, resamples: int, seed: int
 ) -> tuple[dict[str, Any], _Law | None]:
     """What every fit here has, by name, and the law unless the data allow none."""
+    require_resamples(resamples, caller)
     points = read_points(frame, columns, loss, run, caller)
     terms = " + ".join(f"{a} {column}^-{b}" for (a, b), column in zip(SYMBOLS, columns, strict=False))
     conventions = {
@@ -276,7 +326,7 @@ def _fit(
         "objective": f"sum over rows of Huber(log fitted loss - log loss), delta {DELTA:g}, natural logarithms",
         "admissible": f"exponents {ALPHA[0]:g} to {ALPHA[1]:g}, coefficients and floor not negative",
         "flops": "C = 6 N D with the columns' own way of counting parameters",
-        "interval": "95% percentile",
+        "interval": f"95% percentile, not widened for few runs; below {FEW_RUNS} the message says so",
         "resampling": f"{f'runs of column {run}' if run else 'rows'}, drawn with replacement",
         "runs": int(points.clusters_N.max(initial=-1)) + 1,
         "resamples": resamples,
@@ -289,18 +339,18 @@ def _fit(
         return common | {"status": refusal[0], "message": refusal[1]}, None
     log_x_TN = np.log(points.x_TN)
     mean_T = log_x_TN.mean(1)
-    model = PowerSum(log_x_TN - mean_T[:, None], np.log(points.y_N), floor)
+    model = PowerSum(log_x_TN - mean_T[:, None], np.log(points.y_N / points.level), floor)
     w_BN = resampled_weights(points.clusters_N, resamples, np.random.default_rng(seed))
     data, draws = fit_all(model, w_BN)
     fitted = _Law(model, mean_T, np.vstack([data.theta_BK, draws.theta_BK]), points)
-    status, message = _verdict(fitted, bool(data.settled_B[0]), draws.settled_B, columns)
+    status, message = _verdict(fitted, data, draws, columns)
     table = fitted.table()
     scatter = float(np.sqrt(np.mean((model.log_value(data.theta_BK, model.log_x_TN)[0] - model.log_y_N) ** 2)))
     return common | {
         "status": status,
         "message": message,
         "parameters": {name: Estimate.of(values[0], values[1:]) for name, values in table.items()},
-        "covariance": tuple(map(tuple, np.cov(np.array(list(table.values()))[:, 1:]).tolist())),
+        "covariance": covariance_of(table),
         "objective": float(data.objective_B[0]),
         "scatter": scatter,
     }, fitted
@@ -308,9 +358,9 @@ def _fit(
 
 def _refusal(points: Points, columns: Sequence[str], floor: bool) -> tuple[Status, str] | None:
     """Why no law can be fitted, or None."""
-    bad = points.unusable()
-    if bad:
-        return Status.NOT_FINITE, bad
+    refusal = points.refusal()
+    if refusal:
+        return refusal
     least = 2 * len(columns) + floor + 1
     if len(points.y_N) < least:
         return Status.TOO_FEW_POINTS, f"{len(points.y_N)} rows; {least - 1} parameters need at least {least}: train more sizes."
@@ -325,43 +375,28 @@ def _refusal(points: Points, columns: Sequence[str], floor: bool) -> tuple[Statu
     spread_T = np.linalg.svd((log_x_NT - log_x_NT.mean(0)) / log_x_NT.std(0), compute_uv=False)
     if spread_T[-1] < 1e-2 * spread_T[0]:
         return Status.TOO_FEW_POINTS, f"{' and '.join(columns)} move together, so their terms cannot be told apart: train at other ratios."
-    if np.ptp(points.y_N) == 0:
-        return Status.NO_INTERIOR_MINIMUM, "all losses are equal, so nothing falls: check that the runs differ."
     return None
 
 
-def _verdict(law: _Law, settled: bool, settled_B: Array, columns: Sequence[str]) -> tuple[Status, str]:
+def _verdict(law: _Law, data: Minimum, draws: Minimum, columns: Sequence[str]) -> tuple[Status, str]:
     """The status of a fit and what there is to doubt about it."""
     low_K, high_K = law.model.bounds()
-    at_low_BK, at_high_BK = law.theta_BK <= low_K, law.theta_BK >= high_K
-    t, what = law.model.terms, []
+    at_low_BK, at_high_BK, flat_BT = law.theta_BK <= low_K, law.theta_BK >= high_K, law.flat()
+    t, ends = law.model.terms, []
     for i, column in enumerate(columns):
         name = SYMBOLS[i][1]
-        what.append((at_low_BK[:, i], f"the loss does not fall with {column}"))
-        what.append((at_low_BK[:, i - t] & ~at_low_BK[:, i], f"{name} stopped at {ALPHA[1]:g}, the end of its range"))
-        what.append((at_high_BK[:, i - t] & ~at_low_BK[:, i], f"{name} stopped at {ALPHA[0]:g}, the end of its range"))
+        rises = t == 1 and float(law.model.log_x_TN[0] @ law.model.log_y_N) > 0
+        ends.append((flat_BT[:, i], f"the loss {'rises' if rises else 'does not fall'} with {column}"))
+        ends.append((at_low_BK[:, i - t] & ~flat_BT[:, i], f"{name} stopped at {ALPHA[1]:g}, the end of its range"))
+        ends.append((at_high_BK[:, i - t] & ~flat_BT[:, i], f"{name} stopped at {ALPHA[0]:g}, the end of its range"))
     if law.model.floor:
-        what.append((at_low_BK[:, t], "no floor shows: E stopped at 0"))
-    hit = [words for hit_B, words in what if hit_B[0]]
-    often = [f"in {hit_B[1:].mean():.0%} of the resamples {words}" for hit_B, words in what if not hit_B[0] and hit_B[1:].mean() > 0.025]
-    doubts = [f"{'; '.join(often)}: those intervals end where the admissible range does."] if often else []
-    if not settled_B.all():
-        doubts.append(f"{np.sum(~settled_B)} of {len(settled_B)} resamples did not settle; they are kept as they are.")
-    if not settled:  # also where it never left its start
-        status, first = (
-            Status.NO_INTERIOR_MINIMUM,
-            "the descent found no point where the objective is level: look at the runs for outliers.",
-        )
-    elif hit:
-        status, first = Status.BOUND_HIT, f"{'; '.join(hit)}. Train over a wider range or fit a law without that term."
-    elif _least_curvature(law) < LEVEL:
-        status, first = (
-            Status.NO_INTERIOR_MINIMUM,
-            "other parameters fit as well: train more sizes, or average the repeats of a size first.",
-        )
-    else:
-        return Status.CONVERGED, " ".join(doubts)
-    return status, " ".join([first, *doubts])
+        ends.append((at_low_BK[:, t], "no floor shows: E stopped at 0"))
+    runs = int(law.points.clusters_N.max()) + 1
+    status, message = verdict(data, draws, ends, "Train over a wider range or fit a law without that term.", runs)
+    if status is Status.CONVERGED and _least_curvature(law) < LEVEL:
+        words = "other parameters fit as well: train more sizes, or average the repeats of a size first."
+        return Status.NO_INTERIOR_MINIMUM, f"{words} {message}".strip()
+    return status, message
 
 
 def _least_curvature(law: _Law) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -43,22 +45,34 @@ class Estimate:
     @classmethod
     def of(cls, value: float, draws: np.ndarray) -> Estimate:
         """From the point estimate and its resamples, shape [resamples]."""
-        low, high = np.quantile(draws, (0.025, 0.975))
-        return cls(float(value), float(low), float(high), float(np.std(draws, ddof=1)))
+        with np.errstate(invalid="ignore"):  # `Fit` gives a status to what is not finite
+            low, high = np.quantile(draws, (0.025, 0.975))
+            size = float(np.abs(draws).max()) or 1.0  # squares of very large or small values would leave the range of numbers
+            return cls(float(value), float(low), float(high), size * float(np.std(draws / size, ddof=1)))
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
 
 
 def plain(value: Any) -> Any:
-    """Values that JSON knows: dataclasses become mappings of their public fields, tuples lists, a status its word."""
+    """Values that JSON knows: dataclasses become mappings of their public fields, tuples lists, a status its word; None is not finite."""
     if is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value) if not field.name.startswith("_")}
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return str(value) if isinstance(value, Status) else value
+
+
+def with_doubt(status: Status, message: str, sentences: Iterable[str]) -> str:
+    """The sentences, and what there is to doubt: last where the status is `converged`, before every number otherwise."""
+    said = " ".join(sentences)
+    if status is Status.CONVERGED:
+        return f"{said} Caution: {message}".strip() if message else said
+    return f"Status {status}: {message} {said}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +93,14 @@ class Fit(ABC):
     """Of the parameters, in their order."""
     objective: float | None = None
     """What was minimised, at the minimum; `conventions` says what it is."""
+
+    def __post_init__(self) -> None:
+        """A number that is not finite is no answer, whatever led to it."""
+        wrong = [name for name, each in self.parameters.items() if not all(map(math.isfinite, asdict(each).values()))]
+        if wrong and self.status is not Status.NOT_FINITE:
+            message = f"{', '.join(wrong)} left the range of numbers: give sizes and losses in other units. {self.message}"
+            object.__setattr__(self, "status", Status.NOT_FINITE)
+            object.__setattr__(self, "message", message.strip())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: law, status, parameters, objective, rows and conventions first, then everything else."""

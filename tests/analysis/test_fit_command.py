@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import AnalysisError, read_table
+from analysis import AnalysisError, fit_power, fit_slots, read_table
 from analysis.__main__ import main
 from analysis.fit_command import LAWS
 
@@ -133,6 +133,28 @@ def test_refusals_say_what_to_do(arguments: list[str], words: str, table: Path, 
     assert words in printed.err
 
 
+def test_a_figure_never_overwrites_a_table(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["fit", "--law", "power", str(table), "--x", "flops", "--loss", "loss", "--figure"]
+    before = table.read_bytes()
+    (tmp_path / "other.csv").write_text("my,own\n1,2\n")
+    for name, words in (
+        ("runs.PNG", "would be written over the table"),
+        ("other.svg", "is no such table"),
+        ("none/fit.svg", "no folder"),
+    ):
+        assert main([*command, str(tmp_path / name)]) == 2
+        assert words in capsys.readouterr().err
+    assert table.read_bytes() == before
+    assert (tmp_path / "other.csv").read_text() == "my,own\n1,2\n"
+    assert not list(tmp_path.glob("*.svg"))
+
+
+def test_a_status_that_nobody_finished_is_told(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pd.read_csv(table).assign(status="done").to_csv(table, index=False)
+    assert main(["fit", "--law", "power", str(table), "--x", "flops", "--loss", "loss"]) == 2
+    assert "column `status` holds done" in capsys.readouterr().err
+
+
 def test_help_teaches_both_commands_and_every_law(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, expected in ((["--help"], ["RESULTS_DIR", "fit --law chinchilla runs.csv"]), (["fit", "--help"], list(LAWS))):
         with pytest.raises(SystemExit):
@@ -190,6 +212,50 @@ def test_what_is_no_table_is_refused(name: str, content: str | None, words: str,
         (tmp_path / name).write_text(content)
     with pytest.raises(AnalysisError, match=words):
         read_table(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x,loss\n1,2,3\n4,5,6\n", "line 2 has 3 fields, but there are 2 headings"),
+        ("x,loss\n1,2\n\n3\n", "line 4 has 1 fields"),
+        ("x,loss,loss\n1,2,3\n", "heading `loss` stands twice"),
+        ("x;loss\n1;2,5\n", "separated by semicolons"),
+        ('note,x,loss\n"two\nlines",1,2\n,1,low\n', "line 4, column `loss`"),
+        ("x,loss\n1,2\n1,True\n", "column `loss` holds 'True'"),
+    ],
+)
+def test_a_csv_that_would_be_misread_is_refused_by_its_line(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "runs.csv").write_text(text)
+    with pytest.raises(AnalysisError, match=words):
+        read_table(tmp_path / "runs.csv", ["x", "loss"])
+
+
+def test_marks_suffixes_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "runs.CSV").write_bytes(b"\xef\xbb\xbfx,loss\n1,2\n")
+    assert read_table(tmp_path / "runs.CSV", ["x", "loss"]).to_numpy().tolist() == [[1, 2]]
+    (tmp_path / "x.csv").mkdir()
+    with pytest.raises(AnalysisError, match="is a folder"):
+        read_table(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("value", [pd.Timestamp("2024-01-01"), pd.Timedelta(days=1), True, np.datetime64("2024-01-01")])
+def test_dates_and_truth_values_are_no_numbers(value: object, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"x": np.geomspace(1, 100, 6), "n": np.geomspace(1, 50, 6), "loss": [value] * 6, "seed": range(6)})
+    frame.to_parquet(tmp_path / "runs.parquet")
+    with pytest.raises(AnalysisError, match=r"column `loss` holds .*; a number belongs there"):
+        read_table(tmp_path / "runs.parquet", ["loss"])
+    with pytest.raises(AnalysisError, match=r"column `loss` holds .*; a number belongs there"):
+        fit_power(frame, x="x", loss="loss")
+    with pytest.raises(AnalysisError, match=r"column `loss` holds .*; a number belongs there"):
+        fit_slots(frame.assign(mechanism="pkm"), x="x", loss="loss")
+
+
+def test_seeds_of_json_lines_may_be_text_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "runs.jsonl"
+    runs().assign(seed=lambda frame: frame["seed"].map({0: "a", 1: 1})).to_json(path, orient="records", lines=True)
+    assert main(["fit", "--law", "slots", str(path), *LAWS["slots"].example.split(), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seeds"] == 2
 
 
 def test_checkpoints_may_share_the_id_of_their_run(tmp_path: Path) -> None:

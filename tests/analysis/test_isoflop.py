@@ -81,6 +81,41 @@ def test_profiles_that_are_no_parabolas_are_told() -> None:
     assert found.lack_of_fit_p < 0.01
     assert "nearer the optimum" in found.message
 
+    assert found.status is Status.POOR_FIT
+    assert found.summary().startswith("Status poor_fit")
+
+
+def test_random_losses_are_never_converged() -> None:
+    rng = np.random.default_rng(0)
+    for seeds in (1, 2):
+        found = [fit(profiles(seeds=seeds).assign(loss=lambda frame: rng.uniform(2, 3, len(frame)))) for _ in range(10)]
+        assert all(each.status is not Status.CONVERGED or "do not show that the best size grows" in each.message for each in found)
+        assert sum(each.status is Status.CONVERGED for each in found) <= 1
+
+
+def test_copies_and_equal_losses_have_a_status() -> None:
+    copied = fit(pd.concat([profiles(noise=0.01)] * 2, ignore_index=True))
+    assert copied.status is Status.TOO_FEW_POINTS
+    assert "different seeds have the same losses" in copied.message
+    equal = fit(profiles().assign(loss=3.0))
+    assert equal.status is Status.TOO_FEW_POINTS
+    assert "all losses are equal" in equal.summary()
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e200])
+def test_the_unit_of_the_loss_changes_nothing(unit: float) -> None:
+    frame = profiles(noise=0.004, seeds=2)
+    plain, scaled = fit(frame), fit(frame.assign(loss=unit * frame["loss"]))
+    assert scaled.parameters["exponent"].value == pytest.approx(plain.parameters["exponent"].value)
+    assert plain.noise_sd is not None
+    assert scaled.noise_sd == pytest.approx(unit * plain.noise_sd)
+    json.loads(scaled.to_json())
+
+
+def test_the_order_of_the_rows_changes_nothing() -> None:
+    frame = profiles(noise=0.004, seeds=2).assign(trial_id=lambda frame: [f"t{i}" for i in frame.index])
+    assert fit(frame).to_json() == fit(frame.sample(frac=1, random_state=1)).to_json()
+
 
 def test_near_budgets_are_one() -> None:
     frame = profiles()

@@ -215,6 +215,52 @@ def test_a_loss_that_is_none_has_a_status_and_names_the_run(bad: float) -> None:
     assert "t7" in fit.summary()
 
 
+def test_copied_seeds_measure_no_noise() -> None:
+    runs = simulate(seeds=1, backbone=1)
+    for offset in (0.0, 0.02):
+        copies = runs.assign(seed=1, val_loss=runs["val_loss"] + offset, trial_id="copy of " + runs["trial_id"])
+        fit = fit_slots(pd.concat([runs, copies], ignore_index=True), resamples=20)
+        assert fit.status is Status.TOO_FEW_POINTS
+        assert "different seeds have the same losses" in fit.message
+        assert fit.summary().startswith("Engram: Status too_few_points")  # the doubt comes before every number
+
+
+def test_equal_losses_are_told() -> None:
+    fit = fit_slots(simulate().assign(val_loss=3.0))
+    assert fit.status is Status.TOO_FEW_POINTS
+    assert "all losses are equal" in fit.summary()
+
+
+def test_a_line_that_the_noise_refutes_is_no_converged_fit() -> None:
+    fit = only(simulate({"Engram": lambda rows: 4.2 + 0.05 * (np.log10(rows) - 4.5) ** 2}, noise=0.001), resamples=20)
+    assert fit.status is Status.POOR_FIT
+
+
+def test_seeds_are_codes_of_any_type() -> None:
+    runs = simulate()
+    plain = fit_slots(runs, resamples=20)
+    for seeds in (runs["seed"].map({0: "first", 1: "second"}), runs["seed"].map({0: "a", 1: 1}), runs["seed"].astype(float)):
+        fit = fit_slots(runs.assign(seed=seeds), resamples=20)
+        assert [each.slope.value for each in fit.mechanisms] == pytest.approx([each.slope.value for each in plain.mechanisms])
+        assert fit.drawn().shape == plain.drawn().shape
+    with pytest.raises(AnalysisError, match="column `seed` is empty in row t3"):
+        fit_slots(runs.assign(seed=runs["seed"].where(runs.index != 3)))
+
+
+def test_the_order_of_the_rows_changes_nothing() -> None:
+    runs = simulate()
+    fit, shuffled = fit_slots(runs, resamples=50), fit_slots(runs.sample(frac=1, random_state=1), resamples=50)
+    assert {each.mechanism: each for each in fit.mechanisms} == {each.mechanism: each for each in shuffled.mechanisms}
+
+
+def test_one_run_has_a_message_and_no_resamples_are_refused() -> None:
+    fit = fit_slots(simulate().iloc[[4]])
+    assert fit.status is Status.TOO_FEW_POINTS
+    assert "row counts with a finished run: 1" in fit.message
+    with pytest.raises(AnalysisError, match="resamples is 0"):
+        fit_slots(simulate(), resamples=0)
+
+
 def test_words_of_doubt_follow_the_intervals() -> None:
     flat = fit_slots(simulate({"Engram": line(0.0), "PKM": line(0.0)}, random=1), resamples=20)
     assert "it may change nothing" in flat.mechanisms[0].summary()
@@ -239,7 +285,8 @@ def test_prediction_stays_inside_the_sampled_rows() -> None:
         (lambda frame: frame.rename(columns={"mechanism": "mechanisms"}), r"`mechanism` \(is it `mechanisms`\?\)"),
         (lambda frame: frame.assign(trial_id="same"), "same stands in several rows"),
         (lambda frame: frame.assign(memory_rows=frame["memory_rows"].where(frame.index != 5, 0)), "must hold positive row counts"),
-        (lambda frame: frame.assign(val_loss="low"), "must hold numbers"),
+        (lambda frame: frame.assign(val_loss="low"), "row t0, column `val_loss` holds 'low'"),
+        (lambda frame: frame.assign(memory_rows=np.inf), "must hold positive row counts"),
         (lambda frame: frame.assign(seed=0), "one cell at a time"),
     ],
 )
@@ -263,7 +310,7 @@ def test_parameters_have_the_covariance_of_their_errors_and_of_the_differences()
     assert np.diag(fit.covariance) == pytest.approx([each.se**2 for each in fit.parameters.values()])
     contrast = np.array([0, 1, 0, -1, 0, 0])  # slope of the first less that of the second
     assert contrast @ fit.covariance @ contrast == pytest.approx(fit.differences[0].difference.se ** 2)
-    assert json.loads(fit.to_json())["parameters"]["b of Engram"]["value"] == fit.mechanisms[0].slope.value
+    assert json.loads(fit.to_json())["parameters"]["b of Engram"]["value"] == pytest.approx(fit.mechanisms[0].slope.value)
 
 
 def test_a_fit_draws_itself() -> None:

@@ -234,7 +234,7 @@ def test_checkpoints_of_one_run_are_drawn_together() -> None:
         (surface().assign(d=lambda frame: 20 * frame["n"]), Status.TOO_FEW_POINTS, "n and d move together"),
         (surface().assign(loss=lambda frame: frame["loss"].where(frame.index != 3)), Status.NOT_FINITE, "the loss of 3 is not"),
         (surface().assign(loss=lambda frame: frame["loss"].where(frame.index != 4, -1)), Status.NOT_FINITE, "the loss of 4 is not"),
-        (surface().assign(loss=3.0), Status.NO_INTERIOR_MINIMUM, "all losses are equal"),
+        (surface().assign(loss=3.0), Status.TOO_FEW_POINTS, "all losses are equal"),
         (surface(noise=0.001, truth=TRUTH | {"A": -50.0}), Status.BOUND_HIT, "does not fall with n"),
     ],
 )
@@ -251,11 +251,100 @@ def test_poor_data_give_a_status_and_words(frame: pd.DataFrame, status: Status, 
             found.predict(1e8, 1e9)
 
 
+def test_without_a_fall_there_is_no_best_model_and_no_word_of_one() -> None:
+    found = fit(surface(noise=0.001, truth=TRUTH | {"A": -50.0}))
+    assert found.summary().startswith("Status bound_hit")
+    assert "Loss does not fall with n. Loss falls with the power" in found.summary()
+    assert set(found.drawn()["series"]) == {"run", "surface"}
+    with pytest.raises(AnalysisError, match="no compute-optimal model"):
+        found.optimal(1e21)
+
+
+def test_a_rising_loss_is_fitted_at_its_minimum_and_named() -> None:
+    """The objective is below that of the flattest admissible law."""
+    x = np.geomspace(1e6, 1e9, 8)
+    loss = 2 + 0.05 * np.log(x / 1e6)
+    found = fit_power(pd.DataFrame({"x": x, "loss": loss}), x="x", loss="loss", floor=False, resamples=200)
+    flattest = min(power_sum.huber(level - 1e-3 * np.log(x / x.mean()) - np.log(loss)).sum() for level in np.linspace(0.5, 1.2, 701))
+    assert found.objective is not None
+    assert found.objective <= flattest * (1 + 1e-6)
+    assert found.status is Status.BOUND_HIT
+    assert "the loss rises with x" in found.message
+    assert "Loss falls" not in found.summary()
+
+
+def test_the_runs_are_restarted_from_the_minima_of_the_resamples() -> None:
+    class Valleys:
+        """Two valleys, near 1 and, lower, below 0: the only start leads to the first, but a steeper resample slides to the second."""
+
+        def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+            return np.array([-1.0]), np.array([2.0])
+
+        def starts(self) -> np.ndarray:
+            return np.array([[1.2]])
+
+        def losses(self, theta_GK: np.ndarray) -> np.ndarray:
+            t = theta_GK[:, 0]
+            return np.stack([1 + 10 * t**2 * (t - 1) ** 2, 1 + t], axis=1)
+
+        def derivatives(self, theta_RK: np.ndarray, w_RN: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            t, (u, v) = theta_RK[:, 0], w_RN.T
+            f = (w_RN * self.losses(theta_RK)).sum(1)
+            slope, bend = u * 20 * t * (t - 1) * (2 * t - 1) + v, u * 20 * (6 * t**2 - 6 * t + 1)
+            return f, slope[:, None], bend[:, None, None]
+
+    data, _ = fit_all(Valleys(), np.array([[1.0, 1.0], [1.0, 3.0]]))
+    assert data.theta_BK[0, 0] < 0
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e200])
+def test_the_units_of_loss_and_size_change_nothing(unit: float) -> None:
+    frame = surface(noise=0.01)
+    plain, scaled = fit(frame), fit(frame.assign(loss=unit * frame["loss"], n=1e280 * frame["n"]))
+    assert scaled.parameters["alpha"].value == pytest.approx(plain.parameters["alpha"].value, rel=1e-6)
+    assert scaled.parameters["E"].value == pytest.approx(unit * plain.parameters["E"].value)
+    json.loads(scaled.to_json())
+
+
+def test_numbers_out_of_range_have_a_status_and_are_no_nan() -> None:
+    x = np.geomspace(1e280, 1e300, 8)
+    found = fit_power(pd.DataFrame({"x": x, "loss": 2 + (x / 1e280) ** -2.0}), x="x", loss="loss", resamples=50)
+    assert found.status is Status.NOT_FINITE
+    assert "A left the range of numbers" in found.message
+    json.loads(found.to_json())
+
+
+def test_the_order_of_the_rows_changes_nothing() -> None:
+    frame = surface(noise=0.01).assign(trial_id=lambda frame: [f"t{i}" for i in frame.index])
+    assert fit(frame).to_json() == fit(frame.sample(frac=1, random_state=1)).to_json()
+
+
+def test_few_runs_are_doubted() -> None:
+    x = np.geomspace(1e7, 1e10, 6)
+    found = fit_power(pd.DataFrame({"x": x, "loss": 2 + 30 * x**-0.2}), x="x", loss="loss", resamples=50)
+    assert "6 runs to draw from" in found.message
+
+
+def test_sizes_that_are_counted_in_two_ways_are_told() -> None:
+    frame = surface(noise=0.005)
+    n, odd = frame["n"].to_numpy(), frame.index % 2 == 1
+    mixed = frame.assign(n=np.where(odd, n + 5e7, n), total_params=n + 5e7, embedding_params=5e7)
+    with pytest.raises(AnalysisError, match="column `n` counts embeddings in row 1 but not in row 0"):
+        fit(mixed)
+    assert "are parameters counted in several ways?" in fit(frame.assign(n=np.where(odd, 2 * n, n), flops=6 * n * frame["d"])).message
+    assert fit(frame.assign(flops=6 * n * frame["d"], total_params=n + 5e7, embedding_params=5e7)).message == ""
+
+
+def test_no_resamples_are_refused() -> None:
+    with pytest.raises(AnalysisError, match="resamples is 0"):
+        fit(surface(), resamples=0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"n": 0.0}, "column `n` holds 0 in row 0; a positive number"),
-        ({"d": "many"}, "column `d` holds 'many' in row 0; a number"),
+        ({"d": "many"}, "row 0, column `d` holds 'many'; a number"),
         ({"trial_id": "same"}, "trial id same stands in several rows"),
     ],
 )
