@@ -31,7 +31,7 @@ from analysis.errors import AnalysisError, require_columns
 from analysis.fits.joint_law import BOUNDS, POSITION, SHAPES, Curve, Law, Means, aiccs, deviations, fit_curve, nested
 from analysis.fits.joint_result import FACTORS, UNITS, VARIES, JointFit, LeftOut, Model
 from analysis.fits.noise import SeedModel, resample, seed_model, tied_with_best
-from analysis.fits.runs import MIXED, listed, read_shares, require_one_budget
+from analysis.fits.runs import MIXED, NO_LOSS, listed, read_shares, require_one_budget, require_resamples, same_losses, same_seeds
 from analysis.fits.types import REFUTED, Estimate, Status
 
 Array = np.ndarray
@@ -78,6 +78,17 @@ def fit_joint(
             share of one budget.
     """
     require_columns(frame.columns, (x, loss, seed, tokens, total, active, *([flops] if flops else [])), "fit_joint")
+    require_resamples(resamples, "fit_joint")
+    frame = frame[frame[x].notna()]
+    for name in (tokens, total, active, *([flops] if flops else [])):
+        number = pd.to_numeric(frame[name], errors="coerce")
+        wrong = np.flatnonzero(~((number > 0) & np.isfinite(number)))
+        if len(wrong):
+            row = frame["trial_id"].iloc[wrong[0]] if "trial_id" in frame else frame.index[wrong[0]]
+            value = frame[name].iloc[wrong[0]]
+            said = repr(value) if isinstance(value, str) else str(value)
+            raise AnalysisError(f"fit_joint: column `{name}` holds {said} in row {row}; a positive number belongs there")
+        frame = frame.assign(**{name: number})
     frame = frame.assign(tokens=frame[tokens], total_params=frame[total], active_params=frame[active])
     if flops:
         frame = frame.assign(flops_per_token=frame[flops] / frame["tokens"])
@@ -123,15 +134,14 @@ def fit_joint(
     }
     bad = ", ".join(filter(None, (runs.unusable() for runs in read)))
     if bad:
-        message = f"the loss of {bad} is not a number or is negative: leave such runs out and say so, or repeat them."
-        return JointFit(status=Status.NOT_FINITE, message=message, law="none", **common)
+        return JointFit(status=Status.NOT_FINITE, message=NO_LOSS.format(bad), law="none", **common)
     seed_models = [seed_model(runs.x_NK[:, 0], runs.y_N, runs.seeds_N) for runs in read]
     refusal = _refusal(budgets, factors, seed_models)
     if refusal:
         return JointFit(status=Status.TOO_FEW_POINTS, message=refusal, law="none", **common)
-    if any(model.sd == 0 for model in seed_models) or any(np.ptp(runs.y_N) == 0 for runs in read):
-        message = "runs of different seeds or shares have exactly the same loss: check that they differ."
-        return JointFit(status=Status.NOT_FINITE, message=message, law="none", **common)
+    copied = [same_losses(runs.y_N) or same_seeds(model.sd, runs.y_N) for runs, model in zip(read, seed_models, strict=True)]
+    if any(copied):
+        return JointFit(status=Status.TOO_FEW_POINTS, message=next(filter(None, copied)), law="none", **common)
 
     rng = np.random.default_rng(random_seed)
     seeds_C = np.array([len(np.unique(runs.seeds_N)) for runs in read])

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.fits.joint_law import Law
-from analysis.fits.types import Estimate, Fit, Status
+from analysis.fits.types import Estimate, Fit, Status, with_doubt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -177,9 +177,7 @@ class JointFit(Fit):
                 f"measured {left.measured.value:.2f}; the 95% interval of the error, {left.error.low:+.2f} to {left.error.high:+.2f}, "
                 f"{verdict} 0. Differences between {noun}s are off by {left.rms:.4f} nats/token (rms)."
             )
-        if self.message:
-            lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
-        return " ".join(lines)
+        return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:
         """`figures.joint.optimum_data` along the first factor; empty without a law."""

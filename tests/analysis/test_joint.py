@@ -209,7 +209,8 @@ def test_factors_that_vary_only_together_are_not_told_apart() -> None:
         (lambda runs: runs[runs["seed"] == 0], Status.TOO_FEW_POINTS, "second seed"),
         (lambda runs: runs[runs["share_moe"] < 0.3], Status.TOO_FEW_POINTS, "needs two"),
         (lambda runs: runs.assign(val_loss=np.nan), Status.NOT_FINITE, "not a number"),
-        (lambda runs: runs.assign(val_loss=4.0), Status.NOT_FINITE, "exactly the same loss"),
+        (lambda runs: runs.assign(val_loss=4.0), Status.TOO_FEW_POINTS, "all losses are equal"),
+        (lambda runs: runs.assign(val_loss=4 + runs["share_moe"]), Status.TOO_FEW_POINTS, "copies"),
     ],
 )
 def test_poor_data_have_a_status(change: Callable[[pd.DataFrame], pd.DataFrame], status: Status, message: str) -> None:
@@ -224,6 +225,9 @@ def test_poor_data_have_a_status(change: Callable[[pd.DataFrame], pd.DataFrame],
     ("change", "message"),
     [
         (lambda runs: runs.drop(columns="tokens"), "`tokens`"),
+        (lambda runs: runs.assign(tokens="many"), "`tokens` holds 'many' in row t0"),
+        (lambda runs: runs.assign(tokens=-runs["tokens"]), "`tokens` holds -1000000.0"),
+        (lambda runs: runs.assign(active_params=0), "`active_params` holds 0"),
         (lambda runs: runs.assign(trial_id="same"), "same stands in several rows"),
         (lambda runs: runs.assign(embedding_params=np.arange(len(runs))), "`embedding_params` runs from"),
         (lambda runs: runs.assign(total_params=[1e6, 2e6] * (len(runs) // 2)), "`total_params` runs"),
