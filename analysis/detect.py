@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import chdtri
 
 from analysis.cells import RATE, cell_fields, split_cells
 from analysis.errors import AnalysisError
 from analysis.fits.noise import LEVEL, POWER, detectable, power, seed_model, seeds_needed
 from analysis.results import Results
 from analysis.studies import analyse
+from analysis.table import si
+
+UNEVEN = 2.0
+"""Factor between the noises of two cells from which on they are named."""
 
 
 def detect(depth: float, planned: pd.DataFrame, noise_from: Path | str) -> dict[str, Any]:
@@ -28,36 +34,43 @@ def detect(depth: float, planned: pd.DataFrame, noise_from: Path | str) -> dict[
     """
     if not depth > 0:
         raise AnalysisError(f"--detect {depth:g}: give a positive number of nats per token, such as 0.01")
-    sd, df = paired_noise(noise_from)
+    cells = paired_noise(noise_from)
+    lengths = set(planned["tokens"]) if "tokens" in planned else set()
+    alike = [cell for cell in cells if cell["tokens"] in lengths] or cells
+    df = sum(cell["df"] for cell in alike)
+    sd = math.sqrt(sum(cell["paired_sd"] ** 2 * cell["df"] for cell in alike) / df)
+    low, high = (sd * math.sqrt(df / chdtri(df, chance)) for chance in (0.025, 0.975))
     designs = [
         {
             **{"points": points, "seeds": seeds, "seeds_needed": seeds_needed(depth, sd, points)},
+            "seeds_needed_range": [seeds_needed(depth, low, points), seeds_needed(depth, high, points)],
             **{"detectable": detectable(sd, seeds, points), "power": power(depth, sd, seeds, points)},
         }
         for points, seeds in planned_designs(planned)
     ]
-    noise = {"folder": str(noise_from), "paired_sd": sd, "df": df}
+    noise = {"folder": str(noise_from), "paired_sd": sd, "df": df, "low": low, "high": high, "cells": cells, "used": alike}
     return {"depth": depth, "level": LEVEL, "wanted_power": POWER, "noise": noise, "designs": designs}
 
 
-def paired_noise(folder: Path | str) -> tuple[float, int]:
-    """Noise of one run once the effect of its seed is off, pooled over the cells of a study -> nats per token, degrees of freedom.
+def paired_noise(folder: Path | str) -> list[dict[str, Any]]:
+    """Noise of one run once the effect of its seed is off -> label, tokens, paired_sd (nats per token) and df of each cell that has any.
 
     Raises:
         AnalysisError: no seed is repeated.
     """
     results = Results(Path(folder))
     axis = analyse(results).axis
-    squares, df = 0.0, 0
+    found = []
     for cell in split_cells(results.trials, axis):
         runs = cell.trials.dropna(subset=list(axis))
         if len(runs):
             point_N = np.unique(runs[list(axis)].to_numpy(float).round(9), axis=0, return_inverse=True)[1].ravel()
             model = seed_model(point_N, runs["val_loss"].to_numpy(), runs["seed"].to_numpy())
-            squares, df = squares + model.squares, df + model.df
-    if df == 0 or squares == 0:
+            if model.df and model.sd > 0:
+                found.append({"label": cell.label, "tokens": float(runs["tokens"].median()), "paired_sd": model.sd, "df": model.df})
+    if not found:
         raise AnalysisError(f"{folder}: no seed is repeated over the same points, so its noise is unknown; give a study with two seeds")
-    return float(np.sqrt(squares / df)), df
+    return found
 
 
 def planned_designs(planned: pd.DataFrame) -> list[tuple[int, int]]:
@@ -77,11 +90,16 @@ def planned_designs(planned: pd.DataFrame) -> list[tuple[int, int]]:
 def describe_detect(found: dict[str, Any]) -> str:
     """`detect` in words."""
     noise, depth = found["noise"], found["depth"]
-    of = f"{noise['df']} degrees of freedom, {noise['folder']}"
+    of = f"95% interval {noise['low']:.4f} to {noise['high']:.4f}, {noise['df']} degrees of freedom, {noise['folder']}"
     lines = [
         f"noise of one run once its seed's common effect is off: {noise['paired_sd']:.4f} nats/token (sd, {of})",
         f"a paired difference of two points, two-sided test at {found['level']:.0%}:",
     ]
+    sizes = [cell["paired_sd"] for cell in noise["cells"]]
+    if max(sizes) > UNEVEN * min(sizes):
+        each = ", ".join(f"{cell['paired_sd']:.4f} ({cell['label'] or 'tokens ' + si(cell['tokens'])})" for cell in noise["cells"])
+        used = "those with as many tokens as planned" if len(noise["used"]) < len(sizes) else "all"
+        lines.insert(1, f"the noise differs between the cells of that study: {each}; used: {used}")
     for design in found["designs"]:
         needed, least = design["seeds_needed"], design["detectable"]
         seeds = f"{design['seeds']} seed{'s' * (design['seeds'] != 1)}"
@@ -90,6 +108,8 @@ def describe_detect(found: dict[str, Any]) -> str:
             if least is None
             else f"{depth:g} is seen with a chance of {design['power']:.0%}, {least:.4f} with {POWER:.0%}"
         )
-        takes = f"{needed or 'more than 1,000'} seeds see {depth:g} with {POWER:.0%}"
+        least_needed, most_needed = (number or "more than 1,000" for number in design["seeds_needed_range"])
+        span = f" ({least_needed} to {most_needed} over the interval of the noise)"
+        takes = f"{needed or 'more than 1,000'} seeds see {depth:g} with {POWER:.0%}{span}"
         lines.append(f"  {design['points']} points, {seeds} each: {can}; {takes}")
     return "\n".join(lines)

@@ -158,6 +158,8 @@ def _detect(arguments: argparse.Namespace, name: str, rows: list[dict[str, Any]]
         ConfigError: the noise is not known.
     """
     if arguments.detect is None:
+        if arguments.noise:
+            raise ConfigError("--noise says where --detect takes the noise from: give --detect with a number of nats/token, such as 0.01")
         return None
     own = (folder / name for folder in (Path("runs"), Path("results")))
     folder = arguments.noise or next((each for each in own if (each / "trials.csv").is_file()), None)

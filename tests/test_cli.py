@@ -66,8 +66,27 @@ def test_plan_says_what_a_difference_takes(study: Path, tmp_path: Path, capsys: 
     assert (design["points"], design["seeds"]) == (2, 2)
     assert design["seeds_needed"] > 2
     assert design["detectable"] > 0.02
+    low, high = found["noise"]["low"], found["noise"]["high"]
+    assert low < found["noise"]["paired_sd"] < high
+    assert high / low == pytest.approx((11.143 / 0.4844) ** 0.5, rel=1e-3)  # chi-square quantiles, 4 degrees of freedom
+    least, most = design["seeds_needed_range"]
+    assert least < design["seeds_needed"] < most
     assert main(arguments) == 0
-    assert f"{design['seeds_needed']} seeds see 0.02 with 80%" in capsys.readouterr().out
+    assert f"{design['seeds_needed']} seeds see 0.02 with 80% ({least} to {most} over" in capsys.readouterr().out
+
+
+def test_the_noise_is_that_of_as_many_tokens_as_planned(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = noisy(tmp_path / "two")
+    table = folder / "trials.csv"
+    lines = table.read_text().splitlines()
+    head, rows = lines[0], [line.split(",") for line in lines[1:]]
+    others = [[f"b{row[0]}", *row[1:7], "8000", str(4 + 3 * (float(row[8]) - 4))] for row in rows]
+    table.write_text("\n".join([head, *map(",".join, rows + others)]))
+    assert main(["plan", str(study), "--detect", "0.02", "--noise", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "differs between the cells" in said
+    assert "used: those with as many tokens as planned" in said
+    assert "4 degrees of freedom" in said
 
 
 def test_plan_refuses_to_guess_the_noise(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +94,7 @@ def test_plan_refuses_to_guess_the_noise(study: Path, tmp_path: Path, capsys: py
     for arguments, words in (
         (["--detect", "0.01"], "give --noise with the results folder of a similar study"),
         (["--detect", "0.01", "--noise", str(one_seed)], "no seed is repeated"),
+        (["--noise", str(one_seed)], "give --detect"),
         (["--detect", "-1", "--noise", str(one_seed)], "give a positive number"),
         (["--detect", "0.01", "--noise", str(tmp_path)], "study.yaml: no such file"),
     ):

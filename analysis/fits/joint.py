@@ -6,10 +6,12 @@ surface. With z the decimal logarithms of compute and sparsity less their means 
     loss = level(budget) + exp(s + s' z) H(x; m + m' z)
 
     cubic      H = (x - m)^2 + g (x - m)^3          m is the best share itself
-    two-power  H = e^m f_q(x) - (1 - x)^p           f_q and the bounds as in `laws.TwoPower`; the best share rises with m
+    two-power  H = w f_q(x) - (1 - x)^p             f_q and the bounds as in `laws.TwoPower`; w puts the best share at
+                                                    (1 + o) / (1 + e^-m) - o, o = 0.1
 
-The depth may always change with every factor (s'); the models differ in which of them move the optimum (m'). The shape, cubic or
-two-power, is that with the lesser AICc where everything may move the optimum; the model is chosen by AICc, anew in every resample.
+The depth and the shape (g, or p and q) may always change with every factor; the models differ in which of them move the optimum (m').
+Were the shape common to all budgets, curves that only grow more lopsided would pass for a movement. Cubic or two-power, whichever has the
+lesser AICc where everything may move the optimum; the model is chosen by AICc, anew in every resample.
 
 Letters: B resamples, C budgets, F factors, I means over all budgets, K parameters, X any shares.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,11 +28,11 @@ import pandas as pd
 from scipy.special import fdtrc
 
 from analysis.errors import AnalysisError, require_columns
-from analysis.fits.joint_law import SHAPES, Curve, Law, Means, aiccs, deviations, fit_curve, nested
+from analysis.fits.joint_law import BOUNDS, POSITION, SHAPES, Curve, Law, Means, aiccs, deviations, fit_curve, nested
 from analysis.fits.joint_result import FACTORS, UNITS, VARIES, JointFit, LeftOut, Model
-from analysis.fits.noise import SeedModel, resample, seed_model
-from analysis.fits.runs import MIXED, listed, read_shares, require_one_budget
-from analysis.fits.types import Estimate, Status
+from analysis.fits.noise import SeedModel, resample, seed_model, tied_with_best
+from analysis.fits.runs import MIXED, NO_LOSS, listed, read_shares, require_one_budget, require_resamples, same_losses, same_seeds
+from analysis.fits.types import REFUTED, Estimate, Status
 
 Array = np.ndarray
 BUDGET = ("tokens", "budget.total_params", "budget.active_params")
@@ -75,6 +78,17 @@ def fit_joint(
             share of one budget.
     """
     require_columns(frame.columns, (x, loss, seed, tokens, total, active, *([flops] if flops else [])), "fit_joint")
+    require_resamples(resamples, "fit_joint")
+    frame = frame[frame[x].notna()]
+    for name in (tokens, total, active, *([flops] if flops else [])):
+        number = pd.to_numeric(frame[name], errors="coerce")
+        wrong = np.flatnonzero(~((number > 0) & np.isfinite(number)))
+        if len(wrong):
+            row = frame["trial_id"].iloc[wrong[0]] if "trial_id" in frame else frame.index[wrong[0]]
+            value = frame[name].iloc[wrong[0]]
+            said = repr(value) if isinstance(value, str) else str(value)
+            raise AnalysisError(f"fit_joint: column `{name}` holds {said} in row {row}; a positive number belongs there")
+        frame = frame.assign(**{name: number})
     frame = frame.assign(tokens=frame[tokens], total_params=frame[total], active_params=frame[active])
     if flops:
         frame = frame.assign(flops_per_token=frame[flops] / frame["tokens"])
@@ -106,7 +120,8 @@ def fit_joint(
         "objective": "sum of squared deviations of the share means from the law, in units of their noise",
         "noise": "residuals of runs after share and seed effects, a level for each budget",
         "resampling": "Gaussian noise of that size on every run, its level from a scaled inverse chi-square, seed effects taken off again",
-        "choice_of_model": "least AICc, chosen anew in every resample; the shape by AICc of the fullest model, once",
+        "choice_of_model": "least AICc, chosen anew in every resample; cubic or two-power by AICc of the fullest model, once",
+        "moves": "95% interval of the shift without 0 and F test p < 0.05, in the fullest model; the budgets' own curves go the same way",
         "interval": "95% percentile",
         "resamples": resamples,
         "random_seed": random_seed,
@@ -119,33 +134,37 @@ def fit_joint(
     }
     bad = ", ".join(filter(None, (runs.unusable() for runs in read)))
     if bad:
-        message = f"the loss of {bad} is not a number or is negative: leave such runs out and say so, or repeat them."
-        return JointFit(status=Status.NOT_FINITE, message=message, law="none", **common)
+        return JointFit(status=Status.NOT_FINITE, message=NO_LOSS.format(bad), law="none", **common)
     seed_models = [seed_model(runs.x_NK[:, 0], runs.y_N, runs.seeds_N) for runs in read]
     refusal = _refusal(budgets, factors, seed_models)
     if refusal:
         return JointFit(status=Status.TOO_FEW_POINTS, message=refusal, law="none", **common)
-    if any(model.sd == 0 for model in seed_models) or any(np.ptp(runs.y_N) == 0 for runs in read):
-        message = "runs of different seeds or shares have exactly the same loss: check that they differ."
-        return JointFit(status=Status.NOT_FINITE, message=message, law="none", **common)
+    copied = [same_losses(runs.y_N) or same_seeds(model.sd, runs.y_N) for runs, model in zip(read, seed_models, strict=True)]
+    if any(copied):
+        return JointFit(status=Status.TOO_FEW_POINTS, message=next(filter(None, copied)), law="none", **common)
 
     rng = np.random.default_rng(random_seed)
     seeds_C = np.array([len(np.unique(runs.seeds_N)) for runs in read])
     means = _means(seed_models, np.log10([[budget[name] for name in factors] for budget in budgets]), seeds_C, resamples, rng)
-    shapes = [name for name in SHAPES if len(means.x_I) > len(Curve(name, factors, factors).names) + len(budgets)]
-    fits = {shape: fit_curve(Curve(shape, factors, factors), means) for shape in shapes}
-    scores = {shape: aiccs(Curve(shape, factors, factors), theta, means)[0] for shape, theta in fits.items()}
-    shape = min(scores, key=lambda name: (scores[name], name))
-    curves = tuple(Curve(shape, factors, moves) for moves in nested(factors))
-    theta = tuple(fits[shape] if curve.moves_with == factors else fit_curve(curve, means) for curve in curves)
+    fullest = _determined(means, factors)
+    fits = {curve: fit_curve(curve, means) for curve in fullest}
+    full = min(fullest, key=lambda curve: (aiccs(curve, fits[curve], means)[0], curve.shape))
+    shape = full.shape
+    curves = tuple(replace(full, moves_with=moves) for moves in nested(factors))
+    theta = tuple(fits[full] if curve == full else fit_curve(curve, means) for curve in curves)
     low, high = float(means.x_I.min()), float(means.x_I.max())
     score_MB = np.stack([aiccs(*each, means) for each in zip(curves, theta, strict=True)])
     law = Law(curves, theta, score_MB.argmin(0), means.z_CF.mean(0), low, high)
     chosen = int(law.chosen_B[0])
     optima_CB = np.stack([law.optimum(z_F) for z_F in means.z_CF])
-    left_out, errors = _left_out(shape, budgets, means)
+    alone_CB = _alone(shape, means)
+    left_out, errors = _left_out(shape, budgets, means, alone_CB)
     models = _models(curves, theta, score_MB[:, 0], means, errors)
-    status, message = _verdict(curves[chosen], theta[chosen][0], optima_CB, (low, high), models[chosen])
+    shifts = _shifts(curves[-1], theta[-1], means, low, high)
+    tied_C = np.array(
+        [tied_with_best(model, sd, int(df), rng).all() for model, sd, df in zip(seed_models, means.sd_C, means.df_C, strict=True)]
+    )
+    status, message = _verdict(curves[chosen], theta[chosen][0], optima_CB, (low, high), models[chosen], means, tied_C)
     own_BK = theta[chosen]
     return JointFit(
         status=status,
@@ -156,7 +175,10 @@ def fit_joint(
         objective=models[chosen].squares,
         moves_with=curves[chosen].moves_with,
         optima=tuple(Estimate.of(each[0], each[1:]) for each in optima_CB),
-        shifts=_shifts(curves[-1], theta[-1], means, low, high),
+        p_interior=tuple(map(float, _inside(optima_CB, (low, high)))),
+        own_optima=tuple(Estimate.of(each[0], each[1:]) for each in alone_CB),
+        shifts=shifts,
+        moved=_moved(full, models, shifts, alone_CB[:, 0], means),
         models=models,
         left_out=left_out,
         _law=law,
@@ -236,6 +258,16 @@ def _means(models: Sequence[SeedModel], z_CF: Array, seeds_C: Array, resamples: 
     return Means(x_I, y_BI, budget_I, z_CF, tuple(models), sd_C, df_C, weigh_II, seeds_C)
 
 
+def _determined(means: Means, factors: tuple[str, ...]) -> list[Curve]:
+    """The fullest models that leave something over: with a shape of each budget's own, or, where none does, with a common one."""
+    for bends in (factors, ()):
+        curves = [Curve(shape, factors, factors, bends) for shape in SHAPES]
+        found = [curve for curve in curves if len(means.x_I) > len(curve.names) + len(means.models)]
+        if found:
+            return found
+    return []
+
+
 # --- what the fitted models say ---------------------------------------------------------------------------------------------
 
 
@@ -266,7 +298,38 @@ def _models(
     return tuple(found)
 
 
-def _left_out(shape: str, budgets: tuple[dict[str, float], ...], means: Means) -> tuple[LeftOut, dict[tuple[str, ...], float]]:
+def _alone(shape: str, means: Means) -> Array:
+    """Best share of each budget by a curve of its own -> [C, B]; a cubic where the shares do not determine the shape."""
+    optima = []
+    for c in range(len(means.models)):
+        own = means.part(np.arange(len(means.models)) == c, np.zeros((1, 0)))
+        curve = Curve(shape, (), (), ())
+        if len(own.x_I) <= len(curve.names) + 1:
+            curve = replace(curve, shape="cubic")
+        optima.append(curve.optimum(fit_curve(curve, own), np.zeros(0), float(means.x_I.min()), float(means.x_I.max())))
+    return np.stack(optima)
+
+
+def _moved(full: Curve, models: Sequence[Model], shifts: Mapping[str, Estimate], alone_C: Array, means: Means) -> tuple[str, ...]:
+    """Factors along which the best share is shown to move: the interval of its shift excludes 0, the law without that movement fits worse
+    by more than noise explains (F test), and the best shares of the budgets' own curves go the same way.
+
+    Without a shape of each budget's own nothing is shown: a change of shape would look the same.
+    """
+    squares = {model.moves_with: model.squares for model in models}
+    slopes = np.linalg.lstsq(np.column_stack([np.ones(len(alone_C)), means.z_CF]), alone_C, rcond=None)[0][1:]
+    found = []
+    for name, slope in zip(full.factors, slopes, strict=True):
+        without = squares[tuple(other for other in full.factors if other != name)]
+        p, shift = float(fdtrc(1, means.df, max(without - squares[full.factors], 0))), shifts[name]
+        if full.bends_with and p < 0.05 and not shift.low <= 0 <= shift.high and slope * shift.value > 0:
+            found.append(name)
+    return tuple(found)
+
+
+def _left_out(
+    shape: str, budgets: tuple[dict[str, float], ...], means: Means, alone_CB: Array
+) -> tuple[LeftOut, dict[tuple[str, ...], float]]:
     """The largest budget predicted from all others; and the error of each model that they determine."""
     largest = max(range(len(budgets)), key=lambda c: (budgets[c]["compute"], budgets[c]["sparsity"]))
     others_C = np.arange(len(budgets)) != largest
@@ -275,7 +338,8 @@ def _left_out(shape: str, budgets: tuple[dict[str, float], ...], means: Means) -
     own = means.part(~others_C, np.zeros((1, 0)))
     low, high = float(means.x_I.min()), float(means.x_I.max())
     z_F = np.log10([budgets[largest][name] for name in factors]) - others.z_CF.mean(0)
-    curves = [Curve(shape, factors, moves) for moves in nested(factors)]
+    bends = next((curve.bends_with for curve in _determined(others, factors) if curve.shape == shape), ())
+    curves = [Curve(shape, factors, moves, bends) for moves in nested(factors)]
     theta = [fit_curve(curve, others) for curve in curves]
     chosen_B = np.stack([aiccs(*each, others) for each in zip(curves, theta, strict=True)]).argmin(0)
     wide_IF = np.repeat(z_F[None], len(own.x_I), axis=0)
@@ -284,8 +348,7 @@ def _left_out(shape: str, budgets: tuple[dict[str, float], ...], means: Means) -
     rows = np.arange(len(chosen_B))
     off_BI = off_MBI[chosen_B, rows]
     predicted_B = np.stack([curve.optimum(each, z_F, low, high) for curve, each in zip(curves, theta, strict=True)])[chosen_B, rows]
-    alone = Curve(shape, (), ())
-    measured_B = alone.optimum(fit_curve(alone, own), np.zeros(0), low, high)
+    measured_B = alone_CB[largest]
     bounds = np.quantile(off_BI[1:], (0.025, 0.975), axis=0)
     lost = [
         name
@@ -316,23 +379,50 @@ def _shifts(curve: Curve, theta_BK: Array, means: Means, low: float, high: float
     return shifts
 
 
-def _verdict(curve: Curve, theta_K: Array, optima_CB: Array, ends: tuple[float, float], model: Model) -> tuple[Status, str]:
+def _inside(optima_CB: Array, ends: tuple[float, float]) -> Array:
+    """Part of the resamples whose best share is inside the sampled range -> [C]."""
+    return np.asarray(1 - np.isin(optima_CB[:, 1:], ends).mean(1))
+
+
+def _verdict(
+    curve: Curve,
+    theta_K: Array,
+    optima_CB: Array,
+    ends: tuple[float, float],
+    model: Model,
+    means: Means,
+    tied_C: Array,
+) -> tuple[Status, str]:
     """The status of a fitted law and what there is to doubt about it; the last status set is the gravest."""
     status, doubts = Status.CONVERGED, []
+    if model.lack_of_fit_p < REFUTED:
+        status = Status.POOR_FIT
+        doubts.append(f"the law misses the share means by more than noise explains (p = {model.lack_of_fit_p:.1g}).")
     ordinary = {("p", 1), ("q", 0)}  # a steady gain and the logarithm are members of the family
+    own = curve.at(theta_K[None], means.z_CF - means.z_CF.mean(0))
+    limits = {**BOUNDS, "position": POSITION[curve.shape]}
     hits = [
         name
-        for name, value, limits in zip(curve.names, theta_K, curve.bounds, strict=True)
-        for side in (0, 1)
-        if abs(value - limits[side]) < 1e-3 and (name, side) not in ordinary
+        for name, value_1C in own.items()
+        if any((abs(value_1C - limits[name][side]) < 1e-3).any() and (name, side) not in ordinary for side in (0, 1))
     ]
     if hits:
         status = Status.BOUND_HIT
         doubts.append(f"the law stopped at the end of its admissible range ({', '.join(hits)}).")
-    at_end = np.isin(optima_CB[:, 0], ends)
-    if at_end.any():
-        status = Status.NO_INTERIOR_MINIMUM if at_end.all() else status
-        doubts.append(f"at {at_end.sum()} of {len(at_end)} budgets the law is least at an end of the sampled shares.")
-    if model.lack_of_fit_p < 0.01:
-        doubts.append(f"the law misses the share means by more than noise explains (p = {model.lack_of_fit_p:.1g}).")
+    inside_C, at_end_C = _inside(optima_CB, ends), np.isin(optima_CB[:, 0], ends)
+    open_C = at_end_C | (inside_C < np.where(tied_C, 0.95, 0.5))
+    if open_C.any():
+        status = Status.NO_INTERIOR_MINIMUM
+    if at_end_C.any():
+        doubts.append(f"at {at_end_C.sum()} of {len(at_end_C)} budgets the law is least at an end of the sampled shares.")
+    if (inside_C < 0.95).any():
+        parts = ", ".join(f"{part:.0%}" for part in inside_C)
+        doubts.append(f"the best share lies inside the sampled ones in {parts} of the resamples, budget by budget.")
+    if tied_C.any():
+        which = "any budget" if tied_C.all() else f"{tied_C.sum()} of {len(tied_C)} budgets"
+        doubts.append(f"no sampled share can be told from the best at {which}: train more seeds.")
+    if not curve.bends_with:
+        doubts.append(
+            "the shares are too few to let the curves change their shape, so no movement of the best one can be told from that: train more."
+        )
     return status, " ".join(doubts)

@@ -8,16 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import expit
 
-from analysis.fits.laws import Cubic, TwoPower
+from analysis.fits.laws import Cubic, TwoPower, inside
 from analysis.fits.noise import SeedModel
 
 Array = np.ndarray
 SHAPES = {"cubic": ("g",), "two-power": ("p", "q")}
-"""Shape -> its parameters, common to all budgets."""
+"""Shape -> its parameters."""
 POSITION = {"cubic": (-1.0, 2.0), "two-power": (-15.0, 15.0)}
-BOUNDS = {"g": (-3.0, 3.0), "p": TwoPower.P, "q": TwoPower.Q}
-AMPLITUDE = (-25.0, 10.0)  # of its logarithm
+BOUNDS = {"g": (-3.0, 3.0), "p": TwoPower.P, "q": TwoPower.Q, "log amplitude": (-25.0, 10.0)}
 SLOPE = (-30.0, 30.0)
 
 
@@ -63,56 +63,70 @@ class Means:
 
 @dataclass(frozen=True)
 class Curve:
-    """A shape, the factors that there are and those that move its optimum: how parameters become losses."""
+    """A shape, the factors that there are, those that move its optimum and those that change it: how parameters become losses."""
 
     shape: str
     factors: tuple[str, ...]
     moves_with: tuple[str, ...]
+    bends_with: tuple[str, ...]
+
+    @property
+    def terms(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """What makes up a budget's curve, and the factors that each is linear in."""
+        shape = tuple((name, self.bends_with) for name in SHAPES[self.shape])
+        return (("position", self.moves_with), ("log amplitude", self.factors), *shape)
 
     @property
     def names(self) -> tuple[str, ...]:
-        position = ("position", *(f"position by {name}" for name in self.moves_with))
-        return (*position, "log amplitude", *(f"log amplitude by {name}" for name in self.factors), *SHAPES[self.shape])
+        return tuple(word for name, by in self.terms for word in (name, *(f"{name} by {factor}" for factor in by)))
 
     @property
     def bounds(self) -> Array:
         """[K, 2]."""
-        slopes = [SLOPE] * len(self.moves_with), [SLOPE] * len(self.factors)
-        return np.array([POSITION[self.shape], *slopes[0], AMPLITUDE, *slopes[1], *(BOUNDS[name] for name in SHAPES[self.shape])])
+        ranges = {**BOUNDS, "position": POSITION[self.shape]}
+        return np.array([limits for name, by in self.terms for limits in (ranges[name], *[SLOPE] * len(by))])
 
-    def position(self, theta_BK: Array, z_F: Array) -> Array:
-        """At one budget, z less its mean -> [B]."""
-        moving = [self.factors.index(name) for name in self.moves_with]
-        return np.asarray(theta_BK[:, 0] + theta_BK[:, 1 : 1 + len(moving)] @ z_F[moving])
+    def at(self, theta_BK: Array, z_XF: Array) -> dict[str, Array]:
+        """The terms at budgets, z less its mean -> name -> [B, X]; those of the shape stop at their bounds."""
+        found, first = {}, 0
+        for name, by in self.terms:
+            slope_XS = z_XF[:, [self.factors.index(factor) for factor in by]]
+            value_BX = theta_BK[:, [first]] + theta_BK[:, first + 1 : first + 1 + len(by)] @ slope_XS.T
+            found[name] = np.clip(value_BX, *BOUNDS[name]) if name in SHAPES[self.shape] else value_BX
+            first += 1 + len(by)
+        return found
 
     def value(self, theta_BK: Array, x_I: Array, z_IF: Array) -> Array:
         """Loss less the level -> [B, I]."""
-        moving = [self.factors.index(name) for name in self.moves_with]
-        split, count = 1 + len(moving), len(self.factors)
-        m_BI = theta_BK[:, :1] + theta_BK[:, 1:split] @ z_IF[:, moving].T
-        s_BI = theta_BK[:, [split]] + theta_BK[:, split + 1 : split + 1 + count] @ z_IF.T
-        rest = theta_BK[:, split + 1 + count :]
+        own = self.at(theta_BK, z_IF)
         if self.shape == "cubic":
-            u_BI = x_I - m_BI
-            curve_BI = u_BI**2 * (1 + rest[:, :1] * u_BI)
+            u_BI = x_I - own["position"]
+            curve_BI = u_BI**2 * (1 + own["g"] * u_BI)
         else:
-            curve_BI = np.exp(m_BI) * TwoPower().fall(x_I, rest[:, 1:]) - (1 - x_I) ** rest[:, :1]
-        return np.exp(s_BI) * curve_BI
+            curve_BI = _weight(own) * TwoPower().fall(x_I, own["q"]) - (1 - x_I) ** own["p"]
+        return np.asarray(np.exp(own["log amplitude"]) * curve_BI)
 
     def optimum(self, theta_BK: Array, z_F: Array, low: float, high: float) -> Array:
         """Best share at one budget, an end where none is inside -> [B]."""
-        m_B = self.position(theta_BK, z_F)
-        one_B = np.ones_like(m_B)
-        if self.shape == "cubic":
-            g_B = theta_BK[:, -1]
-            law: Cubic | TwoPower = Cubic()
-            own_BK = np.stack([m_B**2 - g_B * m_B**3, 3 * g_B * m_B**2 - 2 * m_B, 1 - 3 * g_B * m_B, g_B], axis=1)
-        else:
-            law = TwoPower()
-            own_BK = np.stack([0 * m_B, -one_B, np.exp(m_B), theta_BK[:, -2], theta_BK[:, -1]], axis=1)
-        ends_B2 = law.value(np.array([low, high]), own_BK)
-        vertex_B = law.vertex(own_BK, low, high)
+        own = {name: value_B1[:, 0] for name, value_B1 in self.at(theta_BK, z_F[None]).items()}
+        m_B = own["position"]
+        if self.shape == "two-power":  # convex
+            best_B = (1 + TwoPower.OFFSET) * expit(m_B) - TwoPower.OFFSET
+            return np.where(np.isnan(inside(best_B, low, high)), np.where(best_B < (low + high) / 2, low, high), best_B)
+        g_B = own["g"]
+        own_BK = np.stack([m_B**2 - g_B * m_B**3, 3 * g_B * m_B**2 - 2 * m_B, 1 - 3 * g_B * m_B, g_B], axis=1)
+        ends_B2 = Cubic().value(np.array([low, high]), own_BK)
+        vertex_B = Cubic().vertex(own_BK, low, high)
         return np.where(np.isnan(vertex_B), np.where(ends_B2[:, 0] <= ends_B2[:, 1], low, high), vertex_B)
+
+
+def _weight(own: dict[str, Array]) -> Array:
+    """Of the falling term, such that the two slopes cancel at the best share (1 + o) / (1 + e^-m) - o, o = `TwoPower.OFFSET`."""
+    m, p, q, o = own["position"], own["p"], own["q"], TwoPower.OFFSET
+    scale = np.expm1(-q * np.log(o)) - np.expm1(-q * np.log(1 + o))
+    rising = np.log(p) + (p - 1) * (np.log(1 + o) - np.logaddexp(0, m))
+    falling = np.log(q / scale) - (q + 1) * (np.log(1 + o) - np.logaddexp(0, -m))
+    return np.asarray(np.exp(rising - falling))
 
 
 @dataclass(frozen=True)
@@ -142,16 +156,11 @@ def fit_curve(curve: Curve, means: Means) -> Array:
     """Parameters of every row of means -> [B, K]. The data from a grid of starts, the resamples from the best of those."""
     z_IF = (means.z_CF - means.z_CF.mean(0))[means.budget_I]
     target_BI = means.y_BI @ means.weigh_II.T
-    firsts = np.linspace(0, 1, 6) if curve.shape == "cubic" else np.linspace(-6, 4, 6)
+    firsts = np.linspace(0, 1, 6) if curve.shape == "cubic" else np.linspace(-3, 3, 6)
     shapes = [(g,) for g in (-0.7, 0.0, 0.7)] if curve.shape == "cubic" else [(p, q) for p in (0.4, 0.9) for q in (0.5, 3.0)]
+    places = [curve.names.index(name) for name, _ in curve.terms]
     starts = np.zeros((len(firsts) * len(shapes) * 2, len(curve.names)))
-    place = 0
-    for first in firsts:
-        for rest in shapes:
-            for amplitude in (-3.0, -1.0):
-                starts[place, 0], starts[place, 1 + len(curve.moves_with)] = first, amplitude
-                starts[place, -len(rest) :] = rest
-                place += 1
+    starts[:, places] = [(first, amplitude, *rest) for first in firsts for rest in shapes for amplitude in (-3.0, -1.0)]
     tried, squares = _descend(curve, starts, np.repeat(target_BI[:1], len(starts), axis=0), means, z_IF, 60)
     best = tried[squares.argmin()]
     theta_BK = _descend(curve, np.repeat(best[None], len(target_BI), axis=0), target_BI, means, z_IF, 25)[0]

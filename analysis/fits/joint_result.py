@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.fits.joint_law import Law
-from analysis.fits.types import Estimate, Fit, Status
+from analysis.fits.types import Estimate, Fit, Status, with_doubt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,8 +86,14 @@ class JointFit(Fit):
     """Factors that move the optimum in the model chosen."""
     optima: tuple[Estimate, ...] = ()
     """Best share at each budget under the law."""
+    p_interior: tuple[float, ...] = ()
+    """Part of the resamples whose best share is inside the sampled range, for each budget."""
+    own_optima: tuple[Estimate, ...] = ()
+    """Best share at each budget by a curve of the same kind fitted to it alone."""
     shifts: dict[str, Estimate] = field(default_factory=dict)
     """Factor -> best share at its largest sampled value less that at its least, the others at their mean; in the fullest model."""
+    moved: tuple[str, ...] = ()
+    """Factors along which the best share is shown to move; `conventions` says how."""
     models: tuple[Model, ...] = ()
     left_out: LeftOut | None = None
     _law: Law | None = field(default=None, repr=False, compare=False)
@@ -151,8 +157,10 @@ class JointFit(Fit):
         lines = []
         for factor, shift in self.shifts.items():
             sampled = [budget[factor] for budget in self.budgets]
-            moves = "it moves" if not shift.low <= 0 <= shift.high else "no movement can be told from noise"
-            span = f"From {min(sampled):.3g} to {max(sampled):.3g} of {factor} the best {noun} shifts by {shift.value:+.2f}"
+            doubt = "no movement can be told from noise" if shift.low <= 0 <= shift.high else "a movement is not shown"
+            moves = "it moves" if factor in self.moved else doubt
+            unit = " FLOPs" if factor == "compute" else ""
+            span = f"From {min(sampled):.3g} to {max(sampled):.3g}{unit} of {factor} the best {noun} shifts by {shift.value:+.2f}"
             lines.append(f"{span} (95% interval {shift.low:+.2f} to {shift.high:+.2f}): {moves}.")
         if self.models:
             chosen = next(model for model in self.models if model.moves_with == self.moves_with)
@@ -169,9 +177,7 @@ class JointFit(Fit):
                 f"measured {left.measured.value:.2f}; the 95% interval of the error, {left.error.low:+.2f} to {left.error.high:+.2f}, "
                 f"{verdict} 0. Differences between {noun}s are off by {left.rms:.4f} nats/token (rms)."
             )
-        if self.message:
-            lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
-        return " ".join(lines)
+        return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:
         """`figures.joint.optimum_data` along the first factor; empty without a law."""

@@ -49,15 +49,10 @@ def seed_model(x_N: Array, y_N: Array, seed_N: Array) -> SeedModel:
 
     Where no share links two seeds their effects cannot be told from those of the shares; then none are taken off.
     """
-    x_I, share_N, counts_I = np.unique(x_N, return_inverse=True, return_counts=True)
-    seeds, seed_index_N = np.unique(seed_N, return_inverse=True)
-    n, i, j = len(y_N), len(x_I), len(seeds)
-    effects_NJ = np.eye(j)[seed_index_N]
-    contrasts_NJ = effects_NJ[:, :-1] - effects_NJ[:, -1:]  # effects sum to zero: the means are those of the average seed
-    shares_NI = np.eye(i)[share_N]
-    design = np.hstack([shares_NI, contrasts_NJ])
-    if np.linalg.matrix_rank(design) < i + j - 1:
-        design = shares_NI
+    x_I, counts_I = np.unique(x_N, return_counts=True)
+    n, i = len(y_N), len(x_I)
+    design = _design(x_N, seed_N)
+    shares_NI = design[:, :i]
     inverse = np.linalg.pinv(design)
     squares = float(np.sum((y_N - design @ (inverse @ y_N)) ** 2))
     df = n - design.shape[1]
@@ -72,6 +67,34 @@ def seed_model(x_N: Array, y_N: Array, seed_N: Array) -> SeedModel:
         spread=float(np.sqrt(within / (n - i))) if n > i else float("nan"),
         squares=squares,
     )
+
+
+def _design(x_N: Array, seed_N: Array) -> Array:
+    """Columns of the shares, then of the seeds where these can be told apart."""
+    share_NI, seed_NJ = (np.eye(len(found))[at] for found, at in (np.unique(each, return_inverse=True) for each in (x_N, seed_N)))
+    contrasts_NJ = seed_NJ[:, :-1] - seed_NJ[:, -1:]  # effects sum to zero: the means are those of the average seed
+    design = np.hstack([share_NI, contrasts_NJ])
+    return design if np.linalg.matrix_rank(design) == design.shape[1] else share_NI
+
+
+def noisier(x_N: Array, y_N: Array, seed_N: Array, rng: np.random.Generator) -> Array:
+    """Shares whose residuals are larger than noise that is alike at all of them explains -> bool [I]; wrongly so in 5% of studies.
+
+    Cochran's test (Annals of Eugenics 11, 1941): the largest part of the sum of squares that one share has, its distribution simulated
+    for the design at hand. With two seeds a share has less than one degree of freedom, so only a gross difference is seen.
+    """
+    design = _design(x_N, seed_N)
+    rest_NN = np.eye(len(y_N)) - design @ np.linalg.pinv(design)
+    own_NI = np.eye(len(np.unique(x_N)))[np.unique(x_N, return_inverse=True)[1]]
+    free_I = np.diag(rest_NN) @ own_NI
+
+    def parts(y_BN: Array) -> Array:
+        squares_BI = (y_BN @ rest_NN) ** 2 @ own_NI
+        return np.asarray(squares_BI / np.maximum(free_I, 1e-9) / squares_BI.sum(1, keepdims=True) * (free_I > 1e-9))
+
+    if free_I.sum() < 2:  # one degree of freedom has nothing to be compared with
+        return np.zeros(own_NI.shape[1], bool)
+    return np.asarray(parts(y_N[None])[0] > np.quantile(parts(rng.standard_normal((4000, len(y_N)))).max(1), 0.95))
 
 
 def resample(model: SeedModel, sd: float, df: int, count: int, rng: np.random.Generator) -> Array:
@@ -137,6 +160,14 @@ def aiccs(model: SeedModel, squares_B: Array, parameters: int, seeds: int) -> Ar
     if runs - free <= 1 or (squares_B <= 0).any():
         return np.full(len(squares_B), np.inf)
     return np.asarray(runs * np.log(squares_B / runs) + 2 * free + 2 * free * (free + 1) / (runs - free - 1))
+
+
+def cps(squares_B: Array, parameters: int, sd: float) -> Array:
+    """Mallows' Cp up to a constant (Technometrics 15, 1973) -> [B]: squares in units of the measured noise, and two for each parameter.
+
+    Unlike AICc it does not measure the noise on the law itself, so with few shares it does not forbid a law that the data ask for.
+    """
+    return np.asarray(squares_B / sd**2 + 2 * parameters)
 
 
 LEVEL, POWER, MOST_SEEDS = 0.05, 0.8, 1000

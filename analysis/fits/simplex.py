@@ -29,9 +29,9 @@ from scipy.spatial import ConvexHull
 from analysis.errors import AnalysisError
 from analysis.fits.mixture import LAW, LAWS, Quadratics, distances, grid, terms
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model, tied_with_best
-from analysis.fits.runs import Runs, listed, read_shares, require_one_budget
+from analysis.fits.runs import NO_LOSS, Runs, listed, read_shares, require_one_budget, require_resamples, same_losses, same_seeds
 from analysis.fits.simplex_result import JOIN, SimplexFit, Surface
-from analysis.fits.types import Estimate, Status
+from analysis.fits.types import REFUTED, Estimate, Status
 
 Array = np.ndarray
 NONE = 0.01  # a smaller share counts as none
@@ -101,6 +101,7 @@ def fit_simplex(
         "law": LAW,
         "_runs": runs,
     }
+    require_resamples(resamples, "fit_simplex")
     refusal = _refusal(points_I3, runs)
     if refusal is not None:
         return SimplexFit(status=refusal[0], message=refusal[1], **common)
@@ -165,14 +166,15 @@ def _refusal(points_I3: Array, runs: Runs) -> tuple[Status, str] | None:
     """Why no surface can be fitted, or None."""
     bad = runs.unusable()
     if bad:
-        return Status.NOT_FINITE, f"the loss of {bad} is not a number or is negative: leave such runs out and say so, or repeat them."
+        return Status.NOT_FINITE, NO_LOSS.format(bad)
     if len(points_I3) < LEAST_POINTS:
         return Status.TOO_FEW_POINTS, f"{len(points_I3)} distinct mixes; a surface needs at least {LEAST_POINTS}: train more mixes."
     if np.linalg.matrix_rank(terms(points_I3, LAW), tol=1e-6) < LAWS[LAW]:
         return Status.TOO_FEW_POINTS, "the mixes leave the surface undetermined: train the three corners and a mix on each edge."
-    if np.ptp(runs.y_N) == 0:
+    if same_losses(runs.y_N):
         return Status.NO_INTERIOR_MINIMUM, "all losses are equal, so no mix is better than another: check that the runs differ."
-    return None
+    copied = same_seeds(seed_model(np.unique(runs.x_NK, axis=0, return_inverse=True)[1].ravel(), runs.y_N, runs.seeds_N).sd, runs.y_N)
+    return (Status.TOO_FEW_POINTS, copied) if copied else None
 
 
 def _solve(x_I3: Array, w_I: Array, y_BI: Array, law: str) -> Array:
@@ -255,6 +257,10 @@ def _verdict(
     """The status of a fitted surface and what there is to doubt about it; the last status set is the gravest."""
     status, doubts, everything = Status.CONVERGED, [], JOIN.join(pools)
     inside = places.get(everything, 0.0)
+    if own.lack_of_fit_p is not None and own.lack_of_fit_p < REFUTED:
+        status = Status.POOR_FIT
+        chance = f"p = {own.lack_of_fit_p:.1g}"
+        doubts.append(f"the surface misses the means by more than noise explains ({chance}): trust the tied points before the best mix.")
     if place != everything or inside < (0.95 if tied_I.all() else 0.5):
         status = Status.NO_INTERIOR_MINIMUM
     if place == BORDER:
@@ -265,9 +271,6 @@ def _verdict(
         doubts.append(f"only {inside:.0%} of the resamples have their best mix inside the triangle.")
     if tied_I.all():
         doubts.append("no sampled mix can be told from the best: train more seeds.")
-    if own.lack_of_fit_p is not None and own.lack_of_fit_p < 0.01:
-        chance = f"p = {own.lack_of_fit_p:.1g}"
-        doubts.append(f"the surface misses the means by more than noise explains ({chance}): trust the tied points before the best mix.")
     errors = {each.law: each.left_out_error for each in candidates if each.left_out_error is not None}
     if errors and errors[LAW] > MUCH * min(errors.values()):
         better = next(each for each in candidates if each.left_out_error == min(errors.values()))

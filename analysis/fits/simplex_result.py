@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fits.mixture import Quadratics, grid, within
 from analysis.fits.runs import Runs
-from analysis.fits.types import Estimate, Fit, Status
+from analysis.fits.types import Estimate, Fit, with_doubt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,9 +145,7 @@ class SimplexFit(Fit):
             lines.append(f"Statistically tied with it: {part} of the sampled mixes, {', '.join(spans)}.")
         if self.paired_sd is not None:
             lines.append(f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd).")
-        if self.message:
-            lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
-        return " ".join(lines)
+        return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:
         """`figures.simplex.fit_data`."""

@@ -14,7 +14,7 @@ from analysis.figures.allocation import allocation_data, allocation_figure, diff
 from analysis.figures.curves import curves_data, curves_figure
 from analysis.figures.diagnostics import diagnostics_data, diagnostics_figure
 from analysis.figures.joint import optimum_data, optimum_figure
-from analysis.fits.allocation import AllocationFit, fit_allocation
+from analysis.fits.allocation import AllocationFit, called, fit_allocation
 from analysis.fits.joint import BUDGET, factors_of, fit_joint
 from analysis.fits.joint_result import JointFit
 from analysis.fits.types import Status
@@ -24,17 +24,19 @@ from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
 from analysis.table import RHO, average_differences, paired_differences, si, varied_fields
 
 _LAWS = (
-    "quadratic: c + s x + k x^2, over all shares x; biased where the curve is wide or asymmetric. cubic: with m x^3 more. two-power: "
-    "c + a (1 - x)^p + b g(x), a <= 0 <= b, where g falls as (x + 0.1)^-q from 1 at x = 0 to 0 at x = 1. akima: piecewise cubic through "
-    "the share means. Used is the law with the least AICc among those that the noise does not refute (lack of fit, p > 0.01), or, where "
-    "all are refuted, the law with the least left-out error. Noise is what is left of a run's loss once the mean of its share and the "
-    "effect of its seed are off. Tied shares: Gupta's subset selection, which holds the true best with 95% confidence."
+    "quadratic: c + s x + k x^2, over all shares x; biased where the curve is wide or asymmetric. cubic: with m x^3 more. two-power: c + "
+    "a (1 - x)^p + b g(x), a <= 0 <= b, where g falls as (x + 0.1)^-q from 1 at x = 0 to 0 at x = 1. akima: piecewise cubic through the "
+    "share means. Used is the law with the least Cp (Mallows: squares in units of the noise, and two for each parameter) among those that "
+    "the noise does not refute (lack of fit, p > 0.01), or, where all are refuted, the law with the least left-out error. Noise is what "
+    "is left of a run's loss once the mean of its share and the effect of its seed are off. Tied shares: Gupta's subset selection, which "
+    "holds the true best with 95% confidence."
 )
 _JOINT = (
-    "One law for the curves of all budgets, each with a level of its own and a depth that follows the compute and the sparsity: "
-    "level + exp(s + s' z) H(x; m + m' z), z the logarithms of what varies, H a cubic or a two-power curve. The models differ in what "
-    "moves the optimum (m'). F test: chance of so much better a fit than with the same optimum everywhere if that were true. Left-out "
-    "error: rms of the differences between shares at the largest budget, predicted from the others, where those determine the model."
+    "One law for the curves of all budgets, each with a level of its own and a depth that follows the compute and the sparsity: level + "
+    "exp(s + s' z) H(x; m + m' z), z the logarithms of what varies, H a cubic or a two-power curve whose form may follow them too. The "
+    "models differ in what moves the optimum (m'). F test: chance of so much better a fit than with the same optimum everywhere if that "
+    "were true. Left-out error: rms of the differences between shares at the largest budget, predicted from the others, where those "
+    "determine the model."
 )
 
 
@@ -158,7 +160,7 @@ def fit_tables(fit: AllocationFit, noun: str = "share") -> tuple[Table, ...]:
     """Facts, laws tried and parameters of one curve, for the page."""
     pairs = [
         ("status", str(fit.status).replace("_", " ")),
-        ("law", fit.law),
+        ("law", called(fit.law)),
         (f"runs, {noun}s, seeds", f"{len(fit.rows)}, {len(fit.shares)}, {fit.seeds}"),
     ]
     if fit.best_end is not None:
@@ -181,8 +183,9 @@ def fit_tables(fit: AllocationFit, noun: str = "share") -> tuple[Table, ...]:
         pairs.append((f"{noun}s tied with the best", ", ".join(f"{share:.3g}" for share in fit.tied)))
     laws = [
         {
-            "law": f"{law.law} (used)" if law.law == fit.law else law.law,
+            "law": f"{called(law.law)} (used)" if law.law == fit.law else called(law.law),
             "left-out error": number(law.left_out_error, 5),
+            "Cp": number(law.cp, 1),
             "AICc": number(law.aicc, 1),
             f"best {noun}": ("none inside" if law.argmin is None else number(law.argmin, 3)) + (f" ({law.note})" if law.note else ""),
         }

@@ -58,13 +58,13 @@ def simulate(curve: Curve, noise: float, seeds: int = 2, random: int = 0, extra:
     ],
 )
 def test_a_noise_free_curve_is_found_exactly(curve: Curve, law: str) -> None:
-    fit = fit_allocation(simulate(curve, 0.0), resamples=100)
+    fit = fit_allocation(simulate(curve, 1e-6), resamples=100)
     assert (fit.law, fit.status) == (law, Status.CONVERGED)
     assert fit.argmin is not None
     assert fit.argmin.value == pytest.approx(least(curve), abs=5e-5)  # the grid that `least` searches
-    assert fit.argmin.high - fit.argmin.low < 1e-9
-    assert fit.objective < 1e-20
-    assert fit.predict(SHARES)["loss"].to_numpy() == pytest.approx(curve(SHARES), abs=1e-10)
+    assert fit.argmin.high - fit.argmin.low < 1e-3
+    assert fit.objective < 1e-9
+    assert fit.predict(SHARES)["loss"].to_numpy() == pytest.approx(curve(SHARES), abs=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -135,17 +135,17 @@ def test_the_fit_draws_itself() -> None:
 
 
 def test_seed_effects_do_not_move_an_unbalanced_study() -> None:
-    runs = simulate(parabola(0.45), 0.0, extra=True)
+    runs = simulate(parabola(0.45), 1e-5, extra=True)
     runs["val_loss"] += runs["seed"].map({0: 0.0, 1: 0.05, 2: -0.08})
     fit = fit_allocation(runs, resamples=50)
-    assert fit.argmin.value == pytest.approx(0.45, abs=1e-9)
-    assert fit.paired_sd == pytest.approx(0, abs=1e-12)
+    assert fit.argmin.value == pytest.approx(0.45, abs=1e-4)
+    assert fit.paired_sd < 3e-5
     assert fit.seed_sd > 0.03
 
 
 def test_the_same_input_gives_the_same_fit() -> None:
     runs = simulate(ASYMMETRIC, 0.01)
-    assert fit_allocation(runs, resamples=200) == fit_allocation(runs.sample(frac=1, random_state=0).sort_index(), resamples=200)
+    assert fit_allocation(runs, resamples=200) == fit_allocation(runs.sample(frac=1, random_state=0), resamples=200)
     assert fit_allocation(runs, resamples=200).to_dict() == fit_allocation(runs.copy(), resamples=200).to_dict()
 
 
@@ -237,13 +237,13 @@ def test_equal_losses_have_a_status() -> None:
     assert "equal" in fit.summary()
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -4.0])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -4.0, 4e200])
 def test_a_loss_that_is_none_has_a_status_and_names_the_run(bad: float) -> None:
     runs = simulate(ASYMMETRIC, 0.01).assign(trial_id=lambda frame: [f"t{i}" for i in frame.index])
     runs.loc[3, "val_loss"] = bad
     fit = fit_allocation(runs)
     assert fit.status is Status.NOT_FINITE
-    assert "t3" in fit.message
+    assert ("4e+200" if bad == 4e200 else "t3") in fit.message
 
 
 def test_three_shares_are_too_few() -> None:
@@ -280,6 +280,36 @@ def test_a_curve_that_no_law_follows_is_said_to_miss() -> None:
     parabola = fit_allocation(simulate(lambda x: 4 + 0.05 * np.cos(9 * x), 0.0005), law="quadratic", resamples=200)
     assert parabola.lack_of_fit_p < 0.01
     assert "misses" in parabola.message
+    leaning = fit_allocation(simulate(ASYMMETRIC, 0.0005), law="cubic", resamples=100)
+    assert leaning.status is Status.POOR_FIT
+    assert leaning.summary().startswith("Status poor_fit: the curve misses")
+
+
+def test_copied_seeds_have_no_noise_to_speak_of() -> None:
+    fit = fit_allocation(simulate(ASYMMETRIC, 0.0), resamples=50)
+    assert (fit.status, fit.argmin) == (Status.TOO_FEW_POINTS, None)
+    assert "copies" in fit.summary()
+
+
+def test_shares_that_scatter_more_are_named() -> None:
+    runs = simulate(parabola(0.45), 0.001, seeds=3)
+    runs.loc[(runs["share_moe"] == 1) & (runs["seed"] == 0), "val_loss"] += 0.05
+    fit = fit_allocation(runs, resamples=50)
+    assert "1.00 scatters more" in fit.message
+    calm = [fit_allocation(simulate(parabola(0.45), 0.003, random=random), resamples=20).message for random in range(40)]
+    assert sum("scatters more" in message for message in calm) <= 6
+
+
+def test_few_shares_do_not_hide_a_lean() -> None:
+    """AICc forbids the cubic at five shares and two seeds; its interval held this optimum in 48% of the studies."""
+    held = 0
+    for random in range(40):
+        rng, x = np.random.default_rng(random), np.linspace(0, 1, 5)
+        clean = 4 + 0.15 * (x - 0.6) ** 2 - 0.1 * (x - 0.6) ** 3
+        runs = [pd.DataFrame({"share_moe": x, "seed": s, "val_loss": clean + 0.003 * rng.standard_normal(5)}) for s in range(2)]
+        low, high = np.quantile(fit_allocation(pd.concat(runs, ignore_index=True), resamples=100).argmin_draws(), (0.025, 0.975))
+        held += low <= 0.6 <= high
+    assert held >= 34
 
 
 # --- input and output -------------------------------------------------------------------------------------------------------
@@ -291,6 +321,7 @@ def test_a_curve_that_no_law_follows_is_said_to_miss() -> None:
         (lambda frame: frame.rename(columns={"val_loss": "valloss"}), r"`val_loss` \(is it `valloss`\?\)"),
         (lambda frame: frame.assign(trial_id="same"), "same stands in several rows"),
         (lambda frame: frame.assign(share_moe=frame["share_moe"] * 100), "between 0 and 1"),
+        (lambda frame: frame.assign(share_moe=frame["share_moe"] + 1e-6 * frame["seed"] * (frame["share_moe"] < 1)), "nearer than"),
         (lambda frame: frame.assign(val_loss="low"), "a number belongs there"),
         (lambda frame: frame.assign(seed=0), "one cell at a time"),
         (lambda frame: frame.assign(tokens=[500_000, 2_000_000] * 8), "`tokens` runs from 500,000 to 2,000,000.*fit_joint"),
