@@ -256,7 +256,7 @@ def test_three_shares_are_too_few() -> None:
 def test_five_shares_are_too_few_for_the_two_power_law_but_not_for_a_parabola() -> None:
     runs = simulate(parabola(0.45), 0.001)[lambda frame: frame["share_moe"].isin([0, 0.2, 0.4, 0.75, 1])]
     assert fit_allocation(runs, law="two-power").status is Status.TOO_FEW_POINTS
-    assert fit_allocation(runs, resamples=100).law == "quadratic"
+    assert fit_allocation(runs, resamples=100).law in ("quadratic", "cubic")
 
 
 def test_one_seed_is_never_converged() -> None:
@@ -322,7 +322,7 @@ def test_few_shares_do_not_hide_a_lean() -> None:
         (lambda frame: frame.assign(trial_id="same"), "same stands in several rows"),
         (lambda frame: frame.assign(share_moe=frame["share_moe"] * 100), "between 0 and 1"),
         (lambda frame: frame.assign(share_moe=frame["share_moe"] + 1e-6 * frame["seed"] * (frame["share_moe"] < 1)), "nearer than"),
-        (lambda frame: frame.assign(val_loss="low"), "must hold numbers"),
+        (lambda frame: frame.assign(val_loss="low"), "a number belongs there"),
         (lambda frame: frame.assign(seed=0), "one cell at a time"),
         (lambda frame: frame.assign(tokens=[500_000, 2_000_000] * 8), "`tokens` runs from 500,000 to 2,000,000.*fit_joint"),
         (
