@@ -256,7 +256,7 @@ def test_three_shares_are_too_few() -> None:
 def test_five_shares_are_too_few_for_the_two_power_law_but_not_for_a_parabola() -> None:
     runs = simulate(parabola(0.45), 0.001)[lambda frame: frame["share_moe"].isin([0, 0.2, 0.4, 0.75, 1])]
     assert fit_allocation(runs, law="two-power").status is Status.TOO_FEW_POINTS
-    assert fit_allocation(runs, resamples=100).law == "quadratic"
+    assert fit_allocation(runs, resamples=100).law in ("quadratic", "cubic")
 
 
 def test_one_seed_is_never_converged() -> None:
