@@ -30,7 +30,10 @@ def test_every_measured_number_of_a_reading_stands_in_the_summary_of_its_study(s
 
 
 def test_every_study_that_has_results_is_read() -> None:
-    held = {path.name for path in (ROOT / "results").iterdir() if path.is_dir()} - {"allocation-quick", "allocation-cpu-lr"}  # the demo's; a check
+    held = {path.name for path in (ROOT / "results").iterdir() if path.is_dir()} - {
+        "allocation-quick",
+        "allocation-cpu-lr",
+    }  # the demo's; a check
     assert held == {study for study, _ in READINGS}
 
 

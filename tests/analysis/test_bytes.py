@@ -54,7 +54,7 @@ def test_bytes_do_not_depend_on_process_place_locale_style_or_order_of_files(new
     second = report(
         others, tmp_path / "two", PYTHONHASHSEED="2", TZ="Asia/Tokyo", LC_ALL="C", MATPLOTLIBRC=str(tmp_path / "matplotlibrc"), COLUMNS="20"
     )
-    assert len(first) == 2 * 2 + 3 * 4
+    assert len(first) == 2 * 2 + 3 * 5
     assert [name for name in first if first[name] != second[name]] == []
     assert {Path(name).suffix for name in first} == {".json", ".html", ".svg", ".png", ".csv"}
     figures = {name.rsplit(".", 1)[0] for name in first if "figures/" in name}

@@ -58,5 +58,7 @@ def test_every_fit_holds_where_denormals_are_flushed() -> None:
     assert done.returncode == 0, done.stderr
     statuses = dict(line.split() for line in done.stdout.splitlines())
     assert len(statuses) == 10
-    assert {name for name, status in statuses.items() if status not in ("converged", "bound_hit", "no_interior_minimum")} == set()
+    assert {
+        name for name, status in statuses.items() if status not in ("converged", "bound_hit", "no_interior_minimum", "poor_fit")
+    } == set()
     assert statuses["surface"] == "converged"
