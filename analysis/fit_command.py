@@ -123,8 +123,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("table", type=Path, help="one run a row; of a column `status` only `finished` is used, `trial_id` names the rows")
     parser.add_argument("--law", required=True, choices=LAWS, metavar="LAW", help=", ".join(LAWS))
     for option, holds in OPTIONS.items():
-        users = ", ".join(name for name, law in LAWS.items() if option in law.needs)
-        parser.add_argument(f"--{option}", metavar="COLUMN", help=f"{holds} ({users})" if users else f"{holds} (optional)")
+        users = ", ".join(
+            name if option in law.needs else f"{name}: optional" for name, law in LAWS.items() if option in (*law.needs, *law.may)
+        )
+        parser.add_argument(f"--{option}", metavar="COLUMN", help=f"{holds} ({users})")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the fit as .svg or .png, with what is drawn as .csv beside it")
     return parser

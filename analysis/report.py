@@ -67,7 +67,7 @@ def _fits_record(results: Results, analysis: Analysis) -> dict[str, Any]:
     provenance = {
         "trials_csv_sha256": hashlib.sha256((results.folder / "trials.csv").read_bytes()).hexdigest(),
         "python": platform.python_version(),
-        **{package: version(package) for package in ("numpy", "scipy", "pandas")},
+        **{package: version(package) for package in ("sparsemem", "numpy", "scipy", "pandas", "matplotlib", "pillow")},
     }
     words = {"counts": prose.counts(results.trials), "readings": readings, "remarks": analysis.remarks()}
     return {"study": results.name, "provenance": provenance, **words, "fits": fits}

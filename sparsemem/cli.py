@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message, file = str(error), str(getattr(parsed, "study", ""))
         _say(f"sparsemem: refused: {message if message.startswith(file) else f'{file}: {message}'}")
         return REFUSED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except OSError as error:
         _say(f"sparsemem: {error}; what was finished is kept")
         return SOME_FAILED
