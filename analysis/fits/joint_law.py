@@ -1,6 +1,6 @@
 """The arithmetic of the law over several budgets (`joint`) and its nested models: what they say of loss, their fit, and their score.
 
-Letters: B resamples, C budgets, F factors, I means over all budgets, K parameters.
+Letters: B resamples, R those still moving, C budgets, F factors, I means over all budgets, K parameters.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ SHAPES = {"cubic": ("g",), "two-power": ("p", "q")}
 POSITION = {"cubic": (-1.0, 2.0), "two-power": (-15.0, 15.0)}
 BOUNDS = {"g": (-3.0, 3.0), "p": TwoPower.P, "q": TwoPower.Q, "log amplitude": (-25.0, 10.0)}
 SLOPE = (-30.0, 30.0)
+IDLE = 8
 
 
 @dataclass(frozen=True)
@@ -169,39 +170,43 @@ def fit_curve(curve: Curve, means: Means) -> Array:
 
 
 def _descend(curve: Curve, theta_BK: Array, target_BI: Array, means: Means, z_IF: Array, steps: int) -> tuple[Array, Array]:
-    """Levenberg-Marquardt within the bounds, all rows at once -> parameters [B, K], squares [B]."""
+    """Levenberg-Marquardt within the bounds, all rows that still move at once -> parameters [B, K], squares [B]."""
     limits = curve.bounds
     theta_BK = np.clip(theta_BK, limits[:, 0], limits[:, 1])
-    count, damping_B = theta_BK.shape[1], np.full(len(theta_BK), 1e-2)
+    count = theta_BK.shape[1]
 
-    def rest(theta_BK: Array) -> Array:
-        return target_BI - curve.value(theta_BK, means.x_I, z_IF) @ means.weigh_II.T
+    def rest(theta_RK: Array, target_RI: Array) -> Array:
+        return target_RI - curve.value(theta_RK, means.x_I, z_IF) @ means.weigh_II.T
 
-    rest_BI = rest(theta_BK)
-    squares_B, idle = (rest_BI**2).sum(1), 0
+    rest_BI = rest(theta_BK, target_BI)
+    squares_B, damping_B = (rest_BI**2).sum(1), np.full(len(theta_BK), 1e-2)
+    idle_B = np.zeros(len(theta_BK), int)  # steps in a row that gained next to nothing; after IDLE of them a row rests
     for _ in range(steps):
-        slope_BIK = np.empty((*rest_BI.shape, count))
-        for k in range(count):
-            moved = theta_BK.copy()
-            moved[:, k] += np.where(theta_BK[:, k] + 1e-6 > limits[k, 1], -1e-6, 1e-6)
-            slope_BIK[:, :, k] = (rest_BI - rest(moved)) / (moved - theta_BK)[:, [k]]
-        downhill_BK = (slope_BIK * rest_BI[:, :, None]).sum(1)
-        held_BK = ((theta_BK <= limits[:, 0]) & (downhill_BK < 0)) | ((theta_BK >= limits[:, 1]) & (downhill_BK > 0))
-        slope_BIK = np.where(held_BK[:, None], 0, slope_BIK)
-        normal_BKK = slope_BIK.swapaxes(1, 2) @ slope_BIK
-        size_BK = np.einsum("bkk->bk", normal_BKK) + 1e-9 + held_BK
-        normal_BKK = normal_BKK + (damping_B[:, None] * size_BK + 1e-12)[:, :, None] * np.eye(count) + held_BK[:, :, None] * np.eye(count)
-        move_BK = np.linalg.solve(normal_BKK, np.where(held_BK, 0, downhill_BK)[:, :, None])[:, :, 0]
-        trial_BK = np.clip(theta_BK + np.clip(move_BK, -2, 2), limits[:, 0], limits[:, 1])
-        new_BI = rest(trial_BK)
-        new_B = (new_BI**2).sum(1)
-        better_B = new_B < squares_B
-        idle = 0 if (squares_B - new_B > 1e-6).any() else idle + 1
-        theta_BK, rest_BI = np.where(better_B[:, None], trial_BK, theta_BK), np.where(better_B[:, None], new_BI, rest_BI)
-        squares_B = np.where(better_B, new_B, squares_B)
-        if idle == 4:
+        live_R = np.flatnonzero(idle_B < IDLE)
+        if not len(live_R):
             break
-        damping_B = np.clip(np.where(better_B, damping_B / 5, damping_B * 5), 1e-10, 1e8)
+        at_RK, target_RI, rest_RI = theta_BK[live_R], target_BI[live_R], rest_BI[live_R]
+        slope_RIK = np.empty((*rest_RI.shape, count))
+        for k in range(count):
+            moved_RK = at_RK.copy()
+            moved_RK[:, k] += np.where(at_RK[:, k] + 1e-6 > limits[k, 1], -1e-6, 1e-6)
+            slope_RIK[:, :, k] = (rest_RI - rest(moved_RK, target_RI)) / (moved_RK - at_RK)[:, [k]]
+        downhill_RK = (slope_RIK * rest_RI[:, :, None]).sum(1)
+        held_RK = ((at_RK <= limits[:, 0]) & (downhill_RK < 0)) | ((at_RK >= limits[:, 1]) & (downhill_RK > 0))
+        slope_RIK = np.where(held_RK[:, None], 0, slope_RIK)
+        normal_RKK = slope_RIK.swapaxes(1, 2) @ slope_RIK
+        size_RK = np.einsum("rkk->rk", normal_RKK) + 1e-9 + held_RK
+        normal_RKK = normal_RKK + (damping_B[live_R, None] * size_RK + 1e-12 + held_RK)[:, :, None] * np.eye(count)
+        move_RK = np.linalg.solve(normal_RKK, np.where(held_RK, 0, downhill_RK)[:, :, None])[:, :, 0]
+        trial_RK = np.clip(at_RK + np.clip(move_RK, -2, 2), limits[:, 0], limits[:, 1])
+        new_RI = rest(trial_RK, target_RI)
+        new_R = (new_RI**2).sum(1)
+        gain_R = squares_B[live_R] - new_R
+        idle_B[live_R] = np.where(gain_R > 1e-6, 0, idle_B[live_R] + 1)
+        better_R = gain_R > 0
+        better = live_R[better_R]
+        theta_BK[better], rest_BI[better], squares_B[better] = trial_RK[better_R], new_RI[better_R], new_R[better_R]
+        damping_B[live_R] = np.clip(np.where(better_R, damping_B[live_R] / 5, damping_B[live_R] * 5), 1e-10, 1e8)
     return theta_BK, squares_B
 
 
