@@ -93,12 +93,7 @@ def _start(cpus: int, scratch: str) -> None:
 
 def _run(config: dict[str, Any]) -> None:
     """One trial, in a process of Ray's."""
-    os.environ["OMP_NUM_THREADS"] = str(config["threads"])  # before torch is imported
-    import yaml
-
-    from sparsemem.config import Trial
-    from sparsemem.train import run_trial
+    from sparsemem.study.worker import run_job
 
     folder = Path(config["trial_folder"])
-    trial = Trial.model_validate(yaml.safe_load((folder / "trial.yaml").read_text(encoding="utf-8")))
-    run_trial(trial, Path(config["tokens"][str(folder)]), folder, threads=config["threads"], device=config["device"])
+    run_job(Job(folder, Path(config["tokens"][str(folder)])), config["threads"], config["device"])

@@ -1,15 +1,56 @@
-"""`python -m sparsemem.study.worker`: `python -m sparsemem.train` in a process that dies with its driver.
+"""What a worker process does, under either engine: train one job to its end.
 
-The driver holds the other end of this process's standard input and never writes to it: it closes when the driver ends, even by
-`kill -9`. That holds on every system, where a parent-death signal exists on Linux only.
+`python -m sparsemem.study.worker` is such a process, which dies with its driver. The driver holds the other end of this process's standard
+input and never writes to it: it closes when the driver ends, even by `kill -9`. That holds on every system, where a parent-death signal
+exists on Linux only.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import runpy
 import sys
 import threading
+import traceback
+from pathlib import Path
+
+import yaml
+
+from sparsemem.config import Trial
+from sparsemem.study.engine import Job
+
+
+def run_job(job: Job, threads: int, device: str | None = None) -> None:
+    """Train a job in this process; how it ended stands in its folder.
+
+    Args:
+        threads, device: see `train.run_trial`.
+
+    Raises:
+        As `train.run_trial`.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
+    from sparsemem.train import run_trial
+
+    trial = Trial.model_validate(yaml.safe_load((job.trial_folder / "trial.yaml").read_text(encoding="utf-8")))
+    run_trial(trial, job.tokens_folder, job.trial_folder, threads=threads, device=device)
+
+
+def main() -> int:
+    """Exit codes: 0 finished or diverged, 3 out of memory, 1 anything else; `failure.json` in the trial's folder says what."""
+    parser = argparse.ArgumentParser(prog="python -m sparsemem.study.worker", description=__doc__)
+    parser.add_argument("trial_folder", type=Path, help="holds trial.yaml; receives curve.csv and result.json")
+    parser.add_argument("tokens_folder", type=Path, help="a prepared corpus")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    try:
+        run_job(Job(arguments.trial_folder, arguments.tokens_folder), arguments.threads)
+    except MemoryError:
+        return 3
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 def _end_with_driver() -> None:
@@ -19,4 +60,4 @@ def _end_with_driver() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    runpy.run_module("sparsemem.train", run_name="__main__", alter_sys=True)
+    sys.exit(main())

@@ -21,7 +21,7 @@ from sparsemem.budget import solve
 from sparsemem.config import Trial
 from sparsemem.data import Tokens
 from sparsemem.model import Transformer
-from sparsemem.train import __main__ as entry
+from sparsemem.study import worker as entry
 from sparsemem.train import checkpoint, loop, measure_step, run_trial
 from sparsemem.train.optim import Optimizer
 
@@ -363,7 +363,7 @@ def test_failures_are_told_apart_in_their_file_and_in_the_exit_code(
 ) -> None:
     trial = make_trial()
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(trial.model_dump(mode="json")))
-    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path), str(tokens_folder), "--threads", "1"])
+    monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path), str(tokens_folder), "--threads", "1"])
     with monkeypatch.context() as patch:
         _stop_at(patch, 3, error)
         assert entry.main() == code
@@ -382,7 +382,7 @@ def test_a_diverged_trial_is_a_result_and_exits_with_zero(
     make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(make_trial().model_dump(mode="json")))
-    monkeypatch.setattr(sys, "argv", ["train", str(tmp_path), str(tokens_folder)])
+    monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path), str(tokens_folder)])
     monkeypatch.setattr(loop, "train_step", lambda *_: (math.nan, math.nan))
     assert entry.main() == 0
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "diverged"
