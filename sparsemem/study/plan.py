@@ -15,7 +15,7 @@ from sparsemem.study.text import count, duration, table
 if TYPE_CHECKING:
     from sparsemem.model import ModelAccount, Sizes
 
-LARGEST_STEP = 5e12  # FLOPs of a training step that is still tried out for its time: about a minute of a few processor cores
+LARGEST_STEP = {"cpu": 5e11, "cuda": 5e13}  # FLOPs of a training step that is still tried out for its time: some seconds
 MEASURED_SIZES = 3  # steps are measured at so many sizes at most; the others are interpolated
 START_SECONDS = 4.0  # a trial's process, its imports and its corpus
 HELD_OUT_PASSES = 2  # the last evaluation reads the held-out set once, the ones before it about once together
@@ -123,19 +123,23 @@ def _values(trial: Trial, paths: Iterable[str]) -> dict[str, Any]:
 def estimate_seconds(planned: Sequence[PlannedTrial], study: Study) -> tuple[list[float], float] | None:
     """Seconds of each trial, and of the whole study over this machine's slots, from a few training steps on this machine.
 
-    None where a step is too large to be tried out, as for the published configurations. Steps are timed at the smallest, the middle and
-    the largest size; seconds per FLOP of the others are interpolated by rank.
+    None where a step is too large to be tried out, as for the published configurations, or where this machine cannot hold a trial. Steps
+    are timed at the smallest, the middle and the largest size; seconds per FLOP of the others are interpolated by rank.
     """
     from sparsemem.accounting import STEP_OVER_FORWARD
     from sparsemem.train import measure_step
 
     run = study.run
-    if any(p.account.flops_per_token_head * p.trial.train.batch_tokens > LARGEST_STEP for p in planned):
+    try:
+        together = slots(run)
+    except ConfigError:
+        return None
+    device = "cuda" if run.gpus_per_trial else "cpu"
+    if any(p.account.flops_per_token_head * p.trial.train.batch_tokens > LARGEST_STEP[device] for p in planned):
         return None
     by_size = sorted({(p.account.flops_per_token_head, p.sizes.routed_experts, p.sizes.memory_rows): p for p in planned}.items())
     sizes = [key for key, _ in by_size]
     last = len(sizes) - 1
-    device = None if run.gpus_per_trial else "cpu"
     measured = {}
     for rank in {round(last * part / (MEASURED_SIZES - 1)) for part in range(MEASURED_SIZES)}:
         trial = by_size[rank][1].trial
@@ -147,7 +151,7 @@ def estimate_seconds(planned: Sequence[PlannedTrial], study: Study) -> tuple[lis
         tokens = p.trial.budget.tokens + p.trial.data.validation_tokens * HELD_OUT_PASSES / STEP_OVER_FORWARD
         rank = sizes.index((flops, p.sizes.routed_experts, p.sizes.memory_rows))
         seconds.append(START_SECONDS + tokens * flops * _interpolated(rank, measured))
-    return seconds, _makespan(seconds, slots(run))
+    return seconds, _makespan(seconds, together)
 
 
 def _interpolated(rank: int, measured: dict[int, float]) -> float:
@@ -206,6 +210,6 @@ def describe(planned: Sequence[PlannedTrial], estimate: tuple[Sequence[float], f
         )
     tokens = sum(p.trial.budget.tokens for p in planned)
     worst = max(abs(p.row()[name]) for p in planned for name in ("budget_error_total", "budget_error_active"))
-    how_long = f"about {duration(estimate[1])} on this machine" if estimate else "too large to estimate its time on this machine"
+    how_long = f"about {duration(estimate[1])} on this machine" if estimate else "its time cannot be estimated on this machine"
     totals = f"{len(planned)} trials, {count(tokens)} tokens, largest budget error {worst:.3%}, {how_long}"
     return f"{table(header, rows)}\n{totals}"
