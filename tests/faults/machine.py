@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class Driver:
         self.folder, self.mark = results / "tiny", uuid.uuid4().hex
         paths = [str(HOOK), *filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)]
         faults = {"checkpoint_seconds": 0.1, **faults}
-        self._marker = Path(faults.get("marker", results / "marker"))
+        self._marks = Path(faults.get("marks", results))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sparsemem", "run", str(study), "--engine", engine, "--results", str(results)],
             stdout=subprocess.PIPE,
@@ -117,14 +117,15 @@ class Driver:
                 os.close(handle)
         return False
 
-    def at_the_moment(self) -> Process:
-        """Wait for the process that has reached the moment of `faults`."""
+    def at(self, moments: Sequence[str]) -> Process:
+        """Wait for a process that has come to one of the moments of `faults`."""
 
         def there() -> Process | None:
-            text = self._marker.read_text() if self._marker.exists() else ""
-            return self._look(int(text)) if text.endswith("\n") else None
+            texts = [path.read_text() for moment in moments if (path := self._marks / moment).exists()]
+            living = [pid for text in texts if text.endswith("\n") and self.carries(pid := int(text))]
+            return self._look(living[0]) if living else None
 
-        return self.wait_for(there, "the moment was never reached")
+        return self.wait_for(there, f"none of {moments} was reached")
 
     def training(self) -> tuple[Process, Path]:
         """Wait until a trial is being trained: its process and its folder."""
@@ -145,6 +146,10 @@ class Driver:
             assert self.process.poll() is None, (otherwise, self.process.communicate())
             time.sleep(0.01)
         raise AssertionError(otherwise)
+
+    def carries(self, pid: int) -> bool:
+        """Whether such a process lives and is this driver's."""
+        return _carries(pid, self.mark)
 
     def orphans(self, seconds: float = 20.0) -> list[Process]:
         """What is left of it so long after its end."""

@@ -5,6 +5,7 @@ aside, that of a run to which nothing happened; no process and no file is left o
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -47,7 +48,7 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
     (tmp_path / "runs").mkdir()
 
     def start(study: Path, engine: str, **faults: Any) -> Driver:
-        drivers.append(Driver(study, engine, tmp_path / "runs", marker=tmp_path / "marker", **faults))
+        drivers.append(Driver(study, engine, tmp_path / "runs", marks=tmp_path, **faults))
         return drivers[-1]
 
     yield start
@@ -77,18 +78,20 @@ def ends_well(driver: Driver, expected: Rows) -> str:
 
 # --- a trial's process ------------------------------------------------------------------------------------------------------
 
-MOMENTS = ["step:30", "half:checkpoint.pt", "half:result.json"]
-LOCAL_MOMENTS = ["after:checkpoint.previous.pt", "after:checkpoint.pt", "half:curve.csv", "half:val_losses.csv", "after:result.json"]
+MOMENTS = [
+    *("half curve.csv", "step 30", "half checkpoint.pt", "after checkpoint.pt", "after checkpoint.previous.pt"),
+    *("half val_losses.csv", "half result.json", "after result.json"),
+]
 
 
-@pytest.mark.parametrize(
-    ("engine", "moment"), [(engine, moment) for engine in ("local", "ray") for moment in MOMENTS] + [("local", m) for m in LOCAL_MOMENTS]
-)
-def test_a_trial_killed_at_any_moment_changes_no_result(study: Path, expected: Rows, begin: Begin, engine: str, moment: str) -> None:
-    driver = begin(study, engine, moment=moment)
-    process = driver.at_the_moment()
-    assert process.kind == "trial"
-    assert driver.kill(process)
+@both_engines
+def test_a_trial_killed_at_any_moment_changes_no_result(tmp_path: Path, expected: Rows, begin: Begin, engine: str) -> None:
+    driver = begin(write_study(tmp_path, run={"max_failures": len(MOMENTS)}), engine, moments=MOMENTS)
+    for _ in MOMENTS:
+        process = driver.at(MOMENTS)
+        assert process.kind == "trial"
+        assert driver.kill(process)
+        driver.wait_for(lambda pid=process.pid: not driver.carries(pid), "it lives on")
     ends_well(driver, expected)
 
 
@@ -119,19 +122,16 @@ def test_a_trial_that_is_killed_again_and_again_ends_as_failed_and_the_others_fi
 # --- the driver -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("engine", "moment"),
-    [("local", "half:study.yaml"), ("local", "half:trials.csv"), ("local", "half:trial.yaml"), ("ray", "half:trials.csv")],
-)
-def test_a_driver_killed_while_it_writes_leaves_a_folder_that_runs(
-    study: Path, expected: Rows, begin: Begin, engine: str, moment: str
-) -> None:
-    driver = begin(study, engine, moment=moment)
-    process = driver.at_the_moment()
-    assert process.kind == "driver"
-    driver.kill(process)
-    assert driver.orphans() == []
-    driver.end()
+@both_engines
+def test_a_driver_killed_while_it_writes_leaves_a_folder_that_runs(study: Path, expected: Rows, begin: Begin, engine: str) -> None:
+    moments = ["half study.yaml", "half data.json", "half trial.yaml", "half trials.csv"]
+    for moment in moments:
+        driver = begin(study, engine, moments=moments)
+        process = driver.at([moment])
+        assert process.kind == "driver"
+        driver.kill(process)
+        assert driver.orphans() == []
+        driver.end()
     ends_well(begin(study, engine), expected)
 
 
@@ -149,12 +149,14 @@ def test_a_driver_interrupted_or_killed_while_it_trains_takes_its_processes_with
 
     driver = begin(study, engine)
     driver.training()
+    scratch = re.findall(r"/tmp/sparsemem-ray-\w+", " ".join(process.command for process in driver.processes()))
+    assert bool(scratch) == (engine == "ray")
     driver.process.kill()
     second = begin(study, engine)  # at once: a worker that is still there is waited for
     assert driver.orphans() == []
     driver.end()
     ends_well(second, expected)
-    assert not list(Path("/tmp").glob("sparsemem-ray-*")), "scratch of the killed driver"
+    assert not any(Path(folder).exists() for folder in scratch)
 
 
 def test_of_two_drivers_one_is_refused_by_name_also_when_both_begin_at_once(study: Path, expected: Rows, begin: Begin) -> None:
