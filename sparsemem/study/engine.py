@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sparsemem.config import ConfigError, Run
-from sparsemem.files import write_json
+from sparsemem.files import or_warn, write_json
 
 ENGINES = ("ray", "local")
 
@@ -68,5 +68,5 @@ def processors() -> int:
 
 
 def record_failure(trial_folder: Path, message: str, status: str = "failed") -> None:
-    """Leave word of a trial whose process could not do so itself."""
-    write_json(trial_folder / "failure.json", {"status": status, "message": message, "traceback": ""})
+    """Leave word of a trial whose process could not do so itself; where that is impossible too, on stderr. Other trials go on."""
+    or_warn(write_json, trial_folder / "failure.json", {"status": status, "message": message, "traceback": ""})

@@ -48,11 +48,11 @@ def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say:
         ledger.check_corpora(corpora, trials)
         ledger.check_precision(study, trials)
         if not ledger.folder.exists():
-            ledger.folder.mkdir(parents=True)
+            ledger.folder.mkdir(parents=True, exist_ok=True)  # another driver may begin at the same moment
             held.enter_context(study_lock(ledger.folder))
         ledger.begin(study, trials, corpora, say)
         say(f"{study.study}: {len(trials)} trials, {len(trials) - len(waiting)} of them finished before; results in {ledger.folder}")
-        damaged = set(ledger.folder.glob("trials/*/checkpoint.pt.corrupt-*"))
+        damaged = set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*"))
         jobs = [Job(ledger.trial_folder(id_).resolve(), folders[data_id(trials[id_].data)]) for id_ in waiting]
         try:
             if jobs:
@@ -60,8 +60,8 @@ def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say:
                     run_trials(jobs, study.run)
         finally:
             ledger.write_table()
-            for path in sorted(set(ledger.folder.glob("trials/*/checkpoint.pt.corrupt-*")) - damaged):
-                say(f"{path}: a damaged checkpoint was found and set aside; its trial started again")
+            for path in sorted(set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*")) - damaged):
+                say(f"{path}: a damaged checkpoint was found and set aside; its trial went on from the one before, or started again")
         _report(ledger, say)
     return ledger
 

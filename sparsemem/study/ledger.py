@@ -35,7 +35,7 @@ from typing import Any
 import yaml
 
 from sparsemem.config import ConfigError, Data, Study, Trial
-from sparsemem.files import set_aside, write_json, write_text
+from sparsemem.files import TEMPORARY, remove_temporaries, set_aside, write_json, write_text
 
 FINAL = ("finished", "diverged")
 UNFINISHED = ("failed", "out_of_memory", "interrupted", "pending", "running")
@@ -166,7 +166,7 @@ class Ledger:
                 f"{self.folder}: holds the study {_name(recorded)!r}, not {self.study!r}; "
                 "give `--results` another folder or rename the study"
             )
-        if self.folder.exists() and not recorded.exists() and any(path.name not in ("lock", "tune") for path in self.folder.iterdir()):
+        if self.folder.exists() and not recorded.exists() and _is_used(self.folder):
             raise ConfigError(f"{self.folder}: exists and holds no study; give `--results` another folder or move it away")
 
     def check_corpora(self, corpora: Mapping[str, Mapping[str, Any]], trials: Mapping[str, Trial]) -> None:
@@ -207,7 +207,7 @@ class Ledger:
     def begin(
         self, study: Study, trials: Mapping[str, Trial], corpora: Mapping[str, Mapping[str, Any]], say: Callable[[str], None]
     ) -> None:
-        """Write down what is about to run, and set aside what is damaged.
+        """Write down what is about to run, set aside what is damaged, and remove what kills have left.
 
         Args:
             corpora: data id -> manifest, of the trials that are about to run; empty: none will.
@@ -219,6 +219,10 @@ class Ledger:
         for number, manifest in enumerate({manifest["digest"]: manifest for manifest in corpora.values()}.values()):
             main = number == 0 and _mapping(self.folder / "data.json").get("digest") in (None, manifest["digest"])
             write_json(self.folder / ("data.json" if main else f"data-{manifest['digest']}.json"), manifest)
+        remove_temporaries(self.folder)
+        for path in self.folder.glob("trials/*/checkpoint*.pt"):
+            if self.state(path.parent.name).status in FINAL:  # killed between its result and its end
+                path.unlink(missing_ok=True)
         for id_ in self.unfinished():
             self.begin_trial(trials[id_], say)
         self.write_table()
@@ -321,7 +325,7 @@ def _state(folder: Path, trial_id: str) -> State:
         pass
     except (OSError, ValueError, TypeError, KeyError):
         return State("failed", message="failure.json cannot be read")
-    began = (folder / "curve.csv").exists() or (folder / "checkpoint.pt").exists()
+    began = (folder / "curve.csv").exists() or any(folder.glob("checkpoint*.pt"))
     return State("interrupted" if began else "pending")
 
 
@@ -360,6 +364,11 @@ def _describes(path: Path, trial_id: str) -> bool:
         return Trial.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).id == trial_id
     except (OSError, ValueError, yaml.YAMLError):
         return False
+
+
+def _is_used(folder: Path) -> bool:
+    """Whether there is anything but what a driver leaves that was killed before it wrote down its study."""
+    return any(path.name not in ("lock", "tune") and not path.name.endswith(TEMPORARY) for path in folder.iterdir())
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sparsemem.config import Run
+from sparsemem.files import scratch_folder
 from sparsemem.study.engine import Job, record_failure, slots
+from sparsemem.study.ray_watch import ends_with_ray
 
 OBJECT_STORE_BYTES = 80 * 2**20  # nothing travels through it; Ray's default is 30% of the machine's memory
 
@@ -33,14 +33,19 @@ def run_trials(jobs: Sequence[Job], run: Run) -> None:
     """See `engine.Engine`.
 
     Raises:
-        ChildProcessError: Ray did not start; it gives its own processes 30 seconds, which a busy machine may not meet.
+        ChildProcessError: Ray did not start, for which it gives its own processes 30 seconds: a busy machine may not meet that; or it was
+            killed.
     """
+    with scratch_folder(Path("/tmp") if os.path.isdir("/tmp") else None, "sparsemem-ray-") as scratch:  # short: sockets live in it
+        _run_trials(jobs, run, str(scratch))
+
+
+def _run_trials(jobs: Sequence[Job], run: Run, scratch: str) -> None:
     os.environ.update(_ENVIRONMENT)
     import ray
     from ray import tune
 
     together = min(slots(run), len(jobs))
-    scratch = tempfile.mkdtemp(prefix="sparsemem-", dir="/tmp" if os.path.isdir("/tmp") else None)  # short: sockets live in it
     resources = {"cpu": run.cpus_per_trial, "gpu": run.gpus_per_trial}
     folders = [str(job.trial_folder) for job in jobs]
     tokens = {str(job.trial_folder): str(job.tokens_folder) for job in jobs}
@@ -62,7 +67,8 @@ def run_trials(jobs: Sequence[Job], run: Run) -> None:
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # results go to stdout, Ray's remarks do not
             _start(together * run.cpus_per_trial, scratch)
-            outcomes = tune.Tuner(tune.with_resources(_run, resources), **tuner_arguments).fit()
+            with ends_with_ray():
+                outcomes = tune.Tuner(tune.with_resources(_run, resources), **tuner_arguments).fit()
         for number in range(len(outcomes)):
             error, folder = outcomes[number].error, Path((outcomes[number].config or {})["trial_folder"])
             if isinstance(error, ray.exceptions.OutOfMemoryError):
@@ -71,7 +77,6 @@ def run_trials(jobs: Sequence[Job], run: Run) -> None:
                 record_failure(folder, "its process was killed (often: out of memory)")
     finally:
         ray.shutdown()
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _start(cpus: int, scratch: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from sparsemem.config import ConfigError, Study, Trial, Tune, Tuned, changed, point
-from sparsemem.files import write_text
+from sparsemem.files import remove_temporaries, write_text
 from sparsemem.study.engine import Job, record_failure
 from sparsemem.study.launch import prepare_corpora, terminated_like_interrupted, to_stderr
 from sparsemem.study.ledger import FINAL, Ledger, study_lock
@@ -59,6 +59,7 @@ def tune_study(study: Study, base: Path, results: Path, say: Callable[[str], Non
     ledger.folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         held.enter_context(study_lock(ledger.folder))
+        remove_temporaries(ledger.folder)
         storage = open_journal(ledger.folder / "journal.log", {name: str(manifest["digest"]) for name, manifest in manifests.items()})
         searches = [PointSearch(trial, study.tune, storage, folders, manifests) for trial in trials.values()]
         places = len(searches) * study.tune.trials
@@ -132,8 +133,8 @@ class _Driver:
         status = "pruned" if pruned else state.status
         if pruned:
             record_failure(attempt.job.trial_folder, f"stopped at evaluation {attempt.reported}: others were better by then", "pruned")
-            for name in ("checkpoint.pt", "log.txt"):
-                (attempt.job.trial_folder / name).unlink(missing_ok=True)
+            for path in (*attempt.job.trial_folder.glob("checkpoint*.pt"), attempt.job.trial_folder / "log.txt"):
+                path.unlink(missing_ok=True)
         finished = status == "finished"
         attempt.search.tell(attempt, status, state.result.get("val_loss"), state.result.get("val_loss_se") if finished else None)
         self._remark(attempt, status, state.result.get("val_loss"), state.message)

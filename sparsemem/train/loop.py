@@ -3,6 +3,7 @@
 - The token budget is met exactly: targets beyond it in the last batch carry no loss.
 - The batch is a function of (seed, step), so the data cursor is the step.
 - A trial killed at any moment goes on from its last checkpoint and ends as if nothing had happened, bit for bit on a CPU.
+- A disk that is full for a while costs nothing: what a running trial writes is tried again later. Only its end must be written.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import torch
 from sparsemem.budget import solve
 from sparsemem.config import Train, Trial
 from sparsemem.data import Batches, Tokens, validation_windows
-from sparsemem.files import write_json, write_text
+from sparsemem.files import or_warn, remove_temporaries, write_json, write_text
 from sparsemem.model import Sizes, Transformer
 from sparsemem.train import checkpoint
 from sparsemem.train.allocator import keep_freed_memory
@@ -62,16 +63,18 @@ def run_trial(trial: Trial, tokens_folder: Path, trial_folder: Path, *, threads:
     trial_folder.mkdir(parents=True, exist_ok=True)
     with _only_one(trial_folder / "lock"):
         (trial_folder / "failure.json").unlink(missing_ok=True)
+        remove_temporaries(trial_folder)
         try:
             finished = trial_folder / "result.json"
             if finished.exists():
+                checkpoint.remove(trial_folder)  # where a kill came between the two
                 return dict(json.loads(finished.read_text(encoding="utf-8")))
             prepare_process(threads)
             return _Run(trial, tokens_folder, trial_folder, device).to_the_end()
         except Exception as error:
             full = _is_out_of_memory(error)
             failure = {"status": "out_of_memory" if full else "failed", "message": str(error), "traceback": traceback.format_exc()}
-            write_json(trial_folder / "failure.json", failure)
+            or_warn(write_json, trial_folder / "failure.json", failure)
             if full:
                 raise MemoryError(str(error)) from error
             raise
@@ -162,29 +165,29 @@ class _Run:
         self.step, self.seconds, self.since = 0, 0.0, _Since()
         self.curve: list[dict[str, Any]] = []
         self.usage: list[dict[str, Any]] = []
-        if not checkpoint.load(self._checkpoint, trial.id, self.tokens.digest, self._resume):
+        if not checkpoint.load(folder, trial.id, self.tokens.digest, self._resume):
             self._build()  # also where an unusable checkpoint was taken over in part
             self.model.initialize(trial.seed)
 
     def to_the_end(self) -> dict[str, Any]:
         saved, spent = time.monotonic(), 0.0
         final: torch.Tensor | None = None
-        self._write_curve()
+        or_warn(self._write_curve)
         while self.step < self.steps:
             start = time.perf_counter()
             loss, norm, rate = self._advance()
             self._gather(loss, norm, time.perf_counter() - start)
             if not math.isfinite(loss):
                 self._row(rate, None)
-                self._write_curve()
                 return self._finish("diverged", loss, None)
             if self.step in self.row_steps or self.step in self.evaluation_steps:
                 evaluation = self._evaluate() if self.step in self.evaluation_steps else None
                 final = evaluation if self.step == self.steps else None
                 self._row(rate, None if evaluation is None else float(evaluation.mean()))
-                self._write_curve()
+                if self.step < self.steps:
+                    or_warn(self._write_curve)
             if self.step < self.steps and (began := time.monotonic()) - saved > max(CHECKPOINT_SECONDS, CHECKPOINT_TIMES * spent):
-                self._save()
+                or_warn(self._save)
                 saved = time.monotonic()
                 spent = saved - began
         assert final is not None
@@ -252,10 +255,6 @@ class _Run:
 
     # --- stop and go ---
 
-    @property
-    def _checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
-
     def _save(self) -> None:
         state = {
             "trial_id": self.trial.id,
@@ -270,7 +269,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
         }
-        checkpoint.save(self._checkpoint, state)
+        checkpoint.save(self.folder, state)
 
     def _build(self) -> None:
         """The model, its weights not yet drawn, and its optimiser."""
@@ -282,14 +281,16 @@ class _Run:
     def _resume(self, state: dict[str, Any]) -> None:
         if state["precision"] != str(self.precision):
             raise ValueError(f"it was trained in {state['precision']}, not {self.precision}")
+        since = _Since(**state["since"])
         self._build()
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         self.step, self.seconds, self.curve, self.usage = state["step"], state["seconds"], state["curve"], state["usage"]
-        self.since = _Since(**state["since"])
+        self.since = since  # nothing of a state that turns out to be another version's is left in this run
 
     def _finish(self, status: str, train_loss: float, final: torch.Tensor | None) -> dict[str, Any]:
+        self._write_curve()
         result: dict[str, Any] = {"trial_id": self.trial.id, "status": status, "val_loss": None, "val_loss_se": None, "val_bpb": None}
         if final is not None and status == "finished":
             rows = "".join(f"{number},{loss:.9g}\n" for number, loss in enumerate(final.tolist()))
@@ -312,7 +313,7 @@ class _Run:
             "versions": {"python": platform.python_version(), "torch": version("torch"), "sparsemem": version("sparsemem")},
         }
         write_json(self.folder / "result.json", result)
-        self._checkpoint.unlink(missing_ok=True)
+        checkpoint.remove(self.folder)
         return result
 
 

@@ -272,8 +272,8 @@ def test_a_checkpoint_is_never_unpickled_into_objects(tmp_path: Path) -> None:
         def __reduce__(self) -> Any:
             return (Path.touch, (tmp_path / "ran",))
 
-    checkpoint.save(tmp_path / "checkpoint.pt", {"trial_id": "x", "corpus": "y", "payload": Payload()})
-    assert not checkpoint.load(tmp_path / "checkpoint.pt", "x", "y", lambda state: None)
+    checkpoint.save(tmp_path, {"trial_id": "x", "corpus": "y", "payload": Payload()})
+    assert not checkpoint.load(tmp_path, "x", "y", lambda state: None)
     assert not (tmp_path / "ran").exists()
 
 
@@ -302,9 +302,9 @@ def test_a_checkpoint_of_other_code_is_set_aside_too(
     _interrupted(monkeypatch, trial, tokens_folder, tmp_path / "parts", 6)
     path = tmp_path / "parts" / "checkpoint.pt"
     states: list[dict[str, Any]] = []
-    assert checkpoint.load(path, trial.id, Tokens.load(tokens_folder).digest, states.append)
+    assert checkpoint.load(path.parent, trial.id, Tokens.load(tokens_folder).digest, states.append)
     states[0]["model"]["renamed"] = states[0]["model"].pop("embedding")
-    checkpoint.save(path, states[0])
+    checkpoint.save(path.parent, states[0])
     run_trial(trial, tokens_folder, tmp_path / "parts", threads=1)
     assert _ends(tmp_path / "parts") == _ends(tmp_path / "whole")
 
