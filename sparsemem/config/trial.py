@@ -115,6 +115,8 @@ class Run(Strict):
     gpus_per_trial: Annotated[Real, Field(ge=0)] = 0.0
     max_failures: Count = 2
     """Times that a failing trial is started again, from its checkpoint."""
+    loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    """Experiment trackers that are told of each trial's config, curve and result; each needs the extra of its name."""
 
 
 class Trial(Strict):
