@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 TORCH := 2.13.0
 
-.PHONY: demo test test-all test-gpu lint types bench format lock clean
+.PHONY: demo test test-all test-gpu lint types audit bench format lock clean
 
 demo: $(READY)  ## run the quick allocation study and open the way to its report
 	$(BIN)/sparsemem run sweeps/allocation-quick.yaml
@@ -25,6 +25,11 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+audit:  ## known vulnerabilities of the locked packages, asked of PyPI, and what bandit finds in the code; in an environment of its own
+	$(PYTHON) -m venv .audit && .audit/bin/pip install --quiet bandit pip-audit
+	.audit/bin/bandit --quiet --recursive --configfile pyproject.toml sparsemem analysis
+	.audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
+
 bench: $(READY)  ## the training step against a dense model and transformers; memories against routed experts and the machine's own speed; a loss surface against SciPy
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[compare]'
 	$(BIN)/sparsemem bench step
@@ -44,7 +49,7 @@ lock:  ## resolve pyproject.toml anew, with a CPU build of torch at hand; it is 
 	rm -rf .lock
 
 clean:
-	rm -rf .venv runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .audit runs .mypy_cache .pytest_cache .ruff_cache
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed; set PYTHON=..., e.g. make PYTHON=python3.12")'

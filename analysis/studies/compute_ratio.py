@@ -20,7 +20,7 @@ from analysis.studies.tables import rates_sections
 from analysis.studies.types import Drawing, Section, Table
 from analysis.table import si, varied_fields
 
-HELD = {"total_params": "P_tot", "active_params": "P_act", "flops_per_token": "FLOPs/token of a training step"}
+HELD = {"total_params": "P_tot", "active_params": "P_act", "flops_per_token": "FLOPs/token of a training step"}  # nosec B105
 MOST = 0.02  # largest spread of what is held: beyond it the loss moves by as much as the shares are meant to move it
 
 

@@ -7,12 +7,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, StrictInt, model_validator
 
-from sparsemem.config.values import Count, Quantity, Real, Size, Strict
+from sparsemem.config.values import Count, Few, Quantity, Real, Size, Strict
 
 HASHED = ("engram", "ngram_embedding")  # memories whose rows follow from the token ids
 PRODUCT_KEY = ("pkm", "memory_plus", "peer", "ultramem", "ultramem_v2")  # memories whose rows are retrieved by product keys
 MEMORY_POOLS = (*HASHED, *PRODUCT_KEY)
 POOLS = ("moe", *MEMORY_POOLS)  # the kinds of sparse parameters; the names of `shares`
+
+
+MOST_TABLES = 1024  # of hashed rows: each has a prime of its own, which is searched for
+Order = Annotated[StrictInt, Field(ge=2, le=64)]
+Rank = Annotated[Count, Field(le=64)]
 
 
 class MoE(Strict):
@@ -41,18 +46,18 @@ class MoE(Strict):
 class _Memory(Strict):
     """What every memory has: the rows of its tables are solved from its share of the budget, unless they are given."""
 
-    rows: Quantity | None = None
-    """Rows of each table. A memory of given rows takes no share: it comes on top of the budget, on an unchanged backbone."""
+    rows: Annotated[Quantity, Field(le=10**12)] | None = None
+    """Rows of each table, at most 1T. A memory of given rows takes no share: it comes on top of the budget, on an unchanged backbone."""
 
 
 class Engram(_Memory):
     """Hashed n-gram memory (arXiv 2601.07372)."""
 
-    layers: tuple[Size, ...]
+    layers: tuple[Few, ...]
     """1-based blocks at whose entry a module sits."""
-    orders: tuple[Annotated[StrictInt, Field(ge=2)], ...] = (2, 3)
+    orders: tuple[Order, ...] = (2, 3)
     """Lengths of the suffix n-grams."""
-    heads: Size = 8
+    heads: Few = 8
     """Hash heads an order; each has its own table of a prime number of rows."""
     row_dim: Size = 8
     """Width of one row."""
@@ -62,7 +67,7 @@ class Engram(_Memory):
     """Biases in the key and value projections (released demo)."""
     conv: StrictBool = True
     """The depthwise causal convolution after the gate."""
-    conv_kernel: Size = 4
+    conv_kernel: Few = 4
     """Taps of that convolution; its dilation is the largest order."""
     compression: StrictBool = True
     """Hash canonical tokens (case, accents and spaces folded) in place of raw ids."""
@@ -85,9 +90,9 @@ class Engram(_Memory):
 class NgramEmbedding(_Memory):
     """Hashed n-grams added to the vocabulary embedding (OverEncoding, arXiv 2501.16975; amplified as in LongCat, arXiv 2601.21204)."""
 
-    orders: tuple[Annotated[StrictInt, Field(ge=2)], ...] = (2, 3)
+    orders: tuple[Order, ...] = (2, 3)
     """Lengths of the suffix n-grams."""
-    heads: Size = 4
+    heads: Few = 4
     """Tables an order, each with a prime number of rows of its own and a projection to the model's width."""
     row_dim: Size = 8
     """Width of one row."""
@@ -111,9 +116,9 @@ class ProductKey(_Memory):
     The subclasses are five of those points, by their defaults, and the pools that `shares` names; one becomes the next field by field.
     """
 
-    layers: tuple[Size, ...] | None = None
+    layers: tuple[Few, ...] | None = None
     """1-based blocks that hold a memory layer; default: every block."""
-    layers_per_table: Size | Literal["all"] = 1
+    layers_per_table: Few | Literal["all"] = 1
     """Memory layers, counted from the first, that read one table of values (Memory+; rings of UltraMemV2)."""
     placement: Literal["replace", "parallel"] = "replace"
     """`replace`: in place of the block's feed-forward; `parallel`: beside it, fed by its normed input."""
@@ -121,7 +126,7 @@ class ProductKey(_Memory):
     """So many blocks after the one that reads, the output is added (UltraMem); needs `placement: parallel`."""
     heads: Size = 4
     """Retrievals a token, each with its own keys; what they read is summed."""
-    top_m: Size = 32
+    top_m: Annotated[Size, Field(le=2**16)] = 32
     """Rows that one head reads."""
     key_dim: Size
     """Width of a key, and of the query of one side and one Tucker rank: UltraMem's D_k / r, the released code's `kdim`."""
@@ -137,13 +142,13 @@ class ProductKey(_Memory):
     """`batch`: batch norm of the query (PKM); `layer`: layer norm of query and keys (UltraMem)."""
     softmax: StrictBool = True
     """Weights are the softmax of a head's top-m scores; otherwise the scores themselves."""
-    tucker_rank: Count = 0
+    tucker_rank: Rank = 0
     """0: the score of a row is the sum of its two key scores; r: `row^T C column` with a learned r x r core."""
     tucker_penalty: Annotated[Real, Field(ge=0)] = 0.0
     """Weight of the penalty on the core's singular values after the first."""
     tucker_threshold: Annotated[Real, Field(ge=0)] = 0.15
     """Singular values below it are free."""
-    cores: Size = 1
+    cores: Few = 1
     """Tucker cores: rows are chosen by their sum, and slice i of a value is weighted by the score of core i (multi-core scoring)."""
     virtual_tables: Size = 1
     """Addresses a row, a square number E: sqrt(E) times the keys a side, shuffled over the rows (implicit value expansion)."""
@@ -196,7 +201,7 @@ class PKM(ProductKey):
 class MemoryPlus(ProductKey):
     """Memory layers at scale (arXiv 2412.09764): one table for all layers, gated output."""
 
-    layers_per_table: Size | Literal["all"] = "all"
+    layers_per_table: Few | Literal["all"] = "all"
     norm: Literal["none", "batch", "layer"] = "layer"
     projection: Literal["none", "linear", "gated"] = "gated"
 
@@ -205,7 +210,7 @@ class PEER(ProductKey):
     """Mixture of a million experts (arXiv 2407.04153): a row is an expert of one neuron."""
 
     heads: Size = 8
-    top_m: Size = 16
+    top_m: Annotated[Size, Field(le=2**16)] = 16
     shared_keys: StrictBool = True
     pre_values: Literal["none", "linear", "gelu"] = "gelu"
 
@@ -219,9 +224,9 @@ class UltraMem(ProductKey):
     query_conv: Count = 4
     norm: Literal["none", "batch", "layer"] = "layer"
     softmax: StrictBool = False
-    tucker_rank: Count = 2
+    tucker_rank: Rank = 2
     tucker_penalty: Annotated[Real, Field(ge=0)] = 0.001
-    cores: Size = 2
+    cores: Few = 2
     virtual_tables: Size = 4
     projection: Literal["none", "linear", "gated"] = "linear"
     init: Literal["flat", "ultramem", "ultramem_v2"] = "ultramem"
@@ -236,8 +241,8 @@ class UltraMemV2(ProductKey):
     query_per_rank: StrictBool = True
     norm: Literal["none", "batch", "layer"] = "layer"
     softmax: StrictBool = False
-    tucker_rank: Count = 2
-    cores: Size = 2
+    tucker_rank: Rank = 2
+    cores: Few = 2
     virtual_tables: Size = 4
     projection_per_table: StrictBool = False
     projection: Literal["none", "linear", "gated"] = "linear"
@@ -249,7 +254,7 @@ class UltraMemV2(ProductKey):
 class Model(Strict):
     """Pre-norm decoder: RoPE, QK-norm, grouped-query attention, SwiGLU."""
 
-    layers: Size
+    layers: Few
     width: Size
     heads: Size
     kv_heads: Size | None = None
@@ -305,6 +310,13 @@ class Model(Strict):
             raise ValueError(f"`moe.leading_dense` {self.moe.leading_dense} leaves no MoE block among {self.layers} layers")
         if self.engram and max(self.engram.layers) > self.layers:
             raise ValueError(f"`engram.layers` {list(self.engram.layers)} names a block beyond the {self.layers} of the model")
+        for pool in HASHED:
+            if (memory := getattr(self, pool)) is not None:
+                tables = len(memory.orders) * memory.heads * len(getattr(memory, "layers", (1,)))
+                if tables > MOST_TABLES:
+                    raise ValueError(
+                        f"`{pool}` has {tables:,} tables; use fewer `orders`, `heads` or `layers`, at most {MOST_TABLES:,} tables in all"
+                    )
         for pool in self.product_keys:
             self._check_product_key(pool)
         leading = self.moe.leading_dense if self.moe else 0

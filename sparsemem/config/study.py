@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import itertools
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,12 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from sparsemem.config.trial import Run, Trial
 from sparsemem.config.tune import Tune, Tuned
-from sparsemem.config.values import ConfigError, Strict
+from sparsemem.config.values import ConfigError, Strict, brief
+
+MOST_TEXT = 10**6  # characters of a YAML file
+MOST_VALUES = 10**5  # in it, with what its aliases stand for written out
+DEEPEST = 50  # groups inside groups
+MOST_POINTS = 10**5  # of a study
 
 
 class Study(Strict):
@@ -41,6 +47,9 @@ class Study(Strict):
             raise ValueError("field `vary` is an empty list; leave it out, or name a grid such as {rho: [1.0, 0.5], seed: [0, 1]}")
         for path in (path for grid in self.vary for path, values in grid.items() if not values):
             raise ValueError(f"field `vary.{path}` is an empty list, which leaves no trial; give it at least one value or leave it out")
+        points = sum(math.prod(len(values) for values in grid.values()) for grid in self.vary)
+        if points > MOST_POINTS:
+            raise ValueError(f"field `vary` spans {points:.3g} points, more than {MOST_POINTS:,}; shorten its lists, or split the study")
         return self
 
     @model_validator(mode="after")
@@ -69,7 +78,9 @@ class Study(Strict):
         for grid in raw["vary"] if isinstance(raw.get("vary"), list) else []:
             for path, values in grid.items() if isinstance(grid, dict) else []:
                 if not isinstance(values, list | tuple):
-                    raise ValueError(f"field `vary.{path}` has the value {values!r}: write a list of values, such as [{values}]")
+                    raise ValueError(
+                        f"field `vary.{path}` has the value {brief(values)}: write a list of values, such as [{brief(values)}]"
+                    )
         if isinstance(raw["base"].get("budget"), list):  # a ladder of budgets is an axis like any other
             ladder, grids = raw["base"].pop("budget"), raw.get("vary", [{}])
             raw["vary"] = [{"budget": ladder, **grid} if isinstance(grid, dict) else grid for grid in grids]
@@ -138,7 +149,7 @@ def _assign(raw: dict[str, Any], path: str, value: Any) -> None:
     for depth, name in enumerate(parents):
         inner = raw.setdefault(name, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"field `{'.'.join(parents[: depth + 1])}` in `vary.{path}`: it is {inner!r}, not a group of fields")
+            raise ConfigError(f"field `{'.'.join(parents[: depth + 1])}` in `vary.{path}`: it is {brief(inner)}, not a group of fields")
         raw = inner
     raw[leaf] = copy.deepcopy(value)  # a later axis may set a field inside it
 
@@ -157,10 +168,9 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
         ConfigError: naming file, field, value and remedy. Every trial of the study has been validated when this returns.
     """
     path = Path(path)
-    text, raw = _read(path)
+    raw = _read(path)
     raw.pop("provenance", None)  # what `run` adds to the copy that it keeps beside the results
     try:
-        _refuse_repeated_fields(yaml.compose(text, Loader=yaml.SafeLoader))
         for dotted, value in (overrides or {}).items():
             if _is_varied(raw.get("vary"), dotted):
                 raise ConfigError(f"`--set {dotted}` would change nothing: `vary` sets it; write `--set 'vary.{dotted}=[{value}]'`")
@@ -188,9 +198,9 @@ def load_tuned(path: Path) -> Tuned:
     Raises:
         ConfigError: there is no such file, or it is not one.
     """
-    if not path.exists():
+    if not path.is_file():
         raise ConfigError(f"field `tuned`: {path}: no such file; `sparsemem tune` writes it")
-    _, raw = _read(path)
+    raw = _read(path)
     try:
         with _named_errors("", Tuned, given=raw):
             return Tuned.model_validate(raw)
@@ -198,11 +208,22 @@ def load_tuned(path: Path) -> Tuned:
         raise ConfigError(f"field `tuned`: {path}: {error}") from None
 
 
-def _read(path: Path) -> tuple[str, dict[Any, Any]]:
-    """A YAML file as text and as the mapping that it holds."""
+def _read(path: Path) -> dict[Any, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no mapping, a field twice, or more than a study has use for.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-        raw = yaml.safe_load(text)
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MOST_TEXT + 1)
+        if len(text) > MOST_TEXT:
+            raise ConfigError(f"{path}: has more than {MOST_TEXT:,} characters; a study's file is a page or two")
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if _written_out(node, "", {}) > MOST_VALUES:
+            raise ConfigError(f"{path}: holds more than {MOST_VALUES:,} values with its aliases (`*name`) written out; use fewer")
+        raw = loader.construct_document(node) if node else None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder; name the study's YAML file") from None
     except FileNotFoundError:
@@ -210,33 +231,58 @@ def _read(path: Path) -> tuple[str, dict[Any, Any]]:
         raise ConfigError(f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except ConfigError as error:
+        raise ConfigError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError) as error:  # `!!int x` and the like
         where = getattr(error, "problem_mark", None)
         place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
         raise ConfigError(f"{path}: not valid YAML{place}: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a study is a mapping of fields that starts with `study: NAME`; this file holds {type(raw).__name__}")
-    return text, raw
+    return raw
+
+
+def _written_out(node: yaml.Node | None, place: str, counted: dict[yaml.Node, int | None], depth: int = 0) -> int:
+    """Values under a node with its aliases written out: a few lines may stand for billions.
+
+    Args:
+        place: the fields that lead here, for messages.
+        counted: nodes that have been counted; None for those that are being counted.
+
+    Raises:
+        ConfigError: a field stands twice (YAML's own reader keeps the last and says nothing), a group holds itself, or groups are too deep.
+    """
+    if node in counted:
+        if (known := counted[node]) is None:
+            raise ConfigError(f"field `{place.rstrip('.')}` holds itself, by an alias (`*name`); write it out")
+        return known
+    if depth > DEEPEST:
+        raise ConfigError(f"field `{brief(place.rstrip('.'))}` lies more than {DEEPEST} groups deep")
+    total = 1
+    if isinstance(node, yaml.MappingNode):
+        counted[node] = None
+        seen = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(
+                    f"the name of a field in `{place.rstrip('.')}` is a group (line {key.start_mark.line + 1}); names are text"
+                )
+            if key.value in seen:
+                raise ConfigError(f"field `{place}{key.value}` stands twice (line {key.start_mark.line + 1}); keep one of them")
+            seen.add(key.value)
+            total += 1 + _written_out(value, f"{place}{key.value}.", counted, depth + 1)
+        counted[node] = total
+    elif isinstance(node, yaml.SequenceNode):
+        counted[node] = None
+        total += sum(_written_out(item, place, counted, depth + 1) for item in node.value)
+        counted[node] = total
+    return total
 
 
 def _is_varied(vary: Any, path: str) -> bool:
     """Whether every grid sets this field, so that its value in the base is never used."""
     grids = vary if isinstance(vary, list) else [vary]
     return bool(grids) and all(isinstance(grid, dict) and path in grid for grid in grids)
-
-
-def _refuse_repeated_fields(node: yaml.Node | None, place: str = "") -> None:
-    """YAML's own reader keeps the last of two equal keys and says nothing."""
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise ConfigError(f"field `{place}{key.value}` stands twice (line {key.start_mark.line + 1}); keep one of them")
-            seen.add(key.value)
-            _refuse_repeated_fields(value, f"{place}{key.value}.")
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_repeated_fields(item, place)
 
 
 class _named_errors:
@@ -263,8 +309,8 @@ class _named_errors:
             elif problem["type"] == "value_error" and len(parts) <= 1 and isinstance(problem["input"], dict):
                 lines.append(f"field `{name}`: {message}" if name else message)
             else:
-                lines.append(f"field `{name}` has the value {problem['input']!r}: {message}")
-        point = ", ".join(f"{key}={value}" for key, value in self.given.items()) if self.prefix else ""
+                lines.append(f"field `{name}` has the value {brief(problem['input'])}: {message}")
+        point = ", ".join(f"{key}={brief(value)}" for key, value in self.given.items()) if self.prefix else ""
         raise ConfigError("; ".join(lines) + (f" (at the point {point})" if point else "")) from None
 
 

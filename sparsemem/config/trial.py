@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictInt, model_validator
+from pydantic import Field, model_validator
 
 from sparsemem.config.model import MEMORY_POOLS, POOLS, Model
 from sparsemem.config.values import Count, Quantity, Real, Share, Size, Strict, parse_share
@@ -18,9 +18,9 @@ class Data(Strict):
 
     corpus: Literal["python-source", "files", "hub"] = "python-source"
     """`python-source`: the installed Python packages and the standard library; `files`: your own; `hub`: Hugging Face `datasets`."""
-    vocab_size: Annotated[StrictInt, Field(ge=260)] = 4096
+    vocab_size: Annotated[Size, Field(ge=260)] = 4096
     """Entries of the byte-level BPE trained on the corpus, specials included; with `tokenizer`, the size of that tokenizer."""
-    context: Annotated[StrictInt, Field(ge=2)] = 128
+    context: Annotated[Size, Field(ge=2)] = 128
     """Tokens a training sequence."""
     max_bytes: Quantity = 32_000_000
     """Text kept after de-duplication. More is not read: a study needs `budget.tokens` tokens of about 3 bytes."""
@@ -91,7 +91,7 @@ class Train(Strict):
     """Largest norm of the backbone's gradient. Table gradients stay out of it: Adam rescales them row by row."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast on a GPU, fp32 on a CPU."""
-    evaluations: Size = 8
+    evaluations: Annotated[Size, Field(le=10_000)] = 8
     """Points of the validation curve, evenly spaced; the last one is the result and uses the whole held-out set."""
 
     def precision_on(self, gpu: bool) -> Literal["fp32", "bf16"]:
@@ -115,6 +115,8 @@ class Run(Strict):
     gpus_per_trial: Annotated[Real, Field(ge=0)] = 0.0
     max_failures: Count = 2
     """Times that a failing trial is started again, from its checkpoint."""
+    loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    """Experiment trackers that are told of each trial's config, curve and result; each needs the extra of its name."""
 
 
 class Trial(Strict):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, StrictBool, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from sparsemem.config.trial import Train, Trial
 from sparsemem.config.values import Count, Real, Size, Strict, parse_share
@@ -14,6 +15,8 @@ from sparsemem.config.values import Count, Real, Size, Strict, parse_share
 Bound = Annotated[float, BeforeValidator(parse_share)]
 
 NOT_TUNED = ("betas", "precision", "evaluations")  # a pair; what the device decides; what the pruner reads
+
+MOST_CORNERS = 10_000
 
 
 class Search(Strict):
@@ -46,7 +49,7 @@ class Tune(Strict):
     """Dotted path of a training field -> its values."""
     per: tuple[str, ...] = ()
     """Fields of `vary`; each distinct combination of their values is a point with a search of its own. Empty: one search."""
-    trials: Size = 12
+    trials: Annotated[Size, Field(le=10_000)] = 12
     """At each point."""
     pruner: Literal["asha", "hyperband", "none"] = "asha"
     """What stops trials early. The first judgement falls after a quarter of the evaluations."""
@@ -57,6 +60,11 @@ class Tune(Strict):
     def _fields_exist(self) -> Tune:
         if not self.search:
             raise ValueError("`search` is empty; name a field, such as train.lr: {low: 1e-3, high: 3e-2, log: true}")
+        corners = math.prod(len(search.choices) or 2 for search in self.search.values())
+        if corners > MOST_CORNERS:
+            raise ValueError(
+                f"`search` has {corners:,} combinations of ends and choices, each of which is checked before; at most {MOST_CORNERS:,}"
+            )
         for path, search in self.search.items():
             check_field(path)
             kind = Train.model_fields[path.removeprefix("train.")].annotation

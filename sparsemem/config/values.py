@@ -13,6 +13,7 @@ class ConfigError(ValueError):
     """A refused input. The message names the file, the field, the value and what would be right."""
 
 
+SHOWN = 300  # characters of a refused value that a message shows
 _UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 
 
@@ -60,8 +61,23 @@ def parse_share(value: Any) -> Any:
 Quantity = Annotated[int, BeforeValidator(parse_quantity), Field(gt=0, le=10**15)]
 Real = Annotated[float, BeforeValidator(parse_real)]
 Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1)]
-Size = Annotated[StrictInt, Field(ge=1)]
-Count = Annotated[StrictInt, Field(ge=0)]
+Size = Annotated[StrictInt, Field(ge=1, le=2**31 - 1)]
+Few = Annotated[StrictInt, Field(ge=1, le=256)]
+"""Of things that are made one by one, such as blocks: a study of a stranger must not keep a plan busy for hours."""
+Count = Annotated[StrictInt, Field(ge=0, le=2**63 - 1)]
+
+
+def brief(value: Any) -> str:
+    """A refused value for a message, cut where it is long.
+
+    >>> brief("x" * 1000)[-13:], brief(16**5000)
+    ('xxxxxxxxx ...', 'a number of more than 4300 digits')
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write out such a number
+        text = "a number of more than 4300 digits"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
 
 
 class Strict(BaseModel):

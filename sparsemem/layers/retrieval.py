@@ -35,6 +35,8 @@ from sparsemem.accounting import Account, always_active
 from sparsemem.config import Model, ProductKey
 from sparsemem.parameter import parameter
 
+LARGEST_SIMULATION = 2**28  # numbers drawn or scored at once, 1 GiB
+
 
 class ProductKeyRetrieval(nn.Module):
     """Hidden states to addresses and weights.
@@ -239,6 +241,9 @@ def initial_gain(memory: ProductKey, keys: tuple[int, int]) -> float:
         return memory.key_dim**-0.4
     if memory.init == "ultramem":
         return memory.key_dim**-0.33
+    ranks, pairs = max(memory.tucker_rank, 1), math.prod(_candidates(memory, keys))
+    if max(8 * ranks * sum(logical_keys(memory, keys)) * memory.key_dim, 128 * ranks * memory.cores * pairs) > LARGEST_SIMULATION:
+        raise ValueError("so many keys and candidates are too many to simulate its start; hold or read fewer rows, or set `init: flat`")
     mean, _ = top_score_moments(memory, keys)
     if mean <= 0:
         raise ValueError("the mean score of so many of so few rows is not positive; read fewer, or set `init: flat`")

@@ -13,6 +13,7 @@ from typing import Any
 from sparsemem.config import ConfigError, Study, Trial
 from sparsemem.study.engine import ENGINES, Engine, Job, slots
 from sparsemem.study.ledger import Ledger, data_id, study_lock
+from sparsemem.study.loggers import Loggers, check_loggers
 from sparsemem.study.plan import plan
 from sparsemem.study.progress import Progress
 
@@ -36,6 +37,7 @@ def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say:
     """
     run_trials = find_engine(engine)
     together = slots(study.run)
+    check_loggers(study.run.loggers)
     planned = plan(study)
     trials = {p.trial.id: p.trial for p in planned}
     ledger = Ledger(results / study.study, [p.row() for p in planned])
@@ -55,9 +57,10 @@ def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say:
         damaged = set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*"))
         jobs = [Job(ledger.trial_folder(id_).resolve(), folders[data_id(trials[id_].data)]) for id_ in waiting]
         try:
-            if jobs:
-                with terminated_like_interrupted(), Progress(ledger, together):
-                    run_trials(jobs, study.run)
+            with terminated_like_interrupted(), Loggers(study.run.loggers, ledger, trials, say):
+                if jobs:
+                    with Progress(ledger, together):
+                        run_trials(jobs, study.run)
         finally:
             ledger.write_table()
             for path in sorted(set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*")) - damaged):

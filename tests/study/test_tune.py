@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -382,3 +385,30 @@ def test_a_bad_rate_is_stopped_before_its_end(write_study: Callable[..., Path], 
     for failure in (tmp_path / "runs" / "tiny" / "tune" / "trials").glob("*/failure.json"):
         assert json.loads(failure.read_text())["status"] == "pruned"
         assert not (failure.parent / "checkpoint.pt").exists()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("optuna_dashboard"), reason="optuna-dashboard is not installed")
+def test_optuna_dashboard_opens_the_journal(run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path) -> None:
+    run()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "optuna-dashboard"), str(tmp_path / "runs" / "tiny" / "tune" / "journal.log")]
+    dashboard = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=10) as answer:
+                    found = json.load(answer)["study_summaries"]
+                break
+            except OSError:
+                assert dashboard.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        assert sorted(each["study_name"].partition(" [")[0] for each in found) == ["rho=0.0", "rho=1.0"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies/{found[0]['study_id']}?after=0", timeout=10) as answer:
+            trials = json.load(answer)["trials"]
+        assert [trial["state"] for trial in trials] == ["Complete"] * TUNE["trials"]
+    finally:
+        dashboard.terminate()
+        dashboard.wait()
