@@ -86,6 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help='print {"trials": [...], "memory_access": [...]}, names as in trials.csv')
     plan.add_argument("--detect", type=float, metavar="NATS", help="also say how many seeds a difference of so many nats/token takes")
     plan.add_argument("--noise", type=Path, metavar="DIR", help="results of a similar study, for --detect (default: this one's own)")
+    plan.add_argument(
+        "--diff",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        metavar="DIR",
+        help="also say what of these results stays, what is new and what is no longer planned (default: this study's own)",
+    )
     run = add(
         "run",
         _run,
@@ -137,10 +145,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     study = load_study(arguments.study, _overrides(arguments.set))
     from sparsemem.data.corpus import open_corpus
     from sparsemem.study.access import describe_access, memory_access
+    from sparsemem.study.diff import describe_diff, diff
     from sparsemem.study.plan import describe, estimate_seconds, plan
 
     planned = plan(study)
     found = _detect(arguments, study.study, [p.row() for p in planned])
+    compared = diff(study, planned, arguments.diff if arguments.diff != Path() else None) if arguments.diff is not None else None
     for data in {p.trial.data for p in planned}:
         open_corpus(data, arguments.study.resolve().parent)
     _say(f"{study.study}: {len(planned)} trials; timing a few training steps ...")
@@ -148,10 +158,11 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         seconds = [round(each, 1) for each in estimate[0]] if estimate else [None] * len(planned)
         rows = [{**p.row(), "tuned": p.tuned, "estimated_seconds": each} for p, each in zip(planned, seconds, strict=True)]
-        print(json.dumps({"trials": rows, "memory_access": memory_access(planned), **({"detect": found[0]} if found else {})}, indent=2))
+        asked = {**({"detect": found[0]} if found else {}), **({"diff": compared} if compared else {})}
+        print(json.dumps({"trials": rows, "memory_access": memory_access(planned), **asked}, indent=2))
     else:
-        words = found[1] if found else ""
-        print("\n\n".join(filter(None, (describe_access(memory_access(planned)), describe(planned, estimate), words))))
+        words = (found[1] if found else "", describe_diff(compared) if compared else "")
+        print("\n\n".join(filter(None, (describe_access(memory_access(planned)), describe(planned, estimate), *words))))
     return DONE
 
 

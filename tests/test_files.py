@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -63,3 +66,55 @@ def test_damaged_files_are_set_aside_without_overwriting_earlier_ones(tmp_path: 
     assert names == ["result.json.corrupt-1", "result.json.corrupt-2"]
     assert (tmp_path / "result.json.corrupt-1").read_text() == "first"
     assert not (tmp_path / "result.json").exists()
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys, pathlib
+from sparsemem import files
+def die(file):
+    file.write(b"half"); file.flush(); os.kill(os.getpid(), signal.SIGKILL)
+files.write_atomically(pathlib.Path(sys.argv[1]), die)
+"""
+
+KILLED_IN_ITS_SCRATCH = """
+import os, signal, sys, pathlib
+from sparsemem import files
+with files.scratch_folder(pathlib.Path(sys.argv[1]), "scratch-") as folder:
+    (folder / "deep").mkdir(); print(folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    assert subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(path)]).returncode == -9
+    assert [found.name.startswith(".result.json.") for found in tmp_path.iterdir()] == [True]
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"new")
+        files.remove_temporaries(tmp_path)
+        assert len(list(tmp_path.iterdir())) == 1  # its own
+
+    files.write_atomically(path, write)
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_scratch_of_a_killed_process_goes_with_the_next_one(tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED_IN_ITS_SCRATCH, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert killed.returncode == -9
+    assert Path(killed.stdout.strip()).is_dir()
+    with files.scratch_folder(tmp_path, "scratch-") as mine, files.scratch_folder(tmp_path, "scratch-") as other:
+        assert sorted(tmp_path.iterdir()) == sorted([mine, other])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_called_so_with_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(file: BinaryIO) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"disk full \(No space left on device\): .*curve.csv") as raised:
+        files.write_atomically(tmp_path / "curve.csv", fail)
+    assert raised.value.errno == errno.ENOSPC
+    files.or_warn(files.write_atomically, tmp_path / "curve.csv", fail)
+    assert "warning: " in (said := capsys.readouterr().err)
+    assert "disk full" in said

@@ -240,11 +240,6 @@ class Ledger:
             write_text(description, yaml.safe_dump(trial.model_dump(mode="json"), sort_keys=False))
 
     def _write_study(self, study: Study, corpora: Mapping[str, Mapping[str, Any]]) -> None:
-        written = json.loads(json.dumps(study.model_dump(mode="json")))
-        vary = written["vary"]
-        kept = {"study": written["study"], "question": written["question"], "analysis": written["analysis"], **written["base"]}
-        kept |= {"vary": vary[0] if len(vary) == 1 else vary, "run": written["run"]}
-        kept |= {name: written[name] for name in ("tune", "tuned") if written[name]}
         provenance = self._provenance()
         if corpora or not provenance:
             data = {entry["id"]: entry for entry in provenance.get("data", [])}
@@ -252,7 +247,7 @@ class Ledger:
                 data[name] = {"id": name, **{key: manifest[key] for key in ("corpus", "digest", "train_tokens", "validation_tokens")}}
             started = provenance.get("started") or datetime.now(UTC).isoformat(timespec="seconds")
             provenance = {**_versions(), "started": started, "data": list(data.values())}
-        text = yaml.safe_dump(kept | {"provenance": provenance}, sort_keys=False, allow_unicode=True, width=120)
+        text = yaml.safe_dump(study_fields(study) | {"provenance": provenance}, sort_keys=False, allow_unicode=True, width=120)
         path = self.folder / "study.yaml"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
@@ -260,6 +255,15 @@ class Ledger:
     def _provenance(self) -> dict[str, Any]:
         recorded = _mapping(self.folder / "study.yaml").get("provenance")
         return recorded if isinstance(recorded, dict) else {}
+
+
+def study_fields(study: Study) -> dict[str, Any]:
+    """A study as `study.yaml` records it, without its provenance."""
+    written = json.loads(json.dumps(study.model_dump(mode="json")))
+    vary = written["vary"]
+    fields = {"study": written["study"], "question": written["question"], "analysis": written["analysis"], **written["base"]}
+    fields |= {"vary": vary[0] if len(vary) == 1 else vary, "run": written["run"]}
+    return fields | {name: written[name] for name in ("tune", "tuned") if written[name]}
 
 
 def data_id(data: Data) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import json
 import math
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -265,6 +267,26 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_trial_still_ends_alike(
     assert "set aside as checkpoint.pt.corrupt-1" in capsys.readouterr().err
 
 
+def test_a_damaged_checkpoint_costs_one_interval_and_two_cost_the_trial(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = make_trial()
+    run_trial(trial, tokens_folder, tmp_path / "whole", threads=1)
+    for damaged, trained in ((["checkpoint.pt"], 12), (["checkpoint.previous.pt"], 11), (["checkpoint.pt", "checkpoint.previous.pt"], 16)):
+        folder = tmp_path / f"{trained}"
+        _interrupted(monkeypatch, trial, tokens_folder, folder, 6)  # five steps done, a checkpoint after each
+        for name in damaged:
+            (folder / name).write_bytes(_flip((folder / name).read_bytes()))
+        steps, real = [], loop.train_step
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "train_step", lambda *arguments, real=real, steps=steps: (steps.append(1), real(*arguments))[1])
+            run_trial(trial, tokens_folder, folder, threads=1)
+        assert len(steps) == trained
+        assert _ends(folder) == _ends(tmp_path / "whole")
+        assert len(list(folder.glob("*.corrupt-1"))) == len(damaged) - (damaged == ["checkpoint.previous.pt"])
+        assert not list(folder.glob("checkpoint*.pt"))
+
+
 def test_a_checkpoint_is_never_unpickled_into_objects(tmp_path: Path) -> None:
     """`weights_only`: a checkpoint from elsewhere cannot run code."""
 
@@ -305,6 +327,8 @@ def test_a_checkpoint_of_other_code_is_set_aside_too(
     assert checkpoint.load(path.parent, trial.id, Tokens.load(tokens_folder).digest, states.append)
     states[0]["model"]["renamed"] = states[0]["model"].pop("embedding")
     checkpoint.save(path.parent, states[0])
+    states[0]["since"]["renamed"] = 0.0
+    checkpoint.save(path.parent, states[0])  # now neither generation can be used, and nothing of either may stay in the run
     run_trial(trial, tokens_folder, tmp_path / "parts", threads=1)
     assert _ends(tmp_path / "parts") == _ends(tmp_path / "whole")
 
@@ -407,6 +431,44 @@ def test_a_full_disk_leaves_no_half_result(make_trial: Make, tokens_folder: Path
         run_trial(make_trial(), tokens_folder, tmp_path, threads=1)
     assert not (tmp_path / "result.json").exists()
     assert "No space" in json.loads((tmp_path / "failure.json").read_text())["message"]
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "curve.csv"])
+def test_a_disk_that_is_full_for_a_while_costs_nothing(
+    make_trial: Make,
+    tokens_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    """And the last good checkpoint stays: the trial is killed while the disk is full."""
+    trial, real, calls = make_trial(), os.fsync, iter(range(10**6))
+    run_trial(trial, tokens_folder, tmp_path / "whole", threads=1)
+
+    def full(file: int) -> None:
+        if f".{name}." in os.readlink(f"/proc/self/fd/{file}") and next(calls) >= 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        _interrupted(monkeypatch, trial, tokens_folder, tmp_path / "parts", 9)
+    assert f"disk full (No space left on device): '{tmp_path / 'parts' / name}'" in capsys.readouterr().err
+    left = sorted(path.name for path in (tmp_path / "parts").glob("checkpoint*"))
+    assert left == (["checkpoint.previous.pt"] if name == "checkpoint.pt" else ["checkpoint.previous.pt", "checkpoint.pt"])
+    run_trial(trial, tokens_folder, tmp_path / "parts", threads=1)
+    assert _ends(tmp_path / "parts") == _ends(tmp_path / "whole")
+    assert not list((tmp_path / "parts").glob("*.corrupt-*"))
+
+
+def test_a_trial_that_begins_again_removes_what_kills_have_left(make_trial: Make, tokens_folder: Path, tmp_path: Path) -> None:
+    run_trial(make_trial(), tokens_folder, tmp_path, threads=1)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    for left in ("checkpoint.pt", "checkpoint.previous.pt", ".checkpoint.pt.0abc_d12.tmp"):  # killed between its result and its end
+        (tmp_path / left).write_bytes(b"left")
+    run_trial(make_trial(), tokens_folder, tmp_path, threads=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 @pytest.mark.gpu
