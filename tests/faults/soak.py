@@ -1,8 +1,8 @@
 """Many short trials while a random process of the driver's is killed every few seconds; whenever the driver is gone, `sparsemem run` again.
 
-    python tests/faults/soak.py --engine local ray --results results/soak
+    python tests/faults/soak.py --engine local ray --results results/soak.json
 
-Writes one JSON file an engine: what was killed, how often the driver began again, and that every trial was finished exactly once, as in an
+Writes a JSON record an engine: what was killed, how often the driver began again, and that every trial was finished exactly once, as in an
 undisturbed run. The undisturbed run trains the same trials in turn in one process, and is made once.
 """
 
@@ -79,7 +79,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=200, help="a multiple of 4 (default: 200)")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between kills (default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="of what is killed")
-    parser.add_argument("--results", type=Path, help="receives ENGINE.json (default: they are only printed)")
+    parser.add_argument("--results", type=Path, help="a JSON file that receives a record an engine (default: they are only printed)")
     arguments = parser.parse_args()
     good = True
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
@@ -89,13 +89,13 @@ def main() -> int:
         expected = undisturbed(study, folder / "undisturbed")
         for engine in arguments.engine:
             summary = soak(study, engine, folder / engine, arguments.every, arguments.seed, expected)
-            text = json.dumps(summary, indent=2) + "\n"
-            print(text, flush=True)
+            print(json.dumps(summary, indent=2), flush=True)
             good &= summary["finished"] == summary["trials"] and summary["equal_to_undisturbed"]
             good &= not (summary["twice"] or summary["lost"] or summary["processes_left"] or summary["files_left"])
             if arguments.results:
-                arguments.results.mkdir(parents=True, exist_ok=True)
-                (arguments.results / f"{engine}.json").write_text(text, encoding="utf-8")
+                known = json.loads(arguments.results.read_text(encoding="utf-8")) if arguments.results.exists() else {}
+                text = json.dumps(dict(sorted({**known, engine: summary}.items())), indent=2) + "\n"
+                arguments.results.write_text(text, encoding="utf-8")
     return 0 if good else 1
 
 
