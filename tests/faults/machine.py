@@ -56,14 +56,26 @@ def write_study(folder: Path, **fields: Any) -> Path:
     return path
 
 
+IN_TURN = """
+import sys, yaml
+from pathlib import Path
+from sparsemem.config import Trial, load_study
+from sparsemem.study import launch
+from sparsemem.train import run_trial
+
+def train(jobs, run):
+    for job in jobs:
+        trial = Trial.model_validate(yaml.safe_load((job.trial_folder / "trial.yaml").read_text()))
+        run_trial(trial, job.tokens_folder, job.trial_folder, threads=1, device="cpu")
+
+launch.find_engine = lambda *arguments: train
+launch.run_study(load_study(Path(sys.argv[1])), Path(sys.argv[1]).parent, Path(sys.argv[2]))
+"""
+
+
 def undisturbed(study: Path, results: Path) -> list[dict[str, str]]:
     """The table of a run of the same study that nothing happens to."""
-    code = (
-        "import sys; from pathlib import Path; from sparsemem.study import launch, worker; from sparsemem.config import load_study\n"
-        "launch.find_engine = lambda name: lambda jobs, run: [worker.run_job(job, 1, 'cpu') for job in jobs]\n"
-        "launch.run_study(load_study(Path(sys.argv[1])), Path(sys.argv[1]).parent, Path(sys.argv[2]))"
-    )
-    subprocess.run([sys.executable, "-c", code, str(study), str(results)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run([sys.executable, "-c", IN_TURN, str(study), str(results)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return table(results / "tiny")
 
 
@@ -161,9 +173,13 @@ class Driver:
     def _look(self, pid: int) -> Process | None:
         try:
             command = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").replace("\0", " ").strip()
+            parent = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
         except OSError:
             return None
-        return Process(pid, command, "driver" if pid == self.process.pid else _kind(command))
+        if pid == self.process.pid:
+            return Process(pid, command, "driver")
+        server = command.rpartition(" ")[2].isdigit() and parent == self.process.pid  # of the local engine: its forks are called alike
+        return Process(pid, command, "server" if server else _kind(command))
 
 
 def _carries(pid: int, mark: str) -> bool:
