@@ -63,6 +63,7 @@ def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -
         return real(*arguments)
 
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_TIMES", 0)
     monkeypatch.setattr(loop, "train_step", stopping)
 
 
