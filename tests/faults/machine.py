@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -178,7 +179,7 @@ class Driver:
             return None
         if pid == self.process.pid:
             return Process(pid, command, "driver")
-        server = command.rpartition(" ")[2].isdigit() and parent == self.process.pid  # of the local engine: its forks are called alike
+        server = parent == self.process.pid and re.search(r"sparsemem\.study\.worker \d+$", command)  # its forks are called alike
         return Process(pid, command, "server" if server else _kind(command))
 
 
