@@ -13,7 +13,7 @@ from typing import Any
 from sparsemem.config import ConfigError, Study, Trial
 from sparsemem.study.engine import ENGINES, Engine, Job, slots
 from sparsemem.study.ledger import Ledger, data_id, study_lock
-from sparsemem.study.plan import plan
+from sparsemem.study.plan import in_order, plan
 from sparsemem.study.progress import Progress
 
 
@@ -53,7 +53,8 @@ def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say:
         ledger.begin(study, trials, corpora, say)
         say(f"{study.study}: {len(trials)} trials, {len(trials) - len(waiting)} of them finished before; results in {ledger.folder}")
         damaged = set(ledger.folder.glob("trials/*/checkpoint.pt.corrupt-*"))
-        jobs = [Job(ledger.trial_folder(id_).resolve(), folders[data_id(trials[id_].data)]) for id_ in waiting]
+        ahead = [p.trial for p in in_order(planned, study.run) if p.trial.id in set(waiting)]
+        jobs = [Job(ledger.trial_folder(trial.id).resolve(), folders[data_id(trial.data)]) for trial in ahead]
         try:
             if jobs:
                 with terminated_like_interrupted(), Progress(ledger, together):
