@@ -113,10 +113,24 @@ class Run(Strict):
     cpus_per_trial: Size = 1
     """Processor slots and threads of a trial."""
     gpus_per_trial: Annotated[Real, Field(ge=0)] = 0.0
+    """Below 1, trials share a GPU and each may take that share of its memory; above 1, a trial is trained on so many, data-parallel."""
+    memory_per_trial: Quantity | None = None
+    """Bytes of main memory, such as `2G`, by which trials are placed: no more start together than fit. A trial is not held to it."""
+    max_concurrent: Size | None = None
+    """Trials at once at most; without it, as many as fit."""
+    priority: Literal["longest-first", "as-planned"] = "longest-first"
+    """Order in which trials start. `longest-first`, by their planned FLOPs, keeps the last ones from running alone; `as-planned` is the
+    order of the axes, which trials of equal length keep in either. The searches of `tune` have their own."""
     max_failures: Count = 2
     """Times that a failing trial is started again, from its checkpoint."""
     loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     """Experiment trackers that are told of each trial's config, curve and result; each needs the extra of its name."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Run:
+        if self.gpus_per_trial > 1 and self.gpus_per_trial != int(self.gpus_per_trial):
+            raise ValueError(f"`gpus_per_trial` has the value {self.gpus_per_trial:g}: above 1 it must be a whole number")
+        return self
 
 
 class Trial(Strict):

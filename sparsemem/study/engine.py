@@ -41,20 +41,26 @@ def slots(run: Run) -> int:
     Raises:
         ConfigError: it cannot hold even one.
     """
-    cpus = processors()
+    cpus, wanted = processors(), run.gpus_per_trial
     if run.cpus_per_trial > cpus:
         raise ConfigError(f"field `run.cpus_per_trial` has the value {run.cpus_per_trial}: this machine offers {cpus}; lower it")
-    wanted = run.gpus_per_trial
-    if not wanted:
-        return cpus // run.cpus_per_trial
-    if wanted > 1 and wanted != int(wanted):
-        raise ConfigError(f"field `run.gpus_per_trial` has the value {wanted:g}: above 1 it must be a whole number")
-    import torch
+    bounds = [cpus // run.cpus_per_trial]
+    if run.max_concurrent:
+        bounds.append(run.max_concurrent)
+    if run.memory_per_trial:
+        bounds.append(memory() // run.memory_per_trial)
+        if not bounds[-1]:
+            raise ConfigError(
+                f"field `run.memory_per_trial` has the value {run.memory_per_trial:,}: this machine offers {memory():,} bytes; lower it"
+            )
+    if wanted:
+        import torch
 
-    gpus = torch.cuda.device_count()
-    if wanted > gpus:
-        raise ConfigError(f"field `run.gpus_per_trial` has the value {wanted:g}: PyTorch sees {gpus} GPUs here; lower it, 0 for none")
-    return min(cpus // run.cpus_per_trial, int(gpus // wanted) if wanted > 1 else gpus * int(1 / wanted))
+        gpus = torch.cuda.device_count()
+        if wanted > gpus:
+            raise ConfigError(f"field `run.gpus_per_trial` has the value {wanted:g}: PyTorch sees {gpus} GPUs here; lower it, 0 for none")
+        bounds.append(int(gpus // wanted) if wanted > 1 else gpus * int(1 / wanted))
+    return min(bounds)
 
 
 def processors() -> int:
@@ -65,6 +71,15 @@ def processors() -> int:
         return max(1, min(cpus, int(quota) // int(period)))
     except (OSError, ValueError):  # no such file, or no limit ("max")
         return cpus
+
+
+def memory() -> int:
+    """Bytes of main memory that this process may use: the machine's, capped by a container's limit."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(installed, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return installed
 
 
 def record_failure(trial_folder: Path, message: str, status: str = "failed") -> None:

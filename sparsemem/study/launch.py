@@ -14,7 +14,7 @@ from sparsemem.config import ConfigError, Study, Trial
 from sparsemem.study.engine import ENGINES, Engine, Job, slots
 from sparsemem.study.ledger import Ledger, data_id, study_lock
 from sparsemem.study.loggers import Loggers, check_loggers
-from sparsemem.study.plan import plan
+from sparsemem.study.plan import in_order, plan
 from sparsemem.study.progress import Progress
 
 
@@ -55,7 +55,8 @@ def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say:
         ledger.begin(study, trials, corpora, say)
         say(f"{study.study}: {len(trials)} trials, {len(trials) - len(waiting)} of them finished before; results in {ledger.folder}")
         damaged = set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*"))
-        jobs = [Job(ledger.trial_folder(id_).resolve(), folders[data_id(trials[id_].data)]) for id_ in waiting]
+        ahead = [p.trial for p in in_order(planned, study.run) if p.trial.id in set(waiting)]
+        jobs = [Job(ledger.trial_folder(trial.id).resolve(), folders[data_id(trial.data)]) for trial in ahead]
         try:
             with terminated_like_interrupted(), Loggers(study.run.loggers, ledger, trials, say):
                 if jobs:

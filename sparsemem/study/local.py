@@ -1,20 +1,21 @@
-"""Trials in plain subprocesses, one a slot, without Ray. It must not know studies."""
+"""Trials in processes forked from a server that this module starts, one a slot, without Ray. It must not know studies."""
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import subprocess
 import sys
-import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Self
 
 from sparsemem.config import Run
 from sparsemem.study.engine import Job, record_failure, slots
+from sparsemem.study.worker import GRACE_SECONDS
 
 POLL_SECONDS = 0.05
-GRACE_SECONDS = 5.0
 
 
 def run_trials(jobs: Sequence[Job], run: Run) -> None:
@@ -24,8 +25,7 @@ def run_trials(jobs: Sequence[Job], run: Run) -> None:
         while waiting or workers.busy:
             while waiting and workers.free:
                 workers.start(waiting.popleft())
-            workers.ended()
-            time.sleep(POLL_SECONDS)
+            workers.ended(POLL_SECONDS)
 
 
 class Workers:
@@ -34,14 +34,35 @@ class Workers:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._free = list(reversed(range(slots(run))))
-        self._working: dict[Job, tuple[int, subprocess.Popen[bytes]]] = {}
+        self._working: dict[Job, int] = {}
         self._attempts = Counter[Job]()
+        self._endings: deque[tuple[Job, int]] = deque()
+        """Told by the server, not yet by `ended`."""
 
     def __enter__(self) -> Self:
+        self._serve()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        _stop([process for _, process in self._working.values()])
+        self._server.close()  # it ends its workers, then itself
+        try:
+            self._process.wait(2 * GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # its workers notice
+            self._process.wait()
+
+    def _serve(self) -> None:
+        """Start the server, see `worker.serve`."""
+        self._server, end = multiprocessing.Pipe()
+        with end:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sparsemem.study.worker", str(end.fileno())],
+                pass_fds=[end.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=os.environ | {"OMP_NUM_THREADS": str(self._run.cpus_per_trial), "OPENBLAS_NUM_THREADS": "1"},  # no thread at a fork
+                start_new_session=True,  # Ctrl-C reaches the driver alone, which then ends its workers
+            )
 
     @property
     def free(self) -> int:
@@ -55,24 +76,32 @@ class Workers:
     def start(self, job: Job) -> None:
         """In a free slot."""
         self._attempts[job] += 1
-        slot = self._free.pop()
-        self._working[job] = slot, _start(job, self._run, slot)
+        self._working[job] = self._free.pop()
+        (job.trial_folder / "failure.json").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the server is gone, as `_receive` will see
+            self._server.send((job, self._run, _devices(self._run.gpus_per_trial, self._working[job])))
 
     def stop(self, job: Job) -> None:
         """End a trial's process before its time."""
-        slot, process = self._working.pop(job)
-        _stop([process])
-        self._free.append(slot)
+        with contextlib.suppress(OSError):
+            self._server.send((job, None, None))
+        while not (found := [ending for ending in self._endings if ending[0] == job]):
+            self._receive(None)
+        self._endings.remove(found[0])
+        self._free.append(self._working.pop(job))
 
-    def ended(self) -> list[Job]:
-        """Jobs that have ended since the last call; a failing one is started again up to `max_failures` times first."""
+    def ended(self, seconds: float) -> list[Job]:
+        """Jobs that have ended since the last call, waiting at most so long for one. A failing one is first started again up to
+        `max_failures` times.
+
+        Raises:
+            ChildProcessError: no process can be started.
+        """
+        self._receive(seconds)
         ended = []
-        for job, (slot, process) in list(self._working.items()):
-            code = process.poll()
-            if code is None:
-                continue
-            del self._working[job]
-            self._free.append(slot)
+        while self._endings:
+            job, code = self._endings.popleft()
+            self._free.append(self._working.pop(job))
             _note(job, code)
             if code != 0 and self._attempts[job] <= self._run.max_failures:
                 self.start(job)
@@ -80,20 +109,21 @@ class Workers:
                 ended.append(job)
         return ended
 
-
-def _start(job: Job, run: Run, slot: int) -> subprocess.Popen[bytes]:
-    (job.trial_folder / "failure.json").unlink(missing_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": str(run.cpus_per_trial), "CUDA_VISIBLE_DEVICES": _devices(run.gpus_per_trial, slot)}
-    command = [sys.executable, "-m", "sparsemem.study.worker", str(job.trial_folder), str(job.tokens_folder)]
-    with open(job.trial_folder / "log.txt", "ab") as log:
-        return subprocess.Popen(
-            [*command, "--threads", str(run.cpus_per_trial)],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            start_new_session=True,  # Ctrl-C reaches the driver alone, which then ends its workers
-        )
+    def _receive(self, seconds: float | None) -> None:
+        """What the server tells, waiting at most so long for the first (None: as long as it takes). A killed server is replaced."""
+        try:
+            while self._server.poll(seconds):
+                self._endings.append(self._server.recv())
+                seconds = 0.0
+        except (EOFError, OSError):
+            code = self._process.wait()
+            if code >= 0:
+                raise ChildProcessError(f"the process that starts trials ended with exit code {code}; what it said stands above") from None
+            for job in self._working.keys() - {job for job, _ in self._endings}:
+                record_failure(job.trial_folder, f"the process that starts trials was killed by signal {-code}, and this one with it")
+                self._endings.append((job, 1))
+            self._server.close()
+            self._serve()
 
 
 def _devices(gpus_per_trial: float, slot: int) -> str:
@@ -115,15 +145,3 @@ def _note(job: Job, code: int) -> None:
         record_failure(job.trial_folder, f"killed by signal {-code}" + (" (often: out of memory)" if code == -9 else ""))
     elif not (job.trial_folder / "failure.json").exists():
         record_failure(job.trial_folder, f"its process ended with exit code {code}; log.txt in its folder says more")
-
-
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        process.terminate()
-    deadline = time.monotonic() + GRACE_SECONDS
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sparsemem.config import MEMORY_POOLS, Budget, ConfigError, Study, Trial
+from sparsemem.config import MEMORY_POOLS, Budget, ConfigError, Run, Study, Trial
 from sparsemem.study.engine import slots
 from sparsemem.study.text import count, duration, table
 
@@ -70,6 +70,16 @@ class PlannedTrial:
         row |= {path: value for path, value in self.varied.items() if path not in row}
         return row | {path if path == "train.lr" else f"tuned.{path}": value for path, value in self.tuned.items()}
 
+    @property
+    def flops(self) -> int:
+        """Of the whole training."""
+        return self.account.flops_per_token_head * self.trial.budget.tokens
+
+
+def in_order(planned: Sequence[PlannedTrial], run: Run) -> list[PlannedTrial]:
+    """As `run.priority` has trials start."""
+    return list(planned) if run.priority == "as-planned" else sorted(planned, key=lambda p: -p.flops)
+
 
 def plan(study: Study) -> list[PlannedTrial]:
     """Every distinct trial of the study, in the order of its axes.
@@ -124,12 +134,13 @@ def estimate_seconds(planned: Sequence[PlannedTrial], study: Study) -> tuple[lis
     """Seconds of each trial, and of the whole study over this machine's slots, from a few training steps on this machine.
 
     None where a step is too large to be tried out, as for the published configurations, or where this machine cannot hold a trial. Steps
-    are timed at the smallest, the middle and the largest size; seconds per FLOP of the others are interpolated by rank.
+    are timed at the smallest, the middle and the largest size; seconds per FLOP of the others are interpolated by rank. Several GPUs are
+    taken to divide the time by their number.
     """
     from sparsemem.accounting import STEP_OVER_FORWARD
     from sparsemem.train import measure_step
 
-    run = study.run
+    run, gpus = study.run, max(1.0, study.run.gpus_per_trial)
     try:
         together = slots(run)
     except ConfigError:
@@ -150,8 +161,9 @@ def estimate_seconds(planned: Sequence[PlannedTrial], study: Study) -> tuple[lis
         flops = p.account.flops_per_token_head
         tokens = p.trial.budget.tokens + p.trial.data.validation_tokens * HELD_OUT_PASSES / STEP_OVER_FORWARD
         rank = sizes.index((flops, p.sizes.routed_experts, p.sizes.memory_rows))
-        seconds.append(START_SECONDS + tokens * flops * _interpolated(rank, measured))
-    return seconds, _makespan(seconds, together)
+        seconds.append(START_SECONDS + tokens * flops * _interpolated(rank, measured) / gpus)
+    by_id = {p.trial.id: each for p, each in zip(planned, seconds, strict=True)}
+    return seconds, _makespan([by_id[p.trial.id] for p in in_order(planned, run)], together)
 
 
 def _interpolated(rank: int, measured: dict[int, float]) -> float:

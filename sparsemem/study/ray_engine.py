@@ -53,8 +53,7 @@ def _run_trials(jobs: Sequence[Job], run: Run, scratch: str) -> None:
         "param_space": {
             "trial_folder": tune.grid_search(folders),
             "tokens": tokens,
-            "threads": run.cpus_per_trial,
-            "device": None if run.gpus_per_trial else "cpu",
+            "run": run,
         },
         "tune_config": tune.TuneConfig(reuse_actors=False, max_concurrent_trials=together),
         "run_config": tune.RunConfig(
@@ -101,4 +100,4 @@ def _run(config: dict[str, Any]) -> None:
     from sparsemem.study.worker import run_job
 
     folder = Path(config["trial_folder"])
-    run_job(Job(folder, Path(config["tokens"][str(folder)])), config["threads"], config["device"])
+    run_job(Job(folder, Path(config["tokens"][str(folder)])), config["run"])

@@ -92,9 +92,8 @@ class _Driver:
                 if self._judged_bad(attempt):
                     self.workers.stop(attempt.job)
                     self._end(attempt, pruned=True)
-            for job in self.workers.ended():
+            for job in self.workers.ended(POLL_SECONDS):
                 self._end(self.flying[job], pruned=self._judged_bad(self.flying[job]))
-            time.sleep(POLL_SECONDS)
 
     def _next(self) -> Attempt | None:
         """Of the search with the fewest trials in flight, then the fewest done: one at a time each where there are enough."""

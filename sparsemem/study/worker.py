@@ -1,63 +1,110 @@
-"""What a worker process does, under either engine: train one job to its end.
+"""What a worker process does, under either engine: train one job to its end. And the server that forks such processes.
 
-`python -m sparsemem.study.worker` is such a process, which dies with its driver. The driver holds the other end of this process's standard
-input and never writes to it: it closes when the driver ends, even by `kill -9`. That holds on every system, where a parent-death signal
-exists on Linux only.
+`python -m sparsemem.study.worker` is the local engine's server. It has imported what training needs, without starting a thread or CUDA, and
+forks a process for each job: as much on its own as a new Python, in milliseconds in place of seconds.
+
+The server ends with its driver, and workers with their server, even by `kill -9`: each holds one end of a pipe whose other end only the
+process above it holds. That works on every system, where a parent-death signal exists on Linux only.
 """
 
 from __future__ import annotations
 
-import argparse
+import importlib
+import multiprocessing
 import os
 import sys
 import threading
-import traceback
-from pathlib import Path
+import time
+from collections.abc import Iterable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 
 import yaml
 
-from sparsemem.config import Trial
+from sparsemem.config import Run, Trial
 from sparsemem.study.engine import Job
 
+GRACE_SECONDS = 5.0  # between asking a process to end and killing it
 
-def run_job(job: Job, threads: int, device: str | None = None) -> None:
+
+def run_job(job: Job, run: Run) -> None:
     """Train a job in this process; how it ended stands in its folder.
-
-    Args:
-        threads, device: see `train.run_trial`.
 
     Raises:
         As `train.run_trial`.
     """
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
+    os.environ["OMP_NUM_THREADS"] = str(run.cpus_per_trial)  # before torch is imported
     from sparsemem.train import run_trial
 
     trial = Trial.model_validate(yaml.safe_load((job.trial_folder / "trial.yaml").read_text(encoding="utf-8")))
-    run_trial(trial, job.tokens_folder, job.trial_folder, threads=threads, device=device)
+    if 0 < run.gpus_per_trial < 1:
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(run.gpus_per_trial)  # a share of a GPU is no more than a promise otherwise
+    device = None if run.gpus_per_trial else "cpu"
+    run_trial(trial, job.tokens_folder, job.trial_folder, threads=run.cpus_per_trial, device=device)
 
 
-def main() -> int:
-    """Exit codes: 0 finished or diverged, 3 out of memory, 1 anything else; `failure.json` in the trial's folder says what."""
-    parser = argparse.ArgumentParser(prog="python -m sparsemem.study.worker", description=__doc__)
-    parser.add_argument("trial_folder", type=Path, help="holds trial.yaml; receives curve.csv and result.json")
-    parser.add_argument("tokens_folder", type=Path, help="a prepared corpus")
-    parser.add_argument("--threads", type=int, default=1)
-    arguments = parser.parse_args()
-    try:
-        run_job(Job(arguments.trial_folder, arguments.tokens_folder), arguments.threads)
-    except MemoryError:
-        return 3
-    except Exception:
-        traceback.print_exc()
-        return 1
-    return 0
+# --- the server -------------------------------------------------------------------------------------------------------------
 
 
-def _end_with_driver() -> None:
-    os.read(sys.stdin.fileno(), 1)  # not through sys.stdin: the interpreter could not close it at the end
+def serve(driver: Connection) -> None:
+    """Fork a worker for each (job, run, GPUs) from the driver and send back (job, exit code); end a worker at (job, None, None).
+
+    Exit codes: 0 finished or diverged, 1 an error, which `failure.json` in the trial's folder tells, -N killed by signal N.
+    Returns when the driver is gone, after its workers.
+    """
+    for module in ("sparsemem.train", "torch._dynamo"):  # the latter is what the optimiser imports at its first step
+        importlib.import_module(module)
+    working: dict[Job, BaseProcess] = {}
+    while True:
+        sentinels = {process.sentinel: job for job, process in working.items()}
+        for ready in wait([driver, *sentinels]):
+            if isinstance(ready, int):
+                process = working.pop(sentinels[ready])
+                process.join()
+                driver.send((sentinels[ready], process.exitcode))
+                continue
+            try:
+                job, run, gpus = driver.recv()
+            except (EOFError, OSError):
+                _end(working.values())
+                return
+            if run is not None:
+                working[job] = multiprocessing.get_context("fork").Process(target=_work, args=(driver, job, run, gpus))
+                working[job].start()
+            elif job in working:
+                _end([working[job]])  # what it came to is sent when its sentinel is seen
+
+
+def _work(driver: Connection, job: Job, run: Run, gpus: str) -> None:
+    driver.close()  # the server's end: the driver shall notice when the server is gone
+    log = os.open(job.trial_folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(log, stream.fileno())
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    threading.Thread(target=_end_with_server, daemon=True).start()
+    run_job(job, run)
+
+
+def _end_with_server() -> None:
+    server = multiprocessing.parent_process()
+    assert server is not None
+    server.join()
     os._exit(1)
 
 
+def _end(processes: Iterable[BaseProcess]) -> None:
+    processes = list(processes)
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        process.kill()
+        process.join()
+
+
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_driver, daemon=True).start()
-    sys.exit(main())
+    serve(Connection(int(sys.argv[1])))
+    os._exit(0)  # taking all that was imported down again takes a second

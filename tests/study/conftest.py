@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sparsemem.config import Run
+from sparsemem.config import Run, load_study
+from sparsemem.data import prepare
 from sparsemem.study import launch
 from sparsemem.study.engine import Job
 
@@ -58,6 +59,20 @@ def _write_corpus(folder: Path) -> None:
     folder.mkdir()
     for number in range(40):
         (folder / f"{number:02d}.txt").write_text(" ".join(draw.choices(words, k=1200)), encoding="utf-8")
+
+
+@pytest.fixture
+def make_job(write_study: Callable[..., Path], tmp_path: Path) -> Callable[..., Job]:
+    """A trial of the tiny study with the given fields replaced, ready for a worker."""
+
+    def make(name: str = "trial", **fields: Any) -> Job:
+        study = load_study(write_study(**fields))
+        trial, folder = study.trials()[0], tmp_path / name
+        folder.mkdir()
+        (folder / "trial.yaml").write_text(yaml.safe_dump(trial.model_dump(mode="json")), encoding="utf-8")
+        return Job(folder, prepare(trial.data, tmp_path))
+
+    return make
 
 
 class FakeEngine:

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from sparsemem import Study
-from sparsemem.config import ConfigError, load_study
+from sparsemem.config import ConfigError, Run, load_study
+from sparsemem.study import engine
 from sparsemem.study.engine import slots
 from sparsemem.study.launch import find_engine
 from sparsemem.study.ledger import COLUMNS, MEASURED
-from sparsemem.study.plan import _interpolated, _makespan, describe, estimate_seconds, plan
+from sparsemem.study.plan import _interpolated, _makespan, describe, estimate_seconds, in_order, plan
 
 
 def test_a_plan_has_the_columns_of_the_table_that_are_known_before_training(write_study: Callable[..., Path]) -> None:
@@ -74,10 +75,32 @@ def test_slots_are_filled_in_order() -> None:
 def test_a_machine_without_room_for_one_trial_is_refused(write_study: Callable[..., Path]) -> None:
     with pytest.raises(ConfigError, match=r"run.cpus_per_trial.* 4096.*lower it"):
         slots(load_study(write_study(run={"cpus_per_trial": 4096})).run)
-    with pytest.raises(ConfigError, match=r"run.gpus_per_trial.*1.5.*whole number"):
-        slots(load_study(write_study(run={"gpus_per_trial": 1.5})).run)
+    with pytest.raises(ConfigError, match=r"run.*gpus_per_trial.*1.5.*whole number"):
+        load_study(write_study(run={"gpus_per_trial": 1.5}))
     with pytest.raises(ConfigError, match="ray, local"):
         find_engine("slurm")
+
+
+def test_slots_are_what_processors_memory_gpus_and_the_study_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "processors", lambda: 16)
+    monkeypatch.setattr(engine, "memory", lambda: 64 * 10**9)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert slots(Run()) == 16
+    assert slots(Run(cpus_per_trial=3)) == 5
+    assert slots(Run.model_validate({"memory_per_trial": "20G"})) == 3
+    assert slots(Run(max_concurrent=7)) == 7
+    assert slots(Run(gpus_per_trial=0.5)) == 8
+    assert slots(Run(gpus_per_trial=2)) == 2
+    with pytest.raises(ConfigError, match=r"run.memory_per_trial.* 65,000,000,000: this machine offers 64,000,000,000 bytes; lower it"):
+        slots(Run.model_validate({"memory_per_trial": "65G"}))
+
+
+def test_the_longest_trials_start_first_unless_the_study_says_otherwise(write_study: Callable[..., Path]) -> None:
+    budget = {"total_params": "30k", "active_params": "7k", "tolerance": "5%"}
+    vary = {"budget": [budget | {"tokens": tokens} for tokens in (1024, 4096)], "seed": [0, 1]}
+    planned = plan(load_study(write_study(vary=vary, rho=0.5)))
+    assert [(p.trial.budget.tokens, p.trial.seed) for p in in_order(planned, Run())] == [(4096, 0), (4096, 1), (1024, 0), (1024, 1)]
+    assert in_order(planned, Run(priority="as-planned")) == planned
 
 
 def test_a_step_too_large_to_try_has_no_estimate() -> None:

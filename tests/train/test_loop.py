@@ -8,7 +8,6 @@ import fcntl
 import json
 import math
 import os
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from sparsemem.budget import solve
 from sparsemem.config import Trial
 from sparsemem.data import Tokens
 from sparsemem.model import Transformer
-from sparsemem.study import worker as entry
 from sparsemem.train import checkpoint, loop, measure_step, run_trial
 from sparsemem.train.optim import Optimizer
 
@@ -365,52 +362,36 @@ def test_an_absurd_rate_ends_as_diverged_also_in_the_last_step(
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "code"),
+    ("error", "status"),
     [
-        (ValueError("something else"), "failed", 1),
-        (MemoryError(), "out_of_memory", 3),
-        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", 3),
+        (ValueError("something else"), "failed"),
+        (MemoryError(), "out_of_memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
         # what torch raises on Linux and on other systems where a tensor does not fit into the memory
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."),
             "out_of_memory",
-            3,
         ),
-        (
-            RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried ..."),
-            "out_of_memory",
-            3,
-        ),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried ..."), "out_of_memory"),
     ],
 )
-def test_failures_are_told_apart_in_their_file_and_in_the_exit_code(
-    make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str, code: int
+def test_failures_are_told_apart_and_the_trial_goes_on_from_its_checkpoint(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str
 ) -> None:
     trial = make_trial()
-    (tmp_path / "trial.yaml").write_text(yaml.safe_dump(trial.model_dump(mode="json")))
-    monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path), str(tokens_folder), "--threads", "1"])
     with monkeypatch.context() as patch:
         _stop_at(patch, 3, error)
-        assert entry.main() == code
+        with pytest.raises(MemoryError if status == "out_of_memory" else type(error)):
+            run_trial(trial, tokens_folder, tmp_path, threads=1)
     failure = json.loads((tmp_path / "failure.json").read_text())
     assert failure["status"] == status
     assert failure["message"] == str(error)
     assert type(error).__name__ in failure["traceback"]
     assert not (tmp_path / "result.json").exists()
 
-    assert entry.main() == 0  # from its checkpoint, to the end
+    run_trial(trial, tokens_folder, tmp_path, threads=1)  # from its checkpoint, to the end
     assert not (tmp_path / "failure.json").exists()
     assert json.loads((tmp_path / "result.json").read_text())["trial_id"] == trial.id
-
-
-def test_a_diverged_trial_is_a_result_and_exits_with_zero(
-    make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "trial.yaml").write_text(yaml.safe_dump(make_trial().model_dump(mode="json")))
-    monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path), str(tokens_folder)])
-    monkeypatch.setattr(loop, "train_step", lambda *_: (math.nan, math.nan))
-    assert entry.main() == 0
-    assert json.loads((tmp_path / "result.json").read_text())["status"] == "diverged"
 
 
 def test_a_validation_loss_worse_than_guessing_is_diverged(make_trial: Make, tokens_folder: Path, tmp_path: Path) -> None:
