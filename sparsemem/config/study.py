@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import itertools
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -263,7 +264,10 @@ class _named_errors:
             elif problem["type"] == "value_error" and len(parts) <= 1 and isinstance(problem["input"], dict):
                 lines.append(f"field `{name}`: {message}" if name else message)
             else:
-                lines.append(f"field `{name}` has the value {problem['input']!r}: {message}")
+                value = f"{problem['input']!r}"
+                if name == "run.storage":  # it may hold a secret
+                    value = re.sub(r"//[^/?]*@|\?.*", "...", value)
+                lines.append(f"field `{name}` has the value {value}: {message}")
         point = ", ".join(f"{key}={value}" for key, value in self.given.items()) if self.prefix else ""
         raise ConfigError("; ".join(lines) + (f" (at the point {point})" if point else "")) from None
 

@@ -85,6 +85,8 @@ def _start(job: Job, run: Run, slot: int) -> subprocess.Popen[bytes]:
     (job.trial_folder / "failure.json").unlink(missing_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(run.cpus_per_trial), "CUDA_VISIBLE_DEVICES": _devices(run.gpus_per_trial, slot)}
     command = [sys.executable, "-m", "sparsemem.study.worker", str(job.trial_folder), str(job.tokens_folder)]
+    if job.storage:
+        command += ["--storage", job.storage]
     with open(job.trial_folder / "log.txt", "ab") as log:
         return subprocess.Popen(
             [*command, "--threads", str(run.cpus_per_trial)],
@@ -113,6 +115,8 @@ def _note(job: Job, code: int) -> None:
         (job.trial_folder / "log.txt").unlink(missing_ok=True)
     elif code < 0:
         record_failure(job.trial_folder, f"killed by signal {-code}" + (" (often: out of memory)" if code == -9 else ""))
+    elif code == 4:
+        record_failure(job.trial_folder, "the storage could not be reached; log.txt in its folder says more", "interrupted")
     elif not (job.trial_folder / "failure.json").exists():
         record_failure(job.trial_folder, f"its process ended with exit code {code}; log.txt in its folder says more")
 
