@@ -121,8 +121,8 @@ def _parser() -> argparse.ArgumentParser:
         )
     status = add("status", _status, "show how far a study is, from its files alone", "sparsemem status runs/allocation-quick")
     report = add("report", _report, "write fits, figures and report again, from the result files", "sparsemem report runs/allocation-quick")
-    for sub in (status, report):
-        sub.add_argument("folder", type=Path, metavar="DIR", help="results folder of one study")
+    report.add_argument("folder", type=Path, metavar="DIR", help="results folder of one study")
+    status.add_argument("folder", metavar="DIR|URI", help="results folder of one study, or its address in a storage (`run.storage`)")
     shown = status.add_mutually_exclusive_group()
     shown.add_argument("--watch", action="store_true", help="keep showing it until no process runs it any more; Ctrl-C leaves at any time")
     shown.add_argument("--log", metavar="TRIAL", help="print what this trial's process said, and why it failed")
@@ -229,20 +229,22 @@ def _tune(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    from sparsemem.study.exchange import looked_at
     from sparsemem.study.ledger import Ledger
     from sparsemem.study.progress import look, overview
     from sparsemem.study.watch import trial_log, watch
 
-    if arguments.log:
-        if log := trial_log(arguments.folder, arguments.log):
-            print(log)
+    with looked_at(arguments.folder) as folder:
+        if arguments.log:
+            nothing = (
+                "nothing is kept of this trial: `--engine local` keeps a log while it is running and once it failed, Ray only the failure"
+            )
+            print(log) if (log := trial_log(folder, arguments.log)) else _say(nothing)
+        elif arguments.watch:
+            with contextlib.suppress(KeyboardInterrupt):  # the way to leave
+                watch(folder)
         else:
-            _say("nothing is kept of this trial: `--engine local` keeps a log while it is running and once it failed, Ray only the failure")
-    elif arguments.watch:
-        with contextlib.suppress(KeyboardInterrupt):  # the way to leave
-            watch(arguments.folder)
-    else:
-        print(overview(look(Ledger.read(arguments.folder))))
+            print(overview(look(Ledger.read(folder))))
     return DONE
 
 

@@ -6,6 +6,7 @@ import copy
 import difflib
 import itertools
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -309,7 +310,10 @@ class _named_errors:
             elif problem["type"] == "value_error" and len(parts) <= 1 and isinstance(problem["input"], dict):
                 lines.append(f"field `{name}`: {message}" if name else message)
             else:
-                lines.append(f"field `{name}` has the value {brief(problem['input'])}: {message}")
+                value = brief(problem["input"])
+                if name == "run.storage":  # it may hold a secret
+                    value = re.sub(r"//[^/?]*@|\?.*", "...", value)
+                lines.append(f"field `{name}` has the value {value}: {message}")
         point = ", ".join(f"{key}={brief(value)}" for key, value in self.given.items()) if self.prefix else ""
         raise ConfigError("; ".join(lines) + (f" (at the point {point})" if point else "")) from None
 

@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from sparsemem.config.model import MEMORY_POOLS, POOLS, Model
-from sparsemem.config.values import Count, Quantity, Real, Share, Size, Strict, parse_share
+from sparsemem.config.values import Count, Quantity, Real, Share, Size, Strict, parse_share, parse_storage
 
 
 class Data(Strict):
@@ -125,6 +125,10 @@ class Run(Strict):
     """Times that a failing trial is started again, from its checkpoint."""
     loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     """Experiment trackers that are told of each trial's config, curve and result; each needs the extra of its name."""
+    storage: Annotated[str | None, BeforeValidator(parse_storage)] = None
+    """A place that every machine reaches, where trials may run on machines that do not share the driver's disk: a folder (a relative path
+    starts at the study's file), `s3://bucket/prefix?region=...&endpoint_override=...&scheme=...` or `gs://bucket/prefix`. Trials go on from
+    there; the results folder stays the driver's. `tune` trains on the driver's machine and has no use for it."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from typing import Annotated, Any
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
 
@@ -56,6 +57,34 @@ def parse_share(value: Any) -> Any:
     if isinstance(value, str) and value.strip().endswith("%"):
         return parse_real(value.strip()[:-1]) / 100
     return parse_real(value)
+
+
+_STORAGE_OPTIONS = {"": (), "file": (), "s3": ("region", "scheme", "endpoint_override"), "gs": ("scheme", "endpoint_override")}
+
+
+def parse_storage(value: Any) -> Any:
+    """The address of a place that several machines see: a folder, or a bucket of an object store.
+
+    What could be a secret is refused: the address is written into the results.
+
+    >>> parse_storage("s3://bucket/studies?region=eu-central-1")
+    's3://bucket/studies?region=eu-central-1'
+    """
+    if not isinstance(value, str):
+        return value
+    parts = urlsplit(value) if "://" in value else urlsplit("")
+    if parts.scheme not in _STORAGE_OPTIONS:
+        raise ValueError("write the path of a folder, or an address that begins with s3://, gs:// or file://")
+    if "@" in parts.netloc:
+        raise ValueError("leave out user and password: credentials come from the environment, such as AWS_ACCESS_KEY_ID, or the machine")
+    known = _STORAGE_OPTIONS[parts.scheme]
+    for name, _ in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in known:
+            remedy = f"known here: {', '.join(known) or 'none'}; credentials come from the environment, such as AWS_ACCESS_KEY_ID"
+            raise ValueError(f"the option {name!r} is unknown; {remedy}")
+    if (parts.scheme in ("s3", "gs") and not parts.netloc) or not value.strip():
+        raise ValueError("name a folder or a bucket, such as s3://bucket/studies")
+    return value
 
 
 Quantity = Annotated[int, BeforeValidator(parse_quantity), Field(gt=0, le=10**15)]

@@ -53,27 +53,44 @@ def prepare(config: Data, base: Path, cache: Path | None = None, report: Callabl
     Raises:
         ConfigError: the text is empty, unreadable or too short for `vocab_size`, `context` or `validation_tokens`.
     """
-    cache = cache or Path(os.environ.get("SPARSEMEM_CACHE") or Path.home() / ".cache" / "sparsemem")
     corpus = open_corpus(config, base)
     digest = _digest(config, corpus, base)
-    folder = cache / digest
-    with _lock(cache, digest):
-        if not _is_whole(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            for left_over in cache.glob(f".{digest}.*"):  # of a builder that was killed
-                shutil.rmtree(left_over, ignore_errors=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{digest}.", dir=cache))
-            try:
-                _build(config, corpus, base, temporary, digest, report)
-                temporary.chmod(0o755)
-                temporary.rename(folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+    folder = whole_folder(digest, lambda temporary: _build(config, corpus, base, temporary, digest, report), cache)
     longest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["longest_document"]
     if longest <= config.context:
         remedy = f"the longest document has {longest} tokens; use a context below that, or longer documents"
         raise refused("context", config.context, remedy)
     return folder
+
+
+def whole_folder(digest: str, fill: Callable[[Path], None], cache: Path | None = None) -> Path:
+    """The prepared corpus of that digest; where it is missing or damaged, `fill` writes it into an empty folder that then takes its place.
+
+    Raises:
+        OSError: `fill` did not write all of it.
+    """
+    cache = cache or cache_folder()
+    folder = cache / digest
+    with _lock(cache, digest):
+        if not _is_whole(folder, digest):
+            shutil.rmtree(folder, ignore_errors=True)
+            for left_over in cache.glob(f".{digest}.*"):  # of a builder that was killed
+                shutil.rmtree(left_over, ignore_errors=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{digest}.", dir=cache))
+            try:
+                fill(temporary)
+                if not _is_whole(temporary, digest):
+                    raise OSError(f"the corpus {digest} is not whole where it was copied from")
+                temporary.chmod(0o755)
+                temporary.rename(folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def cache_folder() -> Path:
+    """Of this machine."""
+    return Path(os.environ.get("SPARSEMEM_CACHE") or Path.home() / ".cache" / "sparsemem")
 
 
 def _digest(config: Data, corpus: Corpus, base: Path) -> str:
@@ -102,10 +119,10 @@ def _lock(cache: Path, digest: str) -> Iterator[None]:
         yield
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_whole(folder: Path, digest: str) -> bool:
     try:
-        stored = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["stored"]
-        return all((folder / name).stat().st_size == stored[name] for name in STORED)
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return manifest["digest"] == digest and all((folder / name).stat().st_size == manifest["stored"][name] for name in STORED)
     except (OSError, ValueError, LookupError, TypeError):
         return False
 

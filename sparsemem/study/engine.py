@@ -24,6 +24,8 @@ class Job:
 
     trial_folder: Path
     tokens_folder: Path
+    storage: str | None = None
+    """Where a worker gets both, by their names, if it does not share the driver's disk: see `exchange`."""
 
 
 class Engine(Protocol):

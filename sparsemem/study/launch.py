@@ -6,16 +6,18 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from sparsemem.config import ConfigError, Study, Trial
 from sparsemem.study.engine import ENGINES, Engine, Job, slots
+from sparsemem.study.exchange import driving
 from sparsemem.study.ledger import Ledger, data_id, study_lock
 from sparsemem.study.loggers import Loggers, check_loggers
 from sparsemem.study.plan import in_order, plan
 from sparsemem.study.progress import Progress
+from sparsemem.study.storage import Storage
 
 
 def to_stderr(line: str) -> None:
@@ -42,25 +44,33 @@ def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say:
     trials = {p.trial.id: p.trial for p in planned}
     ledger = Ledger(results / study.study, [p.row() for p in planned])
     ledger.check_owner()
+    storage = _storage(study, base, ledger)
     with ExitStack() as held:
         if ledger.folder.exists():
             held.enter_context(study_lock(ledger.folder))
+        shared = held.enter_context(driving(storage, ledger, say)) if storage else None
+        if shared and shared.holds_study():
+            if not ledger.folder.exists():
+                _make(ledger.folder, held)
+            shared.begin()
         waiting = ledger.unfinished()
         folders, corpora = prepare_corpora([trials[id_] for id_ in waiting], base, say)
         ledger.check_corpora(corpora, trials)
         ledger.check_precision(study, trials)
         if not ledger.folder.exists():
-            ledger.folder.mkdir(parents=True, exist_ok=True)  # another driver may begin at the same moment
-            held.enter_context(study_lock(ledger.folder))
+            _make(ledger.folder, held)
         ledger.begin(study, trials, corpora, say)
+        if shared:
+            shared.send(waiting, folders, say)
         say(f"{study.study}: {len(trials)} trials, {len(trials) - len(waiting)} of them finished before; results in {ledger.folder}")
         damaged = set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*"))
+        uri = storage.uri if storage else None
         ahead = [p.trial for p in in_order(planned, study.run) if p.trial.id in set(waiting)]
-        jobs = [Job(ledger.trial_folder(trial.id).resolve(), folders[data_id(trial.data)]) for trial in ahead]
+        jobs = [Job(ledger.trial_folder(trial.id).resolve(), folders[data_id(trial.data)], uri) for trial in ahead]
         try:
             with terminated_like_interrupted(), Loggers(study.run.loggers, ledger, trials, say):
                 if jobs:
-                    with Progress(ledger, together):
+                    with Progress(ledger, together), shared.following(say) if shared else nullcontext():
                         run_trials(jobs, study.run)
         finally:
             ledger.write_table()
@@ -68,6 +78,20 @@ def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say:
                 say(f"{path}: a damaged checkpoint was found and set aside; its trial went on from the one before, or started again")
         _report(ledger, say)
     return ledger
+
+
+def _storage(study: Study, base: Path, ledger: Ledger) -> Storage | None:
+    uri = study.run.storage
+    if uri and "://" not in uri:
+        uri = str((base / uri).resolve())
+        if Path(uri) / study.study == ledger.folder.resolve():
+            raise ConfigError(f"field `run.storage` has the value {study.run.storage!r}: that is the results folder; name another one")
+    return Storage(uri, study.study) if uri else None
+
+
+def _make(folder: Path, held: ExitStack) -> None:
+    folder.mkdir(parents=True, exist_ok=True)  # another driver may begin at the same moment
+    held.enter_context(study_lock(folder))
 
 
 def find_engine(name: str) -> Engine:

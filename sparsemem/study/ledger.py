@@ -3,7 +3,7 @@
 Files are the only state. A trial's status follows from what lies in its folder:
 
 - `result.json` -> finished or diverged; it is written last, so its presence means that the rest is there.
-- its lock is held -> running.
+- its lock is held, or its `beat.json` changes (a machine with another disk, see `exchange`) -> running.
 - `failure.json` -> failed or out_of_memory.
 - `curve.csv` or a checkpoint -> interrupted: it goes on from there.
 - nothing -> pending.
@@ -22,6 +22,7 @@ import os
 import platform
 import socket
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ import yaml
 from sparsemem.config import ConfigError, Data, Study, Trial
 from sparsemem.files import TEMPORARY, remove_temporaries, set_aside, write_json, write_text
 
+BEAT_SECONDS = 3.0
+LOST_BEATS = 10  # a busy machine or store may miss some
 FINAL = ("finished", "diverged")
 UNFINISHED = ("failed", "out_of_memory", "interrupted", "pending", "running")
 COLUMNS = (
@@ -311,6 +314,14 @@ def is_held(lock: Path) -> bool:
     return False
 
 
+def is_beating(path: Path) -> bool:
+    """Whether a process on another machine renewed this file a moment ago."""
+    try:
+        return time.time() - path.stat().st_mtime < LOST_BEATS * BEAT_SECONDS
+    except FileNotFoundError:
+        return False
+
+
 # --- reading a trial's files ------------------------------------------------------------------------------------------------
 
 
@@ -320,7 +331,7 @@ def _state(folder: Path, trial_id: str) -> State:
         return State(result["status"], result)
     except (OSError, ValueError):
         pass  # none yet, or not a whole one: `begin` sets that aside
-    if is_held(folder / "lock"):
+    if is_held(folder / "lock") or is_beating(folder / "beat.json"):
         return State("running")
     try:
         failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from typing import Self
 
 from sparsemem.config import Run
 from sparsemem.study.engine import Job, record_failure, slots
-from sparsemem.study.worker import GRACE_SECONDS
+from sparsemem.study.worker import GRACE_SECONDS, STORAGE_AWAY
 
 POLL_SECONDS = 0.05
 
@@ -143,5 +143,7 @@ def _note(job: Job, code: int) -> None:
         (job.trial_folder / "log.txt").unlink(missing_ok=True)
     elif code < 0:
         record_failure(job.trial_folder, f"killed by signal {-code}" + (" (often: out of memory)" if code == -9 else ""))
+    elif code == STORAGE_AWAY:
+        record_failure(job.trial_folder, "the storage could not be reached; log.txt in its folder says more", "interrupted")
     elif not (job.trial_folder / "failure.json").exists():
         record_failure(job.trial_folder, f"its process ended with exit code {code}; log.txt in its folder says more")

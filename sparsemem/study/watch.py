@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsemem.config import ConfigError
-from sparsemem.study.ledger import Ledger, is_held
+from sparsemem.study.ledger import Ledger, is_beating, is_held
 from sparsemem.study.progress import LINE_SECONDS, REFRESH_SECONDS, TrialProgress, headline, look, overview
 from sparsemem.study.text import count, duration
 
@@ -57,7 +57,7 @@ def watch(folder: Path) -> None:
 
 def _is_run(ledger: Ledger) -> bool:
     """Whether a driver holds the study, or a worker that outlived its driver a trial."""
-    return is_held(ledger.folder / "lock") or ledger.counts()["running"] > 0
+    return is_held(ledger.folder / "lock") or is_beating(ledger.folder / "driver.json") or ledger.counts()["running"] > 0
 
 
 def picture(trials: Sequence[TrialProgress], width: int, height: int) -> RenderableType:

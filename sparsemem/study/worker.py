@@ -9,12 +9,14 @@ process above it holds. That works on every system, where a parent-death signal 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -23,7 +25,10 @@ import yaml
 
 from sparsemem.config import Run, Trial
 from sparsemem.study.engine import Job
+from sparsemem.study.exchange import brought_here
+from sparsemem.study.storage import StorageAway
 
+STORAGE_AWAY = 4  # an exit code
 GRACE_SECONDS = 5.0  # between asking a process to end and killing it
 
 
@@ -32,17 +37,19 @@ def run_job(job: Job, run: Run) -> None:
 
     Raises:
         As `train.run_trial`.
+        StorageAway: see `exchange.brought_here`.
     """
     os.environ["OMP_NUM_THREADS"] = str(run.cpus_per_trial)  # before torch is imported
     from sparsemem.train import run_trial
 
-    trial = Trial.model_validate(yaml.safe_load((job.trial_folder / "trial.yaml").read_text(encoding="utf-8")))
     if 0 < run.gpus_per_trial < 1:
         import torch
 
         torch.cuda.set_per_process_memory_fraction(run.gpus_per_trial)  # a share of a GPU is no more than a promise otherwise
     device = None if run.gpus_per_trial else "cpu"
-    run_trial(trial, job.tokens_folder, job.trial_folder, threads=run.cpus_per_trial, device=device)
+    with brought_here(job) if job.storage else contextlib.nullcontext(job) as here:
+        trial = Trial.model_validate(yaml.safe_load((here.trial_folder / "trial.yaml").read_text(encoding="utf-8")))
+        run_trial(trial, here.tokens_folder, here.trial_folder, threads=run.cpus_per_trial, device=device)
 
 
 # --- the server -------------------------------------------------------------------------------------------------------------
@@ -51,7 +58,7 @@ def run_job(job: Job, run: Run) -> None:
 def serve(driver: Connection) -> None:
     """Fork a worker for each (job, run, GPUs) from the driver and send back (job, exit code); end a worker at (job, None, None).
 
-    Exit codes: 0 finished or diverged, 1 an error, which `failure.json` in the trial's folder tells, -N killed by signal N.
+    Exit codes: 0 finished or diverged, STORAGE_AWAY, 1 an error, which `failure.json` in the trial's folder tells, -N killed by signal N.
     Returns when the driver is gone, after its workers.
     """
     for module in ("sparsemem.train", "torch._dynamo"):  # the latter is what the optimiser imports at its first step
@@ -84,7 +91,11 @@ def _work(driver: Connection, job: Job, run: Run, gpus: str) -> None:
         os.dup2(log, stream.fileno())
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     threading.Thread(target=_end_with_server, daemon=True).start()
-    run_job(job, run)
+    try:
+        run_job(job, run)
+    except StorageAway:
+        traceback.print_exc()
+        sys.exit(STORAGE_AWAY)
 
 
 def _end_with_server() -> None:

@@ -1,10 +1,12 @@
-"""A study small enough to train in a second, and an engine that does not train at all."""
+"""A study small enough to train in a second, an engine that does not train at all, and places to store what several machines share."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture
 def write_study(tmp_path: Path) -> Callable[..., Path]:
     """Writes the tiny study with the given fields replaced, beside its corpus, and returns the YAML's path."""
-    _write_corpus(tmp_path / "corpus")
+    write_corpus(tmp_path / "corpus")
 
     def write(file: str = "tiny.yaml", **fields: Any) -> Path:
         path = tmp_path / file
@@ -53,7 +55,7 @@ def write_study(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def _write_corpus(folder: Path) -> None:
+def write_corpus(folder: Path) -> None:
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(2, 7))) for _ in range(300)]
     folder.mkdir()
@@ -105,3 +107,38 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     monkeypatch.setattr(launch, "find_engine", lambda name: fake)
     monkeypatch.setattr(launch, "_report", lambda ledger, say: None)
     return fake
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server of the S3 protocol on loopback, in a process of its own, and the options of an address there; it has a bucket `bucket`."""
+    pytest.importorskip("moto", reason="needs a server of the S3 protocol: pip install 'moto[server]'")
+    serve = "import time; from moto.server import ThreadedMotoServer; server = ThreadedMotoServer('127.0.0.1', 0, verbose=False)\n"
+    serve += "server.start(); print(server.get_host_and_port()[1], flush=True); time.sleep(1e6)"
+    command = [sys.executable, "-c", serve]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert server.stdout is not None
+        options = f"scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{server.stdout.readline().strip()}"
+        from pyarrow.fs import FileSystem
+
+        system, _ = FileSystem.from_uri(f"s3://bucket?{options}&allow_bucket_creation=true")
+        system.create_dir("bucket")
+        try:
+            yield server, options
+        finally:
+            server.kill()
+            server.wait()
+            server.stdout.close()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place for `run.storage`."""
+    if request.param == "folder":
+        (tmp_path / "shared").mkdir()
+        return str(tmp_path / "shared")
+    _, options = request.getfixturevalue("s3_server")
+    return f"s3://bucket/{tmp_path.name}?{options}"

@@ -1,0 +1,382 @@
+"""What a driver, a worker on another machine and an onlooker pass to each other through a storage. It must not know engines or torch.
+
+    <study>/study.yaml  trials.csv  data.json      as in the results folder, for onlookers and for drivers on other machines
+            driver.json                            renewed every few seconds by the driver
+            data/<digest>/                         prepared corpora
+            trials/<id>/                           as in the results folder, with checkpoints; and beat.json, renewed while it is trained
+
+The results folder stays the driver's, and what a person reads; the storage is how files get there. Two orders make any moment a good one to
+be killed in: a worker sends `result.json` after everything else, and a checkpoint is deleted only once the driver holds a whole result.
+
+Two workers may train one trial at once, where one was taken for dead that was only cut off. Training is deterministic, so both send the
+same files (but for times), each whole. Two drivers exclude each other by `driver.json`: one that finds it watches whether it changes, which
+needs no clock to agree. Two that begin within the same second do not see each other, and one that could not renew it for all the time
+that the other watched is not waited for. Both then train the same trials, each for its own results folder: work done twice, not wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from sparsemem.config import ConfigError
+from sparsemem.files import scratch_folder
+from sparsemem.study.engine import Job
+from sparsemem.study.ledger import BEAT_SECONDS, Ledger
+from sparsemem.study.storage import Storage
+
+SEND_SECONDS = 1.0
+FOLLOW_SECONDS = 2.0
+WATCHED_BEATS = 5
+FIRST_PATIENCE_SECONDS = 10.0  # of a driver that begins: a misspelt address is refused, not waited for
+OWN = ("lock", "trial.yaml", "result.json", "log.txt")
+"""Of a trial's folder, what a worker does not send as it changes: `result.json` comes last, the rest is the driver's."""
+SIGNS = ("driver.json", "beat.json", "worker.json", "failure.json")  # what is gone there ends here too; records stay
+_NAMES = re.compile(r"(trials/[0-9a-f]{12}/)?\w[\w.-]*")  # a name from outside never leaves the study's folder
+
+
+# --- a worker ---------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def brought_here(job: Job) -> Iterator[Job]:
+    """The job with folders of this machine; what its training writes is sent as it appears, and at the end of the body all the rest.
+
+    Raises:
+        StorageAway: at either end the storage could not be reached; what was sent is there, and the trial goes on from that.
+    """
+    from sparsemem.data.prepare import cache_folder, whole_folder
+
+    assert job.storage is not None
+    storage, trial = Storage(job.storage, job.trial_folder.parents[1].name), f"trials/{job.trial_folder.name}"
+    digest = job.tokens_folder.name
+
+    def fetch_corpus(folder: Path) -> None:
+        for name in storage.list(f"data/{digest}"):
+            storage.get(name, folder / PurePosixPath(name).name)
+
+    scratch = cache_folder() / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(scratch, "trial-") as own, beating(storage, f"{trial}/beat.json"):
+        folder = own / "trial"
+        folder.mkdir()
+        for name in storage.list(trial):
+            if _NAMES.fullmatch(name) and not name.endswith("/beat.json") and ".corrupt-" not in name:
+                storage.get(name, folder / PurePosixPath(name).name)
+        sender = _Sender(folder, trial)
+        here = Job(folder, whole_folder(digest, fetch_corpus))
+        try:
+            with every(SEND_SECONDS, lambda: sender.send(storage.at_once())):
+                yield here
+        finally:
+            sender.send(storage)
+            if (folder / "result.json").exists():
+                storage.put(folder / "result.json", f"{trial}/result.json")
+
+
+class _Sender:
+    """Keeps the storage's copy of a trial's folder as the folder is."""
+
+    def __init__(self, folder: Path, trial: str) -> None:
+        self._folder, self._trial = folder, trial
+        self._sent = self._found()
+
+    def _found(self) -> dict[str, tuple[int, int, int]]:
+        """Files to send, each with what tells it from any other content."""
+        found = {}
+        for path in self._folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file() and path.name not in OWN and not path.name.startswith("."):
+                    stat = path.stat()
+                    found[path.name] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        return found
+
+    def send(self, storage: Storage) -> None:
+        found, sent = self._found(), self._sent
+        ended = (self._folder / "result.json").exists()  # looked for last: it is there before training removes its checkpoints
+        for name in [name for name in found if sent.get(name) != found[name]]:
+            before = next((old for old, content in sent.items() if content == found[name] and found.get(old) != content), None)
+            with contextlib.suppress(OSError):  # renamed there too, which spares sending it; where that fails it is sent
+                if before:
+                    storage.at_once().move(f"{self._trial}/{before}", f"{self._trial}/{name}")
+                    sent[name] = sent.pop(before)
+        for name, content in found.items():
+            if sent.get(name) != content:
+                with contextlib.suppress(FileNotFoundError):  # replaced or removed meanwhile: next time
+                    storage.put(self._folder / name, f"{self._trial}/{name}")
+                    sent[name] = content
+        for name in sent.keys() - found.keys() if not ended else ():
+            storage.delete(f"{self._trial}/{name}")
+            del sent[name]
+
+
+# --- the driver -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def driving(storage: Storage, ledger: Ledger, say: Callable[[str], None]) -> Iterator[Driver]:
+    """Hold a study in a storage for one driver.
+
+    Raises:
+        ConfigError: another driver holds it, naming its process and machine; or the storage cannot be used.
+    """
+    first = storage.at_once(FIRST_PATIENCE_SECONDS)
+    try:
+        first.create()
+        if found := _sign_of(first):
+            say(f"{storage.uri}: {_holder(found)} has not ended its run of {storage.study}; watching whether it is alive ...")
+            for _ in range(WATCHED_BEATS):
+                time.sleep(BEAT_SECONDS)
+                if (now := _sign_of(first)) is None:
+                    break
+                if now != found:
+                    raise ConfigError(f"{storage.uri}: {storage.study} is being run by {_holder(now)}; wait for it or stop it")
+        first.write("driver.json", _sign(0))
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"field `run.storage` has the value {storage.uri!r}, which cannot be used: {error}; make the folder or bucket first, give "
+            "credentials by the environment, and an address that every machine reaches"
+        ) from None
+    with beating(storage, "driver.json"):
+        yield Driver(storage, ledger)
+
+
+def _sign_of(storage: Storage) -> bytes | None:
+    try:
+        return storage.read("driver.json")
+    except FileNotFoundError:
+        return None
+
+
+def _holder(sign: bytes) -> str:
+    try:
+        content = json.loads(sign)
+        return f"process {content['process']} on {content['machine']}"
+    except (ValueError, TypeError, KeyError):
+        return "another process"
+
+
+class Driver:
+    """Keeps a ledger and a storage of the same study alike."""
+
+    def __init__(self, storage: Storage, ledger: Ledger) -> None:
+        self.storage, self.ledger = storage, ledger
+        self._follower = Follower(ledger.folder)
+        self._trials = {row["trial_id"] for row in ledger.rows}
+
+    def holds_study(self) -> bool:
+        return "study.yaml" in self.storage.list()
+
+    def begin(self) -> None:
+        """Bring here what is known there of the planned trials.
+
+        Raises:
+            ConfigError: trials there were trained on another corpus than those here.
+        """
+        there, here = _corpora(self.storage.read("study.yaml")), self.ledger.folder / "study.yaml"
+        for id_, digest in (_corpora(here.read_bytes()) if here.exists() else {}).items():
+            if there.get(id_, digest) != digest:
+                raise ConfigError(
+                    f"{self.storage.uri}: its trials of {self.storage.study} were trained on the corpus {there[id_]}, those in "
+                    f"{self.ledger.folder} on {digest}; give `--results` another folder, or the study another `study` name"
+                )
+        if not here.exists():
+            self._follower.pull(self.storage, lambda name: name == "study.yaml" or name.startswith("data"))
+        self.pull(self.storage)
+
+    def send(self, waiting: Sequence[str], corpora: Mapping[str, Path], say: Callable[[str], None]) -> None:
+        """Bring there what is known here of the planned trials, and what those waiting need.
+
+        Args:
+            corpora: data id -> folder of the prepared corpus.
+        """
+        there = self.storage.list()
+        for folder in set(corpora.values()):
+            files = sorted(folder.iterdir(), key=lambda path: path.name == "manifest.json")  # last: the others are checked by it
+            missing = [path for path in files if there.get(f"data/{folder.name}/{path.name}", (-1, 0))[0] != path.stat().st_size]
+            if missing:
+                say(f"{self.storage.uri}: sending the corpus, {sum(path.stat().st_size for path in missing) / 1e6:.1f} MB")
+            for path in missing:
+                self.storage.put(path, f"data/{folder.name}/{path.name}")
+        for id_ in waiting:  # a result there is not whole, and set aside here; a worker would take it for the trial's
+            if f"trials/{id_}/result.json" in there:
+                self.storage.delete(f"trials/{id_}/result.json")
+        for id_ in self._trials:
+            for path in self.ledger.trial_folder(id_).glob("[!.]*"):
+                is_record = path.name not in ("lock", "log.txt", *SIGNS) and ".corrupt-" not in path.name
+                if is_record and (f"trials/{id_}/{path.name}" not in there or path.name == "trial.yaml"):
+                    self.storage.put(path, f"trials/{id_}/{path.name}")
+        for path in self.ledger.folder.glob("data*.json"):
+            self.storage.put(path, path.name)
+        self._send_table(self.storage)
+
+    def _send_table(self, storage: Storage) -> None:
+        for name in ("trials.csv", "study.yaml"):  # an onlooker who finds the latter finds the former
+            storage.put(self.ledger.folder / name, name)
+
+    @contextmanager
+    def following(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Pull now and then while the body runs, and once at its end: in patience, unless it was interrupted."""
+        at_once = self.storage.at_once()
+        aside = set(filter(_is_aside, self.storage.list()))
+        try:
+            with every(FOLLOW_SECONDS, lambda: self.pull(at_once)):
+                yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._end(at_once, aside, say)
+            raise
+        self._end(self.storage, aside, say)
+
+    def _end(self, storage: Storage, aside: set[str], say: Callable[[str], None]) -> None:
+        listed = self.pull(storage)
+        self.ledger.write_table()
+        self._send_table(storage)
+        for name in sorted(set(filter(_is_aside, listed)) - aside):
+            say(f"{storage.uri}: {storage.study}/{name}: a damaged checkpoint was found and set aside; its trial went on without it")
+
+    def pull(self, storage: Storage) -> set[str]:
+        """Bring curves, failures and results here; remove there what a trial with a result needs no more. Returns all names there."""
+        waiting = set(self.ledger.unfinished())
+        listed = self._follower.pull(storage, lambda name: PurePosixPath(name).parent.name in waiting)
+        for id_ in waiting - set(self.ledger.unfinished()):
+            for path in self.ledger.trial_folder(id_).iterdir():
+                if path.name in SIGNS or path.match("checkpoint*.pt"):  # the latter of a time without the storage
+                    path.unlink(missing_ok=True)
+        final = self._trials - set(self.ledger.unfinished())
+        for name in listed:
+            place = PurePosixPath(name)
+            if place.parent.name in final and place.name.startswith(("checkpoint", "worker", ".")) and not _is_aside(name):
+                storage.delete(name)
+        return listed
+
+
+def _corpora(study_yaml: bytes) -> dict[str, str]:
+    """Data id -> digest of the corpus that a study's trials were trained on."""
+    recorded: Any = yaml.safe_load(study_yaml)
+    return {entry["id"]: entry["digest"] for entry in recorded["provenance"]["data"]}
+
+
+def _is_aside(name: str) -> bool:
+    return ".corrupt-" in name
+
+
+# --- an onlooker ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def looked_at(address: str) -> Iterator[Path]:
+    """A results folder; from an address of a storage, a temporary one that is kept as the storage is while the body runs.
+
+    Raises:
+        ConfigError: there is no study at this address.
+    """
+    if "://" not in address:
+        yield Path(address)
+        return
+    try:
+        storage = Storage.at(address)
+    except ValueError as error:
+        raise ConfigError(f"{address}: {error}") from None
+    first = storage.at_once(FIRST_PATIENCE_SECONDS)
+    with tempfile.TemporaryDirectory(prefix="sparsemem-") as temporary:
+        folder = Path(temporary) / storage.study
+        folder.mkdir()
+        follower = Follower(folder)
+        try:
+            if "study.yaml" not in follower.pull(first):
+                raise FileNotFoundError("there is no study.yaml")
+        except (OSError, ValueError) as error:
+            remedy = "give the value of its `run.storage` with /NAME of the study after its path"
+            raise ConfigError(f"{address}: holds no study ({error}); {remedy}") from None
+        if any(folder.rglob("driver.json")) or any(folder.rglob("beat.json")):  # alive is what changes
+            time.sleep(2 * BEAT_SECONDS)
+            follower.pull(first)
+        at_once = storage.at_once()
+        with every(FOLLOW_SECONDS, lambda: follower.pull(at_once)):
+            yield folder
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------------
+
+
+class Follower:
+    """Brings the text files of a storage into a folder as they change."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen: dict[str, tuple[int, int]] = {}
+
+    def pull(self, storage: Storage, wanted: Callable[[str], bool] = lambda name: True) -> set[str]:
+        """Returns all names there, also of files that are not wanted or not text."""
+        listed = storage.list()
+        names = [name for name in listed if _NAMES.fullmatch(name) and name.endswith((".yaml", ".csv", ".json")) and wanted(name)]
+        for name in sorted(names, key=lambda name: (name.endswith("/result.json"), name != "study.yaml")):
+            if self._seen.get(name) == listed[name]:
+                continue
+            with contextlib.suppress(FileNotFoundError):  # gone since
+                storage.get(name, self._folder / name)
+                if name not in self._seen and name.endswith(("beat.json", "driver.json")):
+                    os.utime(self._folder / name, (0, 0))  # not seen to change yet: it may be of a process that was killed
+                self._seen[name] = listed[name]
+        for name in self._seen.keys() - listed.keys():
+            del self._seen[name]
+            if name.endswith(SIGNS):
+                (self._folder / name).unlink(missing_ok=True)
+        return set(listed)
+
+
+@contextmanager
+def beating(storage: Storage, name: str) -> Iterator[None]:
+    """Renew a file for as long as the body runs, so that others see that this process is alive."""
+    at_once, beats = storage.at_once(), itertools.count()
+
+    def beat() -> None:
+        at_once.write(name, _sign(next(beats)))
+
+    with contextlib.suppress(OSError):
+        beat()
+    try:
+        with every(BEAT_SECONDS, beat):
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            at_once.delete(name)
+
+
+def _sign(beat: int) -> bytes:
+    return json.dumps({"process": os.getpid(), "machine": socket.gethostname(), "beat": beat}).encode()
+
+
+@contextmanager
+def every(seconds: float, action: Callable[[], object]) -> Iterator[None]:
+    """Do something every so many seconds while the body runs; what a storage or disk refuses is tried again the next time."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            with contextlib.suppress(OSError):
+                action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
