@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 import threading
 import traceback
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
 
 from sparsemem.config import Trial
+from sparsemem.files import or_warn, write_json
 from sparsemem.study.engine import Job
 
 
-def run_job(job: Job, threads: int, device: str | None = None) -> None:
-    """Train a job in this process; how it ended stands in its folder.
+def run_job(job: Job, threads: int, device: str | None = None, node: str | None = None) -> None:
+    """Train a job in this process; how it ended stands in its folder, and while it is running `worker.json` says where.
 
     Args:
         threads, device: see `train.run_trial`.
+        node: name of the node that this process is on; by default its host.
 
     Raises:
         As `train.run_trial`.
@@ -33,7 +37,14 @@ def run_job(job: Job, threads: int, device: str | None = None) -> None:
     from sparsemem.train import run_trial
 
     trial = Trial.model_validate(yaml.safe_load((job.trial_folder / "trial.yaml").read_text(encoding="utf-8")))
+    place = job.trial_folder / "worker.json"
+    or_warn(
+        write_json,
+        place,
+        {"node": node or socket.gethostname(), "pid": os.getpid(), "started": datetime.now(UTC).isoformat(timespec="seconds")},
+    )
     run_trial(trial, job.tokens_folder, job.trial_folder, threads=threads, device=device)
+    place.unlink(missing_ok=True)
 
 
 def main() -> int:
