@@ -6,7 +6,9 @@ Ray itself then waits: for ever for this machine's raylet; for a minute for the 
 from __future__ import annotations
 
 import _thread
+import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +17,8 @@ from typing import Any
 
 VITAL = ("raylet", "gcs_server")
 POLL_SECONDS = 0.5
+GRACE = 10.0
+REMEDY = "; the same command goes on from the last checkpoints"
 PATIENCE = 20.0
 """Seconds that the head of a cluster may be away: one that keeps its state elsewhere is back by then, and Ray goes on."""
 
@@ -37,6 +41,11 @@ def ends_with_ray() -> Iterator[None]:
             if found := loss(node):
                 lost.append(found)
                 _thread.interrupt_main()
+                if not left.wait(
+                    GRACE
+                ):  # the main thread waits for the head inside Ray, deaf to signals; at 60 seconds Ray would end us anyway
+                    print(f"sparsemem: {found}{REMEDY}", file=sys.stderr, flush=True)
+                    os._exit(1)
                 return
 
     if node is None or threading.current_thread() is not threading.main_thread():
@@ -48,7 +57,7 @@ def ends_with_ray() -> Iterator[None]:
         yield
     except BaseException as error:
         if lost:
-            raise ChildProcessError(f"{lost[0]}; the same command goes on from the last checkpoints") from error
+            raise ChildProcessError(f"{lost[0]}{REMEDY}") from error
         raise
     finally:
         left.set()
@@ -79,13 +88,13 @@ class _Reach:
 
 def _cluster(node: Any) -> str:
     """The id of the cluster whose head answers; '' where none does."""
-    from ray import _raylet
+    from ray import _raylet  # its stub lacks this class
 
     host, _, port = node.gcs_address.rpartition(":")
     if not _answers(socket.AF_INET6 if ":" in host else socket.AF_INET, (host.strip("[]"), int(port))):
         return ""  # at once, where the client would try for long
     try:
-        return str(_raylet.GcsClient(address=node.gcs_address).cluster_id)
+        return str(vars(_raylet)["GcsClient"](address=node.gcs_address).cluster_id)
     except Exception:  # it went away meanwhile
         return ""
 
