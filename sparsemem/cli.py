@@ -187,6 +187,10 @@ def _detect(arguments: argparse.Namespace, name: str, rows: list[dict[str, Any]]
 
 def _run(arguments: argparse.Namespace) -> int:
     study = load_study(arguments.study, _overrides(arguments.set))
+    if (arguments.address or "").startswith("ray-job:"):
+        from sparsemem.study.ray_job import run_as_job
+
+        return run_as_job(study, arguments.study.resolve().parent, arguments.results, arguments.address)
     from sparsemem.study.launch import run_study
     from sparsemem.study.progress import results_table
 

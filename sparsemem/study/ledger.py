@@ -114,6 +114,13 @@ class Ledger:
             self._final[trial_id] = state
         return self._final[trial_id]
 
+    def node(self, trial_id: str) -> str:
+        """The node that a running trial is on; '' where that is not known."""
+        try:
+            return str(json.loads((self.trial_folder(trial_id) / "worker.json").read_text(encoding="utf-8"))["node"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return ""
+
     def unfinished(self) -> list[str]:
         """Planned trials without a final result, in the order of the plan."""
         return [row["trial_id"] for row in self.rows if self.state(row["trial_id"]).status not in FINAL]
@@ -240,11 +247,7 @@ class Ledger:
             write_text(description, yaml.safe_dump(trial.model_dump(mode="json"), sort_keys=False))
 
     def _write_study(self, study: Study, corpora: Mapping[str, Mapping[str, Any]]) -> None:
-        written = json.loads(json.dumps(study.model_dump(mode="json")))
-        vary = written["vary"]
-        kept = {"study": written["study"], "question": written["question"], "analysis": written["analysis"], **written["base"]}
-        kept |= {"vary": vary[0] if len(vary) == 1 else vary, "run": written["run"]}
-        kept |= {name: written[name] for name in ("tune", "tuned") if written[name]}
+        kept = as_written(study)
         provenance = self._provenance()
         if corpora or not provenance:
             data = {entry["id"]: entry for entry in provenance.get("data", [])}
@@ -260,6 +263,15 @@ class Ledger:
     def _provenance(self) -> dict[str, Any]:
         recorded = _mapping(self.folder / "study.yaml").get("provenance")
         return recorded if isinstance(recorded, dict) else {}
+
+
+def as_written(study: Study) -> dict[str, Any]:
+    """A study's fields as its file holds them, what `tuned` names included: `load_study` reads the same study again."""
+    written = json.loads(json.dumps(study.model_dump(mode="json")))
+    vary = written["vary"]
+    kept = {"study": written["study"], "question": written["question"], "analysis": written["analysis"], **written["base"]}
+    kept |= {"vary": vary[0] if len(vary) == 1 else vary, "run": written["run"]}
+    return kept | {name: written[name] for name in ("tune", "tuned") if written[name]}
 
 
 def data_id(data: Data) -> str:
