@@ -51,7 +51,7 @@ def run_trials(jobs: Sequence[Job], run: Run, address: str | None = None) -> Non
             is no cluster at `address`, or its head was lost.
     """
     with scratch_folder(Path("/tmp") if os.path.isdir("/tmp") else None, "sparsemem-ray-") as scratch:  # short: sockets live in it
-        ray = _connected(address) if address else _started(min(slots(run), len(jobs)) * run.cpus_per_trial, scratch)
+        ray = _connected(address, jobs) if address else _started(min(slots(run), len(jobs)) * run.cpus_per_trial, scratch)
         with ray, ends_with_ray():
             for _ in range(1 + LOST_NODES):
                 jobs = _fit(jobs, run, scratch)
@@ -65,7 +65,7 @@ def _fit(jobs: Sequence[Job], run: Run, scratch: Path) -> list[Job]:
     """Run every job to its end; returns those whose last attempt ended with their node."""
     from ray import exceptions, tune
 
-    resources = {"cpu": run.cpus_per_trial, "gpu": run.gpus_per_trial}  # one bundle: all of it on one node
+    resources = {"cpu": run.cpus_per_trial, "gpu": run.gpus_per_trial, "memory": getattr(run, "memory_per_trial", None) or 0}  # on one node
     by_name = {job.trial_folder.name: job for job in jobs}
     tuner = tune.Tuner(
         tune.with_resources(_trainable(), resources),
@@ -76,6 +76,7 @@ def _fit(jobs: Sequence[Job], run: Run, scratch: Path) -> list[Job]:
             "device": None if run.gpus_per_trial else "cpu",
         },
         tune_config=tune.TuneConfig(
+            max_concurrent_trials=getattr(run, "max_concurrent", None),
             trial_dirname_creator=lambda trial: str(trial.config["trial"]),
             reuse_actors=os.access("/proc/self/clear_refs", os.W_OK),  # else peak memory would be that of all trials of a process
         ),
@@ -161,7 +162,7 @@ def _started(cpus: int, scratch: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[None]:
+def _connected(address: str, jobs: Sequence[Job]) -> Iterator[None]:
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", address)
     offer_token()
@@ -176,7 +177,8 @@ def _connected(address: str) -> Iterator[None]:
             raise ChildProcessError(
                 f"there is no Ray cluster at {address}, or it does not let us in ({_first(error)}); {remedy}"
             ) from error
-        _refuse_separate_disks()
+        if not all(getattr(job, "storage", None) for job in jobs):
+            _refuse_separate_disks()
         yield
     finally:
         ray.shutdown()
