@@ -60,7 +60,7 @@ def undisturbed(study: Path, results: Path) -> list[dict[str, str]]:
     """The table of a run of the same study that nothing happens to."""
     code = (
         "import sys; from pathlib import Path; from sparsemem.study import launch, worker; from sparsemem.config import load_study\n"
-        "launch.find_engine = lambda name: lambda jobs, run: [worker.run_job(job, 1, 'cpu') for job in jobs]\n"
+        "launch.find_engine = lambda name, address: lambda jobs, run: [worker.run_job(job, 1, 'cpu') for job in jobs]\n"
         "launch.run_study(load_study(Path(sys.argv[1])), Path(sys.argv[1]).parent, Path(sys.argv[2]))"
     )
     subprocess.run([sys.executable, "-c", code, str(study), str(results)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
