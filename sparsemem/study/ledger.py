@@ -117,6 +117,13 @@ class Ledger:
             self._final[trial_id] = state
         return self._final[trial_id]
 
+    def node(self, trial_id: str) -> str:
+        """The node that a running trial is on; '' where that is not known."""
+        try:
+            return str(json.loads((self.trial_folder(trial_id) / "worker.json").read_text(encoding="utf-8"))["node"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return ""
+
     def unfinished(self) -> list[str]:
         """Planned trials without a final result, in the order of the plan."""
         return [row["trial_id"] for row in self.rows if self.state(row["trial_id"]).status not in FINAL]
@@ -250,7 +257,7 @@ class Ledger:
                 data[name] = {"id": name, **{key: manifest[key] for key in ("corpus", "digest", "train_tokens", "validation_tokens")}}
             started = provenance.get("started") or datetime.now(UTC).isoformat(timespec="seconds")
             provenance = {**_versions(), "started": started, "data": list(data.values())}
-        text = yaml.safe_dump(study_fields(study) | {"provenance": provenance}, sort_keys=False, allow_unicode=True, width=120)
+        text = yaml.safe_dump(as_written(study) | {"provenance": provenance}, sort_keys=False, allow_unicode=True, width=120)
         path = self.folder / "study.yaml"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
@@ -260,13 +267,13 @@ class Ledger:
         return recorded if isinstance(recorded, dict) else {}
 
 
-def study_fields(study: Study) -> dict[str, Any]:
-    """A study as `study.yaml` records it, without its provenance."""
+def as_written(study: Study) -> dict[str, Any]:
+    """A study's fields as its file holds them, what `tuned` names included: `load_study` reads the same study again."""
     written = json.loads(json.dumps(study.model_dump(mode="json")))
     vary = written["vary"]
-    fields = {"study": written["study"], "question": written["question"], "analysis": written["analysis"], **written["base"]}
-    fields |= {"vary": vary[0] if len(vary) == 1 else vary, "run": written["run"]}
-    return fields | {name: written[name] for name in ("tune", "tuned") if written[name]}
+    kept = {"study": written["study"], "question": written["question"], "analysis": written["analysis"], **written["base"]}
+    kept |= {"vary": vary[0] if len(vary) == 1 else vary, "run": written["run"]}
+    return kept | {name: written[name] for name in ("tune", "tuned") if written[name]}
 
 
 def data_id(data: Data) -> str:
