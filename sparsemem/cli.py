@@ -148,10 +148,26 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         seconds = [round(each, 1) for each in estimate[0]] if estimate else [None] * len(planned)
         rows = [{**p.row(), "tuned": p.tuned, "estimated_seconds": each} for p, each in zip(planned, seconds, strict=True)]
-        print(json.dumps({"trials": rows, "memory_access": memory_access(planned), **({"detect": found[0]} if found else {})}, indent=2))
+        most = {"most_trials": study.most_trials} if study.searches else {}
+        print(
+            json.dumps(
+                {"trials": rows, **most, "memory_access": memory_access(planned), **({"detect": found[0]} if found else {})}, indent=2
+            )
+        )
     else:
         words = found[1] if found else ""
-        print("\n\n".join(filter(None, (describe_access(memory_access(planned)), describe(planned, estimate), words))))
+        print(
+            "\n\n".join(
+                filter(
+                    None,
+                    (
+                        describe_access(memory_access(planned)),
+                        describe(planned, estimate, study.most_trials if study.searches else None),
+                        words,
+                    ),
+                )
+            )
+        )
     return DONE
 
 
@@ -231,7 +247,8 @@ def _status(arguments: argparse.Namespace) -> int:
         with contextlib.suppress(KeyboardInterrupt):  # the way to leave
             watch(arguments.folder)
     else:
-        print(overview(look(Ledger.read(arguments.folder))))
+        ledger = Ledger.read(arguments.folder)
+        print(overview(look(ledger), ledger.most_trials))
     return DONE
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsemem.config import ConfigError, Study, Trial
+from sparsemem.study.adapt import Adaptive
 from sparsemem.study.engine import ENGINES, Engine, Job, slots
 from sparsemem.study.ledger import Ledger, data_id, study_lock
 from sparsemem.study.loggers import Loggers, check_loggers
@@ -38,9 +39,9 @@ def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say:
     run_trials = find_engine(engine)
     together = slots(study.run)
     check_loggers(study.run.loggers)
-    planned = plan(study)
-    trials = {p.trial.id: p.trial for p in planned}
-    ledger = Ledger(results / study.study, [p.row() for p in planned])
+    ledger = Ledger(results / study.study, [])
+    adaptive = Adaptive(study, ledger)
+    trials = _plan(adaptive, ledger)
     ledger.check_owner()
     with ExitStack() as held:
         if ledger.folder.exists():
@@ -55,18 +56,33 @@ def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say:
         ledger.begin(study, trials, corpora, say)
         say(f"{study.study}: {len(trials)} trials, {len(trials) - len(waiting)} of them finished before; results in {ledger.folder}")
         damaged = set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*"))
-        jobs = [Job(ledger.trial_folder(id_).resolve(), folders[data_id(trials[id_].data)]) for id_ in waiting]
+        for line in adaptive.remarks:
+            say(line)
         try:
-            with terminated_like_interrupted(), Loggers(study.run.loggers, ledger, trials, say):
-                if jobs:
-                    with Progress(ledger, together):
-                        run_trials(jobs, study.run)
+            while True:
+                jobs = [Job(ledger.trial_folder(id_).resolve(), folders[data_id(trials[id_].data)]) for id_ in waiting]
+                with terminated_like_interrupted(), Loggers(study.run.loggers, ledger, trials, say):
+                    if jobs:
+                        with Progress(ledger, together):
+                            run_trials(jobs, study.run)
+                if not adaptive.advance(say):
+                    break
+                tried, trials = trials, _plan(adaptive, ledger)
+                ledger.begin(study, trials, corpora, say)
+                waiting = [id_ for id_ in ledger.unfinished() if id_ not in tried]
         finally:
             ledger.write_table()
             for path in sorted(set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*")) - damaged):
                 say(f"{path}: a damaged checkpoint was found and set aside; its trial went on from the one before, or started again")
         _report(ledger, say)
     return ledger
+
+
+def _plan(adaptive: Adaptive, ledger: Ledger) -> dict[str, Trial]:
+    """Enter all trials asked for so far into the ledger; trial id -> trial."""
+    planned = plan(adaptive.study)
+    ledger.rows = [p.row() for p in planned]
+    return {p.trial.id: p.trial for p in planned}
 
 
 def find_engine(name: str) -> Engine:
