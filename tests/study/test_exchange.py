@@ -57,7 +57,7 @@ class Elsewhere:
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Elsewhere:
     engine = Elsewhere(tmp_path / "cache of the other machine")
-    monkeypatch.setattr(launch, "find_engine", lambda name: engine)
+    monkeypatch.setattr(launch, "find_engine", lambda name, address: engine)
     monkeypatch.setattr(launch, "_report", lambda ledger, say: None)
     monkeypatch.setattr(exchange, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(exchange, "SEND_SECONDS", 0.01)
@@ -86,7 +86,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (base / "tiny.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr(launch, "find_engine", lambda name: here)
+        patch.setattr(launch, "find_engine", lambda name, address: here)
         patch.setattr(launch, "_report", lambda ledger, say: None)
         return run(base / "tiny.yaml").folder
 
@@ -386,7 +386,7 @@ def test_two_workers_on_one_trial_leave_one_whole_result(write_study: Callable[.
     (tmp_path / "shared").mkdir()
     file = write_study(run={"storage": "shared"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "find_engine", lambda name: lambda given, run: jobs.extend(given))
+        patch.setattr(launch, "find_engine", lambda name, address: lambda given, run: jobs.extend(given))
         run(file)
     workers = [_worker(jobs[0], tmp_path / cache) for cache in ("one", "one", "another")]
     assert [worker.wait(PATIENCE) for worker in workers] == [0, 0, 0]
