@@ -34,26 +34,31 @@ def soak(study: Path, engine: str, results: Path, every: float, seed: int, expec
     audit, strays = Audit(results / "tiny"), 0
     driver = Driver(study, engine, results)
     last = time.monotonic()
-    while True:
-        counts = audit.look()
-        if (code := driver.process.poll()) is not None:
-            err = driver.end()[2]
-            strays += len(driver.orphans())
-            if code == 0:
-                break
-            ends[code] += 1
-            print(f"driver ended with {code} after {len(counts)} results: {err.splitlines()[-1:]}", file=sys.stderr, flush=True)
-            driver = Driver(study, engine, results)
-            last = time.monotonic()
-        elif time.monotonic() - last > every:
-            last = time.monotonic()
-            living = driver.processes()
-            if len(living) == 1 and draw.random() < SPARED:
-                continue
-            kind = draw.choice(sorted({process.kind for process in living}))
-            kills[kind] += driver.kill(draw.choice([process for process in living if process.kind == kind]))
-            print(f"{last - begun:.0f} s, {len(counts)} results: killed {kind}", file=sys.stderr, flush=True)
-        time.sleep(0.1)
+    try:
+        while True:
+            counts = audit.look()
+            if (code := driver.process.poll()) is not None:
+                err = driver.end()[2]
+                strays += len(driver.orphans())
+                if code == 0:
+                    break
+                ends[code] += 1
+                print(f"driver ended with {code} after {len(counts)} results: {err.splitlines()[-1:]}", file=sys.stderr, flush=True)
+                driver = Driver(study, engine, results)
+                last = time.monotonic()
+            elif time.monotonic() - last > every:
+                last = time.monotonic()
+                living = driver.processes()
+                if len(living) == 1 and draw.random() < SPARED:
+                    continue
+                kind = draw.choice(sorted({process.kind for process in living}))
+                kills[kind] += driver.kill(draw.choice([process for process in living if process.kind == kind]))
+                print(f"{last - begun:.0f} s, {len(counts)} results: killed {kind}", file=sys.stderr, flush=True)
+            time.sleep(0.1)
+    finally:  # also when the soak itself is interrupted
+        for process in driver.processes():
+            driver.kill(process)
+    counts = audit.look()
     found = table(results / "tiny")
     return {
         "date": datetime.now(UTC).date().isoformat(),
