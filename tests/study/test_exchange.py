@@ -61,6 +61,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Elsewhere:
     monkeypatch.setattr(launch, "_report", lambda ledger, say: None)
     monkeypatch.setattr(exchange, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(exchange, "SEND_SECONDS", 0.01)
+    monkeypatch.setattr(exchange, "FIRST_PATIENCE_SECONDS", 0.5)
     return engine
 
 
@@ -313,9 +314,8 @@ def test_the_place_of_a_driver_that_was_killed_is_taken(write_study: Callable[..
 
 
 def test_a_storage_that_cannot_be_used_is_refused_and_nothing_written(
-    write_study: Callable[..., Path], elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    write_study: Callable[..., Path], elsewhere: Elsewhere, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(exchange, "FIRST_PATIENCE_SECONDS", 0.5)
     nobody = "s3://bucket/x?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:9"
     for value in ("missing", str(tmp_path / "tiny.yaml"), "runs", nobody):
         if value == "runs":
@@ -327,8 +327,13 @@ def test_a_storage_that_cannot_be_used_is_refused_and_nothing_written(
 
 
 def test_status_of_a_storage_is_that_of_its_study(
-    write_study: Callable[..., Path], elsewhere: Elsewhere, place: str, capsys: pytest.CaptureFixture[str]
+    write_study: Callable[..., Path],
+    elsewhere: Elsewhere,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(exchange, "BEAT_SECONDS", 1.1)  # an object store tells times to the second
     file = write_study(vary={"rho": [1.0, 0.5]}, run={"storage": place})
     folder = run(file).folder
     storage, (first, last) = Storage(place, "tiny"), elsewhere.ran
