@@ -41,8 +41,8 @@ def run_job(job: Job, run: Run) -> None:
         import torch
 
         torch.cuda.set_per_process_memory_fraction(run.gpus_per_trial)  # a share of a GPU is no more than a promise otherwise
-    device = None if run.gpus_per_trial else "cpu"
-    run_trial(trial, job.tokens_folder, job.trial_folder, threads=run.cpus_per_trial, device=device)
+    device, ranks = None if run.gpus_per_trial else "cpu", max(1, int(run.gpus_per_trial))
+    run_trial(trial, job.tokens_folder, job.trial_folder, threads=run.cpus_per_trial, device=device, ranks=ranks)
 
 
 # --- the server -------------------------------------------------------------------------------------------------------------
