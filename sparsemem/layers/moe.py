@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsemem import parallel
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
 from sparsemem.config import Model, MoE
 from sparsemem.layers.feed_forward import FeedForward, feed_forward_account, gated
@@ -64,7 +65,7 @@ class MixtureOfExperts(nn.Module):
         gates_SK = affinity_SE.gather(-1, experts_SK)
         if self.config.normalize_gates:
             gates_SK = gates_SK / gates_SK.sum(-1, keepdim=True)
-        load_E = torch.bincount(experts_SK.flatten(), minlength=logits_SE.shape[-1])
+        load_E = parallel.total(torch.bincount(experts_SK.flatten(), minlength=logits_SE.shape[-1]))  # of the whole batch
         if self.training:
             self.load_E += load_E
         return gates_SK.to(x_SD.dtype), experts_SK, self._auxiliary(logits_SE, affinity_SE, load_E)

@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsemem import parallel
 from sparsemem.accounting import Account, always_active
 from sparsemem.config import Model, ProductKey
 from sparsemem.parameter import parameter
@@ -155,7 +156,19 @@ class BatchNorm(nn.Module):
 
     def forward(self, x_SF: Tensor) -> Tensor:
         """(S, F) -> (S, F); training needs at least two tokens."""
+        if parallel.is_divided():
+            return self._over_all_parts(x_SF)
         return F.batch_norm(x_SF, self.running_mean, self.running_var, self.gain, self.bias, self.training, momentum=0.1, eps=1e-5)
+
+    def _over_all_parts(self, x_SF: Tensor) -> Tensor:
+        """In training on a batch that ranks have divided: the statistics are those of the whole."""
+        count = parallel.total(x_SF.new_tensor(len(x_SF)))
+        mean_F = parallel.total(x_SF.sum(0)) / count
+        var_F = parallel.total((x_SF - mean_F).square().sum(0)) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean_F, 0.1)
+            self.running_var.lerp_(var_F * count / (count - 1), 0.1)
+        return (x_SF - mean_F) * (var_F + 1e-5).rsqrt() * self.gain + self.bias
 
 
 # --- choosing and scoring ---------------------------------------------------------------------------------------------------

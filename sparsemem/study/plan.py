@@ -102,6 +102,7 @@ def plan(study: Study) -> list[PlannedTrial]:
             sizes = solve(trial.model, trial.budget, trial.shares)
             account = count_model(trial.model, sizes, trial.data.context, trial.data.vocab_size)
             _check_flops(trial.budget, account)
+            _check_ranks(trial, study.run)
             check_start(trial.model, sizes)
         except ConfigError as error:
             point = ", ".join(f"{path}={value}" for path, value in varied.items())
@@ -119,6 +120,15 @@ def _check_flops(budget: Budget, account: ModelAccount) -> None:
         raise ConfigError(
             f"field `budget.flops_per_token` has the value {wanted:,}, but these sizes come to {got:,} ({got / wanted - 1:+.2%}, beyond "
             f"`tolerance` {budget.tolerance:.2%}); change the memory's `key_dim` or `top_m`, or the budget"
+        )
+
+
+def _check_ranks(trial: Trial, run: Run) -> None:
+    sequences = trial.train.batch_tokens // trial.data.context
+    if run.gpus_per_trial > sequences:
+        raise ConfigError(
+            f"field `run.gpus_per_trial` has the value {run.gpus_per_trial:g}, but a batch of `train.batch_tokens` "
+            f"{trial.train.batch_tokens:,} has {sequences} sequences to divide among them; lower it"
         )
 
 

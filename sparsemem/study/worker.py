@@ -52,13 +52,13 @@ def run_job(job: Job, run: Run, node: str | None = None) -> None:
         import torch
 
         torch.cuda.set_per_process_memory_fraction(run.gpus_per_trial)  # a share of a GPU is no more than a promise otherwise
-    device = None if run.gpus_per_trial else "cpu"
+    device, ranks = None if run.gpus_per_trial else "cpu", max(1, int(run.gpus_per_trial))
     worker = {"node": node or socket.gethostname(), "pid": os.getpid(), "started": datetime.now(UTC).isoformat(timespec="seconds")}
     with brought_here(job) if job.storage else contextlib.nullcontext(job) as here:
         trial = Trial.model_validate(yaml.safe_load((here.trial_folder / "trial.yaml").read_text(encoding="utf-8")))
         place = here.trial_folder / "worker.json"
         or_warn(write_json, place, worker)
-        run_trial(trial, here.tokens_folder, here.trial_folder, threads=run.cpus_per_trial, device=device)
+        run_trial(trial, here.tokens_folder, here.trial_folder, threads=run.cpus_per_trial, device=device, ranks=ranks)
         place.unlink(missing_ok=True)
 
 

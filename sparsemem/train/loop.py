@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from sparsemem import parallel
 from sparsemem.budget import solve
 from sparsemem.config import Train, Trial
 from sparsemem.data import Batches, Tokens, validation_windows
@@ -37,6 +38,7 @@ from sparsemem.train import checkpoint
 from sparsemem.train.allocator import keep_freed_memory
 from sparsemem.train.evaluate import sequence_losses
 from sparsemem.train.optim import Optimizer, learning_rate
+from sparsemem.train.ranks import started
 
 CURVE_COLUMNS = ("step", "tokens", "train_loss", "val_loss", "lr", "grad_norm", "expert_load_max", "tokens_per_second", "seconds")
 USAGE_COLUMNS = ("coverage", "kl_uniform", "top1_score", "topm_score", "output_std", "singular_values")
@@ -46,7 +48,9 @@ CHECKPOINT_TIMES = 10  # a checkpoint waits for so many times what the last one 
 PARTIAL_EVALUATION = 8  # an evaluation before the last one uses every so many-th part of the held-out set
 
 
-def run_trial(trial: Trial, tokens_folder: Path, trial_folder: Path, *, threads: int, device: str | None = None) -> dict[str, Any]:
+def run_trial(
+    trial: Trial, tokens_folder: Path, trial_folder: Path, *, threads: int, device: str | None = None, ranks: int = 1
+) -> dict[str, Any]:
     """Train a trial to its end and return its result; at once if `trial_folder` holds one already.
 
     Args:
@@ -55,6 +59,8 @@ def run_trial(trial: Trial, tokens_folder: Path, trial_folder: Path, *, threads:
             `result.json`; `failure.json` in place of it on an error.
         threads: processor threads to use.
         device: a torch device; by default the GPU where there is one.
+        ranks: processes that train it together, each on its part of every batch, with its part of the threads and a GPU of its own
+            (`parallel`); more than one ask for as many sequences in a batch.
 
     Raises:
         MemoryError: out of memory, of the processor or of the GPU; `failure.json` then has the status `out_of_memory`.
@@ -69,15 +75,33 @@ def run_trial(trial: Trial, tokens_folder: Path, trial_folder: Path, *, threads:
             if finished.exists():
                 checkpoint.remove(trial_folder)  # where a kill came between the two
                 return dict(json.loads(finished.read_text(encoding="utf-8")))
+            threads = max(1, threads // ranks)
             prepare_process(threads)
-            return _Run(trial, tokens_folder, trial_folder, device).to_the_end()
+            with started(trial, tokens_folder, trial_folder, threads, torch.device(device or default_device()), ranks) as own:
+                return _Run(trial, tokens_folder, trial_folder, own).to_the_end()
         except Exception as error:
-            full = _is_out_of_memory(error)
-            failure = {"status": "out_of_memory" if full else "failed", "message": str(error), "traceback": traceback.format_exc()}
-            or_warn(write_json, trial_folder / "failure.json", failure)
-            if full:
+            _leave_word(trial_folder, error)
+            if _is_out_of_memory(error):
                 raise MemoryError(str(error)) from error
             raise
+
+
+def follow(trial: Trial, tokens_folder: Path, trial_folder: Path, threads: int, device: torch.device) -> None:
+    """Train as another rank than the first: only weights come of it."""
+    try:
+        prepare_process(threads)
+        _Run(trial, tokens_folder, trial_folder, device).along()
+    except Exception as error:
+        _leave_word(trial_folder, error)
+        raise
+
+
+def _leave_word(trial_folder: Path, error: Exception) -> None:
+    """Of what went wrong first: the end of one rank is an error of all others."""
+    if not (trial_folder / "failure.json").exists():
+        status = "out_of_memory" if _is_out_of_memory(error) else "failed"
+        failure = {"status": status, "message": str(error), "traceback": traceback.format_exc()}
+        or_warn(write_json, trial_folder / "failure.json", failure)
 
 
 class StepTimer:
@@ -120,11 +144,15 @@ def train_step(
     precision: torch.dtype,
 ) -> tuple[float, float]:
     """One update on the first `tokens` targets of the batch, `done` of the token budget. Returns (mean nats per token, gradient norm)."""
-    with torch.autocast(inputs_BT.device.type, dtype=precision, enabled=precision != torch.float32):
-        losses_BT, auxiliary = model.losses(inputs_BT, targets_BT)
-    loss = losses_BT.flatten()[:tokens].mean()
-    (loss + auxiliary).backward()
-    value = float(loss.detach())
+    rows, context = inputs_BT.shape
+    with parallel.divided(rows) as part:
+        with torch.autocast(inputs_BT.device.type, dtype=precision, enabled=precision != torch.float32):
+            losses_BT, auxiliary = model.losses(inputs_BT[part], targets_BT[part])
+        own = min(tokens, part.stop * context) - part.start * context
+        loss = losses_BT.flatten()[:own].mean() * (own / tokens)
+        (loss + auxiliary * (len(losses_BT) / rows)).backward()
+        value = float(parallel.total(loss.detach()))
+        parallel.add_up_gradients(model.parameters())
     norm = optimizer.step(rate, done) if math.isfinite(value) else math.nan
     for layer in model.expert_layers():
         layer.rebalance()
@@ -150,10 +178,9 @@ class _Since:
 class _Run:
     """The state of a trial between its first and its last step."""
 
-    def __init__(self, trial: Trial, tokens_folder: Path, folder: Path, device: str | None) -> None:
-        self.trial, self.folder = trial, folder
-        self.device = torch.device(device or default_device())
-        self.precision = _precision(trial.train, self.device)
+    def __init__(self, trial: Trial, tokens_folder: Path, folder: Path, device: torch.device) -> None:
+        self.trial, self.folder, self.device = trial, folder, device
+        self.precision = _precision(trial.train, device)
         self.tokens = Tokens.load(tokens_folder)
         self.sizes: Sizes = solve(trial.model, trial.budget, trial.shares)
         self.batches = Batches(self.tokens.train, trial.data.context, trial.train.batch_tokens, trial.seed)
@@ -165,9 +192,20 @@ class _Run:
         self.step, self.seconds, self.since = 0, 0.0, _Since()
         self.curve: list[dict[str, Any]] = []
         self.usage: list[dict[str, Any]] = []
-        if not checkpoint.load(folder, trial.id, self.tokens.digest, self._resume):
+        loaded = parallel.rank() == 0 and self._load()
+        step = parallel.of_first(self.step, device)
+        if parallel.rank() > 0 and step > 0:  # the first has found it sound, and cannot replace it before all have it
+            loaded = self._load()
+        if not loaded:
             self._build()  # also where an unusable checkpoint was taken over in part
             self.model.initialize(trial.seed)
+        if self.step != step:
+            raise ValueError(f"rank {parallel.rank()} is at step {self.step}, the first one at {step}")
+
+    def along(self) -> None:
+        """The steps of another rank, up to the first loss that is not finite."""
+        while self.step < self.steps and math.isfinite(self._advance()[0]):
+            pass
 
     def to_the_end(self) -> dict[str, Any]:
         saved, spent = time.monotonic(), 0.0
@@ -255,6 +293,9 @@ class _Run:
 
     # --- stop and go ---
 
+    def _load(self) -> bool:
+        return checkpoint.load(self.folder, self.trial.id, self.tokens.digest, self._resume)
+
     def _save(self) -> None:
         state = {
             "trial_id": self.trial.id,
@@ -307,8 +348,8 @@ class _Run:
             "tokens_per_second": self._tokens_done() / self.seconds,
             "peak_memory_bytes": _peak_memory(self.device),
             "seconds": self.seconds,
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
+            "device": _device_name(self.device),
+            "threads": torch.get_num_threads() * parallel.ranks(),
             "precision": "fp32" if self.precision == torch.float32 else "bf16",
             "versions": {"python": platform.python_version(), "torch": version("torch"), "sparsemem": version("sparsemem")},
         }
@@ -359,8 +400,14 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
 
 
+def _device_name(device: torch.device) -> str:
+    """Of the device, or of all devices."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return name if parallel.ranks() == 1 else f"{parallel.ranks()} x {name}"
+
+
 def _peak_memory(device: torch.device) -> int:
-    """Largest memory of the device; on a CPU, of this process."""
+    """Largest memory of the device; on a CPU, of this process. Of several ranks, the first one's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

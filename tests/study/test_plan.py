@@ -95,6 +95,11 @@ def test_slots_are_what_processors_memory_gpus_and_the_study_allow(monkeypatch: 
         slots(Run.model_validate({"memory_per_trial": "65G"}))
 
 
+def test_a_batch_with_fewer_sequences_than_gpus_is_refused(write_study: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"run.gpus_per_trial.* 32, but a batch .* 256 has 16 sequences"):
+        plan(load_study(write_study(run={"gpus_per_trial": 32})))
+
+
 def test_the_longest_trials_start_first_unless_the_study_says_otherwise(write_study: Callable[..., Path]) -> None:
     budget = {"total_params": "30k", "active_params": "7k", "tolerance": "5%"}
     vary = {"budget": [budget | {"tokens": tokens} for tokens in (1024, 4096)], "seed": [0, 1]}
