@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (run, tune):
         sub.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="receives the folder <study>/ (default: runs)")
     run.add_argument("--engine", choices=ENGINES, default="ray", help="ray: Ray Tune; local: plain subprocesses (default: ray)")
+    run.add_argument("--address", metavar="ADDR", help="run on a Ray cluster: HOST:PORT of its head, auto, or ray-job:http://HOST:8265")
     for sub in (plan, run, tune):
         sub.add_argument("study", type=Path, metavar="STUDY.yaml")
         sub.add_argument(
@@ -197,10 +198,14 @@ def _detect(arguments: argparse.Namespace, name: str, rows: list[dict[str, Any]]
 
 def _run(arguments: argparse.Namespace) -> int:
     study = load_study(arguments.study, _overrides(arguments.set))
+    if (arguments.address or "").startswith("ray-job:"):
+        from sparsemem.study.ray_job import run_as_job
+
+        return run_as_job(study, arguments.study.resolve().parent, arguments.results, arguments.address)
     from sparsemem.study.launch import run_study
     from sparsemem.study.progress import results_table
 
-    ledger = run_study(study, arguments.study.resolve().parent, arguments.results, arguments.engine, _say)
+    ledger = run_study(study, arguments.study.resolve().parent, arguments.results, arguments.engine, _say, arguments.address)
     print(results_table(ledger.table()))
     _print_findings(ledger.folder)
     failed = [id_ for id_ in ledger.unfinished() if ledger.state(id_).message]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ def to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say: Callable[[str], None] = to_stderr) -> Ledger:
+def run_study(
+    study: Study, base: Path, results: Path, engine: str = "ray", say: Callable[[str], None] = to_stderr, address: str | None = None
+) -> Ledger:
     """Train every trial of a study that is not finished, then write the report. Running it again is always safe.
 
     Args:
@@ -32,13 +36,14 @@ def run_study(study: Study, base: Path, results: Path, engine: str = "ray", say:
         results: receives the folder `<study>/`.
         engine: `ray` or `local`.
         say: takes remarks, one line each.
+        address: of a running Ray cluster, see `ray_engine.run_trials`.
 
     Raises:
         ConfigError: refused; nothing was written.
         KeyboardInterrupt: Ctrl-C or SIGTERM; every trial goes on from its last checkpoint the next time.
     """
-    run_trials = find_engine(engine)
-    together = slots(study.run)
+    run_trials = find_engine(engine, address)
+    together = 0 if address else slots(study.run)  # a cluster's slots are not known before Ray has it
     check_loggers(study.run.loggers)
     planned = plan(study)
     trials = {p.trial.id: p.trial for p in planned}
@@ -94,12 +99,23 @@ def _make(folder: Path, held: ExitStack) -> None:
     held.enter_context(study_lock(folder))
 
 
-def find_engine(name: str) -> Engine:
-    """`ray` or `local`; only the one asked for is imported."""
+def find_engine(name: str, address: str | None = None) -> Engine:
+    """`ray` or `local`; only the one asked for is imported.
+
+    Raises:
+        ConfigError: there is no such engine, or it takes no such address.
+    """
     if name == "ray":
         from sparsemem.study.ray_engine import run_trials as ray
 
-        return ray
+        if address is not None and not re.fullmatch(r"auto|[^/:]+:\d+|\[[0-9a-fA-F:]+\]:\d+", address):
+            raise ConfigError(
+                f"--address has the value {address!r}: give HOST:PORT of a cluster's head, or auto on one of its machines; "
+                "from elsewhere, submit the study as a job: ray-job:http://HOST:8265"
+            )
+        return partial(ray, address=address)
+    if address is not None:
+        raise ConfigError(f"--address {address} names a Ray cluster; leave out --engine {name}")
     if name == "local":
         from sparsemem.study.local import run_trials as local
 

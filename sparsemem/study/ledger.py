@@ -117,6 +117,13 @@ class Ledger:
             self._final[trial_id] = state
         return self._final[trial_id]
 
+    def node(self, trial_id: str) -> str:
+        """The node that a running trial is on; '' where that is not known."""
+        try:
+            return str(json.loads((self.trial_folder(trial_id) / "worker.json").read_text(encoding="utf-8"))["node"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return ""
+
     def unfinished(self) -> list[str]:
         """Planned trials without a final result, in the order of the plan."""
         return [row["trial_id"] for row in self.rows if self.state(row["trial_id"]).status not in FINAL]

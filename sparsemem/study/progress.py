@@ -42,6 +42,8 @@ class TrialProgress:
     """Validation loss, nats per token: the result, or the last one so far."""
     core_seconds: float
     """Of training, on all its processor cores together."""
+    node: str = ""
+    """Where a running trial is."""
 
 
 def look(ledger: Ledger) -> list[TrialProgress]:
@@ -68,9 +70,15 @@ def look(ledger: Ledger) -> list[TrialProgress]:
                 tokens_per_second=float(last.get("tokens_per_second") or 0) if state.status == "running" else 0.0,
                 loss=state.result.get("val_loss") if state.status in FINAL else float(losses[-1]) if losses else None,
                 core_seconds=seconds * int(state.result.get("threads") or ledger.cpus_per_trial),
+                node=ledger.node(row["trial_id"]) if state.status == "running" else "",
             )
         )
     return found
+
+
+def on_nodes(trials: Sequence[TrialProgress]) -> bool:
+    """Whether trials are running on more than one node, so that it is worth saying which."""
+    return len({trial.node for trial in trials if trial.node}) > 1
 
 
 def axes_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -190,11 +198,13 @@ def _picture(trials: Sequence[TrialProgress], slots: int) -> RenderableType:
 
 def overview(trials: Sequence[TrialProgress]) -> str:
     """Every trial on a line, then the headline."""
+    several = on_nodes(trials)
     rows = [
         [
             trial.trial_id,
             trial.label,
             trial.status,
+            *([trial.node or "-"] if several else []),
             f"{trial.tokens_done / trial.tokens:.0%}",
             f"{count(trial.tokens_per_second)}" if trial.tokens_per_second else "-",
             f"{trial.loss:.4f}" if trial.loss is not None else "-",
@@ -202,7 +212,9 @@ def overview(trials: Sequence[TrialProgress]) -> str:
         ]
         for trial in trials
     ]
-    return table(["trial", "", "status", "done", "tokens/s", "val loss", ""], rows) + f"\n{headline(trials)}"
+    return (
+        table(["trial", "", "status", *(["node"] if several else []), "done", "tokens/s", "val loss", ""], rows) + f"\n{headline(trials)}"
+    )
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,7 +1,10 @@
-"""Trials as an explicit grid of Ray Tune, one process each. It must not know studies.
+"""Trials as an explicit grid of Ray Tune, in processes of Ray's: a private Ray on this machine, or a cluster. It must not know studies.
 
-Ray only schedules here. Its own storage and its session live in a temporary folder that goes with the run: a Tune experiment cannot be
-extended, and `Tuner.restore` cannot change its space, so nothing of a study is kept in one.
+Ray only schedules here. Tune's own storage lives in a temporary folder of the driver that goes with the run: a Tune experiment cannot be
+extended, and `Tuner.restore` cannot change its space, so nothing of a study is kept in one. No other node ever reads that folder, since no
+trial reports a checkpoint to Tune.
+
+A process that has ended a trial well is given another one; one that has not is never used again.
 """
 
 from __future__ import annotations
@@ -9,95 +12,200 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sparsemem.config import Run
+from sparsemem.config import ConfigError, Run
 from sparsemem.files import scratch_folder
 from sparsemem.study.engine import Job, record_failure, slots
 from sparsemem.study.ray_watch import ends_with_ray
+from sparsemem.study.storage import StorageAway
 
 OBJECT_STORE_BYTES = 80 * 2**20  # nothing travels through it; Ray's default is 30% of the machine's memory
+LOST_NODES = 3
 
 _ENVIRONMENT = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port on 127.0.0.1
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the old reporter is the one that `verbose=0` silences
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the driver's
 }
+_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # every port on 127.0.0.1
 
 
-def run_trials(jobs: Sequence[Job], run: Run) -> None:
+def run_trials(jobs: Sequence[Job], run: Run, address: str | None = None) -> None:
     """See `engine.Engine`.
 
+    A trial whose node is lost is started again up to `run.max_failures` times, as after any other failure; where its last attempt ended
+    with its node, it gets as many once more when the others are done, up to `LOST_NODES` times: not its fault, unless it always happens.
+
+    Args:
+        address: of a running cluster, `HOST:PORT` or `auto`; by default a private Ray is started and ended.
+
     Raises:
-        ChildProcessError: Ray did not start, for which it gives its own processes 30 seconds: a busy machine may not meet that; or it was
-            killed.
+        ConfigError: the nodes of the cluster do not share a disk.
+        ChildProcessError: Ray did not start (it gives its own processes 30 seconds, which a busy machine may not meet) or was killed; there
+            is no cluster at `address`, or its head was lost.
     """
     with scratch_folder(Path("/tmp") if os.path.isdir("/tmp") else None, "sparsemem-ray-") as scratch:  # short: sockets live in it
-        _run_trials(jobs, run, str(scratch))
+        ray = _connected(address, jobs) if address else _started(min(slots(run), len(jobs)) * run.cpus_per_trial, scratch)
+        resources = {"cpu": run.cpus_per_trial, "gpu": run.gpus_per_trial}  # one bundle: all of it on one node
+        if address and run.memory_per_trial:  # on this machine, `slots` has seen to it
+            resources["memory"] = run.memory_per_trial
+        with ray, ends_with_ray():
+            for _ in range(1 + LOST_NODES):
+                jobs = _fit(jobs, run, resources, scratch)
+                if not jobs:
+                    return
+        for job in jobs:
+            record_failure(job.trial_folder, f"it lost its node {1 + LOST_NODES} times and more (often: out of memory)")
 
 
-def _run_trials(jobs: Sequence[Job], run: Run, scratch: str) -> None:
-    os.environ.update(_ENVIRONMENT)
-    import ray
-    from ray import tune
+def _fit(jobs: Sequence[Job], run: Run, resources: Mapping[str, float], scratch: Path) -> list[Job]:
+    """Run every job to its end; returns those whose last attempt ended with their node."""
+    from ray import exceptions, tune
 
-    together = min(slots(run), len(jobs))
-    resources = {"cpu": run.cpus_per_trial, "gpu": run.gpus_per_trial}
-    folders = [str(job.trial_folder) for job in jobs]
-    tokens = {str(job.trial_folder): str(job.tokens_folder) for job in jobs}
-    tuner_arguments: dict[str, Any] = {
-        "param_space": {
-            "trial_folder": tune.grid_search(folders),
-            "tokens": tokens,
+    by_name = {job.trial_folder.name: job for job in jobs}
+    tuner = tune.Tuner(
+        tune.with_resources(_trainable(), dict(resources)),
+        param_space={
+            "trial": tune.grid_search(list(by_name)),
+            "jobs": by_name,
             "run": run,
         },
-        "tune_config": tune.TuneConfig(reuse_actors=False, max_concurrent_trials=together),
-        "run_config": tune.RunConfig(
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=run.max_concurrent,
+            trial_dirname_creator=lambda trial: str(trial.config["trial"]),
+            reuse_actors=os.access("/proc/self/clear_refs", os.W_OK),  # else peak memory would be that of all trials of a process
+        ),
+        run_config=tune.RunConfig(
             name="study",
-            storage_path=os.path.join(scratch, "tune"),
+            storage_path=str(scratch / "tune"),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=run.max_failures),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
-    }
+    )
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # results go to stdout, Ray's remarks do not
+        outcomes = tuner.fit()
+    lost = []
+    for number in range(len(outcomes)):
+        error = outcomes[number].error
+        job = by_name[Path(outcomes[number].path).name]  # a trial that was killed has no config any more
+        if isinstance(error, exceptions.OutOfMemoryError):
+            record_failure(job.trial_folder, "ended by Ray: the machine ran out of memory", "out_of_memory")
+        elif isinstance(error, exceptions.RayActorError) and "its node has died" in str(error):
+            lost.append(job)
+        elif isinstance(error, exceptions.RayActorError):
+            record_failure(job.trial_folder, "its process was killed (often: out of memory)")
+        elif error is not None and not (job.trial_folder / "failure.json").exists():  # it could leave no word where we read
+            cause = getattr(error, "cause", error)
+            record_failure(job.trial_folder, str(cause), "interrupted" if isinstance(cause, StorageAway) else "failed")
+    return lost
+
+
+def _trainable() -> type:
+    """What Tune makes processes of; Ray is imported by then."""
+    from ray import tune
+
+    class TrialProcess(tune.Trainable):
+        def step(self) -> dict[str, Any]:
+            from sparsemem.study.worker import run_job
+
+            run_job(self.config["jobs"][self.config["trial"]], self.config["run"], _node_name())
+            return {"done": True}
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            from sparsemem.train.process import make_as_new
+
+            make_as_new()
+            return True
+
+    return TrialProcess
+
+
+def _node_name() -> str:
+    """Of the node that this process is on: what it was named by `ray start --node-name`, else its host."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here)
+    return str(node["NodeName"] if node["NodeName"] != node["NodeManagerAddress"] else node["NodeManagerHostname"])
+
+
+# --- Ray itself -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _started(cpus: int, scratch: Path) -> Iterator[None]:
+    os.environ.update(_ENVIRONMENT | _ON_LOOPBACK)
+    import ray
+
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # results go to stdout, Ray's remarks do not
-            _start(together * run.cpus_per_trial, scratch)
-            with ends_with_ray():
-                outcomes = tune.Tuner(tune.with_resources(_run, resources), **tuner_arguments).fit()
-        for number in range(len(outcomes)):
-            error, folder = outcomes[number].error, Path((outcomes[number].config or {})["trial_folder"])
-            if isinstance(error, ray.exceptions.OutOfMemoryError):
-                record_failure(folder, "ended by Ray: the machine ran out of memory", "out_of_memory")
-            elif isinstance(error, ray.exceptions.RayActorError):
-                record_failure(folder, "its process was killed (often: out of memory)")
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(scratch),
+            )
+        except Exception as error:  # Ray raises plain exceptions of many kinds here
+            remedy = "run again when the machine is less busy, or with --engine local"
+            raise ChildProcessError(f"Ray did not start ({error}); {remedy}") from error
+        yield
     finally:
         ray.shutdown()
 
 
-def _start(cpus: int, scratch: str) -> None:
+@contextmanager
+def _connected(address: str, jobs: Sequence[Job]) -> Iterator[None]:
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", address)
+    offer_token()
+    os.environ.update(_ENVIRONMENT | (_ON_LOOPBACK if address.startswith(("127.0.0.1:", "localhost:")) else {}))
     import ray
 
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=scratch,
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+        except Exception as error:
+            remedy = "start one with `ray start --head`, or name its head as HOST:PORT"
+            raise ChildProcessError(
+                f"there is no Ray cluster at {address}, or it does not let us in ({_first(error)}); {remedy}"
+            ) from error
+        if not all(job.storage for job in jobs):
+            _refuse_separate_disks()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def offer_token() -> None:
+    """Let Ray send the user's token where there is one; of its own accord it does so for a private Ray only."""
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or (Path.home() / ".ray" / "auth_token").exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _refuse_separate_disks() -> None:
+    """
+    Raises:
+        ConfigError: a node is another machine than this one, and nothing says what disk they share.
+    """
+    import ray
+
+    others = sorted({node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]} - {socket.gethostname()})
+    if others:
+        raise ConfigError(
+            f"field `run.storage` is missing: the cluster has nodes on {', '.join(others)}, which need not see this machine's disk; "
+            "set it to a folder that every node sees, or to the address of an object store"
         )
-    except Exception as error:  # Ray raises plain exceptions of many kinds here
-        raise ChildProcessError(f"Ray did not start ({error}); run again when the machine is less busy, or with --engine local") from error
 
 
-def _run(config: dict[str, Any]) -> None:
-    """One trial, in a process of Ray's."""
-    from sparsemem.study.worker import run_job
-
-    folder = Path(config["trial_folder"])
-    run_job(Job(folder, Path(config["tokens"][str(folder)])), config["run"])
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

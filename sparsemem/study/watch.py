@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sparsemem.config import ConfigError
 from sparsemem.study.ledger import Ledger, is_beating, is_held
-from sparsemem.study.progress import LINE_SECONDS, REFRESH_SECONDS, TrialProgress, headline, look, overview
+from sparsemem.study.progress import LINE_SECONDS, REFRESH_SECONDS, TrialProgress, headline, look, on_nodes, overview
 from sparsemem.study.text import count, duration
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ COLOURS = {"running": "cyan", "failed": "red", "out_of_memory": "red", "interrup
 AROUND = 5  # lines of a screen that are not trials: headings, the rest in words, a spare one; the headline takes more where it wraps
 BESIDE_LABEL = 52  # characters of the other columns
 LEAST_LABEL = 10
+NODE = 16
 
 
 def watch(folder: Path) -> None:
@@ -71,13 +72,15 @@ def picture(trials: Sequence[TrialProgress], width: int, height: int) -> Rendera
     fit = max(1, height - AROUND - len(above) // width - sum(bool(trial.message) for trial in trials))
     shown, left = ordered[:fit], Counter(trial.status for trial in ordered[fit:])
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name in ("state", "trial", "done", "tokens/s", "left", "val loss"):
-        grid.add_column(name, justify="left" if name in ("state", "trial") else "right", no_wrap=True)
+    nodes = on_nodes(trials)
+    for name in ("state", "trial", *(("node",) if nodes else ()), "done", "tokens/s", "left", "val loss"):
+        grid.add_column(name, justify="left" if name in ("state", "trial", "node") else "right", no_wrap=True)
     for trial in shown:
         rate = trial.tokens_per_second
         grid.add_row(
             Text(trial.status, style=COLOURS.get(trial.status, "")),
-            _cut(f"{trial.trial_id[:6]}  {trial.label}", max(LEAST_LABEL, width - BESIDE_LABEL)),
+            _cut(f"{trial.trial_id[:6]}  {trial.label}", max(LEAST_LABEL, width - BESIDE_LABEL - (NODE + 2) * nodes)),
+            *((_cut(trial.node, NODE),) if nodes else ()),
             f"{trial.tokens_done / trial.tokens:.0%}",
             count(rate) if rate else "",
             duration((trial.tokens - trial.tokens_done) / rate) if rate else "",

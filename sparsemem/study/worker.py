@@ -13,17 +13,20 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 import yaml
 
 from sparsemem.config import Run, Trial
+from sparsemem.files import or_warn, write_json
 from sparsemem.study.engine import Job
 from sparsemem.study.exchange import brought_here
 from sparsemem.study.storage import StorageAway
@@ -32,8 +35,11 @@ STORAGE_AWAY = 4  # an exit code
 GRACE_SECONDS = 5.0  # between asking a process to end and killing it
 
 
-def run_job(job: Job, run: Run) -> None:
-    """Train a job in this process; how it ended stands in its folder.
+def run_job(job: Job, run: Run, node: str | None = None) -> None:
+    """Train a job in this process; how it ended stands in its folder, and while it is running `worker.json` says where.
+
+    Args:
+        node: name of the node that this process is on; by default its host.
 
     Raises:
         As `train.run_trial`.
@@ -49,7 +55,10 @@ def run_job(job: Job, run: Run) -> None:
     device = None if run.gpus_per_trial else "cpu"
     with brought_here(job) if job.storage else contextlib.nullcontext(job) as here:
         trial = Trial.model_validate(yaml.safe_load((here.trial_folder / "trial.yaml").read_text(encoding="utf-8")))
+        place = {"node": node or socket.gethostname(), "pid": os.getpid(), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+        or_warn(write_json, here.trial_folder / "worker.json", place)
         run_trial(trial, here.tokens_folder, here.trial_folder, threads=run.cpus_per_trial, device=device)
+        (here.trial_folder / "worker.json").unlink(missing_ok=True)
 
 
 # --- the server -------------------------------------------------------------------------------------------------------------

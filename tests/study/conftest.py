@@ -104,7 +104,7 @@ def finish(folder: Path, **fields: Any) -> None:
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """Stands in for both engines; the report is left out too."""
     fake = FakeEngine()
-    monkeypatch.setattr(launch, "find_engine", lambda name: fake)
+    monkeypatch.setattr(launch, "find_engine", lambda name, address: fake)
     monkeypatch.setattr(launch, "_report", lambda ledger, say: None)
     return fake
 

@@ -1,0 +1,16 @@
+"""The command `ray` for clusters of several nodes on ONE machine, to try things out: `python sweeps/cluster/loopback.py start --head ...`.
+
+Every node is at 127.0.0.1, so that no port can be reached from elsewhere. The plain command replaces that address by the machine's own.
+"""
+
+import sys
+
+from ray._private import services
+from ray.scripts.scripts import main
+
+LOOPBACK = "127.0.0.1"
+services.resolve_ip_for_localhost = lambda host: host
+services.get_node_ip_address = lambda address=None: LOOPBACK
+
+if __name__ == "__main__":
+    sys.exit(main())
