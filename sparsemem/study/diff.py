@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from sparsemem.config import ConfigError, Study, Trial
-from sparsemem.study.ledger import FINAL, Ledger, as_written
+from sparsemem.study.ledger import FINAL, Ledger, study_fields
 from sparsemem.study.plan import PlannedTrial
 from sparsemem.study.progress import look, shown
 from sparsemem.study.text import table
@@ -61,7 +61,7 @@ def diff(study: Study, planned: Sequence[PlannedTrial], folder: Path | None) -> 
         records.append({"trial_id": id_, "state": "no longer planned", "done": None, **{axis: _at(fields, axis) for axis in axes}})
     recorded = yaml.safe_load((found / "study.yaml").read_text(encoding="utf-8"))
     recorded.pop("provenance", None)
-    return {"folder": str(found), "study": changes(recorded, as_written(study)), "trials": records}
+    return {"folder": str(found), "study": changes(recorded, study_fields(study)), "trials": records}
 
 
 def describe_diff(found: Mapping[str, Any]) -> str:

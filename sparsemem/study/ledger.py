@@ -266,7 +266,7 @@ class Ledger:
                 data[name] = {"id": name, **{key: manifest[key] for key in ("corpus", "digest", "train_tokens", "validation_tokens")}}
             started = provenance.get("started") or datetime.now(UTC).isoformat(timespec="seconds")
             provenance = {**_versions(), "started": started, "data": list(data.values())}
-        text = yaml.safe_dump(as_written(study) | {"provenance": provenance}, sort_keys=False, allow_unicode=True, width=120)
+        text = yaml.safe_dump(study_fields(study) | {"provenance": provenance}, sort_keys=False, allow_unicode=True, width=120)
         path = self.folder / "study.yaml"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
@@ -276,7 +276,7 @@ class Ledger:
         return recorded if isinstance(recorded, dict) else {}
 
 
-def as_written(study: Study) -> dict[str, Any]:
+def study_fields(study: Study) -> dict[str, Any]:
     """A study's fields as its file holds them, what `tuned` names included: `load_study` reads the same study again."""
     written = json.loads(json.dumps(study.model_dump(mode="json")))
     vary = written["vary"]

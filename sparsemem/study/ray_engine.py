@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from sparsemem.config import ConfigError, Run
 from sparsemem.files import scratch_folder
 from sparsemem.study.engine import Job, record_failure, slots
 from sparsemem.study.ray_watch import ends_with_ray
+from sparsemem.study.storage import StorageAway
 
 OBJECT_STORE_BYTES = 80 * 2**20  # nothing travels through it; Ray's default is 30% of the machine's memory
 LOST_NODES = 3
@@ -52,23 +53,25 @@ def run_trials(jobs: Sequence[Job], run: Run, address: str | None = None) -> Non
     """
     with scratch_folder(Path("/tmp") if os.path.isdir("/tmp") else None, "sparsemem-ray-") as scratch:  # short: sockets live in it
         ray = _connected(address, jobs) if address else _started(min(slots(run), len(jobs)) * run.cpus_per_trial, scratch)
+        resources = {"cpu": run.cpus_per_trial, "gpu": run.gpus_per_trial}  # one bundle: all of it on one node
+        if address and run.memory_per_trial:  # on this machine, `slots` has seen to it
+            resources["memory"] = run.memory_per_trial
         with ray, ends_with_ray():
             for _ in range(1 + LOST_NODES):
-                jobs = _fit(jobs, run, scratch)
+                jobs = _fit(jobs, run, resources, scratch)
                 if not jobs:
                     return
         for job in jobs:
             record_failure(job.trial_folder, f"it lost its node {1 + LOST_NODES} times and more (often: out of memory)")
 
 
-def _fit(jobs: Sequence[Job], run: Run, scratch: Path) -> list[Job]:
+def _fit(jobs: Sequence[Job], run: Run, resources: Mapping[str, float], scratch: Path) -> list[Job]:
     """Run every job to its end; returns those whose last attempt ended with their node."""
     from ray import exceptions, tune
 
-    resources = {"cpu": run.cpus_per_trial, "gpu": run.gpus_per_trial, "memory": run.memory_per_trial or 0}  # on one node
     by_name = {job.trial_folder.name: job for job in jobs}
     tuner = tune.Tuner(
-        tune.with_resources(_trainable(), resources),
+        tune.with_resources(_trainable(), dict(resources)),
         param_space={
             "trial": tune.grid_search(list(by_name)),
             "jobs": by_name,
@@ -99,8 +102,9 @@ def _fit(jobs: Sequence[Job], run: Run, scratch: Path) -> list[Job]:
             lost.append(job)
         elif isinstance(error, exceptions.RayActorError):
             record_failure(job.trial_folder, "its process was killed (often: out of memory)")
-        elif error is not None and not (job.trial_folder / "failure.json").exists():
-            record_failure(job.trial_folder, str(error))
+        elif error is not None and not (job.trial_folder / "failure.json").exists():  # it could leave no word where we read
+            cause = getattr(error, "cause", error)
+            record_failure(job.trial_folder, str(cause), "interrupted" if isinstance(cause, StorageAway) else "failed")
     return lost
 
 

@@ -16,7 +16,7 @@ import yaml
 from sparsemem.config import ConfigError, Study
 from sparsemem.files import write_text
 from sparsemem.study.launch import terminated_like_interrupted, to_stderr
-from sparsemem.study.ledger import as_written
+from sparsemem.study.ledger import study_fields
 from sparsemem.study.ray_engine import offer_token
 
 SCHEME = "ray-job:"
@@ -42,6 +42,11 @@ def run_as_job(study: Study, base: Path, results: Path, address: str) -> int:
     if not results.is_absolute():
         raise ConfigError(
             f"--results has the value {results}: a job's own folder goes with it; give the absolute path of a folder on the cluster"
+        )
+    storage = study.run.storage
+    if storage and "://" not in storage and not Path(storage).is_absolute():
+        raise ConfigError(
+            f"field `run.storage` has the value {storage!r}: a job's own folder goes with it; give an absolute path or an address"
         )
     offer_token()
     try:
@@ -72,7 +77,7 @@ def run_as_job(study: Study, base: Path, results: Path, address: str) -> int:
 
 def _pack(study: Study, base: Path, folder: Path) -> None:
     """Write the study, with all that `--set` and `tuned` say, and the texts that it names by relative paths."""
-    write_text(folder / "study.yaml", yaml.safe_dump(as_written(study), sort_keys=False, allow_unicode=True))
+    write_text(folder / "study.yaml", yaml.safe_dump(study_fields(study), sort_keys=False, allow_unicode=True))
     patterns = {pattern for trial in study.trials() for pattern in trial.data.files}
     relative = sorted(pattern for pattern in patterns if not Path(pattern).is_absolute())  # others are looked for on the cluster
     for pattern in relative:

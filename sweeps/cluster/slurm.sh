@@ -36,7 +36,7 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
   ray_node --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks=$((SLURM_JOB_NUM_NODES - 1)) --exclude="$head" -- --address="$address:$port"
 fi
 
-sparsemem run "$study" --results "$results" --address "$address:$port" &
+sparsemem run "$study" --results "$results" --set run.storage="$(realpath -m "$results")-exchange" --address "$address:$port" &
 driver=$!
 trap 'kill -TERM "$driver"' TERM # a minute before the job's time is over, and when it is cancelled
 code=0
@@ -45,5 +45,5 @@ if kill -0 "$driver" 2> /dev/null; then # the signal came first: the trials end 
   code=0
   wait "$driver" || code=$?
 fi
-kill $(jobs -p) 2> /dev/null || true
+jobs -p | xargs --no-run-if-empty kill 2> /dev/null || true
 exit "$code"
