@@ -101,8 +101,22 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
         )
         pooled = f"the noise is pooled over {plural(noun)} and taken to be alike at all of them"
         lines.append(f"{number} a {noun}: {'seed noise is not measured' if seeds.max() == 1 else pooled}.")
+    lines += _searched(results)
     lines.append("All runs are judged on the same held-out sequences, and a seed changes data order and initial weights together.")
     return lines
+
+
+def _searched(results: Results) -> list[str]:
+    """What to know of shares that the study chose itself."""
+    vary = results.described.get("vary") or {}
+    rho = [grid.get("rho") for grid in (vary if isinstance(vary, list) else [vary])]
+    return [
+        f"The shares were chosen by a search: each where it was expected to shorten the interval of the best share most, until that was no "
+        f"longer than {search.get('tolerance')} or no trial was left. The fit takes the shares as given, and a search stops at an interval "
+        "that came out short, which noise may have helped: simulated studies measure how often it holds the truth (`results/adaptive-design`)."
+        for search in rho
+        if isinstance(search, dict)
+    ]
 
 
 def plural(noun: str) -> str:

@@ -135,6 +135,13 @@ class AllocationFit(Fit):
         """Share at the least loss in every resample, the winning end where none is inside -> [resamples]. Empty without a fit."""
         return self._curves.best(self.shares[0], self.shares[-1])[0][1:] if self._curves else np.zeros(0)
 
+    @property
+    def interval_of_best(self) -> tuple[float, float]:
+        """95% interval of the best share, an end of the sampled range counting as such; NaN without a fit."""
+        draws = self.argmin_draws()
+        low, high = np.quantile(draws, (0.025, 0.975)) if len(draws) else (math.nan, math.nan)
+        return float(low), float(high)
+
     def summary(self, noun: str = "share") -> str:
         """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them.
 

@@ -25,6 +25,7 @@ from sparsemem.config.model import (
     UltraMemV2,
     key_counts,
 )
+from sparsemem.config.optimum import LEAST_SHARES, Optimum
 from sparsemem.config.study import Study, changed, load_study
 from sparsemem.config.trial import Budget, Data, Run, Train, Trial
 from sparsemem.config.tune import Search, Tune, Tuned, Winner, named, point
@@ -32,6 +33,7 @@ from sparsemem.config.values import ConfigError, parse_quantity, parse_real, par
 
 __all__ = [
     "HASHED",
+    "LEAST_SHARES",
     "MEMORY_POOLS",
     "PEER",
     "PKM",
@@ -45,6 +47,7 @@ __all__ = [
     "MoE",
     "Model",
     "NgramEmbedding",
+    "Optimum",
     "ProductKey",
     "Run",
     "Search",

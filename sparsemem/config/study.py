@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from sparsemem.config.optimum import FIRST_SHARES, Optimum
 from sparsemem.config.trial import Run, Trial
 from sparsemem.config.tune import Tune, Tuned
 from sparsemem.config.values import ConfigError, Strict, brief
@@ -35,7 +36,7 @@ class Study(Strict):
     """Which fits and figures `report` makes of the results."""
     base: dict[str, Any]
     """The trial's fields as written, shared by all trials before `vary` is applied."""
-    vary: tuple[dict[str, tuple[Any, ...]], ...] = ({},)
+    vary: tuple[dict[str, tuple[Any, ...] | Optimum], ...] = ({},)
     run: Run = Run()
     tune: Tune | None = None
     """What `sparsemem tune` searches; `run` does not read it."""
@@ -48,9 +49,25 @@ class Study(Strict):
             raise ValueError("field `vary` is an empty list; leave it out, or name a grid such as {rho: [1.0, 0.5], seed: [0, 1]}")
         for path in (path for grid in self.vary for path, values in grid.items() if not values):
             raise ValueError(f"field `vary.{path}` is an empty list, which leaves no trial; give it at least one value or leave it out")
-        points = sum(math.prod(len(values) for values in grid.values()) for grid in self.vary)
+        points = sum(math.prod(len(values) for values in grid.values()) for grid in self._grids())
         if points > MOST_POINTS:
             raise ValueError(f"field `vary` spans {points:.3g} points, more than {MOST_POINTS:,}; shorten its lists, or split the study")
+        return self
+
+    @model_validator(mode="after")
+    def _searches_stay_apart(self) -> Study:
+        for grid in (grid for grid in self.vary if isinstance(grid.get("rho"), Optimum)):
+            for path, why in (
+                ("seed", "`seeds` inside the search says how many; leave `seed` out"),
+                ("shares", "both set the shares; leave one of them out"),
+                ("train.lr", "every rate would choose shares of its own; find the rate first, by `sparsemem tune`"),
+            ):
+                if path in grid:
+                    raise ValueError(f"field `vary.{path}` stands beside a search of `vary.rho`: {why}")
+            if self.tuned and any("rho" in winner.at for winner in self.tuned.winners):
+                raise ValueError(
+                    "field `tuned` has a winner for each `rho`, and a search trains shares that have none; tune without `per: [rho]`"
+                )
         return self
 
     @model_validator(mode="after")
@@ -78,7 +95,12 @@ class Study(Strict):
             raw["vary"] = [raw["vary"]]
         for grid in raw["vary"] if isinstance(raw.get("vary"), list) else []:
             for path, values in grid.items() if isinstance(grid, dict) else []:
-                if not isinstance(values, list | tuple):
+                if isinstance(values, dict) and "search" in values:
+                    if path != "rho":
+                        raise ValueError(f"field `vary.{path}` is a search, and only `vary.rho` can be searched; write a list of values")
+                    with _named_errors("", Optimum, given={}, within="vary.rho."):
+                        Optimum.model_validate(values)
+                elif not isinstance(values, list | tuple | Optimum):
                     raise ValueError(
                         f"field `vary.{path}` has the value {brief(values)}: write a list of values, such as [{brief(values)}]"
                     )
@@ -98,11 +120,44 @@ class Study(Strict):
     @property
     def axes(self) -> list[str]:
         """Dotted paths of all fields that `vary` sets, also inside a varied group."""
-        return list(dict.fromkeys(leaf for grid in self.vary for path, values in grid.items() for leaf in _leaves(path, values)))
+        return list(dict.fromkeys(leaf for grid in self._grids() for path, values in grid.items() for leaf in _leaves(path, values)))
+
+    @property
+    def searches(self) -> list[tuple[Optimum, Study]]:
+        """Each search of the shares, one for each combination of what is varied beside it, with the study of its first batch."""
+        found = []
+        for grid in (grid for grid in self.vary if isinstance(grid.get("rho"), Optimum)):
+            search = grid["rho"]
+            assert isinstance(search, Optimum)
+            others = {path: values for path, values in grid.items() if path != "rho"}
+            for values in itertools.product(*others.values()):
+                own = {path: (value,) for path, value in zip(others, values, strict=True)}
+                found.append((search, self.model_copy(update={"vary": ({**own, **_shares_and_seeds(search, FIRST_SHARES)},)})))
+        return found
+
+    @property
+    def most_trials(self) -> int:
+        """Trials that the study may come to."""
+        listed = self.model_copy(update={"vary": tuple(grid for grid in self.vary if not isinstance(grid.get("rho"), Optimum))})
+        return len(listed.trials()) + sum(search.most for search, _ in self.searches)
+
+    def with_shares(self, shares: Sequence[Sequence[float]]) -> Study:
+        """The study with the shares of each of its `searches` written out."""
+        listed = [grid for grid in self.vary if not isinstance(grid.get("rho"), Optimum)]
+        chosen = [{**first.vary[0], "rho": tuple(own)} for (_, first), own in zip(self.searches, shares, strict=True)]
+        return self.model_copy(update={"vary": (*listed, *chosen)})
+
+    def _grids(self) -> Iterator[dict[str, tuple[Any, ...]]]:
+        """The grids with the first shares of a search in its place."""
+        for grid in self.vary:
+            plain: dict[str, tuple[Any, ...]] = {}
+            for path, values in grid.items():
+                plain |= _shares_and_seeds(values, FIRST_SHARES) if isinstance(values, Optimum) else {path: values}
+            yield plain
 
     def points(self) -> Iterator[tuple[dict[str, Any], Trial]]:
-        """Each grid point as (varied fields, trial), with the winners of `tuned` filled in."""
-        for grid in self.vary:
+        """Each grid point as (varied fields, trial), with the winners of `tuned` filled in; of a search its first shares."""
+        for grid in self._grids():
             for values in itertools.product(*grid.values()):
                 varied = dict(zip(grid, values, strict=True))
                 raw = copy.deepcopy(self.base)
@@ -129,6 +184,10 @@ def changed(trial: Trial, values: Mapping[str, Any]) -> Trial:
         _assign(raw, path, value)
     with _named_errors("values", Trial, given=values):
         return Trial.model_validate(raw)
+
+
+def _shares_and_seeds(search: Optimum, shares: Sequence[float]) -> dict[str, tuple[Any, ...]]:
+    return {"rho": tuple(shares), "seed": tuple(range(search.seeds))}
 
 
 def _leaves(path: str, values: Sequence[Any]) -> Iterator[str]:
@@ -289,8 +348,8 @@ def _is_varied(vary: Any, path: str) -> bool:
 class _named_errors:
     """Turns pydantic's report into one ConfigError that names field, value and remedy."""
 
-    def __init__(self, prefix: str, root: type[BaseModel], given: Mapping[str, Any]) -> None:
-        self.prefix, self.root, self.given = prefix, root, given
+    def __init__(self, prefix: str, root: type[BaseModel], given: Mapping[str, Any], within: str = "") -> None:
+        self.prefix, self.root, self.given, self.within = prefix, root, given, within
 
     def __enter__(self) -> None:
         return None
@@ -301,7 +360,7 @@ class _named_errors:
         lines = []
         for problem in error.errors():
             parts = [str(part) for part in problem["loc"]]
-            name = ".".join(parts)
+            name = f"{self.within}{'.'.join(parts)}".rstrip(".")
             message = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "extra_forbidden":
                 lines.append(f"unknown field `{name}`{_nearest(self.root, parts)}")

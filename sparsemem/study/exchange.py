@@ -177,7 +177,11 @@ class Driver:
     def __init__(self, storage: Storage, ledger: Ledger) -> None:
         self.storage, self.ledger = storage, ledger
         self._follower = Follower(ledger.folder)
-        self._trials = {row["trial_id"] for row in ledger.rows}
+
+    @property
+    def _trials(self) -> set[str]:
+        """Planned ones; a search plans more as it goes on."""
+        return {row["trial_id"] for row in self.ledger.rows}
 
     def holds_study(self) -> bool:
         return "study.yaml" in self.storage.list()

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from sparsemem.config import ConfigError, Study, Trial
+from sparsemem.study.adapt import Adaptive
 from sparsemem.study.engine import ENGINES, Engine, Job, slots
 from sparsemem.study.exchange import driving
 from sparsemem.study.ledger import Ledger, data_id, study_lock
 from sparsemem.study.loggers import Loggers, check_loggers
-from sparsemem.study.plan import in_order, plan
+from sparsemem.study.plan import PlannedTrial, in_order, plan
 from sparsemem.study.progress import Progress
 from sparsemem.study.storage import Storage
 
@@ -45,9 +46,9 @@ def run_study(
     run_trials = find_engine(engine, address)
     together = 0 if address else slots(study.run)  # a cluster's slots are not known before Ray has it
     check_loggers(study.run.loggers)
-    planned = plan(study)
-    trials = {p.trial.id: p.trial for p in planned}
-    ledger = Ledger(results / study.study, [p.row() for p in planned])
+    ledger = Ledger(results / study.study, [])
+    adaptive = Adaptive(study, ledger)
+    planned = _plan(adaptive, ledger)
     ledger.check_owner()
     storage = _storage(study, base, ledger)
     with ExitStack() as held:
@@ -58,6 +59,10 @@ def run_study(
             if not ledger.folder.exists():
                 _make(ledger.folder, held)
             shared.begin()
+            while adaptive.advance():  # the storage knew of finished batches
+                planned = _plan(adaptive, ledger)
+                shared.pull(shared.storage)
+        trials = {p.trial.id: p.trial for p in planned}
         waiting = ledger.unfinished()
         folders, corpora = prepare_corpora([trials[id_] for id_ in waiting], base, say)
         ledger.check_corpora(corpora, trials)
@@ -70,19 +75,37 @@ def run_study(
         say(f"{study.study}: {len(trials)} trials, {len(trials) - len(waiting)} of them finished before; results in {ledger.folder}")
         damaged = set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*"))
         uri = storage.uri if storage else None
-        ahead = [p.trial for p in in_order(planned, study.run) if p.trial.id in set(waiting)]
-        jobs = [Job(ledger.trial_folder(trial.id).resolve(), folders[data_id(trial.data)], uri) for trial in ahead]
+        for line in adaptive.remarks:
+            say(line)
         try:
-            with terminated_like_interrupted(), Loggers(study.run.loggers, ledger, trials, say):
-                if jobs:
-                    with Progress(ledger, together), shared.following(say) if shared else nullcontext():
-                        run_trials(jobs, study.run)
+            while True:
+                ahead = [p.trial for p in in_order(planned, study.run) if p.trial.id in set(waiting)]
+                jobs = [Job(ledger.trial_folder(trial.id).resolve(), folders[data_id(trial.data)], uri) for trial in ahead]
+                with terminated_like_interrupted(), Loggers(study.run.loggers, ledger, trials, say):
+                    if jobs:
+                        with Progress(ledger, together), shared.following(say) if shared else nullcontext():
+                            run_trials(jobs, study.run)
+                if not adaptive.advance(say):
+                    break
+                tried, planned = trials, _plan(adaptive, ledger)
+                trials = {p.trial.id: p.trial for p in planned}
+                waiting = [id_ for id_ in ledger.unfinished() if id_ not in tried]
+                ledger.begin(study, trials, corpora, say)
+                if shared:
+                    shared.send(waiting, folders, say)
         finally:
             ledger.write_table()
             for path in sorted(set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*")) - damaged):
                 say(f"{path}: a damaged checkpoint was found and set aside; its trial went on from the one before, or started again")
         _report(ledger, say)
     return ledger
+
+
+def _plan(adaptive: Adaptive, ledger: Ledger) -> list[PlannedTrial]:
+    """All trials asked for so far, which are the ledger's from now on."""
+    planned = plan(adaptive.study)
+    ledger.rows = [p.row() for p in planned]
+    return planned
 
 
 def _storage(study: Study, base: Path, ledger: Ledger) -> Storage | None:

@@ -35,7 +35,7 @@ from typing import Any
 
 import yaml
 
-from sparsemem.config import ConfigError, Data, Study, Trial
+from sparsemem.config import ConfigError, Data, Study, Trial, load_study
 from sparsemem.files import TEMPORARY, remove_temporaries, set_aside, write_json, write_text
 
 BEAT_SECONDS = 3.0
@@ -104,6 +104,15 @@ class Ledger:
         """As the study was last run."""
         run = _mapping(self.folder / "study.yaml").get("run")
         return int(run.get("cpus_per_trial", 1)) if isinstance(run, dict) else 1
+
+    @cached_property
+    def most_trials(self) -> int | None:
+        """Trials that the study may come to while its shares are searched; None where all are planned from the start."""
+        try:
+            study = load_study(self.folder / "study.yaml")
+        except ConfigError:
+            return None
+        return study.most_trials if study.searches else None
 
     def trial_folder(self, trial_id: str) -> Path:
         return self.folder / "trials" / trial_id

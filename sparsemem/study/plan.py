@@ -182,8 +182,13 @@ def _makespan(seconds: Sequence[float], slots: int) -> float:
 # --- for people -------------------------------------------------------------------------------------------------------------
 
 
-def describe(planned: Sequence[PlannedTrial], estimate: tuple[Sequence[float], float] | None) -> str:
-    """The plan as a table with a line of totals; `estimate` is that of `estimate_seconds`."""
+def describe(planned: Sequence[PlannedTrial], estimate: tuple[Sequence[float], float] | None, most: int | None = None) -> str:
+    """The plan as a table with a line of totals.
+
+    Args:
+        estimate: that of `estimate_seconds`.
+        most: trials that the study may come to where it searches its shares, the planned ones being its first batch.
+    """
     seconds: Sequence[float | None] = estimate[0] if estimate else [None] * len(planned)
     axes, filled_in = list(planned[0].varied), list(planned[0].tuned)
     header = [
@@ -224,4 +229,7 @@ def describe(planned: Sequence[PlannedTrial], estimate: tuple[Sequence[float], f
     worst = max(abs(p.row()[name]) for p in planned for name in ("budget_error_total", "budget_error_active"))
     how_long = f"about {duration(estimate[1])} on this machine" if estimate else "its time cannot be estimated on this machine"
     totals = f"{len(planned)} trials, {count(tokens)} tokens, largest budget error {worst:.3%}, {how_long}"
+    if most:
+        whole = f", about {duration(estimate[1] * most / len(planned))}" if estimate else ""
+        totals += f"\nthese are the first batch; further shares follow from the results, at most {most} trials in all{whole}"
     return f"{table(header, rows)}\n{totals}"

@@ -109,11 +109,17 @@ def _curve(ledger: Ledger, trial_id: str) -> list[dict[str, str]]:
 # --- in one line ------------------------------------------------------------------------------------------------------------
 
 
-def headline(trials: Sequence[TrialProgress], slots: int = 0) -> str:
-    """Counts, speed, time left, cost and the best so far. `slots`: trials at once; by default as many as are running."""
+def headline(trials: Sequence[TrialProgress], slots: int = 0, most: int | None = None) -> str:
+    """Counts, speed, time left, cost and the best so far.
+
+    Args:
+        slots: trials at once; by default as many as are running.
+        most: `Ledger.most_trials`; the time left is that of the trials asked for so far.
+    """
     statuses = [trial.status for trial in trials]
     done, running = sum(status in FINAL for status in statuses), statuses.count("running")
-    parts = [f"{done} of {len(trials)} trials done", f"{running} running", f"{len(trials) - done - running} left"]
+    more = f" (of at most {most})" if most and done < len(trials) < most else ""
+    parts = [f"{done} of {len(trials)} trials{more} done", f"{running} running", f"{len(trials) - done - running} left"]
     parts += [f"{statuses.count(status)} {status}" for status in ("diverged", "failed", "out_of_memory") if status in statuses]
     if rate := sum(trial.tokens_per_second for trial in trials):
         parts.append(f"{count(rate)} tokens/s")
@@ -165,16 +171,16 @@ class Progress:
         console = Console(file=sys.stderr)
         if not console.is_terminal:
             while not self._ended.wait(LINE_SECONDS):
-                print(headline(look(self._ledger), self._slots), file=sys.stderr, flush=True)
-            print(headline(look(self._ledger), self._slots), file=sys.stderr, flush=True)
+                print(headline(look(self._ledger), self._slots, self._ledger.most_trials), file=sys.stderr, flush=True)
+            print(headline(look(self._ledger), self._slots, self._ledger.most_trials), file=sys.stderr, flush=True)
             return
         with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
             while not self._ended.wait(REFRESH_SECONDS):
-                live.update(_picture(look(self._ledger), self._slots), refresh=True)
-            live.update(_picture(look(self._ledger), self._slots), refresh=True)
+                live.update(_picture(look(self._ledger), self._slots, self._ledger.most_trials), refresh=True)
+            live.update(_picture(look(self._ledger), self._slots, self._ledger.most_trials), refresh=True)
 
 
-def _picture(trials: Sequence[TrialProgress], slots: int) -> RenderableType:
+def _picture(trials: Sequence[TrialProgress], slots: int, most: int | None) -> RenderableType:
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -190,13 +196,13 @@ def _picture(trials: Sequence[TrialProgress], slots: int) -> RenderableType:
             f"{count(trial.tokens_per_second)} tokens/s" if trial.tokens_per_second else "starting",
             f"val {trial.loss:.3f}" if trial.loss is not None else "",
         )
-    return Group(Text(headline(trials, slots), style="bold"), grid)
+    return Group(Text(headline(trials, slots, most), style="bold"), grid)
 
 
 # --- after ------------------------------------------------------------------------------------------------------------------
 
 
-def overview(trials: Sequence[TrialProgress]) -> str:
+def overview(trials: Sequence[TrialProgress], most: int | None = None) -> str:
     """Every trial on a line, then the headline."""
     several = on_nodes(trials)
     rows = [
@@ -212,9 +218,8 @@ def overview(trials: Sequence[TrialProgress]) -> str:
         ]
         for trial in trials
     ]
-    return (
-        table(["trial", "", "status", *(["node"] if several else []), "done", "tokens/s", "val loss", ""], rows) + f"\n{headline(trials)}"
-    )
+    header = ["trial", "", "status", *(["node"] if several else []), "done", "tokens/s", "val loss", ""]
+    return table(header, rows) + f"\n{headline(trials, most=most)}"
 
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:

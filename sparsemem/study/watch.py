@@ -50,7 +50,7 @@ def watch(folder: Path) -> None:
             if table.stat().st_mtime_ns != read:  # a run with an edited study plans other trials
                 ledger, read = Ledger.read(folder), table.stat().st_mtime_ns
             runs = _is_run(ledger)
-            live.update(picture(look(ledger), console.width, console.height), refresh=True)
+            live.update(picture(look(ledger), console.width, console.height, ledger.most_trials), refresh=True)
             if not runs:
                 return
             time.sleep(REFRESH_SECONDS)
@@ -61,13 +61,13 @@ def _is_run(ledger: Ledger) -> bool:
     return is_held(ledger.folder / "lock") or is_beating(ledger.folder / "driver.json") or ledger.counts()["running"] > 0
 
 
-def picture(trials: Sequence[TrialProgress], width: int, height: int) -> RenderableType:
+def picture(trials: Sequence[TrialProgress], width: int, height: int, most: int | None = None) -> RenderableType:
     """The headline and as many trials as fit the screen, those first that something is to be known of."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    above = headline(trials)
+    above = headline(trials, most=most)
     ordered = sorted(trials, key=lambda trial: (ORDER.index(trial.status) if trial.status in ORDER else 0, trial.loss or 0.0))
     fit = max(1, height - AROUND - len(above) // width - sum(bool(trial.message) for trial in trials))
     shown, left = ordered[:fit], Counter(trial.status for trial in ordered[fit:])

@@ -1,0 +1,135 @@
+"""Chooses the shares of a study's searches (`config.Optimum`), batch by batch. It must not know engines.
+
+A batch follows from the trials of the batches before it and from nothing else: not from which trial ended first, not from slots, not from
+anything a process remembers. So a study that is run again walks through its finished batches and goes on where it would have.
+
+The search ends on the interval that the report gives, `fit_allocation`'s; where to train next is said by `analysis.fits.placement`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from sparsemem.config import LEAST_SHARES, ConfigError, Optimum, Study
+from sparsemem.study.ledger import FINAL, Ledger
+from sparsemem.study.plan import plan
+
+STEP = 0.02  # candidates are its multiples: ids stay the same, and an expert more or less is seldom finer
+
+
+class Adaptive:
+    """A study and the shares that its searches have asked for so far; without a search, the study as it is."""
+
+    def __init__(self, study: Study, ledger: Ledger) -> None:
+        """
+        Args:
+            ledger: of the study; its finished batches are walked through.
+        """
+        self._study, self._ledger = study, ledger
+        self._searches = [_Search(settings, first) for settings, first in study.searches]
+        self.remarks: list[str] = []
+        """Where each search stands, one line each."""
+        while self.advance():
+            pass
+
+    @property
+    def study(self) -> Study:
+        """With the shares of every batch so far written out."""
+        return self._study.with_shares([search.shares for search in self._searches]) if self._searches else self._study
+
+    def advance(self, say: Callable[[str], None] | None = None) -> bool:
+        """Let each search whose trials have all ended go on; whether any asks for more.
+
+        Args:
+            say: takes a line for each search that went on or ended.
+        """
+        before = sum(len(search.shares) for search in self._searches)
+        lines = [line for search in self._searches if (line := search.advance(self._ledger))]
+        if say:
+            for line in lines:
+                say(line)
+        self.remarks = lines or self.remarks
+        return sum(len(search.shares) for search in self._searches) > before
+
+
+@dataclass
+class _Search:
+    """One search: the shares at one combination of whatever else the study varies."""
+
+    settings: Optimum
+    first: Study
+    """Of its first batch."""
+    shares: list[float] = field(init=False)
+    """In the order in which they were chosen."""
+    ended: bool = False
+
+    def __post_init__(self) -> None:
+        self.shares = list(self.first.vary[0]["rho"])  # type: ignore[arg-type]
+
+    @cached_property
+    def label(self) -> str:
+        """What sets it apart, as `budget.tokens=500000`; '' where nothing does."""
+        return ", ".join(f"{path}={values[0]}" for path, values in self.first.vary[0].items() if path not in ("rho", "seed"))  # type: ignore[index]
+
+    def advance(self, ledger: Ledger) -> str:
+        """Judge the batches so far and choose the next one; '' while a trial of theirs has not ended, and once the search has."""
+        if self.ended:
+            return ""
+        planned = plan(self._with(self.shares))
+        states = [ledger.state(p.trial.id) for p in planned]
+        if any(state.status not in FINAL for state in states):
+            return ""
+        import pandas as pd
+
+        from analysis.errors import AnalysisError
+        from analysis.fits.allocation import fit_allocation
+        from analysis.fits.placement import next_shares
+
+        runs = pd.DataFrame(
+            [p.row() | {"val_loss": s.result["val_loss"]} for p, s in zip(planned, states, strict=True) if s.status == "finished"]
+        )
+        so_far = f"{', '.join(filter(None, ('search of rho', self.label)))}: {len(self.shares)} shares"
+        room = self.settings.most // self.settings.seeds - len(self.shares)
+        try:
+            if len(self.shares) >= LEAST_SHARES:
+                fit = fit_allocation(runs)
+                low, high = fit.interval_of_best
+                so_far += f", 95% interval of the best {low:.2f} to {high:.2f}"
+                if high - low <= self.settings.tolerance:
+                    return self._end(f"{so_far}, within the tolerance {self.settings.tolerance:g}")
+            if room < 1:
+                return self._end(
+                    f"{so_far}, not within the tolerance {self.settings.tolerance:g}: no trial is left of {self.settings.most}"
+                )
+            free = [share for share in self._candidates if all(abs(share - used) > STEP / 10 for used in runs["share_moe"])]
+            chosen = next_shares(runs, free, min(room, self.settings.batch), self.settings.seeds)
+        except (AnalysisError, KeyError) as error:  # nearly all have diverged
+            return self._end(f"{so_far}; nothing can be said of the best: {error}")
+        if not chosen:
+            return self._end(f"{so_far}; no other share fits the budget")
+        self.shares += [self._candidates[share] for share in chosen]
+        return f"{so_far}; next {', '.join(f'{share:.2f}' for share in self.shares[-len(chosen) :])}"
+
+    def _end(self, line: str) -> str:
+        self.ended = True
+        return line
+
+    def _with(self, shares: list[float]) -> Study:
+        return self.first.model_copy(update={"vary": ({**self.first.vary[0], "rho": tuple(shares)},)})
+
+    @cached_property
+    def _candidates(self) -> dict[float, float]:
+        """Share that integer sizes come to -> the nearest `rho` that comes to it; shares that miss the budget are left out."""
+        found: dict[float, float] = {}
+        for step in range(round(1 / STEP) + 1):
+            rho = round(step * STEP, 9)
+            try:
+                share = float(plan(self._with([rho]))[0].row()["share_moe"])
+            except ConfigError:
+                continue
+            same = next((other for other in found if abs(other - share) < STEP / 10), share)
+            if same not in found or abs(rho - share) < abs(found[same] - share):
+                found[same] = rho
+        return found
