@@ -160,8 +160,8 @@ def _plan(arguments: argparse.Namespace) -> int:
         seconds = [round(each, 1) for each in estimate[0]] if estimate else [None] * len(planned)
         rows = [{**p.row(), "tuned": p.tuned, "estimated_seconds": each} for p, each in zip(planned, seconds, strict=True)]
         asked = {**({"detect": found[0]} if found else {}), **({"diff": compared} if compared else {})}
-        asked |= {"most_trials": study.most_trials} if study.searches else {}
-        print(json.dumps({"trials": rows, "memory_access": memory_access(planned), **asked}, indent=2))
+        most = {"most_trials": study.most_trials} if study.searches else {}
+        print(json.dumps({"trials": rows, "memory_access": memory_access(planned), **most, **asked}, indent=2))
     else:
         words = (found[1] if found else "", describe_diff(compared) if compared else "")
         whole = describe(planned, estimate, study.most_trials if study.searches else None)
