@@ -82,7 +82,7 @@ def simulate(truth: Truth, number: int, seeds: int) -> list[dict[str, object]]:
         )
         return runs
 
-    for count in range(LEAST_SHARES, GRID_SHARES + 1):
+    for count in range(LEAST_SHARES, GRID_SHARES + 1, 2):
         judge("grid", np.unique(np.round(np.linspace(0, 1, count) * STEPS) / STEPS).tolist())
     shares = list(FIRST_SHARES)
     while True:

@@ -159,13 +159,13 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         seconds = [round(each, 1) for each in estimate[0]] if estimate else [None] * len(planned)
         rows = [{**p.row(), "tuned": p.tuned, "estimated_seconds": each} for p, each in zip(planned, seconds, strict=True)]
+        asked = {**({"detect": found[0]} if found else {}), **({"diff": compared} if compared else {})}
         most = {"most_trials": study.most_trials} if study.searches else {}
-        asked = most | ({"detect": found[0]} if found else {}) | ({"diff": compared} if compared else {})
-        print(json.dumps({"trials": rows, "memory_access": memory_access(planned), **asked}, indent=2))
+        print(json.dumps({"trials": rows, "memory_access": memory_access(planned), **most, **asked}, indent=2))
     else:
-        plan_text = describe(planned, estimate, study.most_trials if study.searches else None)
         words = (found[1] if found else "", describe_diff(compared) if compared else "")
-        print("\n\n".join(filter(None, (describe_access(memory_access(planned)), plan_text, *words))))
+        whole = describe(planned, estimate, study.most_trials if study.searches else None)
+        print("\n\n".join(filter(None, (describe_access(memory_access(planned)), whole, *words))))
     return DONE
 
 

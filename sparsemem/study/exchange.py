@@ -180,6 +180,7 @@ class Driver:
 
     @property
     def _trials(self) -> set[str]:
+        """Planned ones; a search plans more as it goes on."""
         return {row["trial_id"] for row in self.ledger.rows}
 
     def holds_study(self) -> bool:

@@ -48,7 +48,7 @@ def run_study(
     check_loggers(study.run.loggers)
     ledger = Ledger(results / study.study, [])
     adaptive = Adaptive(study, ledger)
-    planned = _enter(adaptive, ledger)
+    planned = _plan(adaptive, ledger)
     ledger.check_owner()
     storage = _storage(study, base, ledger)
     with ExitStack() as held:
@@ -59,10 +59,10 @@ def run_study(
             if not ledger.folder.exists():
                 _make(ledger.folder, held)
             shared.begin()
-            while adaptive.advance():
-                planned = _enter(adaptive, ledger)
-                shared.begin()
-        trials = {id_: p.trial for id_, p in planned.items()}
+            while adaptive.advance():  # the storage knew of finished batches
+                planned = _plan(adaptive, ledger)
+                shared.pull(shared.storage)
+        trials = {p.trial.id: p.trial for p in planned}
         waiting = ledger.unfinished()
         folders, corpora = prepare_corpora([trials[id_] for id_ in waiting], base, say)
         ledger.check_corpora(corpora, trials)
@@ -70,16 +70,16 @@ def run_study(
         if not ledger.folder.exists():
             _make(ledger.folder, held)
         ledger.begin(study, trials, corpora, say)
+        if shared:
+            shared.send(waiting, folders, say)
         say(f"{study.study}: {len(trials)} trials, {len(trials) - len(waiting)} of them finished before; results in {ledger.folder}")
         damaged = set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*"))
+        uri = storage.uri if storage else None
         for line in adaptive.remarks:
             say(line)
         try:
             while True:
-                if shared:
-                    shared.send(waiting, folders, say)
-                ahead = [p.trial for p in in_order([planned[id_] for id_ in waiting], study.run)]
-                uri = storage.uri if storage else None
+                ahead = [p.trial for p in in_order(planned, study.run) if p.trial.id in set(waiting)]
                 jobs = [Job(ledger.trial_folder(trial.id).resolve(), folders[data_id(trial.data)], uri) for trial in ahead]
                 with terminated_like_interrupted(), Loggers(study.run.loggers, ledger, trials, say):
                     if jobs:
@@ -87,16 +87,25 @@ def run_study(
                             run_trials(jobs, study.run)
                 if not adaptive.advance(say):
                     break
-                tried, planned = planned, _enter(adaptive, ledger)
-                trials = {id_: p.trial for id_, p in planned.items()}
-                ledger.begin(study, trials, corpora, say)
+                tried, planned = trials, _plan(adaptive, ledger)
+                trials = {p.trial.id: p.trial for p in planned}
                 waiting = [id_ for id_ in ledger.unfinished() if id_ not in tried]
+                ledger.begin(study, trials, corpora, say)
+                if shared:
+                    shared.send(waiting, folders, say)
         finally:
             ledger.write_table()
             for path in sorted(set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*")) - damaged):
                 say(f"{path}: a damaged checkpoint was found and set aside; its trial went on from the one before, or started again")
         _report(ledger, say)
     return ledger
+
+
+def _plan(adaptive: Adaptive, ledger: Ledger) -> list[PlannedTrial]:
+    """All trials asked for so far, which are the ledger's from now on."""
+    planned = plan(adaptive.study)
+    ledger.rows = [p.row() for p in planned]
+    return planned
 
 
 def _storage(study: Study, base: Path, ledger: Ledger) -> Storage | None:
@@ -111,13 +120,6 @@ def _storage(study: Study, base: Path, ledger: Ledger) -> Storage | None:
 def _make(folder: Path, held: ExitStack) -> None:
     folder.mkdir(parents=True, exist_ok=True)  # another driver may begin at the same moment
     held.enter_context(study_lock(folder))
-
-
-def _enter(adaptive: Adaptive, ledger: Ledger) -> dict[str, PlannedTrial]:
-    """Enter all trials asked for so far into the ledger; by id."""
-    planned = plan(adaptive.study)
-    ledger.rows = [p.row() for p in planned]
-    return {p.trial.id: p for p in planned}
 
 
 def find_engine(name: str, address: str | None = None) -> Engine:
