@@ -50,8 +50,8 @@ class Elsewhere:
                 self.ran.append(job.trial_folder.name)
                 study, tokens = job.trial_folder.parents[1].name, job.tokens_folder.name
                 assert job.storage
-                run_job(Job(Path("/nowhere", study, "trials", self.ran[-1]), Path("/nowhere", tokens), job.storage), 1, "cpu")
-        assert [path.name for path in (self.cache / "scratch").iterdir()] == ["lock"]
+                run_job(Job(Path("/nowhere", study, "trials", self.ran[-1]), Path("/nowhere", tokens), job.storage), run)
+        assert not list((self.cache / "scratch").iterdir())
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def here(jobs: Sequence[Job], run: Run) -> None:
         for job in jobs:
-            run_job(job, 1, "cpu")
+            run_job(job, run)
 
     base = tmp_path_factory.mktemp("undisturbed")
     write_corpus(base / "corpus")

@@ -76,7 +76,7 @@ class FakeWorkers:
         del self._done[job]
         self.stopped.append(job.trial_folder.name)
 
-    def ended(self) -> list[Job]:
+    def ended(self, seconds: float) -> list[Job]:
         ended = []
         for job in list(self._done):
             self._done[job] += 1
