@@ -36,7 +36,9 @@ if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
   ray_node --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks=$((SLURM_JOB_NUM_NODES - 1)) --exclude="$head" -- --address="$address:$port"
 fi
 
-sparsemem run "$study" --results "$results" --set run.storage="$(realpath -m "$results")-exchange" --address "$address:$port" &
+storage=$(realpath -m "$results")-exchange # where the nodes fetch texts and leave checkpoints
+mkdir -p "$storage"
+sparsemem run "$study" --results "$results" --set run.storage="$storage" --address "$address:$port" &
 driver=$!
 trap 'kill -TERM "$driver"' TERM # a minute before the job's time is over, and when it is cancelled
 code=0
