@@ -40,7 +40,6 @@ class Elsewhere:
     def __init__(self, cache: Path) -> None:
         self.cache = cache
         self.ran: list[str] = []
-        self.error: BaseException | None = None
 
     def __call__(self, jobs: Sequence[Job], run: Run) -> None:
         with pytest.MonkeyPatch.context() as patch:
@@ -50,8 +49,8 @@ class Elsewhere:
                 self.ran.append(job.trial_folder.name)
                 study, tokens = job.trial_folder.parents[1].name, job.tokens_folder.name
                 assert job.storage
-                run_job(Job(Path("/nowhere", study, "trials", self.ran[-1]), Path("/nowhere", tokens), job.storage), 1, "cpu")
-        assert [path.name for path in (self.cache / "scratch").iterdir()] == ["lock"]
+                run_job(Job(Path("/nowhere", study, "trials", self.ran[-1]), Path("/nowhere", tokens), job.storage), run)
+        assert not list((self.cache / "scratch").iterdir())
 
 
 @pytest.fixture
@@ -80,7 +79,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def here(jobs: Sequence[Job], run: Run) -> None:
         for job in jobs:
-            run_job(job, 1, "cpu")
+            run_job(job, run)
 
     base = tmp_path_factory.mktemp("undisturbed")
     write_corpus(base / "corpus")
@@ -381,8 +380,10 @@ def test_names_from_a_storage_do_not_leave_the_results_folder(tmp_path: Path) ->
 
 
 def _worker(job: Job, cache: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "sparsemem.study.worker", str(job.trial_folder), str(job.tokens_folder), "--storage", str(job.storage)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | {"SPARSEMEM_CACHE": str(cache), "OMP_NUM_THREADS": "1"})
+    train = "import sys; from pathlib import Path; from sparsemem.config import Run; from sparsemem.study import engine, worker\n"
+    train += "worker.run_job(engine.Job(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]), Run())"
+    command = [sys.executable, "-c", train, str(job.trial_folder), str(job.tokens_folder), str(job.storage)]
+    return subprocess.Popen(command, env=os.environ | {"SPARSEMEM_CACHE": str(cache)})
 
 
 @pytest.mark.slow
@@ -440,6 +441,7 @@ def start() -> Iterator[Callable[..., Driver]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_drivers_and_workers_and_a_server_that_stops_change_nothing(
     write_study: Callable[..., Path], start: Callable[..., Driver], s3_server: tuple[subprocess.Popen[str], str], tmp_path: Path
 ) -> None:
