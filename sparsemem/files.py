@@ -68,8 +68,9 @@ def scratch_folder(parent: Path | None, prefix: str) -> Iterator[Path]:
             shutil.rmtree(left.parent, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     try:
-        with open(folder / SCRATCH_LOCK, "wb") as file:
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            os.rename(file.name, folder / SCRATCH_LOCK)  # never seen unlocked, or another process would take it for left
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

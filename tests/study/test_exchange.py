@@ -40,7 +40,6 @@ class Elsewhere:
     def __init__(self, cache: Path) -> None:
         self.cache = cache
         self.ran: list[str] = []
-        self.error: BaseException | None = None
 
     def __call__(self, jobs: Sequence[Job], run: Run) -> None:
         with pytest.MonkeyPatch.context() as patch:
@@ -381,8 +380,10 @@ def test_names_from_a_storage_do_not_leave_the_results_folder(tmp_path: Path) ->
 
 
 def _worker(job: Job, cache: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "sparsemem.study.worker", str(job.trial_folder), str(job.tokens_folder), "--storage", str(job.storage)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | {"SPARSEMEM_CACHE": str(cache), "OMP_NUM_THREADS": "1"})
+    train = "import sys; from pathlib import Path; from sparsemem.config import Run; from sparsemem.study import engine, worker\n"
+    train += "worker.run_job(engine.Job(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]), Run())"
+    command = [sys.executable, "-c", train, str(job.trial_folder), str(job.tokens_folder), str(job.storage)]
+    return subprocess.Popen(command, env=os.environ | {"SPARSEMEM_CACHE": str(cache)})
 
 
 @pytest.mark.slow
@@ -440,6 +441,7 @@ def start() -> Iterator[Callable[..., Driver]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_drivers_and_workers_and_a_server_that_stops_change_nothing(
     write_study: Callable[..., Path], start: Callable[..., Driver], s3_server: tuple[subprocess.Popen[str], str], tmp_path: Path
 ) -> None:
