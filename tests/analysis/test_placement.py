@@ -46,13 +46,14 @@ def test_a_batch_holds_distinct_candidates_that_begin_with_the_best_one() -> Non
     assert next_shares(fit, [0.2], 3, 2) == [0.2]
 
 
-def test_a_share_that_settles_nothing_is_not_chosen() -> None:
-    """Far up a steep side the curve is known and the best share is not."""
-    truth = Truth("cliff", GRID, np.where(GRID < 0.75, 4 + 0.02 * (GRID - 0.3) ** 2, 4 + 40 * (GRID - 0.75) ** 2), 0.3, 0.001, 0.0)
-    assert next_shares(fitted(runs(truth, [*FIRST, 0.1, 0.4])), [0.2, 0.95], 1, 2) == [0.2]
-
-
 @pytest.mark.parametrize(("shares", "seeds"), [([0, 0.5, 1], 2), (FIRST, 1)])
 def test_without_a_curve_or_its_noise_nothing_is_placed(shares: list[float], seeds: int) -> None:
     with pytest.raises(AnalysisError, match="no share can be placed"):
         next_shares(fitted(runs(parabola(), shares, seeds)), [0.2], 1, seeds)
+
+
+@pytest.fixture(scope="module")
+def simulated() -> pd.DataFrame:
+    """Of two recorded curves, the wide one with much noise and the narrow one with little."""
+    truths = [recorded(RESULTS / "allocation-cpu")[0], recorded(RESULTS / "sparsity")[3]]
+    return summary(pd.DataFrame([row for truth in truths for number in range(100) for row in simulate(truth, number, 2)]))

@@ -50,7 +50,7 @@ class Curve:
 @pytest.fixture
 def curve(monkeypatch: pytest.MonkeyPatch) -> Curve:
     fake = Curve()
-    monkeypatch.setattr(launch, "find_engine", lambda name: fake)
+    monkeypatch.setattr(launch, "find_engine", lambda *engine: fake)
     monkeypatch.setattr(launch, "_report", lambda ledger, say: None)
     return fake
 
