@@ -1,8 +1,10 @@
 """How many trials a search of the best share takes, beside grids: studies simulated from recorded curves.
 
-`python -m analysis.adaptive results/allocation-cpu results/sparsity --out results/adaptive-design` writes `studies.csv` (one row a study,
-design and number of trials), `summary.csv` and the figure. Of each recorded curve the law that fits it best is taken for the truth, with
-the noise and the seed effects that were measured; a study of any design draws the same noise at the same share and seed.
+    python -m analysis.adaptive results/allocation-cpu results/sparsity --out results/allocation-adaptive/simulated
+
+writes `studies.csv` (one row a study, design and number of trials) and the figure `adaptive` with its data. Of each recorded curve the law
+that fits it best is taken for the truth, with the noise and the seed effects that were measured; a study of any design draws the same noise
+at the same share and seed.
 """
 
 from __future__ import annotations
@@ -18,15 +20,14 @@ import pandas as pd
 from analysis.cells import split_cells
 from analysis.figures.adaptive import adaptive_figure
 from analysis.figures.style import save
-from analysis.fits.allocation import fit_allocation
+from analysis.fits.allocation import AllocationFit, fit_allocation
 from analysis.fits.placement import next_shares
 from analysis.results import Results
-from sparsemem.config import LEAST_SHARES
-from sparsemem.config.optimum import FIRST_SHARES, GRID_SHARES
+from sparsemem.config import FIRST_SHARES, GRID_SHARES
 from sparsemem.files import write_text
 
 Array = np.ndarray
-STEPS = 50  # shares that can be trained lie so many to the unit
+STEPS = 60  # shares that can be trained lie so many to the unit; quarters, tenths and twelfths are among them
 RESAMPLES = 400  # of each fit; a report has 2,000
 NEAR = 0.5 / STEPS  # an interval holds the truth to the step between candidates
 
@@ -72,24 +73,25 @@ def simulate(truth: Truth, number: int, seeds: int) -> list[dict[str, object]]:
     """One study under every design -> curve, study, seeds, design, trials, low, high, holds."""
     every, rows = truth.study(number, seeds), []
 
-    def judge(design: str, shares: Sequence[float]) -> pd.DataFrame:
+    def judge(design: str, shares: Sequence[float]) -> AllocationFit:
         runs = every[every["share_moe"].isin(shares)]
-        low, high = fit_allocation(runs, resamples=RESAMPLES).interval_of_best
+        fit = fit_allocation(runs, resamples=RESAMPLES)
+        low, high = fit.interval_of_best
         holds = low - NEAR <= truth.best <= high + NEAR
         rows.append(
             {"curve": truth.name, "study": number, "seeds": seeds, "design": design, "trials": len(runs)}
             | {"low": low, "high": high, "holds": holds}
         )
-        return runs
+        return fit
 
-    for count in range(LEAST_SHARES, GRID_SHARES + 1, 2):
+    for count in range(len(FIRST_SHARES), GRID_SHARES + 1):
         judge("grid", np.unique(np.round(np.linspace(0, 1, count) * STEPS) / STEPS).tolist())
     shares = list(FIRST_SHARES)
     while True:
-        runs = judge("search", shares) if len(shares) >= LEAST_SHARES else every[every["share_moe"].isin(shares)]
+        fit = judge("search", shares)
         if len(shares) == GRID_SHARES:
             return rows
-        shares += next_shares(runs, [share for share in truth.share_S if share not in shares], 1, seeds)
+        shares += next_shares(fit, [share for share in truth.share_S if share not in shares], 1, seeds)
 
 
 def summary(studies: pd.DataFrame) -> pd.DataFrame:

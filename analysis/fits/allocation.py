@@ -9,6 +9,7 @@ Knows no file and no study: any DataFrame with a share, a loss and a seed a row 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -134,6 +135,10 @@ class AllocationFit(Fit):
     def argmin_draws(self) -> Array:
         """Share at the least loss in every resample, the winning end where none is inside -> [resamples]. Empty without a fit."""
         return self._curves.best(self.shares[0], self.shares[-1])[0][1:] if self._curves else np.zeros(0)
+
+    def curve_draws(self, x: Sequence[float]) -> Array:
+        """Loss of the curve of every resample at these shares, without what moves all shares of a seed alike -> [resamples, X]."""
+        return self._curves.at(np.asarray(x, float))[1:] if self._curves else np.zeros((0, len(x)))
 
     @property
     def interval_of_best(self) -> tuple[float, float]:

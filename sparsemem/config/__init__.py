@@ -25,15 +25,16 @@ from sparsemem.config.model import (
     UltraMemV2,
     key_counts,
 )
-from sparsemem.config.optimum import LEAST_SHARES, Optimum
+from sparsemem.config.optimum import FIRST_SHARES, GRID_SHARES, Optimum
 from sparsemem.config.study import Study, changed, load_study
 from sparsemem.config.trial import Budget, Data, Run, Train, Trial
 from sparsemem.config.tune import Search, Tune, Tuned, Winner, named, point
 from sparsemem.config.values import ConfigError, parse_quantity, parse_real, parse_share
 
 __all__ = [
+    "FIRST_SHARES",
+    "GRID_SHARES",
     "HASHED",
-    "LEAST_SHARES",
     "MEMORY_POOLS",
     "PEER",
     "PKM",

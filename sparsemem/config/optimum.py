@@ -8,9 +8,8 @@ from pydantic import Field, StrictInt, model_validator
 
 from sparsemem.config.values import Share, Size, Strict
 
-FIRST_SHARES = (1.0, 0.5, 0.0)
-LEAST_SHARES = 5
-"""Fewer shares than this decide nothing: the only law that four can judge is the parabola."""
+FIRST_SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""The first batch. Fewer decide nothing: the only law that four shares can judge is the parabola."""
 GRID_SHARES = 11
 """The grid that a search stands in for."""
 
@@ -35,9 +34,9 @@ class Optimum(Strict):
 
     @model_validator(mode="after")
     def _can_end(self) -> Optimum:
-        if self.most < LEAST_SHARES * self.seeds:
+        if self.most < len(FIRST_SHARES) * self.seeds:
             raise ValueError(
-                f"`max_trials` {self.max_trials} is less than {LEAST_SHARES} shares of {self.seeds} seeds, "
-                f"the fewest that a curve is judged by; allow {LEAST_SHARES * self.seeds} or more"
+                f"`max_trials` {self.max_trials} is less than {len(FIRST_SHARES)} shares of {self.seeds} seeds, "
+                f"the fewest that a curve is judged by; allow {len(FIRST_SHARES) * self.seeds} or more"
             )
         return self

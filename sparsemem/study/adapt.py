@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from sparsemem.config import LEAST_SHARES, ConfigError, Optimum, Study
+from sparsemem.config import ConfigError, Optimum, Study
 from sparsemem.study.ledger import FINAL, Ledger
 from sparsemem.study.plan import plan
 
 STEP = 0.02  # candidates are its multiples: ids stay the same, and an expert more or less is seldom finer
+APART = STEP / 10  # shares nearer to each other are one
 
 
 class Adaptive:
@@ -91,20 +92,19 @@ class _Search:
             [p.row() | {"val_loss": s.result["val_loss"]} for p, s in zip(planned, states, strict=True) if s.status == "finished"]
         )
         so_far = f"{', '.join(filter(None, ('search of rho', self.label)))}: {len(self.shares)} shares"
-        room = self.settings.most // self.settings.seeds - len(self.shares)
+        tolerance, most = self.settings.tolerance, self.settings.most
+        room = most // self.settings.seeds - len(self.shares)
         try:
-            if len(self.shares) >= LEAST_SHARES:
-                fit = fit_allocation(runs)
-                low, high = fit.interval_of_best
-                so_far += f", 95% interval of the best {low:.2f} to {high:.2f}"
-                if high - low <= self.settings.tolerance:
-                    return self._end(f"{so_far}, within the tolerance {self.settings.tolerance:g}")
+            fit = fit_allocation(runs)
+            low, high = fit.interval_of_best
+            so_far += f", 95% interval of the best {low:.2f} to {high:.2f}"
+            if high - low <= tolerance:
+                return self._end(f"{so_far}, within the tolerance {tolerance:g}")
             if room < 1:
-                return self._end(
-                    f"{so_far}, not within the tolerance {self.settings.tolerance:g}: no trial is left of {self.settings.most}"
-                )
-            free = [share for share in self._candidates if all(abs(share - used) > STEP / 10 for used in runs["share_moe"])]
-            chosen = next_shares(runs, free, min(room, self.settings.batch), self.settings.seeds)
+                return self._end(f"{so_far}, not within the tolerance {tolerance:g}: no trial is left of {most}")
+            inside = [share for share in self._candidates if fit.shares[0] < share < fit.shares[-1]]
+            free = [share for share in inside if all(abs(share - used) > APART for used in fit.shares)]
+            chosen = next_shares(fit, free, min(room, self.settings.batch), self.settings.seeds)
         except (AnalysisError, KeyError) as error:  # nearly all have diverged
             return self._end(f"{so_far}; nothing can be said of the best: {error}")
         if not chosen:
@@ -116,8 +116,9 @@ class _Search:
         self.ended = True
         return line
 
-    def _with(self, shares: list[float]) -> Study:
-        return self.first.model_copy(update={"vary": ({**self.first.vary[0], "rho": tuple(shares)},)})
+    def _with(self, shares: list[float], seeds: int | None = None) -> Study:
+        seeds = seeds or self.settings.seeds
+        return self.first.model_copy(update={"vary": ({**self.first.vary[0], "rho": tuple(shares), "seed": tuple(range(seeds))},)})
 
     @cached_property
     def _candidates(self) -> dict[float, float]:
@@ -126,10 +127,10 @@ class _Search:
         for step in range(round(1 / STEP) + 1):
             rho = round(step * STEP, 9)
             try:
-                share = float(plan(self._with([rho]))[0].row()["share_moe"])
+                share = float(plan(self._with([rho], seeds=1))[0].row()["share_moe"])
             except ConfigError:
                 continue
-            same = next((other for other in found if abs(other - share) < STEP / 10), share)
+            same = next((other for other in found if abs(other - share) < APART), share)
             if same not in found or abs(rho - share) < abs(found[same] - share):
                 found[same] = rho
         return found
