@@ -28,7 +28,7 @@ from sparsemem.files import write_text
 
 Array = np.ndarray
 STEPS = 60  # shares that can be trained lie so many to the unit; quarters, tenths and twelfths are among them
-RESAMPLES = 400  # of each fit; a report has 2,000
+RESAMPLES = 250  # of each fit; a report has 2,000
 NEAR = 0.5 / STEPS  # an interval holds the truth to the step between candidates
 
 
@@ -84,7 +84,7 @@ def simulate(truth: Truth, number: int, seeds: int) -> list[dict[str, object]]:
         )
         return fit
 
-    for count in range(len(FIRST_SHARES), GRID_SHARES + 1):
+    for count in range(len(FIRST_SHARES), GRID_SHARES + 1, 2):
         judge("grid", np.unique(np.round(np.linspace(0, 1, count) * STEPS) / STEPS).tolist())
     shares = list(FIRST_SHARES)
     while True:

@@ -50,10 +50,3 @@ def test_a_batch_holds_distinct_candidates_that_begin_with_the_best_one() -> Non
 def test_without_a_curve_or_its_noise_nothing_is_placed(shares: list[float], seeds: int) -> None:
     with pytest.raises(AnalysisError, match="no share can be placed"):
         next_shares(fitted(runs(parabola(), shares, seeds)), [0.2], 1, seeds)
-
-
-@pytest.fixture(scope="module")
-def simulated() -> pd.DataFrame:
-    """Of two recorded curves, the wide one with much noise and the narrow one with little."""
-    truths = [recorded(RESULTS / "allocation-cpu")[0], recorded(RESULTS / "sparsity")[3]]
-    return summary(pd.DataFrame([row for truth in truths for number in range(100) for row in simulate(truth, number, 2)]))

@@ -104,7 +104,7 @@ def test_an_optimum_at_the_end_ends_the_search_at_once(write_study: Callable[...
 
 
 def test_a_flat_curve_ends_at_the_most_trials_and_says_so(write_study: Callable[..., Path], curve: Curve) -> None:
-    curve.noise = 10.0
+    curve.noise = 2.0
     said: list[str] = []
     assert len(table(run(write_study(budget=LEFT, vary={"rho": search(max_trials=13)}), said))) == 12  # both seeds or none
     assert "not within the tolerance 0.1: no trial is left of 13" in said[-1]
