@@ -25,7 +25,8 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -38,6 +39,7 @@ from sparsemem.study.engine import Job
 from sparsemem.study.ledger import BEAT_SECONDS, Ledger
 from sparsemem.study.storage import Storage
 
+CONNECTIONS = 16
 SEND_SECONDS = 1.0
 FOLLOW_SECONDS = 2.0
 WATCHED_BEATS = 5
@@ -220,13 +222,15 @@ class Driver:
         for id_ in waiting:  # a result there is not whole, and set aside here; a worker would take it for the trial's
             if f"trials/{id_}/result.json" in there:
                 self.storage.delete(f"trials/{id_}/result.json")
+        records = {path.name: path for path in self.ledger.folder.glob("data*.json")}
         for id_ in self._trials:
             for path in self.ledger.trial_folder(id_).glob("[!.]*"):
-                is_record = path.name not in ("lock", "log.txt", *SIGNS) and ".corrupt-" not in path.name
-                if is_record and (f"trials/{id_}/{path.name}" not in there or path.name == "trial.yaml"):
-                    self.storage.put(path, f"trials/{id_}/{path.name}")
-        for path in self.ledger.folder.glob("data*.json"):
-            self.storage.put(path, path.name)
+                size, _ = there.get(name := f"trials/{id_}/{path.name}", (-1, 0))
+                if path.name in ("lock", "log.txt", *SIGNS) or _is_aside(name):
+                    continue
+                if size == -1 or (path.name == "trial.yaml" and size != path.stat().st_size):
+                    records[name] = path
+        together(lambda name: self.storage.put(records[name], name), records)
         self._send_table(self.storage)
 
     def _send_table(self, storage: Storage) -> None:
@@ -330,14 +334,19 @@ class Follower:
         """Returns all names there, also of files that are not wanted or not text."""
         listed = storage.list()
         names = [name for name in listed if _NAMES.fullmatch(name) and name.endswith((".yaml", ".csv", ".json")) and wanted(name)]
-        for name in sorted(names, key=lambda name: (name.endswith("/result.json"), name != "study.yaml")):
-            if self._seen.get(name) == listed[name]:
-                continue
+
+        def get(name: str) -> None:
             with contextlib.suppress(FileNotFoundError):  # gone since
                 storage.get(name, self._folder / name)
                 if name not in self._seen and name.endswith(("beat.json", "driver.json")):
                     os.utime(self._folder / name, (0, 0))  # not seen to change yet: it may be of a process that was killed
                 self._seen[name] = listed[name]
+
+        def turn(name: str) -> int:  # a folder with study.yaml is a study's; one with result.json is whole
+            return 0 if name == "study.yaml" else 2 if name.endswith("/result.json") else 1
+
+        for _, group in itertools.groupby(sorted((name for name in names if self._seen.get(name) != listed[name]), key=turn), turn):
+            together(get, group)
         for name in self._seen.keys() - listed.keys():
             del self._seen[name]
             if name.endswith(SIGNS):
@@ -365,6 +374,12 @@ def beating(storage: Storage, name: str) -> Iterator[None]:
 
 def _sign(beat: int) -> bytes:
     return json.dumps({"process": os.getpid(), "machine": socket.gethostname(), "beat": beat}).encode()
+
+
+def together(action: Callable[[str], object], names: Iterable[str]) -> None:
+    """Do something for each name, several at once: most of a small file's way is waiting."""
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        list(pool.map(action, names))
 
 
 @contextmanager

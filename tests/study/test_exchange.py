@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from sparsemem.config import ConfigError, Run, load_study
 from sparsemem.study import exchange, launch
 from sparsemem.study.engine import Job
 from sparsemem.study.ledger import Ledger
-from sparsemem.study.storage import Storage
+from sparsemem.study.storage import Storage, StorageAway
 from sparsemem.study.worker import run_job
 from sparsemem.train import loop
 
@@ -60,6 +61,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Elsewhere:
     monkeypatch.setattr(launch, "_report", lambda ledger, say: None)
     monkeypatch.setattr(exchange, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(exchange, "SEND_SECONDS", 0.01)
+    monkeypatch.setattr(exchange, "FOLLOW_SECONDS", 0.1)
     monkeypatch.setattr(exchange, "FIRST_PATIENCE_SECONDS", 0.5)
     return engine
 
@@ -288,6 +290,37 @@ def test_a_storage_that_goes_away_while_training_is_made_up_for(
     assert not away.exists()
 
 
+def test_a_storage_that_stays_away_leaves_the_trial_to_go_on_later(
+    write_study: Callable[..., Path],
+    elsewhere: Elsewhere,
+    undisturbed: Path,
+    checkpoints: Callable[[int], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    taken, (shared, away) = checkpoints(-1), (tmp_path / "shared", tmp_path / "unmounted")
+    step = loop.train_step
+
+    def train_step(*arguments: Any) -> tuple[float, float]:
+        if len(taken) == 8:
+            shared.rename(away)
+        return step(*arguments)
+
+    shared.mkdir()
+    file = write_study(vary={"rho": [1.0]}, run={"storage": "shared"})
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", train_step)
+        patch.setattr(exchange, "Storage", functools.partial(Storage, patience=0.5))
+        with pytest.raises(StorageAway):
+            run(file)
+    assert Ledger.read(tmp_path / "runs" / "tiny").counts() == {"interrupted": 1}
+    assert not list((elsewhere.cache / "scratch").iterdir())
+    away.rename(shared)
+    taken = checkpoints(-1)
+    assert table(run(file).folder)[0]["val_loss"] == table(undisturbed)[0]["val_loss"]
+    assert len(taken) < 16
+
+
 # --- who holds it, and who looks ---------------------------------------------------------------------------------------------
 
 
@@ -402,11 +435,11 @@ def test_two_workers_on_one_trial_leave_one_whole_result(write_study: Callable[.
 
 
 class Driver:
-    """`sparsemem run --engine local` in a process of its own."""
+    """`sparsemem run` in a process of its own."""
 
-    def __init__(self, study: Path, results: Path) -> None:
+    def __init__(self, study: Path, results: Path, engine: str = "local") -> None:
         self.folder = results / "tiny"
-        command = [sys.executable, "-m", "sparsemem", "run", str(study), "--engine", "local", "--results", str(results)]
+        command = [sys.executable, "-m", "sparsemem", "run", str(study), "--engine", engine, "--results", str(results)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def end(self) -> tuple[int, str]:
@@ -465,3 +498,14 @@ def test_killed_drivers_and_workers_and_a_server_that_stops_change_nothing(
     assert code == 0, err
     assert table(runs / "tiny") == table(tmp_path / "undisturbed" / "tiny")
     assert not any("checkpoint" in name or "beat" in name or "driver" in name for name in Storage(uri, "tiny").list())
+
+
+@pytest.mark.slow
+def test_ray_trains_over_a_storage_too(
+    write_study: Callable[..., Path], start: Callable[..., Driver], undisturbed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "shared").mkdir()
+    code, err = start(write_study(run={"storage": "shared"}), tmp_path / "runs", "ray").end()
+    assert code == 0, err
+    assert table(tmp_path / "runs" / "tiny") == table(undisturbed)
+    assert {path.name for path in tmp_path.rglob("trials/*/*")} <= {"trial.yaml", "curve.csv", "val_losses.csv", "result.json"}
