@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from sparsemem.config import (
     PEER,
@@ -331,74 +329,6 @@ def test_a_trial_survives_its_own_dump() -> None:
         again = Trial.model_validate(yaml.safe_load(yaml.safe_dump(trial.model_dump(mode="json"))))
         assert again == trial
         assert again.id == trial.id
-
-
-# --- whatever a file may hold -----------------------------------------------------------------------------------------------
-
-_SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates() | st.binary(max_size=4)
-    | st.sampled_from(["1.24M", "2%", "1e-2", "moe", "dense", 10**400, "9" * 5000, "1e999k", float("nan"), -1, 0, 1])
-)  # fmt: skip
-_PATHS = [
-    "study",
-    "question",
-    "data",
-    "model",
-    "budget",
-    "train",
-    "vary",
-    "run",
-    "rho",
-    "shares",
-    "seed",
-    "base",
-    "provenance",
-    "new",
-    "data.context",
-]
-_PATHS += [
-    "model.moe",
-    "model.engram",
-    "model.engram.layers",
-    "model.width",
-    "budget.tokens",
-    "budget.tolerance",
-    "train.lr",
-    "train.betas",
-    "vary.rho",
-]
-_PATHS += ["vary.shares", "vary.model.engram", "vary.seed", "model.engram.orders", "data.files", "train.batch_tokens"]
-_KEYS = (
-    st.sampled_from(["moe", "engram", "rho", "seed", "train.lr", "model.moe", "", ".", "a.b", "shares"])
-    | st.integers()
-    | st.none()
-    | st.booleans()
-)
-_ANYTHING = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=3), max_leaves=6)
-
-
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(changes=st.lists(st.tuples(st.sampled_from(_PATHS), _ANYTHING), min_size=1, max_size=3))
-def test_any_content_gives_a_study_or_a_config_error(tmp_path: Path, changes: list[tuple[str, Any]]) -> None:
-    raw = copy.deepcopy(STUDY)
-    for path, value in changes:
-        group, _, leaf = path.partition(".")
-        if leaf and isinstance(raw.get(group), dict):
-            raw[group][leaf] = value
-        elif not leaf:
-            raw[group] = value
-    try:
-        study = _load(tmp_path, raw)
-    except ConfigError:
-        return
-    assert all(trial.id for trial in study.trials())
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(_ANYTHING | st.text(alphabet="ab:-[]{}&*!|>%@`'\"#,? \n\t0~", max_size=30))
-def test_any_file_gives_a_study_or_a_config_error(tmp_path: Path, content: Any) -> None:
-    with pytest.raises(ConfigError):
-        _load(tmp_path, content if isinstance(content, str) else yaml.safe_dump(content))
 
 
 def test_a_field_written_twice_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from sparsemem.config.model import MEMORY_POOLS, POOLS, Model
 from sparsemem.config.values import Count, Quantity, Real, Share, Size, Strict, parse_share, parse_storage
 
+Location = Annotated[str, Field(pattern=r"^[^\x00]+$")]
+"""A path, or a glob; no system has one with a zero byte in it."""
+
 
 class Data(Strict):
     """Which text, how it is cut into tokens, and what is held out."""
@@ -26,9 +29,9 @@ class Data(Strict):
     """Text kept after de-duplication. More is not read: a study needs `budget.tokens` tokens of about 3 bytes."""
     validation_tokens: Quantity = 131_072
     """Size of the fixed held-out set, whole packages or whole documents never seen in training."""
-    tokenizer: str | None = None
+    tokenizer: Location | None = None
     """A `tokenizer.json` to use in place of a trained one; relative to the study's file."""
-    files: tuple[str, ...] = ()
+    files: tuple[Location, ...] = ()
     """Globs of `.txt`, `.py`, `.md`, `.jsonl` or `.parquet` files, relative to the study's file (corpus `files`)."""
     text_field: str = "text"
     """The column that holds the text (JSON lines, Parquet, hub)."""

@@ -7,6 +7,7 @@ The folder appears whole or not at all, also when two processes build it at once
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -98,6 +99,8 @@ def _digest(config: Data, corpus: Corpus, base: Path) -> str:
     tokenizer = None
     if config.tokenizer:
         try:
+            if not (base / config.tokenizer).is_file():  # a device would never end
+                raise FileNotFoundError(errno.ENOENT, "no such file")
             tokenizer = hashlib.sha256((base / config.tokenizer).read_bytes()).hexdigest()
         except OSError as error:
             remedy = f"it cannot be read ({error.strerror}); give the path of a `tokenizer.json`, relative to the study's file"
