@@ -10,7 +10,7 @@ Conventions (the README's "What is counted" repeats them for readers):
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 BYTES_PER_PARAMETER = 4
 STEP_OVER_FORWARD = 3  # the backward pass computes two products for each one of the forward pass
@@ -27,10 +27,16 @@ class Account:
     selection_flops: int = 0
 
     def __add__(self, other: Account) -> Account:
-        return Account(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+        return Account(
+            self.total + other.total,
+            self.active + other.active,
+            self.flops + other.flops,
+            self.sparse_bytes + other.sparse_bytes,
+            self.selection_flops + other.selection_flops,
+        )
 
     def __mul__(self, times: int) -> Account:
-        return Account(*(count * times for count in astuple(self)))
+        return Account(self.total * times, self.active * times, self.flops * times, self.sparse_bytes * times, self.selection_flops * times)
 
     @property
     def step_flops(self) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sparsemem.config import MEMORY_POOLS, Budget, ConfigError, Run, Study, Trial
+from sparsemem.config import MEMORY_POOLS, Budget, ConfigError, Model, Run, Study, Trial
 from sparsemem.study.engine import slots
 from sparsemem.study.text import count, duration, table
 
@@ -87,31 +88,40 @@ def plan(study: Study) -> list[PlannedTrial]:
     Raises:
         ConfigError: trials miss their budgets; a line for each way to do so names the point, the field and the nearest feasible value.
     """
-    from sparsemem.budget import check_start, solve
-    from sparsemem.model import count_model
-
     axes, filled_in = study.axes, study.tuned.fields if study.tuned else ()
     points = list(study.points())
     pools = tuple(pool for pool in MEMORY_POOLS if any(getattr(trial.model, pool) for _, trial in points))
+    solved = functools.cache(_solved)  # most of a large study differs in what no size depends on
     planned: dict[str, PlannedTrial] = {}
     refusals: dict[str, str] = {}
     for varied, trial in points:
-        if trial.id in planned:
+        id_ = trial.id
+        if id_ in planned:
             continue
         try:
-            sizes = solve(trial.model, trial.budget, trial.shares)
-            account = count_model(trial.model, sizes, trial.data.context, trial.data.vocab_size)
-            _check_flops(trial.budget, account)
             _check_ranks(trial, study.run)
-            check_start(trial.model, sizes)
+            sizes, account = solved(trial.model, trial.budget, tuple(trial.shares.items()), trial.data.context, trial.data.vocab_size)
         except ConfigError as error:
             point = ", ".join(f"{path}={value}" for path, value in varied.items())
             refusals.setdefault(str(error), f" (at the point {point})" if point else "")
             continue
-        planned[trial.id] = PlannedTrial(study.study, trial, _values(trial, axes), trial.at(filled_in), pools, sizes, account)
+        planned[id_] = PlannedTrial(study.study, trial, _values(trial, axes), trial.at(filled_in), pools, sizes, account)
     if refusals:
         raise ConfigError("\n".join(message + point for message, point in refusals.items()))
     return list(planned.values())
+
+
+def _solved(
+    model: Model, budget: Budget, shares: tuple[tuple[str, float], ...], context: int, vocabulary: int
+) -> tuple[Sizes, ModelAccount]:
+    from sparsemem.budget import check_start, solve
+    from sparsemem.model import count_model
+
+    sizes = solve(model, budget, dict(shares))
+    account = count_model(model, sizes, context, vocabulary)
+    _check_flops(budget, account)
+    check_start(model, sizes)
+    return sizes, account
 
 
 def _check_flops(budget: Budget, account: ModelAccount) -> None:
