@@ -76,8 +76,9 @@ class AdamW:
             return
         weights, gradients, means, squares, steps = map(list, zip(*learning, strict=True))
         beta1, beta2 = self.betas
-        numbers = {"lr": rate, "beta1": beta1, "beta2": beta2, "weight_decay": self.decay, "eps": EPS}
-        adamw(weights, gradients, means, squares, [], steps, fused=True, amsgrad=False, maximize=False, **numbers)
+        moments = (means, squares, [], steps)  # the third: of a variant that is not used
+        fixed: dict[str, Any] = {"fused": True, "amsgrad": False, "maximize": False, "eps": EPS}
+        adamw(weights, gradients, *moments, lr=rate, beta1=beta1, beta2=beta2, weight_decay=self.decay, **fixed)
         for weight in weights:
             weight.grad = None
 
