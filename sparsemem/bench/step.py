@@ -1,6 +1,7 @@
 """`sparsemem bench step`: how fast a training step is, as ratios taken in one run.
 
-- `moe`: the study's mixture of experts; `engram`: the same budget with a quarter of the sparse parameters in memory;
+- `moe`: the study's mixture of experts; `engram`: the same budget with a quarter of the sparse parameters in memory; `ultramem_v2`: with a
+  fifth of them in product-key values that every block reads;
 - `dense`: the dense model of the same activated parameters;
 - `transformers`: Hugging Face's Qwen2-MoE of the same widths and experts (extra `compare`), forward, backward and AdamW.
 
@@ -30,6 +31,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             **{"layers": 3, "width": 64, "heads": 4},
             "moe": {"expert_width": 48, "top_k": 2},
             "engram": {"layers": [2], "orders": [2, 3], "heads": 4, "row_dim": 8},
+            "ultramem_v2": {"key_dim": 8, "top_m": 8, "value_dim": 16, "pre_value_dim": 16, "init": "flat"},
         },
         "budget": {"total_params": "1.24M", "active_params": "135k", "tokens": "500k"},
         "train": {"batch_tokens": 2048, "lr": 0.01},
@@ -40,12 +42,16 @@ SHAPES: dict[str, dict[str, Any]] = {
             **{"layers": 8, "width": 256, "heads": 8},
             "moe": {"expert_width": 192, "top_k": 4},
             "engram": {"layers": [2, 5], "orders": [2, 3], "heads": 8, "row_dim": 16},
+            "ultramem_v2": {"key_dim": 32, "value_dim": 64, "pre_value_dim": 64},
         },
         "budget": {"total_params": "100M", "active_params": "10M", "tokens": "1B"},
         "train": {"batch_tokens": 4096, "lr": 0.001},
     },
 }
-SHARES: dict[str, dict[str, float]] = {"moe": {"moe": 1.0}, "engram": {"moe": 0.75, "engram": 0.25}, "dense": {}}
+SHARES: dict[str, dict[str, float]] = {
+    **{"moe": {"moe": 1.0}, "engram": {"moe": 0.75, "engram": 0.25}, "ultramem_v2": {"moe": 0.8, "ultramem_v2": 0.2}},
+    "dense": {},
+}
 
 
 def bench_step() -> Iterator[Row]:
@@ -58,7 +64,7 @@ def bench_step() -> Iterator[Row]:
         if other is not None:
             steps["transformers"] = other
         flops = {name: _flops(trial) for name, trial in trials.items()}
-        yield from speeds("step", shape, trials["moe"].train.batch_tokens, steps, flops, ("dense", "transformers"), ROUNDS[shape])
+        yield from speeds("step", shape, trials["moe"].train.batch_tokens, steps, flops, ("moe", "dense", "transformers"), ROUNDS[shape])
 
 
 def _flops(trial: Trial) -> int:

@@ -27,6 +27,7 @@ import functools
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,6 +38,10 @@ from sparsemem.config import Model, ProductKey
 from sparsemem.parameter import parameter
 
 LARGEST_SIMULATION = 2**28  # numbers drawn or scored at once, 1 GiB
+
+
+NUMPY_THREADS = 4
+"""From more threads on, torch's topk, which takes that many, is faster than numpy, which takes one."""
 
 
 class ProductKeyRetrieval(nn.Module):
@@ -189,13 +194,13 @@ def choose_pairs(
     if cores_GHRR is None or filters_2HR is None:
         return _choose_sums(row_HRSN.squeeze(1), column_HRSN.squeeze(1), top_m)
     rows_HSP, columns_HSP = (
-        _best((filter_HR.unsqueeze(1) @ side_HRSN.flatten(2)).view_as(side_HRSN[:, 0]), top_m).indices
+        _best((filter_HR.unsqueeze(1) @ side_HRSN.flatten(2)).view_as(side_HRSN[:, 0]), top_m)[1]
         for filter_HR, side_HRSN in zip(filters_2HR, (row_HRSN, column_HRSN), strict=True)
     )
     candidates_HRSP = _take(row_HRSN, rows_HSP)
     left_HRSP = (cores_GHRR.sum(0).mT @ candidates_HRSP.flatten(2)).view_as(candidates_HRSP)
     scores_HSPP = left_HRSP.permute(0, 2, 3, 1) @ _take(column_HRSN, columns_HSP).transpose(1, 2)
-    best_HSM, columns = scores_HSPP.flatten(-2).topk(top_m).indices, columns_HSP.shape[-1]
+    best_HSM, columns = _best(scores_HSPP.flatten(-2), top_m)[1], columns_HSP.shape[-1]
     return rows_HSP.gather(-1, best_HSM // columns), columns_HSP.gather(-1, best_HSM % columns)
 
 
@@ -203,12 +208,20 @@ def _choose_sums(row_HSN: Tensor, column_HSN: Tensor, top_m: int) -> tuple[Tenso
     (row_HSP, rows_HSP), (column_HSP, columns_HSP) = _best(row_HSN, top_m), _best(column_HSN, top_m)
     pairs = _undominated(row_HSP.shape[-1], column_HSP.shape[-1], top_m)
     first_X, second_X = torch.tensor(pairs, device=row_HSN.device).T
-    best_HSM = (row_HSP[..., first_X] + column_HSP[..., second_X]).topk(top_m).indices
+    best_HSM = _best(row_HSP[..., first_X] + column_HSP[..., second_X], top_m)[1]
     return rows_HSP.gather(-1, first_X[best_HSM]), columns_HSP.gather(-1, second_X[best_HSM])
 
 
-def _best(scores_HSN: Tensor, top_m: int) -> torch.return_types.topk:
-    return scores_HSN.topk(min(top_m, scores_HSN.shape[-1]))
+def _best(scores_HSN: Tensor, top_m: int) -> tuple[Tensor, Tensor]:
+    """The largest scores and their places, best first: those of `topk`, of which equal ones may come in another order."""
+    top_m = min(top_m, scores_HSN.shape[-1])
+    if scores_HSN.device.type != "cpu" or torch.get_num_threads() > NUMPY_THREADS:
+        return tuple(scores_HSN.topk(top_m))
+    # numpy partitions and sorts with vector instructions, torch's topk one pair of value and place at a time
+    places_HSM = torch.from_numpy(np.argpartition(-scores_HSN.numpy(), top_m - 1)[..., :top_m])
+    order_HSM = torch.from_numpy(np.argsort(-scores_HSN.gather(-1, places_HSM).numpy()))
+    places_HSM = places_HSM.gather(-1, order_HSM)
+    return scores_HSN.gather(-1, places_HSM), places_HSM
 
 
 @functools.cache

@@ -51,9 +51,7 @@ class Reads:
     @cached_property
     def by_row(self) -> tuple[Tensor, Tensor, Tensor]:
         """The distinct rows, the reads in an order in which those of one row are neighbours, and where each row begins."""
-        sorted_A, order_A = self.rows_A.int().sort(stable=True)
-        rows_U, count_U = torch.unique_consecutive(sorted_A, return_counts=True)
-        return rows_U.long(), order_A, count_U.cumsum(0) - count_U
+        return _runs(self.rows_A)
 
 
 class MemoryTable(nn.Module):
@@ -80,7 +78,7 @@ class MemoryTable(nn.Module):
 
     def forward(self, rows_BTH: Tensor) -> Tensor:
         """Row numbers (B, T, H), each counted within its own table -> the rows side by side, (B, T, H * C)."""
-        return F.embedding(rows_BTH + self.first_H, self.rows_RC, sparse=True).flatten(-2)
+        return _Lookup.apply(self.rows_RC, rows_BTH + self.first_H).flatten(-2)
 
     def pool(self, reads: Reads, weights_SMG: Tensor) -> Tensor:
         """Sum over a token's reads of weight x row, for each group apart: (S, P, C). Slice g of a row is weighted by weight g."""
@@ -93,6 +91,22 @@ class MemoryTable(nn.Module):
 
 
 # --- sums and products over reads, and each other's gradients ---------------------------------------------------------------
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table_RC: Tensor, rows_BTH: Tensor) -> Tensor:
+        ctx.save_for_backward(rows_BTH)
+        ctx.shape = table_RC.shape
+        return F.embedding(rows_BTH, table_RC)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BTHC: Tensor) -> tuple[Tensor, None]:
+        (rows_BTH,) = ctx.saved_tensors
+        rows_U, order_A, first_U = _runs(rows_BTH.flatten())
+        sums_UC = F.embedding_bag(order_A, grad_BTHC.flatten(0, -2), first_U, mode="sum")
+        return _coalesced(rows_U, sums_UC, ctx.shape), None
 
 
 class _Pool(torch.autograd.Function):
@@ -154,7 +168,18 @@ def _table_gradient(table_RC: Tensor, reads: Reads, other_NC: Tensor, places_A: 
     """Sum over a row's reads of weight x its place's vector, for the rows that were read: sparse and coalesced."""
     rows_U, order_A, first_U = reads.by_row
     sums_UC = _weighted_sums(other_NC, places_A[order_A], weights_GA[:, order_A], first_U)
-    return torch.sparse_coo_tensor(rows_U.unsqueeze(0), sums_UC, table_RC.shape, is_coalesced=True, check_invariants=False)
+    return _coalesced(rows_U, sums_UC, table_RC.shape)
+
+
+def _runs(rows_A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The distinct rows, the reads in an order in which those of one row are neighbours, and where each row begins."""
+    sorted_A, order_A = rows_A.int().sort(stable=True)
+    rows_U, count_U = torch.unique_consecutive(sorted_A, return_counts=True)
+    return rows_U.long(), order_A, count_U.cumsum(0) - count_U
+
+
+def _coalesced(rows_U: Tensor, values_UC: Tensor, shape: torch.Size) -> Tensor:
+    return torch.sparse_coo_tensor(rows_U.unsqueeze(0), values_UC, shape, is_coalesced=True, check_invariants=False)
 
 
 def _mark_coalesced(table_RC: Tensor) -> None:
@@ -164,4 +189,4 @@ def _mark_coalesced(table_RC: Tensor) -> None:
         return
     rows_1U = gradient._indices()
     if bool((rows_1U[0, 1:] > rows_1U[0, :-1]).all()):
-        table_RC.grad = torch.sparse_coo_tensor(rows_1U, gradient._values(), gradient.shape, is_coalesced=True, check_invariants=False)
+        table_RC.grad = _coalesced(rows_1U[0], gradient._values(), gradient.shape)

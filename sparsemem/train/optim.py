@@ -2,18 +2,26 @@
 
 Backbone: AdamW, with decay on matrices only (the vocabulary's and the convolution's taps among them).
 Memory tables: Adam without decay at a multiple of the rate, which may fall linearly from its start to its end, on the rows that the step
-read (torch's SparseAdam: moments of other rows stay as they are; the bias correction counts steps of the whole table).
+read (as torch's SparseAdam: moments of other rows stay as they are; the bias correction counts steps of the whole table).
+
+Neither is a `torch.optim.Optimizer`: making one imports torch's compiler, which takes as long as the rest of torch.
+
+Shape letters: R rows of a table, C width of a row, U distinct rows that a step read.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from sparsemem.config import Train
+
+EPS = 1e-8
 
 
 class Optimizer:
@@ -23,23 +31,13 @@ class Optimizer:
         tables = [weight for weight in model.parameters() if getattr(weight, "sparse_gradient", False)]
         self.backbone = [weight for weight in model.parameters() if not getattr(weight, "sparse_gradient", False)]
         self.config = config
-        adamw = torch.optim.AdamW(
-            [
-                {"params": [weight for weight in self.backbone if weight.ndim > 1], "weight_decay": config.weight_decay},
-                {"params": [weight for weight in self.backbone if weight.ndim == 1], "weight_decay": 0.0},
-            ],
-            lr=config.lr,
-            betas=config.betas,
-            fused=True,
-        )
-        self.parts: list[torch.optim.Optimizer] = [adamw]
-        if tables:
-            constant = (config.table_lr_factor, config.table_lr_factor)
-            groups = [{"params": [table], "factors": getattr(table, "rate", None) or constant} for table in tables]
-            sparse = torch.optim.SparseAdam(groups, lr=config.lr, betas=config.betas)
-            for table in tables:
-                sparse.state[table] = {"step": 0, "exp_avg": _zeros_on_demand(table), "exp_avg_sq": _zeros_on_demand(table)}
-            self.parts.append(sparse)
+        constant = (config.table_lr_factor, config.table_lr_factor)
+        matrices = [weight for weight in self.backbone if weight.ndim > 1]
+        self.parts: list[AdamW | RowAdam] = [
+            AdamW(matrices, config.betas, config.weight_decay),
+            AdamW([weight for weight in self.backbone if weight.ndim == 1], config.betas, 0.0),
+            *(RowAdam(table, config.betas, getattr(table, "rate", None) or constant) for table in tables),
+        ]
 
     def step(self, rate: float, done: float) -> float:
         """Clip the backbone's gradient, update everything, forget the gradients. Returns the norm before clipping.
@@ -49,20 +47,80 @@ class Optimizer:
             done: share of the token budget, along which the tables' factors go from their start to their end.
         """
         norm = nn.utils.clip_grad_norm_(self.backbone, self.config.grad_clip)
-        for optimizer in self.parts:
-            for group in optimizer.param_groups:
-                start, end = group.get("factors", (1.0, 1.0))
-                group["lr"] = rate * (start + (end - start) * done)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        for part in self.parts:
+            part.step(rate, done)
         return float(norm)
 
-    def state_dict(self) -> list[dict[str, object]]:
-        return [optimizer.state_dict() for optimizer in self.parts]
+    def state_dict(self) -> list[list[Any]]:
+        return [part.state for part in self.parts]
 
-    def load_state_dict(self, states: list[dict[str, object]]) -> None:
-        for optimizer, state in zip(self.parts, states, strict=True):
-            optimizer.load_state_dict(state)
+    def load_state_dict(self, states: list[list[Any]]) -> None:
+        for part, state in zip(self.parts, states, strict=True):
+            part.load(state)
+
+
+class AdamW:
+    """torch's fused AdamW of some weights. A weight without a gradient stays as it is."""
+
+    def __init__(self, weights: list[Tensor], betas: tuple[float, float], decay: float) -> None:
+        self.weights, self.betas, self.decay = weights, betas, decay
+        # of each weight: first moment, second moment, steps
+        self.state = [[torch.zeros_like(weight), torch.zeros_like(weight), weight.new_zeros(())] for weight in weights]
+
+    @torch.no_grad()
+    def step(self, rate: float, _: float) -> None:
+        learning = [
+            (weight, weight.grad, *state) for weight, state in zip(self.weights, self.state, strict=True) if weight.grad is not None
+        ]
+        if not learning:
+            return
+        weights, gradients, means, squares, steps = map(list, zip(*learning, strict=True))
+        beta1, beta2 = self.betas
+        moments = (means, squares, [], steps)  # the third: of a variant that is not used
+        fixed: dict[str, Any] = {"fused": True, "amsgrad": False, "maximize": False, "eps": EPS}
+        adamw(weights, gradients, *moments, lr=rate, beta1=beta1, beta2=beta2, weight_decay=self.decay, **fixed)
+        for weight in weights:
+            weight.grad = None
+
+    def load(self, state: list[list[Tensor]]) -> None:
+        self.state = [[tensor.to(weight.device) for tensor in of] for weight, of in zip(self.weights, state, strict=True)]
+
+
+class RowAdam:
+    """Adam of one table: time and memory of a step grow with the rows that were read, not with the table."""
+
+    def __init__(self, table: Tensor, betas: tuple[float, float], factors: tuple[float, float]) -> None:
+        self.table, self.betas, self.factors = table, betas, factors
+        self.mean_RC, self.square_RC, self.steps = _zeros_on_demand(table), _zeros_on_demand(table), 0
+
+    @torch.no_grad()
+    def step(self, rate: float, done: float) -> None:
+        if self.table.grad is None:
+            return
+        gradient, self.table.grad = self.table.grad.coalesce(), None
+        rows_U, gradient_UC = gradient._indices()[0], gradient._values()
+        self.steps += 1
+        (beta1, beta2), (start, end) = self.betas, self.factors
+        mean_UC = _move(self.mean_RC, rows_U, gradient_UC, 1 - beta1)
+        square_UC = _move(self.square_RC, rows_U, gradient_UC.square(), 1 - beta2)
+        size = rate * (start + (end - start) * done) * math.sqrt(1 - beta2**self.steps) / (1 - beta1**self.steps)
+        new_UC = self.table.index_select(0, rows_U).addcdiv_(mean_UC, square_UC.sqrt_().add_(EPS), value=-size)
+        self.table.index_copy_(0, rows_U, new_UC)
+
+    @property
+    def state(self) -> list[Any]:
+        return [self.mean_RC, self.square_RC, self.steps]
+
+    def load(self, state: list[Any]) -> None:
+        mean_RC, square_RC, self.steps = state
+        self.mean_RC, self.square_RC = mean_RC.to(self.table.device), square_RC.to(self.table.device)
+
+
+def _move(moment_RC: Tensor, rows_U: Tensor, target_UC: Tensor, share: float) -> Tensor:
+    """Move some rows of a moment a share of the way to their target. Returns what they are then, (U, C)."""
+    moved_UC = moment_RC.index_select(0, rows_U).lerp_(target_UC, share)
+    moment_RC.index_copy_(0, rows_U, moved_UC)
+    return moved_UC
 
 
 def _zeros_on_demand(like: Tensor) -> Tensor:
