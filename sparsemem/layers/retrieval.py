@@ -216,7 +216,8 @@ def _best(scores_HSN: Tensor, top_m: int) -> tuple[Tensor, Tensor]:
     """The largest scores and their places, best first: those of `topk`, of which equal ones may come in another order."""
     top_m = min(top_m, scores_HSN.shape[-1])
     if scores_HSN.device.type != "cpu" or torch.get_num_threads() > NUMPY_THREADS:
-        return tuple(scores_HSN.topk(top_m))
+        values_HSM, places_HSM = scores_HSN.topk(top_m)
+        return values_HSM, places_HSM
     # numpy partitions and sorts with vector instructions, torch's topk one pair of value and place at a time
     places_HSM = torch.from_numpy(np.argpartition(-scores_HSN.numpy(), top_m - 1)[..., :top_m])
     order_HSM = torch.from_numpy(np.argsort(-scores_HSN.gather(-1, places_HSM).numpy()))

@@ -12,6 +12,7 @@ Shape letters: R rows of a table, C width of a row, U distinct rows that a step 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,10 @@ class Optimizer:
         self.config = config
         constant = (config.table_lr_factor, config.table_lr_factor)
         matrices = [weight for weight in self.backbone if weight.ndim > 1]
-        self.parts: list[AdamW | RowAdam] = [
+        self.parts: Sequence[AdamW | RowAdam] = [
             AdamW(matrices, config.betas, config.weight_decay),
             AdamW([weight for weight in self.backbone if weight.ndim == 1], config.betas, 0.0),
-            *(RowAdam(table, config.betas, getattr(table, "rate", None) or constant) for table in tables),
+            *[RowAdam(table, config.betas, getattr(table, "rate", None) or constant) for table in tables],
         ]
 
     def step(self, rate: float, done: float) -> float:
@@ -62,7 +63,7 @@ class Optimizer:
 class AdamW:
     """torch's fused AdamW of some weights. A weight without a gradient stays as it is."""
 
-    def __init__(self, weights: list[Tensor], betas: tuple[float, float], decay: float) -> None:
+    def __init__(self, weights: Sequence[Tensor], betas: tuple[float, float], decay: float) -> None:
         self.weights, self.betas, self.decay = weights, betas, decay
         # of each weight: first moment, second moment, steps
         self.state = [[torch.zeros_like(weight), torch.zeros_like(weight), weight.new_zeros(())] for weight in weights]
@@ -76,9 +77,9 @@ class AdamW:
             return
         weights, gradients, means, squares, steps = map(list, zip(*learning, strict=True))
         beta1, beta2 = self.betas
-        moments = (means, squares, [], steps)  # the third: of a variant that is not used
+        unused: list[Tensor] = []  # by this variant
         fixed: dict[str, Any] = {"fused": True, "amsgrad": False, "maximize": False, "eps": EPS}
-        adamw(weights, gradients, *moments, lr=rate, beta1=beta1, beta2=beta2, weight_decay=self.decay, **fixed)
+        adamw(weights, gradients, means, squares, unused, steps, lr=rate, beta1=beta1, beta2=beta2, weight_decay=self.decay, **fixed)
         for weight in weights:
             weight.grad = None
 
