@@ -2,27 +2,29 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+TESTS := .venv/ready-for-tests
 TORCH := 2.13.0
+EXTRAS := cluster tensorboard mlflow wandb dashboard  # tested with the real libraries
 
 .PHONY: demo test test-all test-gpu lint types audit bench format lock clean
 
 demo: $(READY)  ## run the quick allocation study and open the way to its report
 	$(BIN)/sparsemem run sweeps/allocation-quick.yaml
 
-test: $(READY)  ## the tests, at most ten minutes on two cores
+test: $(TESTS)  ## the tests, at most ten minutes on two cores
 	$(BIN)/python -m pytest sparsemem analysis tests
 
-test-all: $(READY)  ## the slow and fault tests too
+test-all: $(TESTS)  ## the slow and fault tests too
 	$(BIN)/python -m pytest -m "not gpu" sparsemem analysis tests
 
-test-gpu: $(READY)  ## the tests that need a CUDA device
+test-gpu: $(TESTS)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests
 
-lint: $(READY)
+lint: $(TESTS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-types: $(READY)
+types: $(TESTS)
 	$(BIN)/mypy
 
 audit:  ## known vulnerabilities of the locked packages, asked of PyPI, and what bandit finds in the code; in an environment of its own
@@ -36,14 +38,14 @@ bench: $(READY)  ## the training step against a dense model and transformers; me
 	$(BIN)/sparsemem bench memory
 	$(BIN)/sparsemem bench fit
 
-format: $(READY)
+format: $(TESTS)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 lock:  ## resolve pyproject.toml anew, with a CPU build of torch at hand; it is pinned without its build's name: each platform takes its own
 	$(PYTHON) -m venv .lock && .lock/bin/pip install --quiet pip-tools
 	echo 'torch==$(TORCH)' > .lock/constraints.txt
-	.lock/bin/pip-compile --quiet --extra dev --constraint .lock/constraints.txt --allow-unsafe --strip-extras --no-header --no-annotate \
+	.lock/bin/pip-compile --quiet --extra dev $(EXTRAS:%=--extra %) --constraint .lock/constraints.txt --allow-unsafe --strip-extras --no-header --no-annotate \
 		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file requirements.lock pyproject.toml
 	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements.lock
 	rm -rf .lock
@@ -54,7 +56,11 @@ clean:
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Python 3.11 to 3.13 is needed; set PYTHON=..., e.g. make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	@echo "installing $$(grep -c == requirements.lock) locked packages into .venv: about 1 GB, a minute or more" >&2
+	@echo "installing packages into .venv as requirements.lock pins them: about 1 GB, a minute or more" >&2
+	$(BIN)/pip install --quiet --constraint requirements.lock setuptools
+	$(BIN)/pip install --quiet --constraint requirements.lock --no-build-isolation --editable .
+	@touch $@
+
+$(TESTS): $(READY)
 	$(BIN)/pip install --quiet --requirement requirements.lock
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
