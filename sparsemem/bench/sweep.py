@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,8 @@ def _resumed(file: Path) -> list[float]:
             raise Found
 
     def resume() -> None:
-        try:
+        with suppress(Found):
             run_study(load_study(file), file.parent, file.parent / "runs", "local", say=stop)
-        except Found:
-            pass
 
     _finish(load_study(file), file.parent / "runs")
     resume()  # which also writes down the study
