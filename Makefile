@@ -32,11 +32,12 @@ audit:  ## known vulnerabilities of the locked packages, asked of PyPI, and what
 	.audit/bin/bandit --quiet --recursive --configfile pyproject.toml sparsemem analysis
 	.audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
 
-bench: $(READY)  ## the training step against a dense model and transformers; memories against routed experts and the machine's own speed; a loss surface against SciPy
+bench: $(READY)  ## the training step against a dense model and transformers; memories against routed experts and the machine's own speed; a loss surface against SciPy; overhead of trials
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[compare]'
 	$(BIN)/sparsemem bench step
 	$(BIN)/sparsemem bench memory
 	$(BIN)/sparsemem bench fit
+	$(BIN)/sparsemem bench sweep
 
 format: $(TESTS)
 	$(BIN)/ruff format .

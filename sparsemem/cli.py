@@ -29,7 +29,7 @@ Write a study in YAML, look at its plan, run it, read its report.
   sparsemem status runs/allocation-quick --watch   how far it is, from another terminal
   sparsemem tune my-study.yaml                     find the learning rate at each share, apart from the study
   sparsemem report runs/allocation-quick           fits, figures and report again, from the result files
-  sparsemem bench step                             speed of a training step on this machine; also `memory`, `fit`
+  sparsemem bench step                             speed of a training step on this machine; also `memory`, `fit`, `sweep`
 
 exit codes: 0 done, 1 some trials failed, 2 refused input, 130 interrupted and resumable"""
 
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--json", action="store_true", help="print one object a point: its winner and what was tried")
     for sub in (run, tune):
         sub.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="receives the folder <study>/ (default: runs)")
-    run.add_argument("--engine", choices=ENGINES, default="ray", help="ray: Ray Tune; local: plain subprocesses (default: ray)")
+    run.add_argument("--engine", choices=ENGINES, default="ray", help="ray: Ray Tune; local: forked processes (default: ray)")
     run.add_argument("--address", metavar="ADDR", help="run on a Ray cluster: HOST:PORT of its head, auto, or ray-job:http://HOST:8265")
     for sub in (plan, run, tune):
         sub.add_argument("study", type=Path, metavar="STUDY.yaml")
@@ -130,10 +130,11 @@ def _parser() -> argparse.ArgumentParser:
     bench = add("bench", _bench, "measure this machine, as ratios taken in one run", "sparsemem bench memory --json")
     bench.add_argument(
         "what",
-        choices=("step", "memory", "fit"),
+        choices=("step", "memory", "fit", "sweep"),
         help="step: a training step against the dense model and `transformers`; "
         "memory: each kind of memory against routed experts, updates of large tables, gathers against the machine's random reads; "
-        "fit: a loss surface with 4,000 refits against SciPy from every start",
+        "fit: a loss surface with 4,000 refits against SciPy from every start; "
+        "sweep: overhead of a trial and busy share of the slots under both engines, planning and skipping 10,000 trials",
     )
     bench.add_argument("--json", action="store_true", help="print one JSON object a line")
     return parser

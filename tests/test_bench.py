@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from sparsemem.bench import measure, memory, step
+from sparsemem.bench import measure, memory, step, sweep
 from sparsemem.cli import main
 from sparsemem.config import HASHED, MEMORY_POOLS, Model
 from sparsemem.memory.table import MemoryTable
@@ -163,3 +167,29 @@ def test_bench_step_goes_without_transformers_and_prints_a_table(
     assert out.splitlines()[1].count("ratio to dense") == 1
     assert "share of peak" in out
     assert "transformers is not installed" in err
+
+
+def test_overhead_is_from_an_end_to_the_next_first_step_and_busy_what_lies_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two slots: trials from 0 to 10 and 0 to 12, then from 11 to 20 and from 14 to 20."""
+    starts: dict[str, float] = {}
+
+    def trained(*arguments: Any, **keywords: Any) -> Any:
+        for name, (start, end) in {"a": (0, 10), "b": (0, 12), "c": (11, 20), "d": (14, 20)}.items():
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "result.json").touch()
+            os.utime(tmp_path / name / "result.json", (end, end))
+            starts[name] = start
+        return SimpleNamespace(trial_folder=lambda id_: tmp_path / id_)
+
+    monkeypatch.setattr(sweep, "slots", lambda run: 2)
+    monkeypatch.setattr(sweep, "measure_step", lambda *_: 0.1)
+    monkeypatch.setattr(sweep, "run_study", trained)
+    monkeypatch.setattr(sweep, "_starts", lambda results: contextlib.nullcontext(starts))
+    gaps, busy = sweep._trained(tmp_path / "study", "local", 3.0, 2)
+    assert gaps == [1.0, 2.0]
+    assert busy == pytest.approx((10 + 12 + 9 + 6) / 40)
+
+
+def test_a_finished_study_of_the_bench_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "ROUNDS", 2)
+    assert len(sweep._resumed(sweep._write(tmp_path, {"rho": [0.5], "seed": [0, 1]}, 10_000))) == 2

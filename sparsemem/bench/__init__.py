@@ -8,10 +8,11 @@ from sparsemem.bench.fit import bench_fit
 from sparsemem.bench.measure import line
 from sparsemem.bench.memory import bench_memory
 from sparsemem.bench.step import bench_step
+from sparsemem.bench.sweep import bench_sweep
 from sparsemem.study.engine import processors
 from sparsemem.train.loop import prepare_process
 
-BENCHES = {"step": bench_step, "memory": bench_memory, "fit": bench_fit}
+BENCHES = {"step": bench_step, "memory": bench_memory, "fit": bench_fit, "sweep": bench_sweep}
 
 
 def bench(what: str, as_json: bool) -> None:

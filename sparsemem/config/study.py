@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import itertools
 import math
@@ -160,7 +159,7 @@ class Study(Strict):
         for grid in self._grids():
             for values in itertools.product(*grid.values()):
                 varied = dict(zip(grid, values, strict=True))
-                raw = copy.deepcopy(self.base)
+                raw = dict(self.base)
                 for path, value in varied.items():
                     _assign(raw, path, value)
                 with _named_errors("vary" if varied else "", Trial, given=varied):
@@ -201,7 +200,10 @@ def _leaves(path: str, values: Sequence[Any]) -> Iterator[str]:
 
 
 def _assign(raw: dict[str, Any], path: str, value: Any) -> None:
-    """Set a dotted path in nested mappings. `rho` and `shares` replace each other, so that one base serves both."""
+    """Set a dotted path in nested mappings; groups on the way are replaced by copies, so that others that hold them stay as they are.
+
+    `rho` and `shares` replace each other, so that one base serves both.
+    """
     if path in ("rho", "shares"):
         raw.pop("rho", None)
         raw.pop("shares", None)
@@ -210,8 +212,9 @@ def _assign(raw: dict[str, Any], path: str, value: Any) -> None:
         inner = raw.setdefault(name, {})
         if not isinstance(inner, dict):
             raise ConfigError(f"field `{'.'.join(parents[: depth + 1])}` in `vary.{path}`: it is {brief(inner)}, not a group of fields")
-        raw = inner
-    raw[leaf] = copy.deepcopy(value)  # a later axis may set a field inside it
+        raw[name] = dict(inner)
+        raw = raw[name]
+    raw[leaf] = value
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------

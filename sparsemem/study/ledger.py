@@ -41,6 +41,7 @@ from sparsemem.files import TEMPORARY, remove_temporaries, set_aside, write_json
 BEAT_SECONDS = 3.0
 LOST_BEATS = 10  # a busy machine or store may miss some
 FINAL = ("finished", "diverged")
+CLOCK_TICK_NS = 10**9  # two changes within less may leave a folder with one time
 UNFINISHED = ("failed", "out_of_memory", "interrupted", "pending", "running")
 COLUMNS = (
     *("trial_id", "status", "study", "seed", "rho", "share_moe"),
@@ -76,6 +77,8 @@ class Ledger:
         self.folder = folder
         self.rows = rows
         self._final: dict[str, State] = {}
+        self._untouched: dict[str, int] = {}
+        """Trial whose process has not begun -> when its folder last changed."""
 
     @classmethod
     def read(cls, folder: Path) -> Ledger:
@@ -118,13 +121,22 @@ class Ledger:
         return self.folder / "trials" / trial_id
 
     def state(self, trial_id: str) -> State:
-        """From the trial's files; a final state is read once."""
-        if trial_id not in self._final:
-            state = _state(self.trial_folder(trial_id), trial_id)
-            if state.status not in FINAL:
-                return state
+        """From the trial's files; a final state is read once, and a pending one when its folder has changed."""
+        if trial_id in self._final:
+            return self._final[trial_id]
+        folder = f"{self.folder}/trials/{trial_id}"
+        try:
+            changed = os.stat(folder).st_mtime_ns
+        except OSError:
+            return State("pending")
+        if self._untouched.get(trial_id) == changed:
+            return State("pending")
+        state = _state(Path(folder), trial_id)
+        if state.status in FINAL:
             self._final[trial_id] = state
-        return self._final[trial_id]
+        elif state.status == "pending" and time.time_ns() - changed > CLOCK_TICK_NS and not os.path.exists(f"{folder}/lock"):
+            self._untouched[trial_id] = changed  # whatever happens next begins with a new file, its lock
+        return state
 
     def node(self, trial_id: str) -> str:
         """The node that a running trial is on; '' where that is not known."""
@@ -375,7 +387,8 @@ def _result(path: Path, trial_id: str) -> dict[str, Any]:
         if result["status"] == "finished" and not (isinstance(value, int | float) and math.isfinite(value)):
             raise ValueError(f"its {name} is {value!r}")
     if result["status"] == "finished":
-        losses = [float(line.partition(",")[2]) for line in (path.parent / "val_losses.csv").read_text(encoding="utf-8").splitlines()[1:]]
+        text = (path.parent / "val_losses.csv").read_text(encoding="utf-8")
+        losses = [float(loss) for loss in text.replace("\n", ",").split(",")[3::2]]  # two columns; millions of lines in a large study
         if not losses or not math.isclose(math.fsum(losses) / len(losses), result["val_loss"], rel_tol=1e-6):
             raise ValueError("val_losses.csv beside it is not the one it was made from")
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 REFRESH_SECONDS = 0.5
 LINE_SECONDS = 15.0
+OWN_SHARE = 0.02  # of a processor core that the display may take: with thousands of trials it is drawn less often
 BAR_WIDTH = 24
 SHOWN_TRIALS = 16  # bars of running trials at most; more do not fit a terminal
 
@@ -168,15 +170,17 @@ class Progress:
         from rich.console import Console
         from rich.live import Live
 
-        console = Console(file=sys.stderr)
+        console, spent = Console(file=sys.stderr), 0.0
         if not console.is_terminal:
             while not self._ended.wait(LINE_SECONDS):
                 print(headline(look(self._ledger), self._slots, self._ledger.most_trials), file=sys.stderr, flush=True)
             print(headline(look(self._ledger), self._slots, self._ledger.most_trials), file=sys.stderr, flush=True)
             return
         with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
-            while not self._ended.wait(REFRESH_SECONDS):
+            while not self._ended.wait(max(REFRESH_SECONDS, spent / OWN_SHARE)):
+                start = time.perf_counter()
                 live.update(_picture(look(self._ledger), self._slots, self._ledger.most_trials), refresh=True)
+                spent = time.perf_counter() - start
             live.update(_picture(look(self._ledger), self._slots, self._ledger.most_trials), refresh=True)
 
 

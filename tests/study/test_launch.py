@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import subprocess
@@ -142,6 +143,20 @@ def test_states_are_told_apart(write_study: Callable[..., Path], engine: Any) ->
     engine.outcomes.clear()
     run(file)
     assert [row["status"] for row in rows(file)] == ["diverged"] + ["finished"] * 4
+
+
+def test_a_pending_trial_is_looked_at_again_once_its_process_has_begun(write_study: Callable[..., Path], engine: Any) -> None:
+    file = write_study(vary={"rho": [0.5]})
+    engine.outcomes[0] = lambda folder: None
+    ledger = run(file)
+    folder = ledger.trial_folder(engine.ran[0])
+    os.utime(folder, (0, 0))  # long ago: from here on, a folder that has not changed is not read
+    assert [ledger.counts(), ledger.counts()] == [{"pending": 1}] * 2
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert ledger.counts() == {"running": 1}
+    engine.finish(folder)
+    assert ledger.counts() == {"finished": 1}
 
 
 def test_a_changed_corpus_is_not_mixed_with_finished_trials(write_study: Callable[..., Path], engine: Any) -> None:
