@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,6 +142,16 @@ def _node_name() -> str:
 # --- Ray itself -------------------------------------------------------------------------------------------------------------
 
 
+def _init(**arguments: Any) -> None:
+    """`ray.init`, which takes SIGTERM for itself: the driver's own way of ending is put back."""
+    import ray
+
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(**arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
 @contextmanager
 def _started(cpus: int, scratch: Path) -> Iterator[None]:
     os.environ.update(_ENVIRONMENT | _ON_LOOPBACK)
@@ -147,7 +159,7 @@ def _started(cpus: int, scratch: Path) -> Iterator[None]:
 
     try:
         try:
-            ray.init(
+            _init(
                 address="local",
                 num_cpus=cpus,
                 include_dashboard=False,
@@ -174,7 +186,7 @@ def _connected(address: str, jobs: Sequence[Job]) -> Iterator[None]:
 
     try:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+            _init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
         except Exception as error:
             remedy = "start one with `ray start --head`, or name its head as HOST:PORT"
             raise ChildProcessError(

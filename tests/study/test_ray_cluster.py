@@ -184,7 +184,7 @@ def test_trials_spread_over_the_nodes_of_a_cluster_which_status_shows(
     shown = capsys.readouterr().out
     assert "first" in shown
     assert "second" in shown
-    driver.send_signal(signal.SIGINT)
+    driver.terminate()  # Ray takes this signal for itself
     driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 130
     wait_for(lambda: not nodes.training())
