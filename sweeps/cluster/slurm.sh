@@ -18,7 +18,7 @@ PATH="$PWD/.venv/bin:$PATH"
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
 export PATH RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | cut -d ' ' -f 1)
 port=$((20000 + SLURM_JOB_ID % 10000))
 
@@ -47,5 +47,6 @@ if kill -0 "$driver" 2> /dev/null; then # the signal came first: the trials end 
   code=0
   wait "$driver" || code=$?
 fi
-jobs -p | xargs --no-run-if-empty kill 2> /dev/null || true
+jobs -p | xargs --no-run-if-empty kill 2> /dev/null || true # the nodes
+wait || true
 exit "$code"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,14 +134,21 @@ def test_the_script_for_slurm_trains_a_study_on_the_nodes_of_its_allocation(writ
         while batch.poll() is None:
             for place in folder.glob("trials/*/worker.json"):
                 nodes |= set(re.findall(r"node-\d+", _text(place)))
-        left = [path.parent.name for path in Path("/proc").glob("[0-9]*/environ") if mark in _text(path)]
-        for pid in left:  # of a failed test
-            os.kill(int(pid), 9)
+        deadline = time.monotonic() + 20
+        while (left := _marked(mark)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
         said.seek(0)
         assert batch.returncode == 0, said.read()
     assert len(nodes) == 2
     assert (folder / "report.html").exists()
     assert not left
+
+
+def _marked(mark: str) -> list[int]:
+    """Processes that this test's have started."""
+    return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ") if mark in _text(path).split("\0")]
 
 
 def _text(path: Path) -> str:
