@@ -36,6 +36,8 @@ bench: $(READY)  ## the training step against a dense model and transformers; me
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[compare]'
 	$(BIN)/sparsemem bench step
 	$(BIN)/sparsemem bench memory
+	$(BIN)/sparsemem bench data
+	$(BIN)/sparsemem bench eval
 	$(BIN)/sparsemem bench fit
 	$(BIN)/sparsemem bench sweep
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from sparsemem.bench import measure, memory, step, sweep
+from sparsemem.bench import data, measure, memory, step, sweep
+from sparsemem.bench import eval as evaluation
 from sparsemem.cli import main
 from sparsemem.config import HASHED, MEMORY_POOLS, Model
 from sparsemem.memory.table import MemoryTable
@@ -114,7 +115,7 @@ def test_an_update_changes_the_rows_that_were_read_and_no_other(pooled: bool) ->
     table = MemoryTable((40,), 4, std=0.02)
     initialize(table, seed=0)
     before_RC, rows_SM = table.rows_RC.detach().clone(), torch.randperm(40)[:12].view(4, 3)
-    turn = memory._update(table, Optimizer(table, memory.TRAIN), rows_SM, pooled)
+    turn = memory._update(table, Optimizer(table, memory.TRAIN), rows_SM, pooled, other=torch.zeros(3))
     assert turn() > 0
     assert table.rows_RC.grad is None
     assert (table.rows_RC != before_RC).any(1).nonzero().flatten().tolist() == sorted(rows_SM.flatten().tolist())
@@ -132,7 +133,7 @@ def test_gathers_count_bytes_of_rows_and_copies_both_ways(monkeypatch: pytest.Mo
 
 def test_bench_memory_prints_one_measurement_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(memory, "SHAPES", {"tiny": TINY})
-    for name, value in {"UPDATE_ROWS": (50, 500), "UPDATE_READS": (4, 2), "UPDATE_ROUNDS": 3}.items():
+    for name, value in {"UPDATE_ROWS": (50, 500), "UPDATE_READS": (4, 2), "UPDATE_ROUNDS": 3, "CACHE_BYTES": 1000}.items():
         monkeypatch.setattr(memory, name, value)
     for name, value in {"GATHER_TABLES": ((1000, 4),), "GATHER_READS": (4, 2), "GATHER_ROUNDS": 3}.items():
         monkeypatch.setattr(memory, name, value)
@@ -149,24 +150,57 @@ def test_bench_memory_prints_one_measurement_a_line(monkeypatch: pytest.MonkeyPa
     assert err.count("bench memory: ") == 4
 
 
+TINY_STEP: dict[str, Any] = {
+    "data": {"vocab_size": 300, "context": 16},
+    "model": {
+        **{"layers": 2, "width": 16, "heads": 2},
+        "moe": {"expert_width": 8, "top_k": 2},
+        "engram": {"layers": [2], "heads": 2},
+        "ultramem_v2": {"key_dim": 4, "top_m": 4, "value_dim": 4, "pre_value_dim": 4, "init": "flat"},
+    },
+    "budget": {"total_params": "40k", "active_params": "9k", "tokens": "1k", "tolerance": "5%"},
+    "train": {"batch_tokens": 64, "lr": 0.01},
+}
+
+
+@pytest.fixture
+def _tiny_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (step, data, evaluation):
+        monkeypatch.setattr(module, "SHAPES", {"tiny": TINY_STEP})
+        monkeypatch.setattr(module, "ROUNDS", {"tiny": 3})
+
+
+@pytest.mark.usefixtures("_tiny_steps")
 def test_bench_step_goes_without_transformers_and_prints_a_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny = {
-        "data": {"vocab_size": 300, "context": 16},
-        "model": {"layers": 2, "width": 16, "heads": 2, "moe": {"expert_width": 8, "top_k": 2}, "engram": {"layers": [2], "heads": 2}},
-        "budget": {"total_params": "40k", "active_params": "9k", "tokens": "1k", "tolerance": "5%"},
-        "train": {"batch_tokens": 64, "lr": 0.01},
-    }
-    monkeypatch.setattr(step, "SHAPES", {"tiny": tiny})
-    monkeypatch.setattr(step, "ROUNDS", {"tiny": 3})
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert main(["bench", "step"]) == 0
     out, err = capsys.readouterr()
-    assert [line.split()[0] for line in out.splitlines()] == ["step/moe", "step/engram", "step/dense", "peak/matrix-product"]
-    assert out.splitlines()[1].count("ratio to dense") == 1
+    names = [line.split()[0] for line in out.splitlines()]
+    assert names == ["step/moe", "step/engram", "step/ultramem_v2", "step/dense", "peak/matrix-product"]
+    assert out.splitlines()[1].count("ratio to dense") == out.splitlines()[1].count("ratio to moe") == 1
     assert "share of peak" in out
     assert "transformers is not installed" in err
+
+
+@pytest.mark.usefixtures("_tiny_steps")
+def test_bench_data_gives_shares_of_a_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(data, "TEXT_BYTES", 1000)
+    monkeypatch.setattr(data, "TEXT_TOKENS", 1000)
+    assert main(["bench", "data", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["name"] for row in rows] == ["data/batch", "data/hash", "data/tokenise"]
+    assert all(row.keys() >= {*FIELDS, "share_of_step"} and row["median"] > 0 for row in rows)
+
+
+@pytest.mark.usefixtures("_tiny_steps")
+def test_bench_eval_compares_each_model_with_its_training(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(evaluation, "TOKENS_AT_ONCE", 64)
+    assert main(["bench", "eval", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["name"] for row in rows] == [f"eval/{name}" for name in step.SHARES]
+    assert all(row.keys() >= {*FIELDS, "ratio_to_training"} for row in rows)
 
 
 def test_overhead_is_from_an_end_to_the_next_first_step_and_busy_what_lies_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from sparsemem.bench.data import bench_data
+from sparsemem.bench.eval import bench_eval
 from sparsemem.bench.fit import bench_fit
 from sparsemem.bench.measure import line
 from sparsemem.bench.memory import bench_memory
@@ -12,7 +14,7 @@ from sparsemem.bench.sweep import bench_sweep
 from sparsemem.study.engine import processors
 from sparsemem.train.loop import prepare_process
 
-BENCHES = {"step": bench_step, "memory": bench_memory, "fit": bench_fit, "sweep": bench_sweep}
+BENCHES = {"step": bench_step, "memory": bench_memory, "data": bench_data, "eval": bench_eval, "fit": bench_fit, "sweep": bench_sweep}
 
 
 def bench(what: str, as_json: bool) -> None:

@@ -75,6 +75,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 UPDATE_ROWS, UPDATE_READS, UPDATE_ROUNDS = (100_000, 1_000_000, 10_000_000), (2048, 16), 25  # reads: tokens, rows of each
 LOOKED_UP_WIDTH, POOLED_WIDTH = 8, 16
+CACHE_BYTES = 2**28  # more than the caches hold
 GATHER_TABLES, GATHER_READS, GATHER_ROUNDS = ((4_000_000, 32), (500_000, 256)), (2048, 32), 25  # rows and width: 512 MB each
 
 
@@ -178,7 +179,7 @@ def _layer_step(layer: Layer, width: int, batch: tuple[int, int]) -> Callable[[]
 
 
 def _updates(pooled: bool) -> Iterator[Row]:
-    contenders = {}
+    contenders, other = {}, torch.zeros(CACHE_BYTES // BYTES_PER_PARAMETER)
     tokens, reads = UPDATE_READS
     width = POOLED_WIDTH if pooled else LOOKED_UP_WIDTH
     for rows in UPDATE_ROWS:
@@ -187,7 +188,7 @@ def _updates(pooled: bool) -> Iterator[Row]:
         optimizer = Optimizer(table, TRAIN)
         for which, among in (("same", UPDATE_ROWS[0]), ("spread", rows)):
             rows_SM = torch.randperm(among, generator=torch.Generator().manual_seed(0))[: tokens * reads].view(tokens, reads)
-            contenders[which, rows] = _update(table, optimizer, rows_SM, pooled)
+            contenders[which, rows] = _update(table, optimizer, rows_SM, pooled, other)
     seconds = take_turns(contenders, UPDATE_ROUNDS)
     for (which, rows), times in seconds.items():
         small = {} if rows == UPDATE_ROWS[0] else {"ratio_to_small": over(times, seconds[which, UPDATE_ROWS[0]])}
@@ -195,12 +196,13 @@ def _updates(pooled: bool) -> Iterator[Row]:
         yield measurement(name, _size(rows, width), [1e3 * spent for spent in times], "ms", **small)
 
 
-def _update(table: MemoryTable, optimizer: Optimizer, rows_SM: Tensor, pooled: bool) -> Callable[[], float]:
+def _update(table: MemoryTable, optimizer: Optimizer, rows_SM: Tensor, pooled: bool, other: Tensor) -> Callable[[], float]:
     weights_SM1 = torch.rand(*rows_SM.shape, 1)
 
     def turn() -> float:
         read = table.pool(Reads(rows_SM), weights_SM1) if pooled else table(rows_SM.view(1, -1, 1))
         read.sum().backward()
+        other.add_(1.0)
         return timed(lambda: optimizer.step(RATE, done=0.0))
 
     return turn

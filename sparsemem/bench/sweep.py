@@ -124,7 +124,8 @@ def _finish(study: Study, results: Path) -> None:
 def _write(folder: Path, vary: dict[str, list[Any]], tokens: int) -> Path:
     """The quick study's shape as a study of its own."""
     shape = SHAPES["quick"]
-    fields = {**shape, "study": "bench", "budget": {**shape["budget"], "tokens": tokens}, "vary": vary}
+    model = {**shape["model"], "ultramem_v2": None}  # `rho` shares among experts and one memory
+    fields = {**shape, "study": "bench", "model": model, "budget": {**shape["budget"], "tokens": tokens}, "vary": vary}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
     return folder / "study.yaml"

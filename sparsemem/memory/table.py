@@ -36,7 +36,7 @@ class Reads:
         self.tokens, self.groups = len(rows_SM), groups
         self.rows_A = rows_SM.flatten()
         token_S1 = torch.arange(self.tokens, device=rows_SM.device).unsqueeze(1)
-        self.tokens_A = token_S1.expand_as(rows_SM).flatten()
+        self.tokens_A = token_S1.expand_as(rows_SM).contiguous().flatten()
         self.first_S = token_S1.squeeze(1) * rows_SM.shape[1]
         self.places_A = self.tokens_A if groups_SM is None else (token_S1 * groups + groups_SM).flatten()
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sparsemem.config import Train
@@ -250,3 +254,66 @@ def test_rows_that_repeat_are_summed_before_they_are_squared() -> None:
 def test_a_table_may_have_a_rate_of_its_own() -> None:
     assert MemoryTable((4,), 2, 0.1).rows_RC.rate is None  # type: ignore[attr-defined]
     assert MemoryTable((4,), 2, 0.1, rate=(4.0, 1.0)).rows_RC.rate == (4.0, 1.0)  # type: ignore[attr-defined]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(1, 30), width=st.integers(1, 9), reads=st.lists(st.integers(0, 12), min_size=1, max_size=4), seed=st.integers(0, 999)
+)
+def test_lookups_and_their_updates_equal_float64_adam_row_by_row(rows: int, width: int, reads: list[int], seed: int) -> None:
+    """Steps that read rows several times, once, or none at all; a row's moments move only in steps that read it."""
+    table = MemoryTable((rows,), width, 0.5)
+    initialize(table, seed)
+    adam = RowAdam(table.rows_RC, (0.9, 0.95), (2.0, 1.0))
+    stream = torch.Generator().manual_seed(seed)
+    weights = table.rows_RC.detach().double()
+    mean, square = torch.zeros_like(weights), torch.zeros_like(weights)
+    for number, count in enumerate(reads, 1):
+        read, done = torch.randint(rows, (1, count, 1), generator=stream), number / len(reads)
+        target = torch.randn(1, count, width, generator=stream)
+        found = table(read)
+        assert found.double().equal(table.rows_RC.detach().double()[read.flatten()].view(1, count, width))
+        (found * target).sum().backward()
+        adam.step(0.01, done)
+        gradient = torch.zeros_like(weights).index_add_(0, read.flatten(), target.double().flatten(0, 1))
+        touched = read.flatten().unique()
+        mean[touched] = 0.9 * mean[touched] + 0.1 * gradient[touched]
+        square[touched] = 0.95 * square[touched] + 0.05 * gradient[touched] ** 2
+        change = (mean / (1 - 0.9**number)) / ((square / (1 - 0.95**number)).sqrt() + 1e-8 / math.sqrt(1 - 0.95**number))
+        weights[touched] -= 0.01 * (2 - done) * change[touched]
+        torch.testing.assert_close(table.rows_RC.detach().double(), weights, rtol=1e-4, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(1, 30), slices=st.integers(1, 3), width=st.integers(1, 5), tokens=st.integers(1, 6), reads=st.integers(1, 7),
+    groups=st.integers(1, 3), seed=st.integers(0, 999),
+)  # fmt: skip
+def test_pooled_sums_and_products_equal_float64_loops(
+    rows: int, slices: int, width: int, tokens: int, reads: int, groups: int, seed: int
+) -> None:
+    """With their gradients; more reads than rows repeat some, fewer leave some unread, as some groups stay empty."""
+    table, stream = MemoryTable((rows,), slices * width, 0.5), torch.Generator().manual_seed(seed)
+    initialize(table, seed)
+    read, group = torch.randint(rows, (tokens, reads), generator=stream), torch.randint(groups, (tokens, reads), generator=stream)
+    weights = torch.randn(tokens, reads, slices, generator=stream).requires_grad_()
+    x = torch.randn(tokens, slices * width, generator=stream).requires_grad_()
+    up = torch.randn(tokens, groups, slices * width, generator=stream), torch.randn(tokens, reads, generator=stream)
+    found = Reads(read, group, groups)
+    pooled, products = table.pool(found, weights), table.dot(found, x)
+    ((pooled * up[0]).sum() + (products * up[1]).sum()).backward()
+
+    table_64, weights_64, x_64 = (leaf.detach().double().requires_grad_() for leaf in (table.rows_RC, weights, x))
+    gathered = table_64[read]
+    weighted = gathered * weights_64.repeat_interleave(width, -1)
+    expected = torch.zeros(tokens, groups, slices * width, dtype=torch.float64)
+    expected = expected.scatter_add(1, group.unsqueeze(-1).expand(-1, -1, slices * width), weighted)
+    dots = (gathered * x_64.unsqueeze(1)).sum(-1)
+    ((expected * up[0]).sum() + (dots * up[1]).sum()).backward()
+    torch.testing.assert_close(pooled.double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(products.double(), dots, rtol=1e-4, atol=1e-5)
+    assert table.rows_RC.grad is not None
+    for ours, theirs in ((table.rows_RC.grad.to_dense(), table_64.grad), (weights.grad, weights_64.grad), (x.grad, x_64.grad)):
+        assert ours is not None
+        assert theirs is not None
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
