@@ -287,7 +287,7 @@ class _WandB:
     def __init__(self, trial: Told) -> None:
         import wandb
 
-        mode = os.environ.get("WANDB_MODE", "offline")
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
         if mode == "offline":
             for left in trial.folder.glob(f"offline-run-*-{trial.trial_id}"):
                 shutil.rmtree(left)
