@@ -252,7 +252,11 @@ class Driver:
         self._end(self.storage, aside, say)
 
     def _end(self, storage: Storage, aside: set[str], say: Callable[[str], None]) -> None:
-        listed = self.pull(storage)
+        try:
+            listed = self.pull(storage)
+        finally:
+            for id_ in self._trials:  # nothing of ours runs any more, whether or not the storage can say so
+                (self.ledger.trial_folder(id_) / "beat.json").unlink(missing_ok=True)
         self.ledger.write_table()
         self._send_table(storage)
         for name in sorted(set(filter(_is_aside, listed)) - aside):
