@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparsemem.accounting import Account, always_active
 from sparsemem.config import Model
 from sparsemem.layers.norm import RMSNorm, norm_account
+from sparsemem.layers.product import linear
 from sparsemem.parameter import parameter, residual_std
 
 
@@ -31,14 +32,14 @@ class Attention(nn.Module):
         """(B, T, D) -> (B, T, D); `rotation_TK` comes from `rotations`."""
         B, T, D = x_BTD.shape
         sizes = [self.heads, self.kv_heads, self.kv_heads]
-        qkv_BTNK = F.linear(x_BTD, self.project_in).view(B, T, sum(sizes), self.head_dim)
+        qkv_BTNK = linear(x_BTD, self.project_in).view(B, T, sum(sizes), self.head_dim)
         q_BTHK, k_BTGK, v_BTGK = qkv_BTNK.split(sizes, dim=2)
         q_BHTK = rotate(self.query_norm(q_BTHK).transpose(1, 2), rotation_TK)
         k_BGTK = rotate(self.key_norm(k_BTGK).transpose(1, 2), rotation_TK)
         out_BHTK = F.scaled_dot_product_attention(
             q_BHTK, k_BGTK, v_BTGK.transpose(1, 2), is_causal=True, enable_gqa=self.heads != self.kv_heads
         )
-        return F.linear(out_BHTK.transpose(1, 2).reshape(B, T, D), self.project_out)
+        return linear(out_BHTK.transpose(1, 2).reshape(B, T, D), self.project_out)
 
 
 def attention_account(config: Model, context: int) -> Account:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparsemem.accounting import Account, always_active
 from sparsemem.config import Model
+from sparsemem.layers.product import linear
 from sparsemem.parameter import parameter, residual_std
 
 
@@ -22,7 +23,7 @@ class FeedForward(nn.Module):
         self.down = parameter(inner, config.width, std=residual_std(config.init_std, config.layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        return gated(F.linear(x, self.gate_up)) @ self.down.to(x.dtype)
+        return linear(gated(linear(x, self.gate_up)), self.down.T)
 
 
 def gated(gate_up: Tensor) -> Tensor:

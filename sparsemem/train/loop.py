@@ -118,8 +118,7 @@ def train_step(
 ) -> tuple[float, float]:
     """One update on the first `tokens` targets of the batch, `done` of the token budget. Returns (mean nats per token, gradient norm)."""
     with torch.autocast(inputs_BT.device.type, dtype=precision, enabled=precision != torch.float32):
-        losses_BT, auxiliary = model.losses(inputs_BT, targets_BT)
-    loss = losses_BT.flatten()[:tokens].mean()
+        loss, auxiliary = model.loss(inputs_BT, targets_BT, tokens)
     (loss + auxiliary).backward()
     value = float(loss.detach())
     norm = optimizer.step(rate, done) if math.isfinite(value) else math.nan
