@@ -74,7 +74,7 @@ class Block(nn.Module):
         self.skips = {pool: getattr(config, pool).skip for pool in product_keys}
 
     def forward(
-        self, x_BTD: Tensor, tokens_BT: Tensor, angles_TK: Tensor, arrivals: dict[int, list[Tensor]]
+        self, x_BTD: Tensor, tokens_BT: Tensor, turns_2THK: Tensor, arrivals: dict[int, list[Tensor]]
     ) -> tuple[Tensor, list[Tensor]]:
         """Returns the residual stream and the block's auxiliary losses.
 
@@ -83,7 +83,7 @@ class Block(nn.Module):
         """
         if self.memory is not None:
             x_BTD = x_BTD + self.memory(x_BTD, tokens_BT)
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles_TK)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), turns_2THK)
         normed_BTD = self.ffn_norm(x_BTD)
         auxiliary = []
         for pool, memory in self.product_keys.items():
@@ -103,7 +103,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A language model over a fixed vocabulary."""
 
-    angles_TK: Tensor
+    turns_2THK: Tensor
 
     def __init__(self, config: Model, sizes: Sizes, context: int, canonical: Tensor, separator: int) -> None:
         """
@@ -128,8 +128,8 @@ class Transformer(nn.Module):
         )
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = None if config.tie_embeddings else parameter(vocabulary, config.width, std=config.init_std)
-        angles_TK = rotations(context, config.width // config.heads, config.rope_theta, canonical.device)
-        self.register_buffer("angles_TK", angles_TK, persistent=False)
+        turns_2THK = rotations(context, config.heads, config.width // config.heads, config.rope_theta, canonical.device)
+        self.register_buffer("turns_2THK", turns_2THK, persistent=False)
 
     def forward(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) token ids -> logits (B, T, V) and the sum of the weighted auxiliary losses, a scalar."""
@@ -157,7 +157,7 @@ class Transformer(nn.Module):
         auxiliary = x_BTD.new_zeros(())
         arrivals: dict[int, list[Tensor]] = {}
         for block in self.blocks:
-            x_BTD, losses = block(x_BTD, tokens_BT, self.angles_TK[: tokens_BT.shape[1]], arrivals)
+            x_BTD, losses = block(x_BTD, tokens_BT, self.turns_2THK[:, : tokens_BT.shape[1]], arrivals)
             auxiliary = sum(losses, auxiliary)
         return self.norm(x_BTD), auxiliary
 

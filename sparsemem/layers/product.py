@@ -18,7 +18,7 @@ _ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.bac
 
 
 def product(x_SK: Tensor, weight_NK: Tensor) -> Tensor:
-    """`x @ weight.T`, (S, N), for the inside of autograd functions: it has no gradient of its own. Any strides; `x` is fastest contiguous."""
+    """`x @ weight.T`, (S, N), for the inside of autograd functions: it has no gradient of its own. Any strides."""
     if _ONEDNN is not None and x_SK.device.type == "cpu" and x_SK.dtype == weight_NK.dtype == torch.float32:
         return _ONEDNN(x_SK, weight_NK, None, "none", [], "")
     return x_SK @ weight_NK.T
