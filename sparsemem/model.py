@@ -20,9 +20,11 @@ from sparsemem.config import HASHED, MEMORY_POOLS, PRODUCT_KEY, Model
 from sparsemem.layers.attention import Attention, attention_account, rotations
 from sparsemem.layers.engram import EngramMemory, engram_account
 from sparsemem.layers.feed_forward import FeedForward, feed_forward_account
+from sparsemem.layers.head import head_loss, head_losses
 from sparsemem.layers.moe import MixtureOfExperts, moe_account
 from sparsemem.layers.ngram_embedding import NgramEmbedding, ngram_embedding_account
 from sparsemem.layers.norm import RMSNorm, norm_account
+from sparsemem.layers.product import linear
 from sparsemem.layers.product_key import ProductKeyMemory, ValueTable, product_key_account, row_parameters
 from sparsemem.parameter import initialize, parameter
 
@@ -72,7 +74,7 @@ class Block(nn.Module):
         self.skips = {pool: getattr(config, pool).skip for pool in product_keys}
 
     def forward(
-        self, x_BTD: Tensor, tokens_BT: Tensor, angles_TK: Tensor, arrivals: dict[int, list[Tensor]]
+        self, x_BTD: Tensor, tokens_BT: Tensor, turns_2THK: Tensor, arrivals: dict[int, list[Tensor]]
     ) -> tuple[Tensor, list[Tensor]]:
         """Returns the residual stream and the block's auxiliary losses.
 
@@ -81,7 +83,7 @@ class Block(nn.Module):
         """
         if self.memory is not None:
             x_BTD = x_BTD + self.memory(x_BTD, tokens_BT)
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles_TK)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), turns_2THK)
         normed_BTD = self.ffn_norm(x_BTD)
         auxiliary = []
         for pool, memory in self.product_keys.items():
@@ -101,7 +103,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A language model over a fixed vocabulary."""
 
-    angles_TK: Tensor
+    turns_2THK: Tensor
 
     def __init__(self, config: Model, sizes: Sizes, context: int, canonical: Tensor, separator: int) -> None:
         """
@@ -126,25 +128,38 @@ class Transformer(nn.Module):
         )
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = None if config.tie_embeddings else parameter(vocabulary, config.width, std=config.init_std)
-        angles_TK = rotations(context, config.width // config.heads, config.rope_theta, canonical.device)
-        self.register_buffer("angles_TK", angles_TK, persistent=False)
+        turns_2THK = rotations(context, config.heads, config.width // config.heads, config.rope_theta, canonical.device)
+        self.register_buffer("turns_2THK", turns_2THK, persistent=False)
 
     def forward(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) token ids -> logits (B, T, V) and the sum of the weighted auxiliary losses, a scalar."""
+        x_BTD, auxiliary = self._trunk(tokens_BT)
+        return linear(x_BTD, self._head), auxiliary
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, counted: int) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy of the first `counted` targets, in nats, and the auxiliary loss: both scalars to train on."""
+        x_BTD, auxiliary = self._trunk(tokens_BT)
+        return head_loss(x_BTD.flatten(0, 1)[:counted], self._head, targets_BT.flatten()[:counted]), auxiliary
+
+    def losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Cross-entropy of each position, (B, T) nats in fp32, without gradients."""
+        return head_losses(self._trunk(tokens_BT)[0].flatten(0, 1), self._head, targets_BT.flatten()).view_as(targets_BT)
+
+    @property
+    def _head(self) -> Tensor:
+        return self.embedding if self.head is None else self.head
+
+    def _trunk(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head reads, (B, T, D), and the auxiliary loss."""
         x_BTD = F.embedding(tokens_BT, self.embedding)
         if self.ngrams is not None:
             x_BTD = self.ngrams(x_BTD, tokens_BT)
         auxiliary = x_BTD.new_zeros(())
         arrivals: dict[int, list[Tensor]] = {}
         for block in self.blocks:
-            x_BTD, losses = block(x_BTD, tokens_BT, self.angles_TK[: tokens_BT.shape[1]], arrivals)
+            x_BTD, losses = block(x_BTD, tokens_BT, self.turns_2THK[:, : tokens_BT.shape[1]], arrivals)
             auxiliary = sum(losses, auxiliary)
-        return F.linear(self.norm(x_BTD), self.embedding if self.head is None else self.head), auxiliary
-
-    def losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of each position, (B, T) nats in fp32, and the auxiliary loss."""
-        logits_BTV, auxiliary = self(tokens_BT)
-        return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction="none").view_as(targets_BT), auxiliary
+        return self.norm(x_BTD), auxiliary
 
     def initialize(self, seed: int) -> Transformer:
         """Draw all weights; see `parameter.initialize` for what two models of one seed share."""

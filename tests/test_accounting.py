@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -105,7 +106,7 @@ def test_one_token_touches_what_counts_as_active(engram: dict[str, Any] | None) 
     config = _model(engram=engram, moe={"expert_width": 8, "top_k": 2, "leading_dense": 1})
     sizes = _sizes(config, 9, 8)
     model = Transformer(config, sizes, CONTEXT, torch.arange(VOCABULARY), separator=0).initialize(0)
-    model.losses(torch.tensor([[7]]), torch.tensor([[11]]))[0].sum().backward()
+    model.loss(torch.tensor([[7]]), torch.tensor([[11]]), 1)[0].backward()
     touched = {"moe": 0, "engram": 0}
     for name, weight in model.named_parameters():
         gradient = weight.grad
@@ -129,7 +130,8 @@ def test_every_backbone_parameter_is_active() -> None:
         if name.endswith("taps_KD"):
             weight.data.normal_()
     torch.manual_seed(0)
-    model.losses(torch.randint(VOCABULARY, (4, CONTEXT)), torch.randint(VOCABULARY, (4, CONTEXT)))[0].sum().backward()
+    tokens, targets = torch.randint(VOCABULARY, (2, 4, CONTEXT))
+    model.loss(tokens, targets, tokens.numel())[0].backward()
     pools = ("gate_up_EDF", "down_EFD", "rows_RC", "embedding", "head")
     gradients = [weight.grad for name, weight in model.named_parameters() if not name.endswith(pools)]
     touched = sum(int((gradient != 0).sum()) for gradient in gradients if gradient is not None)
@@ -140,6 +142,11 @@ def test_every_backbone_parameter_is_active() -> None:
 def _grouped(a_shape: Any, b_shape: Any, *_: Any, **__: Any) -> int:
     """FLOPs of the experts' grouped product, which torch's counter does not know: each row meets one expert's matrix."""
     return 2 * a_shape[0] * b_shape[1] * b_shape[2]
+
+
+def _linear(a_shape: Any, b_shape: Any, *_: Any, **__: Any) -> int:
+    """The same of a product by oneDNN."""
+    return 2 * math.prod(a_shape) * int(b_shape[0])
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -156,7 +163,9 @@ def test_flops_equal_those_that_torch_counts(tied: bool, routed: int, engram: di
     config = _model(engram=engram if routed else None, tie_embeddings=tied, moe={"expert_width": 8, "top_k": 2, "leading_dense": 1})
     sizes = _sizes(config, routed, 12)
     model = Transformer(config, sizes, CONTEXT, torch.arange(VOCABULARY), separator=0).initialize(0)
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._grouped_mm: _grouped})
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten._grouped_mm: _grouped, torch.ops.mkldnn._linear_pointwise: _linear}
+    )
     with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         model(torch.arange(CONTEXT).unsqueeze(0))
     account, width = count_model(config, sizes, CONTEXT, VOCABULARY), config.width

@@ -6,12 +6,14 @@ Tokens are sorted by expert and multiplied in groups, so every token reaches all
 - Balance: a bias added for the selection only and moved against the load (arXiv 2408.15664), an auxiliary loss, or both.
 - A router z-loss (arXiv 2202.08906) keeps the logits small.
 
-Shape letters: S tokens of the batch, D model width, E routed experts, K experts a token (top-k), F inner width of an expert.
+Shape letters: S tokens of the batch, D model width, E routed experts, K experts a token (top-k), A = S x K assignments, F inner width of
+an expert.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,8 @@ from torch import Tensor, nn
 from sparsemem import parallel
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
 from sparsemem.config import Model, MoE
-from sparsemem.layers.feed_forward import FeedForward, feed_forward_account, gated
+from sparsemem.layers.feed_forward import FeedForward, feed_forward_account, gated, gated_backward
+from sparsemem.layers.product import linear
 from sparsemem.parameter import parameter, residual_std
 
 
@@ -59,7 +62,7 @@ class MixtureOfExperts(nn.Module):
     def route(self, x_SD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Choose the experts of each token: gates (S, K), expert indices (S, K), weighted auxiliary loss."""
         with torch.autocast(x_SD.device.type, enabled=False):  # in bf16 near-equal affinities would tie
-            logits_SE = F.linear(x_SD.float(), self.router_ED.float())
+            logits_SE = linear(x_SD.float(), self.router_ED.float())
         affinity_SE = logits_SE.sigmoid() if self.config.gate == "sigmoid" else logits_SE.softmax(-1)
         experts_SK = (affinity_SE.detach() + self.bias_E).topk(self.config.top_k, dim=-1).indices
         gates_SK = affinity_SE.gather(-1, experts_SK)
@@ -72,16 +75,9 @@ class MixtureOfExperts(nn.Module):
 
     def routed(self, x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor) -> Tensor:
         """Sum over each token's experts of gate times expert output, (S, D)."""
-        S, K = experts_SK.shape
-        chosen = experts_SK.flatten()
-        order = chosen.argsort(stable=True)  # assignments of expert 0 first, then of expert 1, ...
-        back = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
-        ends_E = torch.bincount(chosen, minlength=self.router_ED.shape[0]).cumsum(0).to(torch.int32)
-        dtype = torch.get_autocast_dtype(x_SD.device.type) if torch.is_autocast_enabled(x_SD.device.type) else x_SD.dtype
-        x_AD = _Permute.apply(x_SD.to(dtype).repeat_interleave(K, dim=0), order, back)
-        inner_AF = gated(F.grouped_mm(x_AD, self.gate_up_EDF.to(dtype), offs=ends_E))
-        y_AD = F.grouped_mm(inner_AF, self.down_EFD.to(dtype), offs=ends_E)
-        return (_Permute.apply(y_AD, back, order).view(S, K, -1) * gates_SK.to(dtype).unsqueeze(-1)).sum(1)
+        device = x_SD.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_SD.dtype
+        return _Experts.apply(x_SD.to(dtype), gates_SK.to(dtype), experts_SK, self.gate_up_EDF.to(dtype), self.down_EFD.to(dtype))
 
     @torch.no_grad()
     def rebalance(self) -> None:
@@ -104,18 +100,44 @@ class MixtureOfExperts(nn.Module):
         return loss
 
 
-class _Permute(torch.autograd.Function):
-    """Reorder rows; the gradient gathers by the inverse order, which is faster than a scatter and sums in a fixed order."""
+class _Experts(torch.autograd.Function):
+    """y = sum over the token's experts of (gate inner) down, where inner = silu(x gate_up's first half) * (x gate_up's second half).
+
+    Assignments are sorted by expert, so that each product is one of consecutive groups. The gate multiplies the F inner values instead of
+    the D outputs; with h = x gate_up and g = dy down^T: d gate = g . inner, d inner = gate g, and the products' own gradients from there.
+    Sums over a token's experts gather by the inverse order, which is faster than a scatter and has a fixed order.
+    """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, order: Tensor, back: Tensor) -> Tensor:
-        ctx.save_for_backward(back)
-        return x[order]
+    def forward(ctx: Any, x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor, gate_up_EDF: Tensor, down_EFD: Tensor) -> Tensor:
+        S, K = gates_SK.shape
+        chosen = experts_SK.flatten()
+        order = chosen.argsort(stable=True)  # assignments of expert 0 first, then of expert 1, ...
+        back_SK = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device)).view(S, K)
+        ends_E = torch.bincount(chosen, minlength=len(down_EFD)).cumsum(0).to(torch.int32)
+        gates_A1 = gates_SK.flatten()[order].unsqueeze(-1)
+        x_AD = x_SD.index_select(0, order // K)
+        hidden_AF = F.grouped_mm(x_AD, gate_up_EDF, offs=ends_E)
+        y_AD = F.grouped_mm(gated(hidden_AF).mul_(gates_A1), down_EFD, offs=ends_E)
+        ctx.save_for_backward(x_AD, hidden_AF, gates_A1, order, back_SK, ends_E, gate_up_EDF, down_EFD)
+        return _gather_sum(y_AD, back_SK)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
-        (back,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return grad[back], None, None
+    def backward(ctx: Any, gradient_SD: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Tensor]:
+        x_AD, hidden_AF, gates_A1, order, back_SK, ends_E, gate_up_EDF, down_EFD = ctx.saved_tensors
+        gradient_AD = gradient_SD.index_select(0, order // back_SK.shape[1])
+        inner_AF = gated(hidden_AF)
+        into_scaled_AF = F.grouped_mm(gradient_AD, down_EFD.mT, offs=ends_E)
+        into_gates_SK = (into_scaled_AF * inner_AF).sum(-1)[back_SK]
+        into_hidden_AF = gated_backward(into_scaled_AF.mul_(gates_A1), hidden_AF)
+        into_down_EFD = F.grouped_mm(inner_AF.mul_(gates_A1).T, gradient_AD, offs=ends_E)
+        into_gate_up_EDF = F.grouped_mm(x_AD.T, into_hidden_AF, offs=ends_E)
+        into_x_SD = _gather_sum(F.grouped_mm(into_hidden_AF, gate_up_EDF.mT, offs=ends_E), back_SK)
+        return into_x_SD, into_gates_SK, None, into_gate_up_EDF, into_down_EFD
+
+
+def _gather_sum(x_AD: Tensor, back_SK: Tensor) -> Tensor:
+    return x_AD.index_select(0, back_SK.flatten()).view(*back_SK.shape, -1).sum(1)
 
 
 def moe_account(config: Model, routed_experts: int, shared_width: int) -> Account:

@@ -22,7 +22,7 @@ def sequence_losses(model: Transformer, inputs_ST: Tensor, targets_ST: Tensor, p
     means, at_once = [], max(1, TOKENS_AT_ONCE // inputs_ST.shape[1])
     with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
         for inputs_BT, targets_BT in zip(inputs_ST.split(at_once), targets_ST.split(at_once), strict=True):
-            losses_BT, _ = model.losses(inputs_BT.to(device), targets_BT.to(device))
+            losses_BT = model.losses(inputs_BT.to(device), targets_BT.to(device))
             means.append(losses_BT.double().mean(1).cpu())
     model.train(training)
     return torch.cat(means)

@@ -146,11 +146,11 @@ def train_step(
     """One update on the first `tokens` targets of the batch, `done` of the token budget. Returns (mean nats per token, gradient norm)."""
     rows, context = inputs_BT.shape
     with parallel.divided(rows) as part:
-        with torch.autocast(inputs_BT.device.type, dtype=precision, enabled=precision != torch.float32):
-            losses_BT, auxiliary = model.losses(inputs_BT[part], targets_BT[part])
         own = min(tokens, part.stop * context) - part.start * context
-        loss = losses_BT.flatten()[:own].mean() * (own / tokens)
-        (loss + auxiliary * (len(losses_BT) / rows)).backward()
+        with torch.autocast(inputs_BT.device.type, dtype=precision, enabled=precision != torch.float32):
+            loss, auxiliary = model.loss(inputs_BT[part], targets_BT[part], own)
+        loss = loss * (own / tokens)
+        (loss + auxiliary * ((part.stop - part.start) / rows)).backward()
         value = float(parallel.total(loss.detach()))
         parallel.add_up_gradients(model.parameters())
     norm = optimizer.step(rate, done) if math.isfinite(value) else math.nan

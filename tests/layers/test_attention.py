@@ -61,18 +61,18 @@ def test_equals_the_naive_loop(heads: int, kv_heads: int | None) -> None:
     layer.query_norm.gain.data.uniform_(0.5, 2)
     layer.key_norm.gain.data.uniform_(0.5, 2)
     x = torch.randn(2, 9, config.width)
-    angles = rotations(16, config.width // heads, config.rope_theta, x.device)[:9]
-    np.testing.assert_allclose(layer(x, angles).detach().numpy(), _naive(layer, config, x.double().numpy()), rtol=2e-4, atol=2e-5)
+    turns = rotations(16, heads, config.width // heads, config.rope_theta, x.device)[:, :9]
+    np.testing.assert_allclose(layer(x, turns).detach().numpy(), _naive(layer, config, x.double().numpy()), rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("theta", [100.0, 10_000.0])
 def test_scores_depend_on_the_distance_only(theta: float) -> None:
     """The relative-position property of RoPE: turning query and key by the same shift keeps their product."""
-    angles = rotations(64, 8, theta, torch.device("cpu"))
-    query, key = torch.randn(8), torch.randn(8)
+    turns = rotations(64, 1, 8, theta, torch.device("cpu"))
+    query, key = torch.randn(2, 1, 1, 1, 8)
 
     def score(t: int, s: int) -> float:
-        return float(rotate(query, angles[t]) @ rotate(key, angles[s]))
+        return float((rotate(query, turns[:, t : t + 1]) * rotate(key, turns[:, s : s + 1])).sum())
 
     for distance in (0, 1, 7):
         expected = score(distance, 0)
@@ -81,11 +81,18 @@ def test_scores_depend_on_the_distance_only(theta: float) -> None:
 
 
 def test_a_rotation_keeps_lengths_and_position_zero_is_not_turned() -> None:
-    angles = rotations(32, 8, 10_000.0, torch.device("cpu"))
-    x = torch.randn(1, 2, 32, 8)
-    turned = rotate(x, angles)
+    turns = rotations(32, 2, 8, 10_000.0, torch.device("cpu"))
+    x = torch.randn(1, 32, 2, 8)
+    turned = rotate(x, turns)
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
-    torch.testing.assert_close(turned[:, :, 0], x[:, :, 0])
+    torch.testing.assert_close(turned[:, 0], x[:, 0])
+
+
+@pytest.mark.parametrize("heads", [3, 2])
+def test_the_gradient_of_a_rotation_is_exact_also_for_fewer_heads(heads: int) -> None:
+    turns = rotations(5, 3, 4, 100.0, torch.device("cpu"))
+    x = torch.randn(2, 5, heads, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: rotate(x, turns), (x,))
 
 
 def test_a_later_token_changes_no_earlier_output() -> None:
@@ -95,8 +102,8 @@ def test_a_later_token_changes_no_earlier_output() -> None:
     x = torch.randn(1, 10, config.width)
     changed = x.clone()
     changed[:, 6:] += 1
-    angles = rotations(10, 8, config.rope_theta, x.device)
-    torch.testing.assert_close(layer(x, angles)[:, :6], layer(changed, angles)[:, :6], rtol=0, atol=0)
+    turns = rotations(10, 4, 8, config.rope_theta, x.device)
+    torch.testing.assert_close(layer(x, turns)[:, :6], layer(changed, turns)[:, :6], rtol=0, atol=0)
 
 
 def test_qk_norm_bounds_the_scores_however_large_the_input() -> None:
@@ -105,8 +112,8 @@ def test_qk_norm_bounds_the_scores_however_large_the_input() -> None:
     layer = Attention(config)
     initialize(layer, seed=0)
     x = torch.randn(1, 6, config.width)
-    angles = rotations(6, 16, config.rope_theta, x.device)
-    torch.testing.assert_close(layer(1000 * x, angles), 1000 * layer(x, angles), rtol=1e-3, atol=1e-2)
+    turns = rotations(6, 2, 16, config.rope_theta, x.device)
+    torch.testing.assert_close(layer(1000 * x, turns), 1000 * layer(x, turns), rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "context"), [(4, None, 1), (4, 2, 7), (8, 1, 128)])

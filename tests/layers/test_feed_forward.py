@@ -28,6 +28,18 @@ def test_equals_the_formula_and_its_account(width: int, inner: int) -> None:
     assert account.flops == 2 * account.total
 
 
+def test_the_gradient_is_exact() -> None:
+    layer = FeedForward(Model.model_validate({"layers": 2, "width": 8, "heads": 1}), 3)
+    initialize(layer, seed=0)
+    weights = {name: 10 * weight.detach().double() for name, weight in layer.named_parameters()}
+    inputs = [tensor.requires_grad_() for tensor in (torch.randn(2, 5, 8, dtype=torch.float64), *weights.values())]
+
+    def call(x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, dict(zip(weights, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(call, inputs)
+
+
 def test_the_residual_write_starts_smaller_the_deeper_the_model() -> None:
     """GPT-2's rule: matrices that write to the residual stream start at `init_std / sqrt(2 layers)`."""
     for layers in (1, 16):

@@ -28,6 +28,13 @@ def test_a_zero_vector_stays_zero_with_a_finite_gradient() -> None:
     assert x.grad.isfinite().all()
 
 
+def test_the_gradient_is_exact() -> None:
+    norm = RMSNorm(6, 1e-3).double()
+    norm.gain.data = torch.linspace(-1, 2, 6, dtype=torch.float64)
+    x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, gain: torch.func.functional_call(norm, {"gain": gain}, (x,)), (x, norm.gain))
+
+
 def test_the_account_is_the_gain_without_flops() -> None:
     account = norm_account(7)
     assert (account.total, account.active, account.flops) == (RMSNorm(7, 1e-6).gain.numel(), 7, 0)

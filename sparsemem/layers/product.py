@@ -1,0 +1,57 @@
+"""Dense matrix products by the faster of the two libraries inside torch. It must not know layers.
+
+torch gives fp32 products to MKL, which stops at AVX2 on processors that are not Intel's; oneDNN takes AVX-512 wherever there is any:
+230 against 105 GFLOP/s a core on a Zen 5 (docs/LOG.md). Both multiply in fp32. Everything but fp32 on a CPU goes torch's usual way.
+
+Shape letters: S rows (tokens), K inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+def product(x_SK: Tensor, weight_NK: Tensor) -> Tensor:
+    """`x @ weight.T`, (S, N), for the inside of autograd functions: it has no gradient of its own. Any strides."""
+    if _ONEDNN is not None and x_SK.device.type == "cpu" and x_SK.dtype == weight_NK.dtype == torch.float32:
+        return _ONEDNN(x_SK, weight_NK, None, "none", [], "")
+    return x_SK @ weight_NK.T
+
+
+def weight_gradient(x_SK: Tensor, gradient_SN: Tensor) -> Tensor:
+    """Gradient of a weight (N, K) from the rows that it was multiplied with and the gradient of what came out."""
+    if x_SK.shape[1] <= gradient_SN.shape[1]:  # one side has to be transposed in memory: the narrower
+        return product(x_SK.T, gradient_SN.T).T
+    return product(gradient_SN.T, x_SK.T)
+
+
+def linear(x: Tensor, weight_NK: Tensor) -> Tensor:
+    """(..., K) -> (..., N): `torch.nn.functional.linear`, which it is where nothing is won."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight_NK)
+    return _Linear.apply(x, weight_NK)
+
+
+class _Linear(torch.autograd.Function):
+    """y = x W^T; dx = dy W and dW = dy^T x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight_NK)
+        return product(x.flatten(0, -2), weight_NK).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight_NK = ctx.saved_tensors
+        gradient_SN = gradient.flatten(0, -2)
+        into_x, into_weight = ctx.needs_input_grad
+        return (
+            product(gradient_SN, weight_NK.T).view_as(x) if into_x else None,
+            weight_gradient(x.flatten(0, -2), gradient_SN) if into_weight else None,
+        )

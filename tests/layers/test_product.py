@@ -1,0 +1,35 @@
+"""Products through oneDNN against float64, whatever the strides, and their gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsemem.layers import product as products
+from sparsemem.layers.product import linear, product, weight_gradient
+
+SIZES = st.integers(1, 40)
+
+
+@settings(max_examples=40, deadline=None)
+@given(S=SIZES, K=SIZES, N=SIZES, turned=st.tuples(st.booleans(), st.booleans()))
+def test_products_are_those_of_float64_whatever_the_strides(S: int, K: int, N: int, turned: tuple[bool, bool]) -> None:
+    x, weight = (torch.randn(b, a).T if turn else torch.randn(a, b) for (a, b), turn in zip(((S, K), (N, K)), turned, strict=True))
+    torch.testing.assert_close(product(x, weight).double(), x.double() @ weight.double().T, rtol=1e-4, atol=1e-4)
+    gradient = torch.randn(S, N)
+    torch.testing.assert_close(weight_gradient(x, gradient).double(), gradient.double().T @ x.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_a_linear_map_and_its_gradients_are_torchs(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not onednn:  # a build of torch without it
+        monkeypatch.setattr(products, "_ONEDNN", None)
+    x, weight, gradient = torch.randn(3, 5, 7, requires_grad=True), torch.randn(11, 7, requires_grad=True), torch.randn(3, 5, 11)
+    found = torch.autograd.grad(linear(x, weight), (x, weight), gradient)
+    expected = torch.autograd.grad(F.linear(x, weight), (x, weight), gradient)
+    torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
