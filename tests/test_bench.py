@@ -226,4 +226,4 @@ def test_overhead_is_from_an_end_to_the_next_first_step_and_busy_what_lies_betwe
 
 def test_a_finished_study_of_the_bench_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "ROUNDS", 2)
-    assert len(sweep._resumed(sweep._write(tmp_path, {"rho": [0.5], "seed": [0, 1]}, 10_000))) == 2
+    assert len(sweep._resumed(sweep._write(tmp_path, {**sweep.HALF, "seed": [0, 1]}, 10_000))) == 2

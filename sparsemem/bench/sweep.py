@@ -31,8 +31,9 @@ SHORT, SHORT_TRIALS = 3.0, 8  # seconds of a trial, trials a slot
 LONG, LONG_TRIALS = 60.0, 2
 POLL_SECONDS = 0.01
 ROUNDS = 3
+HALF: dict[str, list[Any]] = {"shares": [{"moe": 0.5, "engram": 0.5}]}
 LARGE: dict[str, list[Any]] = {  # 10,000 trials of twenty sizes
-    "rho": [round(share / 20, 2) for share in range(1, 21)],
+    "shares": [{"moe": share / 20, "engram": 1 - share / 20} for share in range(1, 21)],
     "train.lr": [round(1e-3 * 1.1**step, 6) for step in range(20)],
     "seed": list(range(25)),
 }
@@ -55,11 +56,11 @@ def bench_sweep() -> Iterator[Row]:
 
 def _trained(folder: Path, engine: str, seconds: float, a_slot: int) -> tuple[list[float], float]:
     """Seconds between one trial's end and the next one's first step, slot by slot; and the share of the slots' time spent in trials."""
-    study = load_study(_write(folder, {"rho": [0.5]}, tokens=10**6))
+    study = load_study(_write(folder, HALF, tokens=10**6))
     trial, together = study.trials()[0], slots(study.run)
     step = measure_step(trial, study.run.cpus_per_trial)
     tokens = math.ceil(seconds / step) * trial.train.batch_tokens
-    study = load_study(_write(folder, {"rho": [0.5], "seed": list(range(together * a_slot))}, tokens))
+    study = load_study(_write(folder, {**HALF, "seed": list(range(together * a_slot))}, tokens))
     with _starts(folder / "runs") as starts:
         ledger = run_study(study, folder, folder / "runs", engine, say=lambda line: None)
     ends = {id_: (ledger.trial_folder(id_) / "result.json").stat().st_mtime for id_ in starts}
