@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -36,6 +37,16 @@ def test_every_study_that_has_results_is_read() -> None:
         "allocation-adaptive",
     }  # the demo's; a check; the demo's with searched shares
     assert held == {study for study, _ in READINGS}
+
+
+def test_the_soak_is_quoted_as_it_was_measured() -> None:
+    soaks = json.loads((ROOT / "results" / "soak.json").read_text(encoding="utf-8"))
+    columns = ("finished", "twice", "lost", "killed", "restarts", "seconds")
+    assert f"| engine | {' | '.join(columns)} |" in README
+    assert soaks
+    for engine, soak in soaks.items():
+        assert f"| `{engine}` | {' | '.join(str(soak[name]) for name in columns)} |" in README
+        assert (soak["trials"], soak["equal_to_undisturbed"], soak["processes_left"], soak["files_left"]) == (200, True, 0, [])
 
 
 def test_the_example_study_plans(tmp_path: Path) -> None:
