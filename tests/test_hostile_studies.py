@@ -30,7 +30,7 @@ BASES: list[dict[str, Any]] = [
 for base in BASES:  # two values an axis are as good as ten
     for grid in base["vary"] if isinstance(base.get("vary"), list) else [base.get("vary", {})]:
         for axis in grid:
-            grid[axis] = grid[axis][:2]
+            grid[axis] = grid[axis][:2] if isinstance(grid[axis], list) else grid[axis]  # a search
     base.setdefault("tune", {"search": {"train.decay": {"low": 0.1, "high": 0.3}, "train.schedule": {"choices": ["wsd"]}}})
 
 NAMES = sorted(

@@ -71,8 +71,7 @@ def serve(driver: Connection) -> None:
     Exit codes: 0 finished or diverged, STORAGE_AWAY, 1 an error, which `failure.json` in the trial's folder tells, -N killed by signal N.
     Returns when the driver is gone, after its workers.
     """
-    for module in ("sparsemem.train", "torch._dynamo"):  # the latter is what the optimiser imports at its first step
-        importlib.import_module(module)
+    importlib.import_module("sparsemem.train")  # once for all of them
     working: dict[Job, BaseProcess] = {}
     while True:
         sentinels = {process.sentinel: job for job, process in working.items()}

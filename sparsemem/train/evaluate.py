@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsemem.model import Transformer
 
-TOKENS_AT_ONCE = 8192  # as fast as more of them, with logits of moderate size
+TOKENS_AT_ONCE = 8192  # as fast as more of them
 
 
 @torch.inference_mode()
