@@ -25,9 +25,10 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-bench: $(READY)  ## the training step against a dense model and transformers; memories against routed experts and the machine's own speed; a loss surface against SciPy
+bench: $(READY)  ## the training step against a dense model and transformers; ways of dispatch to experts; memories against routed experts and the machine's own speed; a loss surface against SciPy
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[compare]'
 	$(BIN)/sparsemem bench step
+	$(BIN)/sparsemem bench moe
 	$(BIN)/sparsemem bench memory
 	$(BIN)/sparsemem bench fit
 

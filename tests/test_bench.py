@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from sparsemem.bench import measure, memory, step
+from sparsemem.bench import measure, memory, moe, step
 from sparsemem.cli import main
 from sparsemem.config import HASHED, MEMORY_POOLS, Model
+from sparsemem.layers.moe import MixtureOfExperts
 from sparsemem.memory.table import MemoryTable
 from sparsemem.parameter import initialize
 from sparsemem.train.optim import Optimizer
@@ -143,6 +144,36 @@ def test_bench_memory_prints_one_measurement_a_line(monkeypatch: pytest.MonkeyPa
         assert all("ratio_to_small" in found[f"update/{kind}-{which}", shape] for which in ("same", "spread"))
     assert "share_of_random_read" in found["gather/pool", "0.001Mx4"]
     assert err.count("bench memory: ") == 4
+
+
+def test_ways_of_dispatch_compute_the_same() -> None:
+    config = Model.model_validate({"layers": 1, "width": 16, "heads": 2, "moe": {"expert_width": 8, "top_k": 2}})
+    layer = MixtureOfExperts(config, 5, 0)
+    initialize(layer, seed=0)
+    x, target = torch.randn(2, 40, 16)
+    gates, experts = torch.randn(40, 5).topk(2)
+    found = {}
+    for name, way in moe.WAYS.items():
+        inputs = [x.clone().requires_grad_(), gates.clone().requires_grad_()]
+        y = way(layer, *inputs, experts)
+        found[name] = [y, *torch.autograd.grad(y, [*inputs, layer.gate_up_EDF, layer.down_EFD], target)]
+    for name, values in found.items():
+        for value, expected in zip(values, found["loop"], strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_bench_moe_prints_each_way(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = {
+        "data": {"vocab_size": 300, "context": 16},
+        "model": {"layers": 2, "width": 16, "heads": 2, "moe": {"expert_width": 8, "top_k": 2}},
+        "budget": {"total_params": "40k", "active_params": "9k", "tokens": "1k", "tolerance": "5%"},
+        "train": {"batch_tokens": 64, "lr": 0.01},
+    }
+    monkeypatch.setattr(moe, "SHAPES", {"tiny": tiny})
+    assert main(["bench", "moe"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [*(f"experts/{way}" for way in moe.WAYS), "peak/matrix-product"]
+    assert all("share of peak" in line for line in lines[:-1])
 
 
 def test_bench_step_goes_without_transformers_and_prints_a_table(
