@@ -29,7 +29,7 @@ Write a study in YAML, look at its plan, run it, read its report.
   sparsemem status runs/allocation-quick --watch   how far it is, from another terminal
   sparsemem tune my-study.yaml                     find the learning rate at each share, apart from the study
   sparsemem report runs/allocation-quick           fits, figures and report again, from the result files
-  sparsemem bench step                             speed of a training step on this machine; also `moe`, `memory`, `fit`
+  sparsemem bench step                             speed of a training step on this machine; also `profile`, `moe`, `memory`, `fit`
 
 exit codes: 0 done, 1 some trials failed, 2 refused input, 130 interrupted and resumable"""
 
@@ -121,8 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     bench = add("bench", _bench, "measure this machine, as ratios taken in one run", "sparsemem bench memory --json")
     bench.add_argument(
         "what",
-        choices=("step", "moe", "memory", "fit"),
+        choices=("step", "profile", "moe", "memory", "fit"),
         help="step: a training step against the dense model and `transformers`; "
+        "profile: where the time of a step goes; "
         "moe: ways of dispatch to routed experts; "
         "memory: each kind of memory against routed experts, updates of large tables, gathers against the machine's random reads; "
         "fit: a loss surface with 4,000 refits against SciPy from every start",

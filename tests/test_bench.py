@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparsemem.bench import measure, memory, moe, step
+from sparsemem.bench import measure, memory, moe, profile, step
 from sparsemem.cli import main
 from sparsemem.config import HASHED, MEMORY_POOLS, Model
 from sparsemem.layers.moe import MixtureOfExperts
@@ -34,6 +34,13 @@ TINY: dict[str, Any] = {
         "ultramem": {"top_m": 4, "key_dim": 4, "value_dim": 8},
         "ultramem_v2": {"top_m": 4, "key_dim": 4, "value_dim": 8, "pre_value_dim": 8},
     },
+}
+
+TINY_TRIAL: dict[str, Any] = {
+    "data": {"vocab_size": 300, "context": 16},
+    "model": {"layers": 2, "width": 16, "heads": 2, "moe": {"expert_width": 8, "top_k": 2}, "engram": {"layers": [2], "heads": 2}},
+    "budget": {"total_params": "40k", "active_params": "9k", "tokens": "1k", "tolerance": "5%"},
+    "train": {"batch_tokens": 64, "lr": 0.01},
 }
 
 
@@ -163,29 +170,27 @@ def test_ways_of_dispatch_compute_the_same() -> None:
 
 
 def test_bench_moe_prints_each_way(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny = {
-        "data": {"vocab_size": 300, "context": 16},
-        "model": {"layers": 2, "width": 16, "heads": 2, "moe": {"expert_width": 8, "top_k": 2}},
-        "budget": {"total_params": "40k", "active_params": "9k", "tokens": "1k", "tolerance": "5%"},
-        "train": {"batch_tokens": 64, "lr": 0.01},
-    }
-    monkeypatch.setattr(moe, "SHAPES", {"tiny": tiny})
+    monkeypatch.setattr(moe, "SHAPES", {"tiny": TINY_TRIAL})
     assert main(["bench", "moe"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*(f"experts/{way}" for way in moe.WAYS), "peak/matrix-product"]
     assert all("share of peak" in line for line in lines[:-1])
 
 
+def test_a_profile_has_the_parts_of_a_step_and_their_shares(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(profile, "SHAPES", {"tiny": TINY_TRIAL})
+    assert main(["bench", "profile", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["name"] for row in rows][:2] == ["part/step", "part/attention"]
+    assert len(rows) == 9
+    assert rows[0]["share_of_step"] == 1
+    assert all(row["median"] > 0 for row in rows)
+
+
 def test_bench_step_goes_without_transformers_and_prints_a_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny = {
-        "data": {"vocab_size": 300, "context": 16},
-        "model": {"layers": 2, "width": 16, "heads": 2, "moe": {"expert_width": 8, "top_k": 2}, "engram": {"layers": [2], "heads": 2}},
-        "budget": {"total_params": "40k", "active_params": "9k", "tokens": "1k", "tolerance": "5%"},
-        "train": {"batch_tokens": 64, "lr": 0.01},
-    }
-    monkeypatch.setattr(step, "SHAPES", {"tiny": tiny})
+    monkeypatch.setattr(step, "SHAPES", {"tiny": TINY_TRIAL})
     monkeypatch.setattr(step, "ROUNDS", {"tiny": 3})
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert main(["bench", "step"]) == 0

@@ -8,11 +8,12 @@ from sparsemem.bench.fit import bench_fit
 from sparsemem.bench.measure import line
 from sparsemem.bench.memory import bench_memory
 from sparsemem.bench.moe import bench_moe
+from sparsemem.bench.profile import bench_profile
 from sparsemem.bench.step import bench_step
 from sparsemem.study.engine import processors
 from sparsemem.train.loop import prepare_process
 
-BENCHES = {"step": bench_step, "moe": bench_moe, "memory": bench_memory, "fit": bench_fit}
+BENCHES = {"step": bench_step, "profile": bench_profile, "moe": bench_moe, "memory": bench_memory, "fit": bench_fit}
 
 
 def bench(what: str, as_json: bool) -> None:
