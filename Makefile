@@ -32,9 +32,10 @@ audit:  ## known vulnerabilities of the locked packages, asked of PyPI, and what
 	.audit/bin/bandit --quiet --recursive --configfile pyproject.toml sparsemem analysis
 	.audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
 
-bench: $(READY)  ## the training step against a dense model and transformers; memories against routed experts and the machine's own speed; a loss surface against SciPy; overhead of trials
+bench: $(READY)  ## everything that README's performance section states: `sparsemem bench --help`
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[compare]'
 	$(BIN)/sparsemem bench step
+	$(BIN)/sparsemem bench moe
 	$(BIN)/sparsemem bench memory
 	$(BIN)/sparsemem bench data
 	$(BIN)/sparsemem bench eval

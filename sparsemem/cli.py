@@ -29,7 +29,7 @@ Write a study in YAML, look at its plan, run it, read its report.
   sparsemem status runs/allocation-quick --watch   how far it is, from another terminal
   sparsemem tune my-study.yaml                     find the learning rate at each share, apart from the study
   sparsemem report runs/allocation-quick           fits, figures and report again, from the result files
-  sparsemem bench step                             speed of a training step on this machine; also `memory`, `data`, `eval`, `fit`, `sweep`
+  sparsemem bench step                             speed of a training step on this machine; more with `sparsemem bench --help`
 
 exit codes: 0 done, 1 some trials failed, 2 refused input, 130 interrupted and resumable"""
 
@@ -130,8 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     bench = add("bench", _bench, "measure this machine, as ratios taken in one run", "sparsemem bench memory --json")
     bench.add_argument(
         "what",
-        choices=("step", "memory", "data", "eval", "fit", "sweep"),
+        choices=("step", "profile", "moe", "memory", "data", "eval", "fit", "sweep"),
         help="step: a training step against the dense model and `transformers`; "
+        "profile: where the time of a step goes; "
+        "moe: ways of dispatch to routed experts; "
         "memory: each kind of memory against routed experts, updates of large tables, gathers against the machine's random reads; "
         "data: batches, hashing and tokenising as shares of a step; eval: the held-out loss against training; "
         "fit: a loss surface with 4,000 refits against SciPy from every start; "

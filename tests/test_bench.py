@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from sparsemem.bench import data, measure, memory, step, sweep
+from sparsemem.bench import data, measure, memory, moe, profile, step, sweep
 from sparsemem.bench import eval as evaluation
 from sparsemem.cli import main
 from sparsemem.config import HASHED, MEMORY_POOLS, Model
+from sparsemem.layers.moe import MixtureOfExperts
 from sparsemem.memory.table import MemoryTable
 from sparsemem.parameter import initialize
 from sparsemem.train.optim import Optimizer
@@ -38,6 +39,18 @@ TINY: dict[str, Any] = {
         "ultramem": {"top_m": 4, "key_dim": 4, "value_dim": 8},
         "ultramem_v2": {"top_m": 4, "key_dim": 4, "value_dim": 8, "pre_value_dim": 8},
     },
+}
+
+TINY_STEP: dict[str, Any] = {
+    "data": {"vocab_size": 300, "context": 16},
+    "model": {
+        **{"layers": 2, "width": 16, "heads": 2},
+        "moe": {"expert_width": 8, "top_k": 2},
+        "engram": {"layers": [2], "heads": 2},
+        "ultramem_v2": {"key_dim": 4, "top_m": 4, "value_dim": 4, "pre_value_dim": 4, "init": "flat"},
+    },
+    "budget": {"total_params": "40k", "active_params": "9k", "tokens": "1k", "tolerance": "5%"},
+    "train": {"batch_tokens": 64, "lr": 0.01},
 }
 
 
@@ -150,24 +163,45 @@ def test_bench_memory_prints_one_measurement_a_line(monkeypatch: pytest.MonkeyPa
     assert err.count("bench memory: ") == 4
 
 
-TINY_STEP: dict[str, Any] = {
-    "data": {"vocab_size": 300, "context": 16},
-    "model": {
-        **{"layers": 2, "width": 16, "heads": 2},
-        "moe": {"expert_width": 8, "top_k": 2},
-        "engram": {"layers": [2], "heads": 2},
-        "ultramem_v2": {"key_dim": 4, "top_m": 4, "value_dim": 4, "pre_value_dim": 4, "init": "flat"},
-    },
-    "budget": {"total_params": "40k", "active_params": "9k", "tokens": "1k", "tolerance": "5%"},
-    "train": {"batch_tokens": 64, "lr": 0.01},
-}
-
-
 @pytest.fixture
 def _tiny_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (step, data, evaluation):
         monkeypatch.setattr(module, "SHAPES", {"tiny": TINY_STEP})
         monkeypatch.setattr(module, "ROUNDS", {"tiny": 3})
+
+
+def test_ways_of_dispatch_compute_the_same() -> None:
+    config = Model.model_validate({"layers": 1, "width": 16, "heads": 2, "moe": {"expert_width": 8, "top_k": 2}})
+    layer = MixtureOfExperts(config, 5, 0)
+    initialize(layer, seed=0)
+    x, target = torch.randn(2, 40, 16)
+    gates, experts = torch.randn(40, 5).topk(2)
+    found = {}
+    for name, way in moe.WAYS.items():
+        inputs = [x.clone().requires_grad_(), gates.clone().requires_grad_()]
+        y = way(layer, *inputs, experts)
+        found[name] = [y, *torch.autograd.grad(y, [*inputs, layer.gate_up_EDF, layer.down_EFD], target)]
+    for name, values in found.items():
+        for value, expected in zip(values, found["loop"], strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_bench_moe_prints_each_way(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(moe, "SHAPES", {"tiny": TINY_STEP})
+    assert main(["bench", "moe"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [*(f"experts/{way}" for way in moe.WAYS), "peak/matrix-product"]
+    assert all("share of peak" in line for line in lines[:-1])
+
+
+def test_a_profile_has_the_parts_of_a_step_and_their_shares(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(profile, "SHAPES", {"tiny": TINY_STEP})
+    assert main(["bench", "profile", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["name"] for row in rows][:2] == ["part/step", "part/attention"]
+    assert len(rows) == 9
+    assert rows[0]["share_of_step"] == 1
+    assert all(row["median"] > 0 for row in rows)
 
 
 @pytest.mark.usefixtures("_tiny_steps")

@@ -9,12 +9,17 @@ from sparsemem.bench.eval import bench_eval
 from sparsemem.bench.fit import bench_fit
 from sparsemem.bench.measure import line
 from sparsemem.bench.memory import bench_memory
+from sparsemem.bench.moe import bench_moe
+from sparsemem.bench.profile import bench_profile
 from sparsemem.bench.step import bench_step
 from sparsemem.bench.sweep import bench_sweep
 from sparsemem.study.engine import processors
 from sparsemem.train.loop import prepare_process
 
-BENCHES = {"step": bench_step, "memory": bench_memory, "data": bench_data, "eval": bench_eval, "fit": bench_fit, "sweep": bench_sweep}
+BENCHES = {
+    **{"step": bench_step, "profile": bench_profile, "moe": bench_moe, "memory": bench_memory, "data": bench_data, "eval": bench_eval},
+    **{"fit": bench_fit, "sweep": bench_sweep},
+}
 
 
 def bench(what: str, as_json: bool) -> None:

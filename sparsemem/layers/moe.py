@@ -6,13 +6,14 @@ Tokens are sorted by expert and multiplied in groups, so every token reaches all
 - Balance: a bias added for the selection only and moved against the load (arXiv 2408.15664), an auxiliary loss, or both.
 - A router z-loss (arXiv 2202.08906) keeps the logits small.
 
-Shape letters: S tokens of the batch, D model width, E routed experts, K experts a token (top-k), A = S x K assignments, F inner width of
-an expert.
+Shape letters: S tokens of the batch, D model width, E routed experts, K experts a token (top-k), A rows of assignments (S x K,
+or some more), F inner width of an expert.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,8 +24,10 @@ from sparsemem import parallel
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
 from sparsemem.config import Model, MoE
 from sparsemem.layers.feed_forward import FeedForward, feed_forward_account, gated, gated_backward
-from sparsemem.layers.product import linear
+from sparsemem.layers.product import fast, linear, product
 from sparsemem.parameter import parameter, residual_std
+
+WIDE, BUSY, STEP = 2**15, 128, 32  # numbers in an expert's first matrix, tokens an expert, rows by which a group grows: see `_Groups`
 
 
 class MixtureOfExperts(nn.Module):
@@ -103,41 +106,87 @@ class MixtureOfExperts(nn.Module):
 class _Experts(torch.autograd.Function):
     """y = sum over the token's experts of (gate inner) down, where inner = silu(x gate_up's first half) * (x gate_up's second half).
 
-    Assignments are sorted by expert, so that each product is one of consecutive groups. The gate multiplies the F inner values instead of
-    the D outputs; with h = x gate_up and g = dy down^T: d gate = g . inner, d inner = gate g, and the products' own gradients from there.
-    Sums over a token's experts gather by the inverse order, which is faster than a scatter and has a fixed order.
+    Assignments are sorted by expert into consecutive groups of rows. The gate multiplies the F inner values instead of the D outputs; with
+    h = x gate_up and g = dy down^T: d gate = g . inner, d inner = gate g, and the products' own gradients from there. A group may end in
+    rows that stand for no assignment: they read token 0 and have a gate of zero, so that nothing comes of them. Sums over a token's
+    experts gather from its rows, which is faster than a scatter and has a fixed order.
     """
 
     @staticmethod
     def forward(ctx: Any, x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor, gate_up_EDF: Tensor, down_EFD: Tensor) -> Tensor:
-        S, K = gates_SK.shape
-        chosen = experts_SK.flatten()
-        order = chosen.argsort(stable=True)  # assignments of expert 0 first, then of expert 1, ...
-        back_SK = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device)).view(S, K)
-        ends_E = torch.bincount(chosen, minlength=len(down_EFD)).cumsum(0).to(torch.int32)
-        gates_A1 = gates_SK.flatten()[order].unsqueeze(-1)
-        x_AD = x_SD.index_select(0, order // K)
-        hidden_AF = F.grouped_mm(x_AD, gate_up_EDF, offs=ends_E)
-        y_AD = F.grouped_mm(gated(hidden_AF).mul_(gates_A1), down_EFD, offs=ends_E)
-        ctx.save_for_backward(x_AD, hidden_AF, gates_A1, order, back_SK, ends_E, gate_up_EDF, down_EFD)
-        return _gather_sum(y_AD, back_SK)
+        groups, rows_SK, order, rows = _sort(experts_SK, gate_up_EDF)
+        tokens_A = order.new_zeros(groups.rows).index_copy_(0, rows, order // experts_SK.shape[1])
+        gates_A1 = gates_SK.new_zeros(groups.rows).index_copy_(0, rows, gates_SK.flatten()[order]).unsqueeze(-1)
+        x_AD = x_SD.index_select(0, tokens_A)
+        hidden_AF = groups.product(x_AD, gate_up_EDF)
+        y_AD = groups.product(gated(hidden_AF).mul_(gates_A1), down_EFD)
+        ctx.groups = groups
+        ctx.save_for_backward(x_AD, hidden_AF, gates_A1, tokens_A, rows_SK, gate_up_EDF, down_EFD)
+        return _gather_sum(y_AD, rows_SK)
 
     @staticmethod
     def backward(ctx: Any, gradient_SD: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Tensor]:
-        x_AD, hidden_AF, gates_A1, order, back_SK, ends_E, gate_up_EDF, down_EFD = ctx.saved_tensors
-        gradient_AD = gradient_SD.index_select(0, order // back_SK.shape[1])
+        groups: _Groups = ctx.groups
+        x_AD, hidden_AF, gates_A1, tokens_A, rows_SK, gate_up_EDF, down_EFD = ctx.saved_tensors
+        gradient_AD = gradient_SD.index_select(0, tokens_A)
         inner_AF = gated(hidden_AF)
-        into_scaled_AF = F.grouped_mm(gradient_AD, down_EFD.mT, offs=ends_E)
-        into_gates_SK = (into_scaled_AF * inner_AF).sum(-1)[back_SK]
+        into_scaled_AF = groups.product(gradient_AD, down_EFD.mT)
+        into_gates_SK = (into_scaled_AF * inner_AF).sum(-1)[rows_SK]
         into_hidden_AF = gated_backward(into_scaled_AF.mul_(gates_A1), hidden_AF)
-        into_down_EFD = F.grouped_mm(inner_AF.mul_(gates_A1).T, gradient_AD, offs=ends_E)
-        into_gate_up_EDF = F.grouped_mm(x_AD.T, into_hidden_AF, offs=ends_E)
-        into_x_SD = _gather_sum(F.grouped_mm(into_hidden_AF, gate_up_EDF.mT, offs=ends_E), back_SK)
+        into_down_EFD = groups.weight_gradient(inner_AF.mul_(gates_A1), gradient_AD)
+        into_gate_up_EDF = groups.weight_gradient(x_AD, into_hidden_AF)
+        into_x_SD = _gather_sum(groups.product(into_hidden_AF, gate_up_EDF.mT), rows_SK)
         return into_x_SD, into_gates_SK, None, into_gate_up_EDF, into_down_EFD
 
 
-def _gather_sum(x_AD: Tensor, back_SK: Tensor) -> Tensor:
-    return x_AD.index_select(0, back_SK.flatten()).view(*back_SK.shape, -1).sum(1)
+def _sort(experts_SK: Tensor, weight_EDF: Tensor) -> tuple[_Groups, Tensor, Tensor, Tensor]:
+    """The groups; each assignment's row, (S, K); the assignments in the order of their experts, (A,), and their rows in that order."""
+    chosen, (experts, D, F_) = experts_SK.flatten(), weight_EDF.shape
+    order = chosen.argsort(stable=True)  # assignments of expert 0 first, then of expert 1, ...
+    load_E, rows = torch.bincount(chosen, minlength=experts), torch.arange(chosen.numel(), device=chosen.device)
+    if not (fast(weight_EDF) and D * F_ >= WIDE and chosen.numel() >= BUSY * experts):
+        groups = _Groups(load_E.cumsum(0), chosen.numel(), apart=False)
+    else:
+        room_E = (load_E + STEP - 1) // STEP * STEP
+        groups = _Groups(room_E.cumsum(0), int(room_E.sum()), apart=True)
+        rows += ((room_E - load_E).cumsum(0) - (room_E - load_E)).repeat_interleave(load_E)
+    return groups, torch.empty_like(order).scatter_(0, order, rows).view_as(experts_SK), order, rows
+
+
+class _Groups:
+    """Products of consecutive groups of rows, each with the matrix of its expert: all at once by torch's grouped product, or one by one.
+
+    One by one they go through oneDNN (`layers.product`), which beats the grouped product by 1.4 where experts are wide and many tokens come
+    to each, and loses where they are narrow. It compiles a kernel for each number of rows: groups grow in steps so that they are few.
+    """
+
+    def __init__(self, ends_E: Tensor, rows: int, apart: bool) -> None:
+        self.rows, self.ends_E = rows, ends_E.to(torch.int32)
+        self.slices = [slice(start, end) for start, end in pairwise([0, *ends_E.tolist()])] if apart else None
+
+    def product(self, x_AD: Tensor, weight_EDF: Tensor) -> Tensor:
+        """(A, F)."""
+        if self.slices is None:
+            return F.grouped_mm(x_AD, weight_EDF, offs=self.ends_E)
+        result_AF = x_AD.new_empty(self.rows, weight_EDF.shape[-1])
+        for rows, weight_DF in zip(self.slices, weight_EDF.unbind(0), strict=True):
+            if rows.start < rows.stop:
+                result_AF[rows] = product(x_AD[rows], weight_DF.T)
+        return result_AF
+
+    def weight_gradient(self, x_AD: Tensor, gradient_AF: Tensor) -> Tensor:
+        """(E, D, F); zero for an expert without rows."""
+        if self.slices is None:
+            return F.grouped_mm(x_AD.T, gradient_AF, offs=self.ends_E)
+        result_EDF = x_AD.new_zeros(len(self.slices), x_AD.shape[1], gradient_AF.shape[1])
+        for rows, result_DF in zip(self.slices, result_EDF.unbind(0), strict=True):
+            if rows.start < rows.stop:
+                result_DF.copy_(product(x_AD[rows].T, gradient_AF[rows].T))
+        return result_EDF
+
+
+def _gather_sum(x_AD: Tensor, rows_SK: Tensor) -> Tensor:
+    return x_AD.index_select(0, rows_SK.flatten()).view(*rows_SK.shape, -1).sum(1)
 
 
 def moe_account(config: Model, routed_experts: int, shared_width: int) -> Account:

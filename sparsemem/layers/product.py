@@ -17,9 +17,14 @@ from torch import Tensor
 _ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
+def fast(weight: Tensor) -> bool:
+    """Whether products with the weight go through oneDNN."""
+    return _ONEDNN is not None and weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
 def product(x_SK: Tensor, weight_NK: Tensor) -> Tensor:
     """`x @ weight.T`, (S, N), for the inside of autograd functions: it has no gradient of its own. Any strides."""
-    if _ONEDNN is not None and x_SK.device.type == "cpu" and x_SK.dtype == weight_NK.dtype == torch.float32:
+    if fast(weight_NK):
         return _ONEDNN(x_SK, weight_NK, None, "none", [], "")
     return x_SK @ weight_NK.T
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sparsemem.config import Model
+from sparsemem.layers import moe
 from sparsemem.layers.moe import MixtureOfExperts, moe_account
 from sparsemem.parameter import initialize
 
@@ -215,12 +217,14 @@ def test_gradients_equal_those_of_the_naive_loop(data: st.DataObject, experts: i
     top_k, gate, normalize = (
         data.draw(choice) for choice in (st.integers(1, experts), st.sampled_from(["sigmoid", "softmax"]), st.booleans())
     )
+    wide, busy, step = data.draw(st.sampled_from([(moe.WIDE, moe.BUSY, moe.STEP), (1, 0, 1), (1, 0, 4)]))  # all at once, one by one
     layer = _layer(experts, top_k, seed=seed, gate=gate, normalize_gates=normalize)
     torch.manual_seed(seed)
     layer.bias_E.copy_(torch.randn(experts))
     x = torch.randn(tokens, WIDTH)[torch.randint(tokens, (tokens,))].requires_grad_()
     target = torch.randn(tokens, WIDTH)
-    (layer(x.unsqueeze(0))[0][0] * target).sum().backward()
+    with patch.multiple(moe, WIDE=wide, BUSY=busy, STEP=step):
+        (layer(x.unsqueeze(0))[0][0] * target).sum().backward()
     parameters = [layer.router_ED, layer.gate_up_EDF, layer.down_EFD]
     exact = [t.detach().double().requires_grad_() for t in (x, *parameters)]
     chosen = layer.route(x.detach())[1]
