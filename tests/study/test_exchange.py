@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import json
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -446,14 +447,16 @@ class Driver:
         _, err = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, err
 
-    def is_training(self) -> str:
-        """Wait until a trial's curve has arrived; its id."""
+    def worker(self, storage: Storage) -> int:
+        """Wait until a trial is trained, as its beat and its curve in the storage tell; its process."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.process.communicate()
-            for curve in self.folder.glob("trials/*/curve.csv"):
-                if not (curve.parent / "result.json").exists() and len(curve.read_text(encoding="utf-8").splitlines()) > 3:
-                    return curve.parent.name
+            for name in storage.list():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended, or is left of one that was killed
+                    if name.endswith("/beat.json") and storage.read(f"{PurePosixPath(name).parent}/curve.csv").count(b"\n") > 3:
+                        os.kill(process := json.loads(storage.read(name))["process"], 0)
+                        return int(process)
             time.sleep(0.05)
         raise AssertionError("no trial started")
 
@@ -481,23 +484,22 @@ def test_killed_drivers_and_workers_and_a_server_that_stops_change_nothing(
     server, options = s3_server
     uri = f"s3://bucket/{tmp_path.name}?{options}"
     assert start(write_study("here.yaml", budget=SLOW), tmp_path / "undisturbed").end()[0] == 0
-    study, runs = write_study(budget=SLOW, run={"storage": uri}), tmp_path / "runs"
+    study, runs, storage = write_study(budget=SLOW, run={"storage": uri}), tmp_path / "runs", Storage(uri, "tiny")
 
     driver = start(study, runs)
-    driver.is_training()
+    driver.worker(storage)
     driver.process.kill()  # its workers end with it
     assert driver.end()[0] == -signal.SIGKILL
 
     driver = start(study, runs)
-    trial = driver.is_training()
-    os.kill(json.loads(Storage(uri, "tiny").read(f"trials/{trial}/beat.json"))["process"], signal.SIGKILL)
+    os.kill(driver.worker(storage), signal.SIGKILL)
     server.send_signal(signal.SIGSTOP)
     time.sleep(15)
     server.send_signal(signal.SIGCONT)
     code, err = driver.end()
     assert code == 0, err
     assert table(runs / "tiny") == table(tmp_path / "undisturbed" / "tiny")
-    assert not any("checkpoint" in name or "beat" in name or "driver" in name for name in Storage(uri, "tiny").list())
+    assert not any("checkpoint" in name or "beat" in name or "driver" in name for name in storage.list())
 
 
 @pytest.mark.slow
