@@ -37,6 +37,7 @@ _ENVIRONMENT = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",  # waiting for a node is said by `_wait_for_room`
 }
 _ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # every port on 127.0.0.1
+_PRIVATE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "20"}  # a control store that was killed does not come back; its agents wait so long
 
 
 def run_trials(jobs: Sequence[Job], run: Run, address: str | None = None) -> None:
@@ -154,7 +155,7 @@ def _init(**arguments: Any) -> None:
 
 @contextmanager
 def _started(cpus: int, scratch: Path) -> Iterator[None]:
-    os.environ.update(_ENVIRONMENT | _ON_LOOPBACK)
+    os.environ.update(_ENVIRONMENT | _ON_LOOPBACK | _PRIVATE)
     import ray
 
     try:
