@@ -121,12 +121,12 @@ def s3_server() -> Iterator[tuple[subprocess.Popen[str], str]]:
             patch.setenv(name, "test")
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert server.stdout is not None
-        options = f"scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{server.stdout.readline().strip()}"
-        from pyarrow.fs import FileSystem
-
-        system, _ = FileSystem.from_uri(f"s3://bucket?{options}&allow_bucket_creation=true")
-        system.create_dir("bucket")
         try:
+            options = f"scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{server.stdout.readline().strip()}"
+            from pyarrow.fs import FileSystem
+
+            system, _ = FileSystem.from_uri(f"s3://bucket?{options}&allow_bucket_creation=true")
+            system.create_dir("bucket")
             yield server, options
         finally:
             server.kill()
