@@ -1,6 +1,6 @@
 """How many trials a search of the best share takes, beside grids: studies simulated from recorded curves.
 
-    python -m analysis.adaptive results/allocation-cpu results/sparsity --out results/allocation-adaptive/simulated
+    python -m analysis.adaptive results/allocation-cpu results/sparsity --out docs/searched-shares
 
 writes `studies.csv` (one row a study, design and number of trials) and the figure `adaptive` with its data. Of each recorded curve the law
 that fits it best is taken for the truth, with the noise and the seed effects that were measured; a study of any design draws the same noise

@@ -113,7 +113,7 @@ def _searched(results: Results) -> list[str]:
     return [
         f"The shares were chosen by a search: each where it was expected to shorten the interval of the best share most, until that was no "
         f"longer than {search.get('tolerance')} or no trial was left. The fit takes the shares as given, and a search stops at an interval "
-        "that came out short, which noise may have helped: `results/allocation-adaptive/simulated` measures how often it holds the truth."
+        "that came out short, which noise may have helped: `docs/searched-shares` measures how often it holds the truth."
         for search in rho
         if isinstance(search, dict)
     ]

@@ -34,8 +34,7 @@ def test_every_study_that_has_results_is_read() -> None:
     held = {path.name for path in (ROOT / "results").iterdir() if path.is_dir()} - {
         "allocation-quick",
         "allocation-cpu-lr",
-        "allocation-adaptive",
-    }  # the demo's; a check; the demo's with searched shares
+    }  # the demo's; a check
     assert held == {study for study, _ in READINGS}
 
 
