@@ -109,7 +109,7 @@ def test_a_study_writes_into_its_results_and_the_cache_alone(tmp_path: Path, mon
     (inside / "s.yaml").write_text(yaml.safe_dump(SMALL | {"data": SMALL["data"] | {"files": files}, "tuned": "../outside/winners.yaml"}))
     monkeypatch.setenv("SPARSEMEM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(inside)
-    monkeypatch.setattr(launch, "find_engine", lambda name: lambda jobs, run: None)
+    monkeypatch.setattr(launch, "find_engine", lambda *asked: lambda jobs, run: None)
     before = {path: path.lstat().st_mtime_ns for folder in (inside, outside) for path in (folder, *folder.rglob("*"))}
     folder = launch.run_study(load_study(inside / "s.yaml"), inside, tmp_path / "runs", say=lambda line: None).folder
     assert {path: path.lstat().st_mtime_ns for path in before} == before

@@ -100,7 +100,7 @@ def _digest(config: Data, corpus: Corpus, base: Path) -> str:
     if config.tokenizer:
         try:
             if not (base / config.tokenizer).is_file():  # a device would never end
-                raise FileNotFoundError(errno.ENOENT, "no such file")
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             tokenizer = hashlib.sha256((base / config.tokenizer).read_bytes()).hexdigest()
         except OSError as error:
             remedy = f"it cannot be read ({error.strerror}); give the path of a `tokenizer.json`, relative to the study's file"

@@ -70,7 +70,7 @@ def test_nothing_listens_beyond_this_machine(write_study: Callable[..., Path], t
             family = _family(driver.process.pid)
             names |= _names(family)
             addresses |= _listening(family)
-            time.sleep(0.1)
+            time.sleep(0.3)
     code, _, err = ended.result()
     assert code == 0, err
     assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
