@@ -13,7 +13,8 @@ or some more), F inner width of an expert.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -106,83 +107,87 @@ class MixtureOfExperts(nn.Module):
 class _Experts(torch.autograd.Function):
     """y = sum over the token's experts of (gate inner) down, where inner = silu(x gate_up's first half) * (x gate_up's second half).
 
-    Assignments are sorted by expert into consecutive groups of rows. The gate multiplies the F inner values instead of the D outputs; with
-    h = x gate_up and g = dy down^T: d gate = g . inner, d inner = gate g, and the products' own gradients from there. A group may end in
-    rows that stand for no assignment: they read token 0 and have a gate of zero, so that nothing comes of them. Sums over a token's
-    experts gather from its rows, which is faster than a scatter and has a fixed order.
+    Assignments are sorted by expert into consecutive rows. The gate multiplies the F inner values instead of the D outputs; with
+    h = x gate_up and g = dy down^T: d gate = g . inner, d inner = gate g, and the products' own gradients from there. A row may stand for
+    no assignment: it reads token 0 and has a gate of zero, so that nothing comes of it. Sums over a token's experts gather from its rows,
+    which is faster than a scatter and has a fixed order.
     """
 
     @staticmethod
     def forward(ctx: Any, x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor, gate_up_EDF: Tensor, down_EFD: Tensor) -> Tensor:
-        groups, rows_SK, order, rows = _sort(experts_SK, gate_up_EDF)
-        tokens_A = order.new_zeros(groups.rows).index_copy_(0, rows, order // experts_SK.shape[1])
-        gates_A1 = gates_SK.new_zeros(groups.rows).index_copy_(0, rows, gates_SK.flatten()[order]).unsqueeze(-1)
-        x_AD = x_SD.index_select(0, tokens_A)
-        hidden_AF = groups.product(x_AD, gate_up_EDF)
-        y_AD = groups.product(gated(hidden_AF).mul_(gates_A1), down_EFD)
+        order, rows_A, groups = _sort(experts_SK.flatten(), gate_up_EDF)
+        rows_SK = torch.empty_like(order).scatter_(0, order, rows_A).view_as(experts_SK)
+        tokens_A = order.new_zeros(groups.rows).index_copy_(0, rows_A, order // experts_SK.shape[1])
+        gates_A1 = gates_SK.new_zeros(groups.rows).index_copy_(0, rows_A, gates_SK.flatten()[order]).unsqueeze(-1)
+        hiddens, ys = [], []
+        for tokens, gates, gate_up, down in zip(*groups.split(tokens_A, gates_A1), *groups.each(gate_up_EDF, down_EFD), strict=True):
+            hiddens.append(groups.product(x_SD.index_select(0, tokens), gate_up))
+            ys.append(groups.product(gated(hiddens[-1]).mul_(gates), down))
         ctx.groups = groups
-        ctx.save_for_backward(x_AD, hidden_AF, gates_A1, tokens_A, rows_SK, gate_up_EDF, down_EFD)
-        return _gather_sum(y_AD, rows_SK)
+        ctx.save_for_backward(x_SD, gates_A1, tokens_A, rows_SK, gate_up_EDF, down_EFD, *hiddens)
+        return _gather_sum(groups.join(ys), rows_SK)
 
     @staticmethod
     def backward(ctx: Any, gradient_SD: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Tensor]:
         groups: _Groups = ctx.groups
-        x_AD, hidden_AF, gates_A1, tokens_A, rows_SK, gate_up_EDF, down_EFD = ctx.saved_tensors
-        gradient_AD = gradient_SD.index_select(0, tokens_A)
-        inner_AF = gated(hidden_AF)
-        into_scaled_AF = groups.product(gradient_AD, down_EFD.mT)
-        into_gates_SK = (into_scaled_AF * inner_AF).sum(-1)[rows_SK]
-        into_hidden_AF = gated_backward(into_scaled_AF.mul_(gates_A1), hidden_AF)
-        into_down_EFD = groups.weight_gradient(inner_AF.mul_(gates_A1), gradient_AD)
-        into_gate_up_EDF = groups.weight_gradient(x_AD, into_hidden_AF)
-        into_x_SD = _gather_sum(groups.product(into_hidden_AF, gate_up_EDF.mT), rows_SK)
-        return into_x_SD, into_gates_SK, None, into_gate_up_EDF, into_down_EFD
+        x_SD, gates_A1, tokens_A, rows_SK, gate_up_EDF, down_EFD, *hiddens = ctx.saved_tensors
+        into_x, into_gates, into_gate_up, into_down = [], [], [], []
+        parts = zip(*groups.split(tokens_A, gates_A1), *groups.each(gate_up_EDF, down_EFD), hiddens, strict=True)
+        for tokens, gates, gate_up, down, hidden in parts:
+            gradient, inner = gradient_SD.index_select(0, tokens), gated(hidden)
+            into_scaled = groups.product(gradient, down.mT)
+            into_gates.append((into_scaled * inner).sum(-1))
+            into_hidden = gated_backward(into_scaled.mul_(gates), hidden)
+            into_down.append(groups.weight_gradient(inner.mul_(gates), gradient))
+            into_gate_up.append(groups.weight_gradient(x_SD.index_select(0, tokens), into_hidden))
+            into_x.append(groups.product(into_hidden, gate_up.mT))
+        into_x_SD, into_gates_SK = _gather_sum(groups.join(into_x), rows_SK), groups.join(into_gates)[rows_SK]
+        return into_x_SD, into_gates_SK, None, groups.stack(into_gate_up), groups.stack(into_down)
 
 
-def _sort(experts_SK: Tensor, weight_EDF: Tensor) -> tuple[_Groups, Tensor, Tensor, Tensor]:
-    """The groups; each assignment's row, (S, K); the assignments in the order of their experts, (A,), and their rows in that order."""
-    chosen, (experts, D, F_) = experts_SK.flatten(), weight_EDF.shape
-    order = chosen.argsort(stable=True)  # assignments of expert 0 first, then of expert 1, ...
-    load_E, rows = torch.bincount(chosen, minlength=experts), torch.arange(chosen.numel(), device=chosen.device)
-    if not (fast(weight_EDF) and D * F_ >= WIDE and chosen.numel() >= BUSY * experts):
-        groups = _Groups(load_E.cumsum(0), chosen.numel(), apart=False)
-    else:
-        room_E = (load_E + STEP - 1) // STEP * STEP
-        groups = _Groups(room_E.cumsum(0), int(room_E.sum()), apart=True)
-        rows += ((room_E - load_E).cumsum(0) - (room_E - load_E)).repeat_interleave(load_E)
-    return groups, torch.empty_like(order).scatter_(0, order, rows).view_as(experts_SK), order, rows
+def _sort(chosen_A: Tensor, weight_EDF: Tensor) -> tuple[Tensor, Tensor, _Groups]:
+    """The assignments in the order of their experts, their rows in that order, and the groups of rows."""
+    experts, D, inner = weight_EDF.shape
+    order = chosen_A.argsort(stable=True)  # assignments of expert 0 first, then of expert 1, ...
+    load_E, rows_A = torch.bincount(chosen_A, minlength=experts), torch.arange(chosen_A.numel(), device=chosen_A.device)
+    if not (fast(weight_EDF) and D * inner >= WIDE and chosen_A.numel() >= BUSY * experts):
+        return order, rows_A, _Groups(chosen_A.numel(), load_E.cumsum(0).to(torch.int32), None)
+    room_E = (load_E.clamp(min=1) + STEP - 1) // STEP * STEP
+    free_E = room_E - load_E
+    rows_A += (free_E.cumsum(0) - free_E).repeat_interleave(load_E)
+    return order, rows_A, _Groups(int(room_E.sum()), None, room_E.tolist())
 
 
+@dataclass(frozen=True)
 class _Groups:
-    """Products of consecutive groups of rows, each with the matrix of its expert: all at once by torch's grouped product, or one by one.
+    """Rows of each expert, and products with its matrices: of all experts at once by torch's grouped product, or of one after the other.
 
-    One by one they go through oneDNN (`layers.product`), which beats the grouped product by 1.4 where experts are wide and many tokens come
-    to each, and loses where they are narrow. It compiles a kernel for each number of rows: groups grow in steps so that they are few.
+    One after the other they go through oneDNN (`layers.product`), and what belongs to an expert stays in the cache of a core: faster where
+    experts are wide and many tokens come to each, slower where they are narrow. It compiles a kernel for each number of rows: groups grow
+    in steps so that these are few.
     """
 
-    def __init__(self, ends_E: Tensor, rows: int, apart: bool) -> None:
-        self.rows, self.ends_E = rows, ends_E.to(torch.int32)
-        self.slices = [slice(start, end) for start, end in pairwise([0, *ends_E.tolist()])] if apart else None
+    rows: int
+    ends_E: Tensor | None
+    sizes: list[int] | None
 
-    def product(self, x_AD: Tensor, weight_EDF: Tensor) -> Tensor:
-        """(A, F)."""
-        if self.slices is None:
-            return F.grouped_mm(x_AD, weight_EDF, offs=self.ends_E)
-        result_AF = x_AD.new_empty(self.rows, weight_EDF.shape[-1])
-        for rows, weight_DF in zip(self.slices, weight_EDF.unbind(0), strict=True):
-            if rows.start < rows.stop:
-                result_AF[rows] = product(x_AD[rows], weight_DF.T)
-        return result_AF
+    def split(self, *of_rows: Tensor) -> Iterator[Sequence[Tensor]]:
+        return ((rows,) if self.sizes is None else rows.split(self.sizes) for rows in of_rows)
 
-    def weight_gradient(self, x_AD: Tensor, gradient_AF: Tensor) -> Tensor:
-        """(E, D, F); zero for an expert without rows."""
-        if self.slices is None:
-            return F.grouped_mm(x_AD.T, gradient_AF, offs=self.ends_E)
-        result_EDF = x_AD.new_zeros(len(self.slices), x_AD.shape[1], gradient_AF.shape[1])
-        for rows, result_DF in zip(self.slices, result_EDF.unbind(0), strict=True):
-            if rows.start < rows.stop:
-                result_DF.copy_(product(x_AD[rows].T, gradient_AF[rows].T))
-        return result_EDF
+    def each(self, *weights: Tensor) -> Iterator[Sequence[Tensor]]:
+        return ((weight,) if self.sizes is None else weight.unbind(0) for weight in weights)
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        return parts[0] if self.sizes is None else torch.cat(parts)
+
+    def stack(self, of_weights: list[Tensor]) -> Tensor:
+        return of_weights[0] if self.sizes is None else torch.stack(of_weights)
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        return product(x, weight.T) if self.ends_E is None else F.grouped_mm(x, weight, offs=self.ends_E)
+
+    def weight_gradient(self, x: Tensor, gradient: Tensor) -> Tensor:
+        return product(x.T, gradient.T) if self.ends_E is None else F.grouped_mm(x.T, gradient, offs=self.ends_E)
 
 
 def _gather_sum(x_AD: Tensor, rows_SK: Tensor) -> Tensor:
