@@ -32,9 +32,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsemem import parallel
 from sparsemem.accounting import Account, always_active
 from sparsemem.config import Model, ProductKey
 from sparsemem.parameter import parameter
+
+LARGEST_SIMULATION = 2**28  # numbers drawn or scored at once, 1 GiB
 
 NUMPY_THREADS = 4
 """With more, torch's topk, which takes them all, is faster than numpy, which takes one."""
@@ -159,7 +162,19 @@ class BatchNorm(nn.Module):
 
     def forward(self, x_SF: Tensor) -> Tensor:
         """(S, F) -> (S, F); training needs at least two tokens."""
+        if parallel.is_divided():
+            return self._over_all_parts(x_SF)
         return F.batch_norm(x_SF, self.running_mean, self.running_var, self.gain, self.bias, self.training, momentum=0.1, eps=1e-5)
+
+    def _over_all_parts(self, x_SF: Tensor) -> Tensor:
+        """In training on a batch that ranks have divided: the statistics are those of the whole."""
+        count = parallel.total(x_SF.new_tensor(len(x_SF)))
+        mean_F = parallel.total(x_SF.sum(0)) / count
+        var_F = parallel.total((x_SF - mean_F).square().sum(0)) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean_F, 0.1)
+            self.running_var.lerp_(var_F * count / (count - 1), 0.1)
+        return (x_SF - mean_F) * (var_F + 1e-5).rsqrt() * self.gain + self.bias
 
 
 # --- choosing and scoring ---------------------------------------------------------------------------------------------------
@@ -264,6 +279,9 @@ def initial_gain(memory: ProductKey, keys: tuple[int, int]) -> float:
         return memory.key_dim**-0.4
     if memory.init == "ultramem":
         return memory.key_dim**-0.33
+    ranks, pairs = max(memory.tucker_rank, 1), math.prod(_candidates(memory, keys))
+    if max(8 * ranks * sum(logical_keys(memory, keys)) * memory.key_dim, 128 * ranks * memory.cores * pairs) > LARGEST_SIMULATION:
+        raise ValueError("so many keys and candidates are too many to simulate its start; hold or read fewer rows, or set `init: flat`")
     mean, _ = top_score_moments(memory, keys)
     if mean <= 0:
         raise ValueError("the mean score of so many of so few rows is not positive; read fewer, or set `init: flat`")

@@ -79,7 +79,8 @@ def serve(driver: Connection) -> None:
             if isinstance(ready, int):
                 process = working.pop(sentinels[ready])
                 process.join()
-                driver.send((sentinels[ready], process.exitcode))
+                with contextlib.suppress(OSError):  # the driver is gone, as `recv` will say; the other workers shall still be ended
+                    driver.send((sentinels[ready], process.exitcode))
                 continue
             try:
                 job, run, gpus = driver.recv()

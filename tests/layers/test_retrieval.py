@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from sparsemem import parallel
 from sparsemem.config import Model, ProductKey
+from sparsemem.layers import retrieval
 from sparsemem.layers.retrieval import (
     BatchNorm,
     IndexCost,
@@ -24,6 +26,7 @@ from sparsemem.layers.retrieval import (
     _best,
     choose_pairs,
     index_cost,
+    initial_gain,
     key_parameters,
     retrieval_account,
     score_pairs,
@@ -545,3 +548,24 @@ def test_scores_of_pairs_by_hand() -> None:
     scores = score_pairs(row.view(1, 2, 1, 1), column.view(1, 2, 1, 1), cores)
     assert scores.flatten().tolist() == [1 * 3 + 2 * 5, 10 * 1 * 5]
     assert score_pairs(row[:1].view(1, 1, 1, 1), column[:1].view(1, 1, 1, 1), None).flatten().tolist() == [4]
+
+
+def test_batch_norm_sums_over_the_parts_of_a_divided_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank has the same values here: means stay, and what counts tokens has twice as many."""
+    monkeypatch.setattr(parallel, "is_divided", lambda: True)
+    monkeypatch.setattr(parallel, "total", lambda part: part * 2)
+    x_SF = torch.randn(6, 3)
+    divided, whole = BatchNorm(3), BatchNorm(3)
+    for norm in (divided, whole):
+        torch.nn.init.ones_(norm.gain)
+        torch.nn.init.zeros_(norm.bias)
+    found_SF = divided(x_SF)
+    monkeypatch.undo()
+    torch.testing.assert_close(found_SF, whole(torch.cat((x_SF, x_SF)))[:6])
+    torch.testing.assert_close(divided.running_var, whole.running_var)
+
+
+def test_a_start_too_large_to_simulate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "LARGEST_SIMULATION", 1)
+    with pytest.raises(ValueError, match="too many to simulate its start"):
+        initial_gain(ProductKey.model_validate({"layers": [1], "key_dim": 4, "norm": "layer", "init": "ultramem_v2"}), (8, 8))
