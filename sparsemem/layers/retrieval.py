@@ -216,7 +216,7 @@ def _choose_sums(row_HSN: Tensor, column_HSN: Tensor, top_m: int) -> tuple[Tenso
 def _best(scores_HSN: Tensor, top_m: int) -> tuple[Tensor, Tensor]:
     """The largest scores and their places, best first: those of `topk`, of which equal ones may come in another order."""
     top_m = min(top_m, scores_HSN.shape[-1])
-    if scores_HSN.device.type != "cpu" or torch.get_num_threads() > NUMPY_THREADS:
+    if scores_HSN.device.type != "cpu" or scores_HSN.dtype != torch.float32 or torch.get_num_threads() > NUMPY_THREADS:
         values_HSM, places_HSM = scores_HSN.topk(top_m)
         return values_HSM, places_HSM
     places_HSM = _best_places(scores_HSN, top_m)

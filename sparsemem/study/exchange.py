@@ -219,8 +219,9 @@ class Driver:
                 say(f"{self.storage.uri}: sending the corpus, {sum(path.stat().st_size for path in missing) / 1e6:.1f} MB")
             for path in missing:
                 self.storage.put(path, f"data/{folder.name}/{path.name}")
-        for id_ in waiting:  # a result there is not whole, and set aside here; a worker would take it for the trial's
-            if f"trials/{id_}/result.json" in there:
+        for id_ in waiting:
+            (self.ledger.trial_folder(id_) / "failure.json").unlink(missing_ok=True)  # it would hide a new one
+            if f"trials/{id_}/result.json" in there:  # not whole, and set aside here; a worker would take it for the trial's
                 self.storage.delete(f"trials/{id_}/result.json")
         records = {path.name: path for path in self.ledger.folder.glob("data*.json")}
         for id_ in self._trials:

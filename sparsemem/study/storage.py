@@ -161,8 +161,14 @@ class Storage:
         system, root = self._open
         path = f"{root}/{name}"
         if system.type_name != "local":  # an object appears when its stream is closed
-            with system.open_output_stream(path) as stream:
-                fill(stream)
+            stream = system.open_output_stream(path)
+            try:
+                with stream:
+                    fill(stream)
+            except BaseException:  # closing has made an object of what was sent
+                with contextlib.suppress(OSError):
+                    system.delete_file(path)
+                raise
             return
         folder, _, last = path.rpartition("/")
         temporary = f"{folder}/.{last}.{uuid4().hex}"

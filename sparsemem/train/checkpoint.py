@@ -38,6 +38,9 @@ def load(folder: Path, trial_id: str, corpus: str, adopt: Callable[[dict[str, An
     """Hand the latest usable state of this trial on this corpus (its digest) to `adopt`. Returns whether there was one.
 
     A checkpoint that cannot be used, or that `adopt` raises at, is named on stderr and set aside.
+
+    Raises:
+        MemoryError, torch.OutOfMemoryError, OSError: want of memory, or a disk that cannot be read at the moment; nothing is set aside.
     """
     for path in (folder / name for name in GENERATIONS):
         if not path.exists():
@@ -45,6 +48,8 @@ def load(folder: Path, trial_id: str, corpus: str, adopt: Callable[[dict[str, An
         try:
             adopt(_read(path, trial_id, corpus))
             return True
+        except (MemoryError, torch.OutOfMemoryError, OSError):  # says nothing of the checkpoint
+            raise
         except Exception as error:  # a checkpoint of other code fails in many ways; all of them mean: not this one
             aside = set_aside(path)
             print(f"{path}: not a usable checkpoint ({error}); set aside as {aside.name}", file=sys.stderr)

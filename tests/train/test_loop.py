@@ -285,6 +285,17 @@ def test_a_damaged_checkpoint_costs_one_interval_and_two_cost_the_trial(
         assert not list(folder.glob("checkpoint*.pt"))
 
 
+def test_a_checkpoint_that_cannot_be_read_at_the_moment_is_left_where_it_is(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, {"trial_id": "a", "corpus": "b"})
+
+    def without_memory(state: dict[str, Any]) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        checkpoint.load(tmp_path, "a", "b", without_memory)
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.LAST]
+
+
 def test_a_checkpoint_is_never_unpickled_into_objects(tmp_path: Path) -> None:
     """`weights_only`: a checkpoint from elsewhere cannot run code."""
 
