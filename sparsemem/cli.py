@@ -33,6 +33,18 @@ Write a study in YAML, look at its plan, run it, read its report.
 
 exit codes: 0 done, 1 some trials failed, 2 refused input, 130 interrupted and resumable"""
 
+_BENCHES = """\
+  step     a training step against the dense model and `transformers`, at three sizes
+  profile  where the time of a step goes
+  moe      ways of dispatch to routed experts
+  memory   each kind of memory against routed experts, updates of large tables, gathers against the machine's random reads
+  data     batches, hashing and tokenising as shares of a step
+  eval     the held-out loss against training
+  fit      a loss surface with 4,000 refits against SciPy from every start
+  sweep    overhead of a trial and busy share of the slots under both engines, planning and skipping 10,000 trials
+
+Each takes some minutes on an otherwise idle machine and prints its measurements as they come."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -131,14 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "what",
         choices=("step", "profile", "moe", "memory", "data", "eval", "fit", "sweep"),
-        help="step: a training step against the dense model and `transformers`; "
-        "profile: where the time of a step goes; "
-        "moe: ways of dispatch to routed experts; "
-        "memory: each kind of memory against routed experts, updates of large tables, gathers against the machine's random reads; "
-        "data: batches, hashing and tokenising as shares of a step; eval: the held-out loss against training; "
-        "fit: a loss surface with 4,000 refits against SciPy from every start; "
-        "sweep: overhead of a trial and busy share of the slots under both engines, planning and skipping 10,000 trials",
+        help="what to measure, see above",
     )
+    bench.description = f"{bench.description}\n\n{_BENCHES}"
     bench.add_argument("--json", action="store_true", help="print one JSON object a line")
     return parser
 

@@ -290,8 +290,8 @@ def _read(path: Path) -> dict[Any, Any]:
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a folder; name the study's YAML file") from None
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [], n=1)
-        raise ConfigError(f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else "")) from None
+        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [], n=1)
+        raise ConfigError(f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}.yaml?" if near else "")) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except ConfigError as error:

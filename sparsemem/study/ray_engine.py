@@ -26,6 +26,7 @@ from sparsemem.study.engine import Job, record_failure, slots
 from sparsemem.study.ray_watch import ends_with_ray
 from sparsemem.study.storage import StorageAway
 
+CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 80 * 2**20  # nothing travels through it; Ray's default is 30% of the machine's memory
 LOST_NODES = 3
 
@@ -185,11 +186,17 @@ def _connected(address: str, jobs: Sequence[Job]) -> Iterator[None]:
     os.environ.update(_ENVIRONMENT | (_ON_LOOPBACK if address.startswith(("127.0.0.1:", "localhost:")) else {}))
     import ray
 
+    remedy = "start one with `ray start --head`, or name its head as HOST:PORT"
+    if address != "auto":
+        try:
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()  # Ray itself would try for minutes, deaf to signals
+        except OSError as error:
+            raise ChildProcessError(f"there is no Ray cluster at {address} ({error}); {remedy}") from None
     try:
         try:
             _init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
         except Exception as error:
-            remedy = "start one with `ray start --head`, or name its head as HOST:PORT"
             raise ChildProcessError(
                 f"there is no Ray cluster at {address}, or it does not let us in ({_first(error)}); {remedy}"
             ) from error

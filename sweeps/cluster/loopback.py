@@ -14,6 +14,7 @@ LOOPBACK = "127.0.0.1"
 services.resolve_ip_for_localhost = lambda host: host
 services.get_node_ip_address = lambda address=None: LOOPBACK
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the same for the processes that this one starts
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray asks, and then reports to its makers
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -169,6 +169,15 @@ def test_an_address_that_cannot_be_is_refused(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_cluster_that_is_not_there_is_said_at_once(
+    write_study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    address = f"127.0.0.1:{free_port()}"
+    assert main(["run", str(write_study()), "--address", address]) == 1
+    assert f"there is no Ray cluster at {address} " in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @needs_proc
