@@ -48,6 +48,17 @@ def test_the_soak_is_quoted_as_it_was_measured() -> None:
         assert (soak["trials"], soak["equal_to_undisturbed"], soak["processes_left"], soak["files_left"]) == (200, True, 0, [])
 
 
+def test_every_speed_stands_in_the_measurements() -> None:
+    table = README.partition("## Performance\n")[2].partition("\nThe peak")[0]
+    rows = [json.loads(line) for line in (ROOT / "results" / "bench.jsonl").read_text(encoding="utf-8").splitlines()]
+    held = {f"{value:.2f}" for row in rows for name, value in row.items() if name.startswith(("ratio_", "share_")) and "range" not in name}
+    quoted = [line.split("|")[3:-1] for line in table.splitlines() if line.startswith("| ") and "P_act 0" not in line]
+    numbers = {number for cells in quoted for cell in cells for number in re.findall(r"\d+\.\d{2}", cell)}
+    assert len(numbers) > 15
+    assert numbers <= held
+    assert {f"{row['median']:,.0f}" for row in rows if row["name"] == "step/moe"} == set(re.findall(r"\d+,\d{3}", table))
+
+
 def test_the_example_study_plans(tmp_path: Path) -> None:
     path = tmp_path / "my-study.yaml"
     path.write_text(re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1])  # type: ignore[index]
