@@ -164,7 +164,7 @@ class Driver:
         """Whether such a process lives and is this driver's."""
         return _carries(pid, self.mark)
 
-    def orphans(self, seconds: float = 20.0) -> list[Process]:
+    def orphans(self, seconds: float = 40.0) -> list[Process]:  # Ray's agents give a lost control store 20 s
         """What is left of it so long after its end."""
         deadline = time.monotonic() + seconds
         while (left := self.processes()) and time.monotonic() < deadline:
