@@ -254,10 +254,11 @@ def _status(arguments: argparse.Namespace) -> int:
 
     with looked_at(arguments.folder) as folder:
         if arguments.log:
-            nothing = (
-                "nothing is kept of this trial: `--engine local` keeps a log while it is running and once it failed, Ray only the failure"
-            )
-            print(log) if (log := trial_log(folder, arguments.log)) else _say(nothing)
+            if log := trial_log(folder, arguments.log):
+                print(log)
+            else:
+                what = "`--engine local` keeps a log while it is running and once it failed, Ray only the failure"
+                _say(f"nothing is kept of this trial: {what}")
         elif arguments.watch:
             with contextlib.suppress(KeyboardInterrupt):  # the way to leave
                 watch(folder)

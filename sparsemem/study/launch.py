@@ -79,7 +79,8 @@ def run_study(
             say(line)
         try:
             while True:
-                ahead = [p.trial for p in in_order(planned, study.run) if p.trial.id in set(waiting)]
+                left = set(waiting)
+                ahead = [p.trial for p in in_order(planned, study.run) if p.trial.id in left]
                 jobs = [Job(ledger.trial_folder(trial.id).resolve(), folders[data_id(trial.data)], uri) for trial in ahead]
                 with terminated_like_interrupted(), Loggers(study.run.loggers, ledger, trials, say):
                     if jobs:

@@ -41,9 +41,8 @@ def ends_with_ray() -> Iterator[None]:
             if found := loss(node):
                 lost.append(found)
                 _thread.interrupt_main()
-                if not left.wait(
-                    GRACE
-                ):  # the main thread waits for the head inside Ray, deaf to signals; at 60 seconds Ray would end us anyway
+                # The main thread may wait for the head inside Ray, deaf to signals; at 60 seconds Ray would end us anyway.
+                if not left.wait(GRACE):
                     print(f"sparsemem: {found}{REMEDY}", file=sys.stderr, flush=True)
                     os._exit(1)
                 return
