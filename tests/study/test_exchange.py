@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -266,6 +266,17 @@ def test_a_failed_trial_says_why_and_is_tried_again(
     assert not list((tmp_path / "shared").rglob("failure.json"))
 
 
+def _at(taken: list[int], events: Mapping[int, Callable[[], object]]) -> Callable[..., tuple[float, float]]:
+    """A training step before which, once so many have been taken, something happens."""
+    step = loop.train_step
+
+    def train_step(*arguments: Any) -> tuple[float, float]:
+        events.get(len(taken), lambda: None)()
+        return step(*arguments)
+
+    return train_step
+
+
 def test_a_storage_that_goes_away_while_training_is_made_up_for(
     write_study: Callable[..., Path],
     elsewhere: Elsewhere,
@@ -275,16 +286,8 @@ def test_a_storage_that_goes_away_while_training_is_made_up_for(
     tmp_path: Path,
 ) -> None:
     taken, (shared, away) = checkpoints(-1), (tmp_path / "shared", tmp_path / "unmounted")
-    step = loop.train_step
-
-    def train_step(*arguments: Any) -> tuple[float, float]:
-        if len(taken) == 3:
-            shared.rename(away)
-        if len(taken) == 15:  # after the last step the worker waits for it
-            threading.Timer(1.0, lambda: away.rename(shared)).start()
-        return step(*arguments)
-
-    monkeypatch.setattr(loop, "train_step", train_step)
+    later = threading.Timer(1.0, lambda: away.rename(shared))
+    monkeypatch.setattr(loop, "train_step", _at(taken, {3: lambda: shared.rename(away), 15: later.start}))  # the worker waits at the end
     shared.mkdir()
     ledger = run(write_study(vary={"rho": [1.0]}, run={"storage": "shared"}))
     assert [row["val_loss"] for row in table(ledger.folder)] == [table(undisturbed)[0]["val_loss"]]
@@ -300,17 +303,10 @@ def test_a_storage_that_stays_away_leaves_the_trial_to_go_on_later(
     tmp_path: Path,
 ) -> None:
     taken, (shared, away) = checkpoints(-1), (tmp_path / "shared", tmp_path / "unmounted")
-    step = loop.train_step
-
-    def train_step(*arguments: Any) -> tuple[float, float]:
-        if len(taken) == 8:
-            shared.rename(away)
-        return step(*arguments)
-
     shared.mkdir()
     file = write_study(vary={"rho": [1.0]}, run={"storage": "shared"})
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", train_step)
+        patch.setattr(loop, "train_step", _at(taken, {8: lambda: shared.rename(away)}))
         patch.setattr(exchange, "Storage", functools.partial(Storage, patience=0.5))
         with pytest.raises(StorageAway):
             run(file)
