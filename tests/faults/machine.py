@@ -47,14 +47,18 @@ ROOT = Path(__file__).parents[2]
 def write_study(folder: Path, **fields: Any) -> Path:
     """The tiny study with the given fields replaced, beside its corpus."""
     if not (folder / "corpus").exists():
-        (folder / "corpus").mkdir(parents=True)
-        draw = random.Random(0)
-        words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(2, 7))) for _ in range(300)]
-        for number in range(40):
-            (folder / "corpus" / f"{number:02d}.txt").write_text(" ".join(draw.choices(words, k=1200)), encoding="utf-8")
+        write_corpus(folder / "corpus")
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY | fields, sort_keys=False), encoding="utf-8")
     return path
+
+
+def write_corpus(folder: Path) -> None:
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(2, 7))) for _ in range(300)]
+    folder.mkdir(parents=True)
+    for number in range(40):
+        (folder / f"{number:02d}.txt").write_text(" ".join(draw.choices(words, k=1200)), encoding="utf-8")
 
 
 IN_TURN = """
@@ -145,7 +149,7 @@ class Driver:
 
         def there() -> tuple[Process, Path] | None:
             for lock in self.folder.glob("trials/*/lock"):
-                if (lock.parent / "curve.csv").exists() and (pid := _holder(lock)) and (process := self._look(pid)):
+                if (lock.parent / "curve.csv").exists() and (pid := holder(lock)) and (process := self._look(pid)):
                     return process, lock.parent
             return None
 
@@ -207,7 +211,7 @@ def _kind(command: str) -> str:
     return next((kind for sign, kind in kinds.items() if sign in command), "other")
 
 
-def _holder(lock: Path) -> int | None:
+def holder(lock: Path) -> int | None:
     """The process that holds a lock, from the kernel's table."""
     inode = lock.stat().st_ino
     for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import subprocess
 import sys
@@ -13,10 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
+from machine import holder, table
 
 from sparsemem.cli import main
 
-TIMES = ("tokens_per_second", "peak_memory_bytes", "seconds")
 PATIENCE = 120.0
 
 both_engines = pytest.mark.parametrize("engine", ["local", "ray"])
@@ -42,25 +41,10 @@ class Driver:
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.process.communicate()
             for lock in self.folder.glob("trials/*/lock"):
-                if (lock.parent / "curve.csv").exists() and (pid := _holder(lock)):
+                if (lock.parent / "curve.csv").exists() and (pid := holder(lock)):
                     return pid, lock.parent
             time.sleep(0.02)
         raise AssertionError("no trial started")
-
-
-def _holder(lock: Path) -> int | None:
-    """The process that holds a lock, from the kernel's table."""
-    inode = lock.stat().st_ino
-    for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
-        fields = line.split()
-        if "->" not in fields and fields[3] == "WRITE" and fields[5].endswith(f":{inode}"):
-            return int(fields[4])
-    return None
-
-
-def _table(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "trials.csv", newline="", encoding="utf-8") as file:
-        return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
 
 
 @pytest.fixture
@@ -89,7 +73,7 @@ def test_a_study_runs_and_prints_its_trials(
     assert "2 of 2 trials done" in err
     assert str(tmp_path / "runs" / "tiny" / "report.html") in out
     assert (tmp_path / "runs" / "tiny" / "report.html").exists()
-    assert [row["status"] for row in _table(tmp_path / "runs" / "tiny")] == ["finished"] * 2
+    assert [row["status"] for row in table(tmp_path / "runs" / "tiny")] == ["finished"] * 2
 
 
 def test_a_ray_that_does_not_start_is_said_and_nothing_is_lost(
@@ -102,7 +86,7 @@ def test_a_ray_that_does_not_start_is_said_and_nothing_is_lost(
     results = tmp_path / "runs"
     assert main(["run", str(write_study()), "--results", str(results)]) == 1
     assert "Ray did not start (the node timed out); run again" in capsys.readouterr().err
-    assert {row["status"] for row in _table(results / "tiny")} == {"pending"}
+    assert {row["status"] for row in table(results / "tiny")} == {"pending"}
 
 
 @pytest.mark.slow
@@ -118,10 +102,10 @@ def test_a_trial_that_keeps_failing_is_reported_and_the_others_finish(
     assert code == 1
     assert "failed" in out
     assert f"trial {trial.name} failed:" in err
-    assert sorted(row["status"] for row in _table(runs / "tiny")) == ["failed", "finished", "finished"]
+    assert sorted(row["status"] for row in table(runs / "tiny")) == ["failed", "finished", "finished"]
     (trial / "result.json").rmdir()
     assert start(study, engine, runs).end()[0] == 0
-    assert [row["status"] for row in _table(runs / "tiny")] == ["finished"] * 3
+    assert [row["status"] for row in table(runs / "tiny")] == ["finished"] * 3
 
 
 @pytest.mark.slow
@@ -130,10 +114,10 @@ def test_a_study_begun_with_one_engine_is_ended_with_the_other(
 ) -> None:
     runs = tmp_path / "runs"
     assert start(write_study(vary={"rho": [1.0]}), "local", runs).end()[0] == 0
-    first = _table(runs / "tiny")
+    first = table(runs / "tiny")
     study = write_study(vary={"rho": [1.0, 0.5]})
     assert start(study, "ray", runs).end()[0] == 0
-    (alone,), both = first, _table(runs / "tiny")
+    (alone,), both = first, table(runs / "tiny")
     assert {name: both[0][name] for name in alone} == alone  # the wider study has a column more: the memory's share
     assert both[0].keys() - alone.keys() <= {"share_engram"}
     assert len(yaml.safe_load((runs / "tiny" / "study.yaml").read_text())["provenance"]["data"]) == 1

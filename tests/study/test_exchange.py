@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
 import json
 import os
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from machine import table
 
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, Run, load_study
@@ -31,7 +31,6 @@ from sparsemem.train import loop
 
 from .conftest import TINY, write_corpus
 
-TIMES = ("tokens_per_second", "peak_memory_bytes", "seconds")
 SLOW = {"total_params": "30k", "active_params": "7k", "tokens": 60_000, "tolerance": "5%"}  # a few seconds a trial
 PATIENCE = 120.0
 
@@ -69,11 +68,6 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Elsewhere:
 
 def run(file: Path, results: str = "runs", said: list[str] | None = None) -> Ledger:
     return launch.run_study(load_study(file), file.parent, file.parent / results, say=(said if said is not None else []).append)
-
-
-def table(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "trials.csv", newline="", encoding="utf-8") as file:
-        return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import json
 import os
@@ -18,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from machine import table
 
 from sparsemem.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMES = ("tokens_per_second", "peak_memory_bytes", "seconds")
 PATIENCE = 240.0
 LONG = {"total_params": "30k", "active_params": "7k", "tokens": 150_000, "tolerance": "5%"}  # seconds a trial
 SIX = {"rho": [1.0, 0.5, 0.0], "seed": [0, 1]}
@@ -121,11 +120,6 @@ def running(folder: Path) -> dict[str, str]:
         if (place.parent / "curve.csv").exists() and not (place.parent / "result.json").exists():
             found[json.loads(_read(place) or b'{"node": ""}')["node"]] = place.parent.name
     return {node: trial for node, trial in found.items() if node}
-
-
-def table(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "trials.csv", newline="", encoding="utf-8") as file:
-        return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
 
 
 def _read(path: Path) -> bytes:
