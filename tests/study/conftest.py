@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import machine
 import pytest
 import yaml
+from machine import write_corpus
 
 from sparsemem.config import Run, load_study
 from sparsemem.data import prepare
 from sparsemem.study import launch
 from sparsemem.study.engine import Job
 
-TINY: dict[str, Any] = {
-    "study": "tiny",
-    "question": "Does it run?",
-    "data": {"corpus": "files", "files": ["corpus/*.txt"], "vocab_size": 300, "context": 16, "validation_tokens": 2048},
-    "model": {
-        "layers": 2,
-        "width": 16,
-        "heads": 2,
-        "moe": {"expert_width": 8, "top_k": 2, "shared_experts": 1},
-        "engram": {"layers": [2], "orders": [2, 3], "heads": 2, "row_dim": 4, "conv": False},
-    },
-    "budget": {"total_params": "30k", "active_params": "7k", "tokens": 4096, "tolerance": "5%"},
-    "train": {"batch_tokens": 256, "lr": 0.01},
+TINY: dict[str, Any] = machine.TINY | {
+    "budget": machine.TINY["budget"] | {"tokens": 4096},
     "vary": {"rho": [1.0, 0.5, 0.0]},
 }
 
@@ -53,14 +43,6 @@ def write_study(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
-
-
-def write_corpus(folder: Path) -> None:
-    draw = random.Random(0)
-    words = ["".join(draw.choices("abcdefghijklmnop", k=draw.randint(2, 7))) for _ in range(300)]
-    folder.mkdir()
-    for number in range(40):
-        (folder / f"{number:02d}.txt").write_text(" ".join(draw.choices(words, k=1200)), encoding="utf-8")
 
 
 @pytest.fixture
