@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Protocol
 
 from sparsemem.config import ConfigError, Run
-from sparsemem.files import or_warn, write_json
 
 ENGINES = ("ray", "local")
 
@@ -82,8 +81,3 @@ def memory() -> int:
         return min(installed, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return installed
-
-
-def record_failure(trial_folder: Path, message: str, status: str = "failed") -> None:
-    """Leave word of a trial whose process could not do so itself; where that is impossible too, on stderr. Other trials go on."""
-    or_warn(write_json, trial_folder / "failure.json", {"status": status, "message": message, "traceback": ""})

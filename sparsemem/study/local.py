@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Self
 
 from sparsemem.config import Run
-from sparsemem.study.engine import Job, record_failure, slots
+from sparsemem.failure import record_failure
+from sparsemem.study.engine import Job, slots
 from sparsemem.study.worker import GRACE_SECONDS, STORAGE_AWAY
 
 POLL_SECONDS = 0.05
@@ -145,5 +146,5 @@ def _note(job: Job, code: int) -> None:
         record_failure(job.trial_folder, f"killed by signal {-code}" + (" (often: out of memory)" if code == -9 else ""))
     elif code == STORAGE_AWAY:
         record_failure(job.trial_folder, "the storage could not be reached; log.txt in its folder says more", "interrupted")
-    elif not (job.trial_folder / "failure.json").exists():
-        record_failure(job.trial_folder, f"its process ended with exit code {code}; log.txt in its folder says more")
+    else:
+        record_failure(job.trial_folder, f"its process ended with exit code {code}; log.txt in its folder says more", unless_known=True)

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from sparsemem.config import ConfigError, Run
+from sparsemem.failure import record_failure
 from sparsemem.files import scratch_folder
-from sparsemem.study.engine import Job, record_failure, slots
+from sparsemem.study.engine import Job, slots
 from sparsemem.study.ray_watch import ends_with_ray
 from sparsemem.study.storage import StorageAway
 
@@ -106,9 +107,10 @@ def _fit(jobs: Sequence[Job], run: Run, resources: Mapping[str, float], scratch:
             lost.append(job)
         elif isinstance(error, exceptions.RayActorError):
             record_failure(job.trial_folder, "its process was killed (often: out of memory)")
-        elif error is not None and not (job.trial_folder / "failure.json").exists():  # it could leave no word where we read
+        elif error is not None:
             cause = getattr(error, "cause", error)
-            record_failure(job.trial_folder, str(cause), "interrupted" if isinstance(cause, StorageAway) else "failed")
+            status = "interrupted" if isinstance(cause, StorageAway) else "failed"
+            record_failure(job.trial_folder, str(cause), status, unless_known=True)
     return lost
 
 

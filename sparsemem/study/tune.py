@@ -16,8 +16,9 @@ from pathlib import Path
 import yaml
 
 from sparsemem.config import ConfigError, Study, Trial, Tune, Tuned, changed, point
+from sparsemem.failure import record_failure
 from sparsemem.files import remove_temporaries, write_text
-from sparsemem.study.engine import Job, record_failure
+from sparsemem.study.engine import Job
 from sparsemem.study.launch import prepare_corpora, terminated_like_interrupted, to_stderr
 from sparsemem.study.ledger import FINAL, Ledger, study_lock
 from sparsemem.study.local import Workers

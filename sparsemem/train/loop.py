@@ -32,6 +32,7 @@ from sparsemem import parallel
 from sparsemem.budget import solve
 from sparsemem.config import Train, Trial
 from sparsemem.data import Batches, Tokens, validation_windows
+from sparsemem.failure import record_failure
 from sparsemem.files import or_warn, remove_temporaries, write_json, write_text
 from sparsemem.model import Sizes, Transformer
 from sparsemem.train import checkpoint
@@ -98,10 +99,8 @@ def follow(trial: Trial, tokens_folder: Path, trial_folder: Path, threads: int, 
 
 def _leave_word(trial_folder: Path, error: Exception) -> None:
     """Of what went wrong first: the end of one rank is an error of all others."""
-    if not (trial_folder / "failure.json").exists():
-        status = "out_of_memory" if _is_out_of_memory(error) else "failed"
-        failure = {"status": status, "message": str(error), "traceback": traceback.format_exc()}
-        or_warn(write_json, trial_folder / "failure.json", failure)
+    status = "out_of_memory" if _is_out_of_memory(error) else "failed"
+    record_failure(trial_folder, str(error), status, traceback.format_exc(), unless_known=True)
 
 
 class StepTimer:

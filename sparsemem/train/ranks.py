@@ -15,7 +15,7 @@ import torch
 
 from sparsemem import parallel
 from sparsemem.config import Trial
-from sparsemem.files import write_json
+from sparsemem.failure import record_failure
 
 GRACE_SECONDS = 10.0  # that the first rank has to notice by itself that another one is gone
 
@@ -66,8 +66,7 @@ def _watch(process: subprocess.Popen[bytes], rank: int, trial_folder: Path, left
     code = process.wait()
     if code != 0 and not left.is_set():
         how = f"was killed by signal {-code} (often: out of memory)" if code < 0 else f"ended with exit code {code}"
-        if not (trial_folder / "failure.json").exists():
-            write_json(trial_folder / "failure.json", {"status": "failed", "message": f"its rank {rank} {how}", "traceback": ""})
+        record_failure(trial_folder, f"its rank {rank} {how}", unless_known=True)
         if not left.wait(GRACE_SECONDS):
             os._exit(1)
 

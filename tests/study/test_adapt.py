@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from sparsemem.config import ConfigError, Run, Trial, load_study
+from sparsemem.failure import record_failure
 from sparsemem.study import launch
-from sparsemem.study.engine import Job, record_failure
+from sparsemem.study.engine import Job
 from sparsemem.study.ledger import Ledger
 from sparsemem.study.progress import headline, look
 

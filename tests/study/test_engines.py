@@ -2,65 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from machine import holder, table
+from machine import Driver, table
 
 from sparsemem.cli import main
 
-PATIENCE = 120.0
-
 both_engines = pytest.mark.parametrize("engine", ["local", "ray"])
-
-
-class Driver:
-    """`sparsemem run` in a process of its own."""
-
-    def __init__(self, study: Path, engine: str, results: Path) -> None:
-        self.folder = results / "tiny"
-        command = [sys.executable, "-m", "sparsemem", "run", str(study), "--engine", engine, "--results", str(results)]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-
-    def end(self) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, out, err
-
-    def worker(self) -> tuple[int, Path]:
-        """Wait until a trial is being trained; its process and its folder."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.process.communicate()
-            for lock in self.folder.glob("trials/*/lock"):
-                if (lock.parent / "curve.csv").exists() and (pid := holder(lock)):
-                    return pid, lock.parent
-            time.sleep(0.02)
-        raise AssertionError("no trial started")
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Driver]]:
-    """Starts drivers and ends those that a failed test left."""
-    drivers: list[Driver] = []
-
-    def begin(*arguments: Any) -> Driver:
-        drivers.append(Driver(*arguments))
-        return drivers[-1]
-
-    yield begin
-    for driver in drivers:
-        if driver.process.poll() is None:
-            driver.process.terminate()
-            driver.end()
 
 
 @both_engines
@@ -96,7 +48,7 @@ def test_a_trial_that_keeps_failing_is_reported_and_the_others_finish(
 ) -> None:
     study, runs = write_study(run={"max_failures": 1}), tmp_path / "runs"
     driver = start(study, engine, runs)
-    _, trial = driver.worker()
+    _, trial = driver.training()
     (trial / "result.json").mkdir()  # a result can be written nowhere
     code, out, err = driver.end()
     assert code == 1

@@ -12,13 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 import yaml
-from machine import table
+from machine import Driver, table
 
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, Run, load_study
@@ -425,45 +425,18 @@ def test_two_workers_on_one_trial_leave_one_whole_result(write_study: Callable[.
     assert ledger.counts() == {"finished": 3}
 
 
-class Driver:
-    """`sparsemem run` in a process of its own."""
+def _worker(driver: Driver, storage: Storage) -> int:
+    """Wait until a trial is trained, as its beat and its curve in the storage tell; its process."""
 
-    def __init__(self, study: Path, results: Path, engine: str = "local") -> None:
-        self.folder = results / "tiny"
-        command = [sys.executable, "-m", "sparsemem", "run", str(study), "--engine", engine, "--results", str(results)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def there() -> int | None:
+        for name in storage.list():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended, or is left of one that was killed
+                if name.endswith("/beat.json") and storage.read(f"{PurePosixPath(name).parent}/curve.csv").count(b"\n") > 3:
+                    os.kill(process := json.loads(storage.read(name))["process"], 0)
+                    return int(process)
+        return None
 
-    def end(self) -> tuple[int, str]:
-        _, err = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, err
-
-    def worker(self, storage: Storage) -> int:
-        """Wait until a trial is trained, as its beat and its curve in the storage tell; its process."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.process.communicate()
-            for name in storage.list():
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended, or is left of one that was killed
-                    if name.endswith("/beat.json") and storage.read(f"{PurePosixPath(name).parent}/curve.csv").count(b"\n") > 3:
-                        os.kill(process := json.loads(storage.read(name))["process"], 0)
-                        return int(process)
-            time.sleep(0.05)
-        raise AssertionError("no trial started")
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Driver]]:
-    started: list[Driver] = []
-
-    def begin(*arguments: Any) -> Driver:
-        started.append(Driver(*arguments))
-        return started[-1]
-
-    yield begin
-    for driver in started:
-        if driver.process.poll() is None:
-            driver.process.terminate()
-            driver.process.communicate(timeout=PATIENCE)
+    return int(driver.wait_for(there, "no trial started"))
 
 
 @pytest.mark.slow
@@ -473,20 +446,20 @@ def test_killed_drivers_and_workers_and_a_server_that_stops_change_nothing(
 ) -> None:
     server, options = s3_server
     uri = f"s3://bucket/{tmp_path.name}?{options}"
-    assert start(write_study("here.yaml", budget=SLOW), tmp_path / "undisturbed").end()[0] == 0
+    assert start(write_study("here.yaml", budget=SLOW), "local", tmp_path / "undisturbed").end()[0] == 0
     study, runs, storage = write_study(budget=SLOW, run={"storage": uri}), tmp_path / "runs", Storage(uri, "tiny")
 
-    driver = start(study, runs)
-    driver.worker(storage)
+    driver = start(study, "local", runs)
+    _worker(driver, storage)
     driver.process.kill()  # its workers end with it
     assert driver.end()[0] == -signal.SIGKILL
 
-    driver = start(study, runs)
-    os.kill(driver.worker(storage), signal.SIGKILL)
+    driver = start(study, "local", runs)
+    os.kill(_worker(driver, storage), signal.SIGKILL)
     server.send_signal(signal.SIGSTOP)
     time.sleep(15)
     server.send_signal(signal.SIGCONT)
-    code, err = driver.end()
+    code, _, err = driver.end()
     assert code == 0, err
     assert table(runs / "tiny") == table(tmp_path / "undisturbed" / "tiny")
     assert not any("checkpoint" in name or "beat" in name or "driver" in name for name in storage.list())
@@ -497,7 +470,7 @@ def test_ray_trains_over_a_storage_too(
     write_study: Callable[..., Path], start: Callable[..., Driver], undisturbed: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "shared").mkdir()
-    code, err = start(write_study(run={"storage": "shared"}), tmp_path / "runs", "ray").end()
+    code, _, err = start(write_study(run={"storage": "shared"}), "ray", tmp_path / "runs").end()
     assert code == 0, err
     assert table(tmp_path / "runs" / "tiny") == table(undisturbed)
     assert {path.name for path in tmp_path.rglob("trials/*/*")} <= {"trial.yaml", "curve.csv", "val_losses.csv", "result.json"}

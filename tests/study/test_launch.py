@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from sparsemem.config import ConfigError, load_study
+from sparsemem.failure import record_failure
 from sparsemem.study import launch
-from sparsemem.study.engine import record_failure
 from sparsemem.study.ledger import Ledger, study_lock
 
 

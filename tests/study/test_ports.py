@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from machine import Driver
 
-from .test_engines import Driver, both_engines
+from .test_engines import both_engines
 
 LISTENING = "0A"
 
@@ -60,8 +61,10 @@ def _listening(pids: set[int]) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="finds sockets through /proc")
 @both_engines
-def test_nothing_listens_beyond_this_machine(write_study: Callable[..., Path], tmp_path: Path, engine: str) -> None:
-    driver = Driver(write_study(vary={"rho": [1.0]}), engine, tmp_path / "runs")
+def test_nothing_listens_beyond_this_machine(
+    write_study: Callable[..., Path], start: Callable[..., Driver], tmp_path: Path, engine: str
+) -> None:
+    driver = start(write_study(vary={"rho": [1.0]}), engine, tmp_path / "runs")
     addresses: set[str] = set()
     names: set[str] = set()
     with ThreadPoolExecutor(1) as reader:

@@ -23,8 +23,9 @@ import yaml
 
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, Trial, Tune, Winner, load_study
+from sparsemem.failure import record_failure
 from sparsemem.study import tune
-from sparsemem.study.engine import Job, record_failure
+from sparsemem.study.engine import Job
 from sparsemem.study.plan import describe, plan
 from sparsemem.study.tuned import Outcome, describe_outcomes, movements
 

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, load_study
+from sparsemem.failure import record_failure
 from sparsemem.study import launch, watch
-from sparsemem.study.engine import record_failure
 from sparsemem.study.ledger import study_lock
 from sparsemem.study.progress import TrialProgress, headline
 
