@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
 from sparsemem.config import Engram, Model
 from sparsemem.layers.norm import RMSNorm, norm_account
+from sparsemem.layers.product import linear
 from sparsemem.memory.table import MemoryTable
 from sparsemem.parameter import parameter
 
@@ -95,8 +96,8 @@ class EngramMemory(nn.Module):
     def forward(self, hidden_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
         """Hidden states (B, T, D) and raw token ids (B, T) -> what the memory adds, (B, T, D)."""
         memory_BTM = self.table(self.hash(tokens_BT))
-        key_BTD = F.linear(memory_BTM, self.key, self.key_bias)
-        value_BTD = F.linear(memory_BTM, self.value, self.value_bias)
+        key_BTD = linear(memory_BTM, self.key, self.key_bias)
+        value_BTD = linear(memory_BTM, self.value, self.value_bias)
         value_BTD = self.gate(hidden_BTD, key_BTD).to(value_BTD.dtype) * value_BTD
         return value_BTD + self._convolve(value_BTD) if self.config.conv else value_BTD
 

@@ -35,13 +35,13 @@ def gated(gate_up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
-def gated_backward(gradient: Tensor, gate_up: Tensor) -> Tensor:
-    """(..., F) -> (..., 2F): d gate = dy up silu'(gate), d up = dy silu(gate), written side by side."""
+def gated_backward(gradient: Tensor, gate_up: Tensor, activated: Tensor) -> Tensor:
+    """(..., F) -> (..., 2F): d gate = dy up silu'(gate), d up = dy silu(gate), written side by side; `activated` is silu(gate)."""
     gate, up = gate_up.chunk(2, dim=-1)
     result = torch.empty_like(gate_up)
     into_gate, into_up = result.chunk(2, dim=-1)
     torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=into_gate)
-    torch.mul(F.silu(gate), gradient, out=into_up)
+    torch.mul(activated, gradient, out=into_up)
     return result
 
 
@@ -55,7 +55,8 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gated_backward(gradient, *ctx.saved_tensors)
+        (gate_up,) = ctx.saved_tensors
+        return gated_backward(gradient, gate_up, F.silu(gate_up.chunk(2, dim=-1)[0]))
 
 
 def feed_forward_account(width: int, inner: int) -> Account:

@@ -119,30 +119,37 @@ class _Experts(torch.autograd.Function):
         rows_SK = torch.empty_like(order).scatter_(0, order, rows_A).view_as(experts_SK)
         tokens_A = order.new_zeros(groups.rows).index_copy_(0, rows_A, order // experts_SK.shape[1])
         gates_A1 = gates_SK.new_zeros(groups.rows).index_copy_(0, rows_A, gates_SK.flatten()[order]).unsqueeze(-1)
-        hiddens, ys = [], []
+        hiddens, y_AD = [], groups.of_rows()
         for tokens, gates, gate_up, down in zip(*groups.split(tokens_A, gates_A1), *groups.each(gate_up_EDF, down_EFD), strict=True):
             hiddens.append(groups.product(x_SD.index_select(0, tokens), gate_up))
-            ys.append(groups.product(gated(hiddens[-1]).mul_(gates), down))
+            y_AD.take(groups.product(gated(hiddens[-1]).mul_(gates), down))
         ctx.groups = groups
         ctx.save_for_backward(x_SD, gates_A1, tokens_A, rows_SK, gate_up_EDF, down_EFD, *hiddens)
-        return _gather_sum(groups.join(ys), rows_SK)
+        return _gather_sum(y_AD.tensor, rows_SK)
 
     @staticmethod
     def backward(ctx: Any, gradient_SD: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Tensor]:
         groups: _Groups = ctx.groups
         x_SD, gates_A1, tokens_A, rows_SK, gate_up_EDF, down_EFD, *hiddens = ctx.saved_tensors
-        into_x, into_gates, into_gate_up, into_down = [], [], [], []
+        into_x_AD, into_gates_A, into_gate_up_EDF, into_down_EFD = (
+            groups.of_rows(),
+            groups.of_rows(),
+            groups.of_weights(),
+            groups.of_weights(),
+        )
         parts = zip(*groups.split(tokens_A, gates_A1), *groups.each(gate_up_EDF, down_EFD), hiddens, strict=True)
         for tokens, gates, gate_up, down, hidden in parts:
-            gradient, inner = gradient_SD.index_select(0, tokens), gated(hidden)
+            gradient, (gate, up) = gradient_SD.index_select(0, tokens), hidden.chunk(2, dim=-1)
+            activated = F.silu(gate)
+            inner = activated * up
             into_scaled = groups.product(gradient, down.mT)
-            into_gates.append((into_scaled * inner).sum(-1))
-            into_hidden = gated_backward(into_scaled.mul_(gates), hidden)
-            into_down.append(groups.weight_gradient(inner.mul_(gates), gradient))
-            into_gate_up.append(groups.weight_gradient(x_SD.index_select(0, tokens), into_hidden))
-            into_x.append(groups.product(into_hidden, gate_up.mT))
-        into_x_SD, into_gates_SK = _gather_sum(groups.join(into_x), rows_SK), groups.join(into_gates)[rows_SK]
-        return into_x_SD, into_gates_SK, None, groups.stack(into_gate_up), groups.stack(into_down)
+            into_gates_A.take((into_scaled * inner).sum(-1))
+            into_hidden = gated_backward(into_scaled.mul_(gates), hidden, activated)
+            into_down_EFD.take(groups.weight_gradient(inner.mul_(gates), gradient))
+            into_gate_up_EDF.take(groups.weight_gradient(x_SD.index_select(0, tokens), into_hidden))
+            into_x_AD.take(groups.product(into_hidden, gate_up.mT))
+        into_x_SD, into_gates_SK = _gather_sum(into_x_AD.tensor, rows_SK), into_gates_A.tensor[rows_SK]
+        return into_x_SD, into_gates_SK, None, into_gate_up_EDF.tensor, into_down_EFD.tensor
 
 
 def _sort(chosen_A: Tensor, weight_EDF: Tensor) -> tuple[Tensor, Tensor, _Groups]:
@@ -177,21 +184,41 @@ class _Groups:
     def each(self, *weights: Tensor) -> Iterator[Sequence[Tensor]]:
         return ((weight,) if self.sizes is None else weight.unbind(0) for weight in weights)
 
-    def join(self, parts: list[Tensor]) -> Tensor:
-        return parts[0] if self.sizes is None else torch.cat(parts)
+    def of_rows(self) -> _Whole:
+        return _Whole(None if self.sizes is None else self.rows)
 
-    def stack(self, of_weights: list[Tensor]) -> Tensor:
-        return of_weights[0] if self.sizes is None else torch.stack(of_weights)
+    def of_weights(self) -> _Whole:
+        return _Whole(None if self.sizes is None else len(self.sizes))
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         return product(x, weight.T) if self.ends_E is None else F.grouped_mm(x, weight, offs=self.ends_E)
 
     def weight_gradient(self, x: Tensor, gradient: Tensor) -> Tensor:
-        return product(x.T, gradient.T) if self.ends_E is None else F.grouped_mm(x.T, gradient, offs=self.ends_E)
+        """One expert's, (1, ., .), or those of all."""
+        return product(x.T, gradient.T).unsqueeze(0) if self.ends_E is None else F.grouped_mm(x.T, gradient, offs=self.ends_E)
+
+
+class _Whole:
+    """A tensor out of the experts' parts. Each is copied to its place while the cache still holds it, and the next one takes its memory."""
+
+    def __init__(self, length: int | None) -> None:
+        """`length`: of the first dimension; None: one part is the whole."""
+        self.tensor = torch.empty(0)
+        self._length, self._taken = length, 0
+
+    def take(self, part: Tensor) -> None:
+        """What comes next along the first dimension."""
+        if self._length is None:
+            self.tensor = part
+            return
+        if not self._taken:
+            self.tensor = part.new_empty(self._length, *part.shape[1:])
+        self.tensor[self._taken : self._taken + len(part)] = part
+        self._taken += len(part)
 
 
 def _gather_sum(x_AD: Tensor, rows_SK: Tensor) -> Tensor:
-    return x_AD.index_select(0, rows_SK.flatten()).view(*rows_SK.shape, -1).sum(1)
+    return F.embedding_bag(rows_SK, x_AD, mode="sum")
 
 
 def moe_account(config: Model, routed_experts: int, shared_width: int) -> Account:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
 from sparsemem.config import Model
 from sparsemem.layers.norm import RMSNorm, norm_account
+from sparsemem.layers.product import linear
 from sparsemem.memory.table import MemoryTable
 from sparsemem.parameter import parameter
 
@@ -80,7 +81,7 @@ class NgramEmbedding(nn.Module):
     def forward(self, embedded_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
         """Vocabulary embeddings (B, T, D) and their raw token ids (B, T) -> (B, T, D)."""
         memory_BTM = self.table(self.hash(tokens_BT))
-        out_BTD = (embedded_BTD + F.linear(memory_BTM, self.projection)) * self.factor
+        out_BTD = (embedded_BTD + linear(memory_BTM, self.projection)) * self.factor
         return out_BTD if self.norm is None else self.norm(out_BTD)
 
 

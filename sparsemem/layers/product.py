@@ -36,11 +36,19 @@ def weight_gradient(x_SK: Tensor, gradient_SN: Tensor) -> Tensor:
     return product(gradient_SN.T, x_SK.T)
 
 
-def linear(x: Tensor, weight_NK: Tensor) -> Tensor:
+def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
     """(..., K) -> (..., N): `torch.nn.functional.linear`, which it is where nothing is won."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-        return F.linear(x, weight_NK)
-    return _Linear.apply(x, weight_NK)
+        return F.linear(x, weight_NK, bias_N)
+    y = _Linear.apply(x, weight_NK)
+    return y if bias_N is None else y + bias_N
+
+
+def linears(x_BSK: Tensor, weight_BNK: Tensor) -> Tensor:
+    """Products of several pairs at once: (B, S, N)."""
+    if not fast(weight_BNK):
+        return x_BSK @ weight_BNK.mT
+    return torch.stack([linear(x_SK, weight_NK) for x_SK, weight_NK in zip(x_BSK, weight_BNK, strict=True)])
 
 
 class _Linear(torch.autograd.Function):

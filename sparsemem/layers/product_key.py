@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
 from sparsemem.config import Model, ProductKey
+from sparsemem.layers.product import linear
 from sparsemem.layers.retrieval import ProductKeyRetrieval, retrieval_account, top_score_moments
 from sparsemem.memory.table import MemoryTable, Reads
 from sparsemem.parameter import parameter, residual_std
@@ -80,15 +81,15 @@ class ProductKeyMemory(nn.Module):
         addresses_SHM, scores_SHMG, auxiliary = self.retrieval(x_BTD)
         reads, weights_SMG, x_SD = self._reads(addresses_SHM), scores_SHMG.flatten(1, 2), x_BTD.flatten(0, 1)
         if self.table.pre_values is not None:
-            x_SK = x_SD if self.pre_KD is None else F.linear(x_SD, self.pre_KD)
+            x_SK = x_SD if self.pre_KD is None else linear(x_SD, self.pre_KD)
             neuron_SM = self.table.pre_values.dot(reads, x_SK)
             neuron_SM = F.gelu(neuron_SM) if self.memory.pre_values == "gelu" else neuron_SM
             weights_SMG = weights_SMG * neuron_SM.unsqueeze(-1)
         y_SD = self.table.values.pool(reads, weights_SMG).flatten(1)
         if self.gate_WD is not None:
-            y_SD = y_SD * F.silu(F.linear(x_SD, self.gate_WD))
+            y_SD = y_SD * F.silu(linear(x_SD, self.gate_WD))
         if self.out_DW is not None:
-            y_SD = F.linear(y_SD, self.out_DW)
+            y_SD = linear(y_SD, self.out_DW)
         if not self.training:
             self._usage = self._usage or _Usage(self.rows)
             self._usage.add(reads.rows_A, scores_SHMG, y_SD)

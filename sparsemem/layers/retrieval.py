@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from sparsemem import parallel
 from sparsemem.accounting import Account, always_active
 from sparsemem.config import Model, ProductKey
+from sparsemem.layers.product import linear, linears
 from sparsemem.parameter import parameter
 
 LARGEST_SIMULATION = 2**28  # numbers drawn or scored at once, 1 GiB
@@ -43,6 +44,8 @@ NUMPY_THREADS = 4
 """With more, torch's topk, which takes them all, is faster than numpy, which takes one."""
 SHORT = 128
 """Scores that numpy sorts without leaving the registers, measured on AVX-512."""
+TOKENS = 512
+"""Tokens whose rows are chosen together on a CPU: their candidates stay in its cache."""
 
 
 class ProductKeyRetrieval(nn.Module):
@@ -103,12 +106,12 @@ class ProductKeyRetrieval(nn.Module):
             for back in range(min(T, len(taps_JD))):
                 mixed_BTD = mixed_BTD + F.pad(x_BTD[:, : T - back], (0, 0, back, 0)) * taps_JD[back]
             x_BTD = mixed_BTD
-        return F.linear(x_BTD.flatten(0, 1), self.query_FD)
+        return linear(x_BTD.flatten(0, 1), self.query_FD)
 
     def _key_scores(self, query_SF: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of all row keys and of all column keys, (H, R, S, N) each."""
         memory = self.memory
-        queries, width = _queries(memory), (memory.key_dim,)
+        heads, queries, width = memory.heads, _queries(memory), (memory.key_dim,)
         if memory.norm == "batch":
             query_SF = self.query_norm(query_SF)
         query_SQ2RK = query_SF.view(len(query_SF), queries, 2, -1, memory.key_dim)
@@ -116,12 +119,12 @@ class ProductKeyRetrieval(nn.Module):
         if memory.norm == "layer":
             query_SQ2RK = F.layer_norm(query_SQ2RK, width, self.query_gain_K, eps=self.eps)
             sides = [F.layer_norm(keys_HRNK, width, self.key_gain_K, eps=self.eps) for keys_HRNK in sides]
-        query_2Q1RSK = query_SQ2RK.permute(2, 1, 3, 0, 4).unsqueeze(2)  # the 1: heads of one query
-        row_HRSN, column_HRSN = (
-            (query_Q1RSK @ keys_HRNK.expand(memory.heads, -1, -1, -1).unflatten(0, (queries, -1)).mT).flatten(0, 1)
-            for query_Q1RSK, keys_HRNK in zip(query_2Q1RSK, sides, strict=True)
+        query_2HRSK = query_SQ2RK.permute(2, 1, 3, 0, 4).repeat_interleave(heads // queries, 1).expand(-1, -1, sides[0].shape[1], -1, -1)
+        row_XSN, column_XSN = (
+            linears(query_HRSK.flatten(0, 1), keys_HRNK.expand(heads, -1, -1, -1).flatten(0, 1))
+            for query_HRSK, keys_HRNK in zip(query_2HRSK, sides, strict=True)
         )
-        return row_HRSN, column_HRSN
+        return row_XSN.unflatten(0, (heads, -1)), column_XSN.unflatten(0, (heads, -1))
 
     @torch.no_grad()
     def refresh_filter(self) -> None:
@@ -192,14 +195,24 @@ def choose_pairs(
         filters_2HR: u and t of the summed core; None without cores.
         top_m: at most the number of pairs.
     """
+    tokens = TOKENS if row_HRSN.device.type == "cpu" else row_HRSN.shape[2]
+    parts = zip(row_HRSN.split(tokens, 2), column_HRSN.split(tokens, 2), strict=True)
     if cores_GHRR is None or filters_2HR is None:
-        return _choose_sums(row_HRSN.squeeze(1), column_HRSN.squeeze(1), top_m)
+        chosen = [_choose_sums(row_HRYN.squeeze(1), column_HRYN.squeeze(1), top_m) for row_HRYN, column_HRYN in parts]
+    else:
+        core_HRR = cores_GHRR.sum(0)
+        chosen = [_choose_products(row_HRYN, column_HRYN, core_HRR, filters_2HR, top_m) for row_HRYN, column_HRYN in parts]
+    rows, columns = zip(*chosen, strict=True)
+    return torch.cat(rows, 1), torch.cat(columns, 1)
+
+
+def _choose_products(row_HRSN: Tensor, column_HRSN: Tensor, core_HRR: Tensor, filters_2HR: Tensor, top_m: int) -> tuple[Tensor, Tensor]:
     rows_HSP, columns_HSP = (
         _best((filter_HR.unsqueeze(1) @ side_HRSN.flatten(2)).view_as(side_HRSN[:, 0]), top_m)[1]
         for filter_HR, side_HRSN in zip(filters_2HR, (row_HRSN, column_HRSN), strict=True)
     )
     candidates_HRSP = _take(row_HRSN, rows_HSP)
-    left_HRSP = (cores_GHRR.sum(0).mT @ candidates_HRSP.flatten(2)).view_as(candidates_HRSP)
+    left_HRSP = (core_HRR.mT @ candidates_HRSP.flatten(2)).view_as(candidates_HRSP)
     scores_HSPP = left_HRSP.permute(0, 2, 3, 1) @ _take(column_HRSN, columns_HSP).transpose(1, 2)
     best_HSM, columns = _best(scores_HSPP.flatten(-2), top_m)[1], columns_HSP.shape[-1]
     return rows_HSP.gather(-1, best_HSM // columns), columns_HSP.gather(-1, best_HSM % columns)
@@ -214,7 +227,7 @@ def _choose_sums(row_HSN: Tensor, column_HSN: Tensor, top_m: int) -> tuple[Tenso
 
 
 def _best(scores_HSN: Tensor, top_m: int) -> tuple[Tensor, Tensor]:
-    """The largest scores and their places, best first: those of `topk`, of which equal ones may come in another order."""
+    """The largest scores and their places, best first: those of `topk`, but that of equal ones `topk` may take others."""
     top_m = min(top_m, scores_HSN.shape[-1])
     if scores_HSN.device.type != "cpu" or scores_HSN.dtype != torch.float32 or torch.get_num_threads() > NUMPY_THREADS:
         values_HSM, places_HSM = scores_HSN.topk(top_m)
@@ -227,13 +240,24 @@ def _best_places(scores_HSN: Tensor, top_m: int) -> Tensor:
     """By numpy, which sorts short lists with vector instructions, where torch's topk moves one pair of value and place at a time."""
     N, half = scores_HSN.shape[-1], scores_HSN.shape[-1] // 2
     if N <= SHORT or half <= top_m:
-        return torch.from_numpy(np.argsort(-scores_HSN.numpy())[..., :top_m])
+        return _sorted_places(scores_HSN)[..., :top_m]
     # The best are among the top_m pairs of the largest larger member, and the one that has no partner.
     pairs_HSM = _best_places(torch.maximum(scores_HSN[..., :half], scores_HSN[..., half : 2 * half]), top_m)
     rest_HSY = torch.arange(2 * half, N).expand(*pairs_HSM.shape[:-1], -1)
     candidates_HSX = torch.cat((pairs_HSM, pairs_HSM + half, rest_HSY), -1)
-    best_HSM = np.argsort(-scores_HSN.gather(-1, candidates_HSX).numpy())[..., :top_m]
-    return candidates_HSX.gather(-1, torch.from_numpy(best_HSM))
+    return candidates_HSX.gather(-1, _sorted_places(scores_HSN.gather(-1, candidates_HSX))[..., :top_m])
+
+
+def _sorted_places(scores_HSN: Tensor) -> Tensor:
+    """Places in falling order of the scores, of equal ones the first first.
+
+    Score and place are sorted as one integer, the score's bits above: those of a float rise with it, once a negative one's are flipped.
+    """
+    bits_HSN = scores_HSN.numpy().view(np.int32)
+    rising_HSN = bits_HSN ^ ((bits_HSN >> 31) & 0x7FFFFFFF)
+    both_HSN = np.left_shift(~rising_HSN, 32, dtype=np.int64) | np.arange(scores_HSN.shape[-1])
+    both_HSN.sort()
+    return torch.from_numpy(both_HSN & 0xFFFFFFFF)
 
 
 @functools.cache

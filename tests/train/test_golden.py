@@ -2,9 +2,10 @@
 
 What is compared: the training loss of each step, fp32, one thread, to one part in 100,000. Rounding alone moves a smooth curve by two
 parts in ten million; where a choice of experts or rows flips on it, the curve is another one from there on. The rate is low enough that
-none flips within the steps compared: initial weights that differ by one part in ten million gave the same curves. Three cases stand aside
+none flips within the steps compared: initial weights that differ by one part in ten million gave the same curves. Four cases stand aside
 for it: Engram's gate is the plain one, since the signed root is infinitely steep at zero; UltraMemV2, whose filter decides closely and
-often, and the softmax gates, one of whose choices flips at step 66 with the order of a sum, are compared over their first steps.
+often, the softmax gates and PEER, one of whose choices each flips with the order of a sum, are compared over their first steps. Whether
+the rest of a curve is the same but for its flips, `choices` tells.
 
 `python -m tests.train.test_golden` writes the file anew.
 """
@@ -32,7 +33,7 @@ from .conftest import BASE, MEMORIES, write_tokens
 
 GOLDEN = Path(__file__).with_name("golden.csv")
 STEPS = 200
-COMPARED = {"ultramem_v2": 20, "moe_softmax": 60}
+COMPARED = {"ultramem_v2": 20, "moe_softmax": 60, "peer": 45}
 MODEL = BASE["model"]
 SOFTMAX = MODEL["moe"] | {"gate": "softmax", "normalize_gates": False, "balance_loss": 0.01, "z_loss": 0.001}
 CASES: dict[str, dict[str, Any]] = {
