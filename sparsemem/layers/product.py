@@ -19,7 +19,7 @@ _ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.bac
 
 def fast(weight: Tensor) -> bool:
     """Whether products with the weight go through oneDNN."""
-    return _ONEDNN is not None and weight.device.type == "cpu" and weight.dtype == torch.float32
+    return _ONEDNN is not None and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
 
 
 def product(x_SK: Tensor, weight_NK: Tensor) -> Tensor:

@@ -235,6 +235,25 @@ def test_gradients_equal_those_of_the_naive_loop(data: st.DataObject, experts: i
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(("wide", "busy", "step"), [(moe.WIDE, moe.BUSY, moe.STEP), (1, 0, 4)])
+def test_experts_in_bf16_stay_near_those_in_fp32(wide: int, busy: int, step: int) -> None:
+    """All at once and one by one: outputs and gradients within 2% of their norm."""
+    layer, x = _layer(5, 2), torch.randn(1, 60, WIDTH)
+    gates, experts, _ = layer.route(x[0])
+    found: list[list[torch.Tensor]] = []
+    for precision in (torch.float32, torch.bfloat16):
+        layer.zero_grad()
+        with patch.multiple(moe, WIDE=wide, BUSY=busy, STEP=step), torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            y = layer.routed(x[0], gates.detach(), experts)
+            y.float().square().sum().backward()
+        assert y.dtype == precision
+        assert layer.gate_up_EDF.grad is not None
+        assert layer.down_EFD.grad is not None
+        found.append([y.detach().float(), layer.gate_up_EDF.grad.clone(), layer.down_EFD.grad.clone()])
+    for exact, near in zip(*found, strict=True):
+        assert (near - exact).norm() < 0.02 * exact.norm()
+
+
 @pytest.mark.parametrize(("top_k", "normalize", "reached"), [(1, True, False), (1, False, True), (2, True, True)])
 def test_a_single_gate_divided_by_itself_teaches_the_router_nothing(top_k: int, normalize: bool, reached: bool) -> None:
     layer = _layer(4, top_k, normalize_gates=normalize)

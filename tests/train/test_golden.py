@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import csv
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from sparsemem.budget import solve
 from sparsemem.config import Trial
 from sparsemem.data import Batches, Tokens
 from sparsemem.files import write_text
+from sparsemem.layers import moe
 from sparsemem.model import Transformer
 from sparsemem.train.loop import train_step
 from sparsemem.train.optim import Optimizer, learning_rate
@@ -71,16 +72,24 @@ def golden(case: str) -> list[float]:
         return [float(row[case]) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_every_step_gives_the_committed_loss(case: str, tokens_folder: Path) -> None:
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_step_gives_the_committed_loss(case: str, tokens_folder: Path) -> None:
     expected = golden(case)[: COMPARED.get(case, STEPS)]
-    try:
-        losses = curve(case, Tokens.load(tokens_folder), len(expected))
-    finally:
-        torch.set_num_threads(threads)
-    assert losses == pytest.approx(expected, rel=1e-5)
+    assert curve(case, Tokens.load(tokens_folder), len(expected)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_experts_one_by_one_give_the_losses_of_all_at_once(tokens_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WIDE": 1, "BUSY": 0, "STEP": 4}.items():
+        monkeypatch.setattr(moe, name, value)
+    assert curve("moe_sigmoid", Tokens.load(tokens_folder), STEPS) == pytest.approx(golden("moe_sigmoid"), rel=1e-5)
 
 
 def test_the_committed_losses_fall() -> None:
