@@ -40,7 +40,7 @@ def run_study(
         address: of a running Ray cluster, see `ray_engine.run_trials`.
 
     Raises:
-        ConfigError: refused; nothing was written.
+        ConfigError: refused, before any trial of it started.
         KeyboardInterrupt: Ctrl-C or SIGTERM; every trial goes on from its last checkpoint the next time.
     """
     run_trials = find_engine(engine, address)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from sparsemem.files import set_aside, write_atomically
+from sparsemem.train.allocator import is_out_of_memory
 
 LAST, PREVIOUS = GENERATIONS = ("checkpoint.pt", "checkpoint.previous.pt")
 
@@ -40,7 +41,7 @@ def load(folder: Path, trial_id: str, corpus: str, adopt: Callable[[dict[str, An
     A checkpoint that cannot be used, or that `adopt` raises at, is named on stderr and set aside.
 
     Raises:
-        MemoryError, torch.OutOfMemoryError, OSError: want of memory, or a disk that cannot be read at the moment; nothing is set aside.
+        Exception: want of memory (`allocator.is_out_of_memory`), or a disk that cannot be read at the moment; nothing is set aside.
     """
     for path in (folder / name for name in GENERATIONS):
         if not path.exists():
@@ -48,9 +49,9 @@ def load(folder: Path, trial_id: str, corpus: str, adopt: Callable[[dict[str, An
         try:
             adopt(_read(path, trial_id, corpus))
             return True
-        except (MemoryError, torch.OutOfMemoryError, OSError):  # says nothing of the checkpoint
-            raise
         except Exception as error:  # a checkpoint of other code fails in many ways; all of them mean: not this one
+            if isinstance(error, OSError) or is_out_of_memory(error):  # says nothing of the checkpoint
+                raise
             aside = set_aside(path)
             print(f"{path}: not a usable checkpoint ({error}); set aside as {aside.name}", file=sys.stderr)
     return False

@@ -36,7 +36,7 @@ from sparsemem.failure import record_failure
 from sparsemem.files import or_warn, remove_temporaries, write_json, write_text
 from sparsemem.model import Sizes, Transformer
 from sparsemem.train import checkpoint
-from sparsemem.train.allocator import keep_freed_memory
+from sparsemem.train.allocator import is_out_of_memory, keep_freed_memory
 from sparsemem.train.evaluate import sequence_losses
 from sparsemem.train.optim import Optimizer, learning_rate
 from sparsemem.train.ranks import started
@@ -82,7 +82,7 @@ def run_trial(
                 return _Run(trial, tokens_folder, trial_folder, own).to_the_end()
         except Exception as error:
             _leave_word(trial_folder, error)
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise MemoryError(str(error)) from error
             raise
 
@@ -99,7 +99,7 @@ def follow(trial: Trial, tokens_folder: Path, trial_folder: Path, threads: int, 
 
 def _leave_word(trial_folder: Path, error: Exception) -> None:
     """Of what went wrong first: the end of one rank is an error of all others."""
-    status = "out_of_memory" if _is_out_of_memory(error) else "failed"
+    status = "out_of_memory" if is_out_of_memory(error) else "failed"
     record_failure(trial_folder, str(error), status, traceback.format_exc(), unless_known=True)
 
 
@@ -391,12 +391,6 @@ def _shown(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return str(value) if isinstance(value, int) else f"{value:.9g}"
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """On a CPU, torch says so only in the text of a RuntimeError."""
-    texts = ("can't allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
 
 
 def _device_name(device: torch.device) -> str:

@@ -285,13 +285,16 @@ def test_a_damaged_checkpoint_costs_one_interval_and_two_cost_the_trial(
         assert not list(folder.glob("checkpoint*.pt"))
 
 
-def test_a_checkpoint_that_cannot_be_read_at_the_moment_is_left_where_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(5, "Input/output error"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_checkpoint_that_cannot_be_read_at_the_moment_is_left_where_it_is(tmp_path: Path, error: Exception) -> None:
     checkpoint.save(tmp_path, {"trial_id": "a", "corpus": "b"})
 
     def without_memory(state: dict[str, Any]) -> None:
-        raise MemoryError
+        raise error
 
-    with pytest.raises(MemoryError):
+    with pytest.raises(type(error)):
         checkpoint.load(tmp_path, "a", "b", without_memory)
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.LAST]
 
