@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -317,3 +319,32 @@ def test_pooled_sums_and_products_equal_float64_loops(
         assert ours is not None
         assert theirs is not None
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
+
+
+STEP_IN_A_NEW_PROCESS = """
+import resource, torch
+from sparsemem.config import Train
+from sparsemem.memory.table import MemoryTable, Reads
+from sparsemem.parameter import initialize
+from sparsemem.train.optim import Optimizer
+from sparsemem.train.process import make_as_new
+
+for rows in (1000, {rows}):  # what the first step of a process takes is taken by the small table
+    table = MemoryTable((rows,), {width}, 0.02)
+    initialize(table, seed=0)
+    optimizer = Optimizer(table, Train(batch_tokens=256, lr=0.01))
+    reads = torch.randint(rows // 16, (256, 4))
+    make_as_new()  # forgets the largest memory so far
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (table(reads.unsqueeze(-1)).sum() + table.pool(Reads(reads), torch.ones(256, 4, 1)).sum()).backward()
+    optimizer.step(0.01, 0.0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the largest memory in KiB, and forgets it")
+def test_a_step_takes_no_memory_for_rows_that_it_did_not_read() -> None:
+    """The table is 128 MiB, and so would be a dense gradient or a pass over a moment, whose pages do not exist before they are written."""
+    script = STEP_IN_A_NEW_PROCESS.format(rows=2**22, width=8)
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 2**17 / 4
