@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from sparsemem import parallel
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
 from sparsemem.config import Model, MoE
+from sparsemem.layers.best import best
 from sparsemem.layers.feed_forward import FeedForward, feed_forward_account, gated, gated_backward
 from sparsemem.layers.product import fast, linear, product
 from sparsemem.parameter import parameter, residual_std
@@ -68,7 +69,7 @@ class MixtureOfExperts(nn.Module):
         with torch.autocast(x_SD.device.type, enabled=False):  # in bf16 near-equal affinities would tie
             logits_SE = linear(x_SD.float(), self.router_ED.float())
         affinity_SE = logits_SE.sigmoid() if self.config.gate == "sigmoid" else logits_SE.softmax(-1)
-        experts_SK = (affinity_SE.detach() + self.bias_E).topk(self.config.top_k, dim=-1).indices
+        _, experts_SK = best(affinity_SE.detach() + self.bias_E, self.config.top_k)
         gates_SK = affinity_SE.gather(-1, experts_SK)
         if self.config.normalize_gates:
             gates_SK = gates_SK / gates_SK.sum(-1, keepdim=True)

@@ -27,7 +27,6 @@ import functools
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,15 +34,12 @@ from torch import Tensor, nn
 from sparsemem import parallel
 from sparsemem.accounting import Account, always_active
 from sparsemem.config import Model, ProductKey
+from sparsemem.layers.best import best
 from sparsemem.layers.product import linear, linears
 from sparsemem.parameter import parameter
 
 LARGEST_SIMULATION = 2**28  # numbers drawn or scored at once, 1 GiB
 
-NUMPY_THREADS = 4
-"""With more, torch's topk, which takes them all, is faster than numpy, which takes one."""
-SHORT = 128
-"""Scores that numpy sorts without leaving the registers, measured on AVX-512."""
 TOKENS = 512
 """Tokens whose rows are chosen together on a CPU: their candidates stay in its cache."""
 
@@ -208,56 +204,22 @@ def choose_pairs(
 
 def _choose_products(row_HRSN: Tensor, column_HRSN: Tensor, core_HRR: Tensor, filters_2HR: Tensor, top_m: int) -> tuple[Tensor, Tensor]:
     rows_HSP, columns_HSP = (
-        _best((filter_HR.unsqueeze(1) @ side_HRSN.flatten(2)).view_as(side_HRSN[:, 0]), top_m)[1]
+        best((filter_HR.unsqueeze(1) @ side_HRSN.flatten(2)).view_as(side_HRSN[:, 0]), top_m)[1]
         for filter_HR, side_HRSN in zip(filters_2HR, (row_HRSN, column_HRSN), strict=True)
     )
     candidates_HRSP = _take(row_HRSN, rows_HSP)
     left_HRSP = (core_HRR.mT @ candidates_HRSP.flatten(2)).view_as(candidates_HRSP)
     scores_HSPP = left_HRSP.permute(0, 2, 3, 1) @ _take(column_HRSN, columns_HSP).transpose(1, 2)
-    best_HSM, columns = _best(scores_HSPP.flatten(-2), top_m)[1], columns_HSP.shape[-1]
+    best_HSM, columns = best(scores_HSPP.flatten(-2), top_m)[1], columns_HSP.shape[-1]
     return rows_HSP.gather(-1, best_HSM // columns), columns_HSP.gather(-1, best_HSM % columns)
 
 
 def _choose_sums(row_HSN: Tensor, column_HSN: Tensor, top_m: int) -> tuple[Tensor, Tensor]:
-    (row_HSP, rows_HSP), (column_HSP, columns_HSP) = _best(row_HSN, top_m), _best(column_HSN, top_m)
+    (row_HSP, rows_HSP), (column_HSP, columns_HSP) = best(row_HSN, top_m), best(column_HSN, top_m)
     pairs = _undominated(row_HSP.shape[-1], column_HSP.shape[-1], top_m)
     first_X, second_X = torch.tensor(pairs, device=row_HSN.device).T
-    best_HSM = _best(row_HSP[..., first_X] + column_HSP[..., second_X], top_m)[1]
+    best_HSM = best(row_HSP[..., first_X] + column_HSP[..., second_X], top_m)[1]
     return rows_HSP.gather(-1, first_X[best_HSM]), columns_HSP.gather(-1, second_X[best_HSM])
-
-
-def _best(scores_HSN: Tensor, top_m: int) -> tuple[Tensor, Tensor]:
-    """The largest scores and their places, best first: those of `topk`, but that of equal ones `topk` may take others."""
-    top_m = min(top_m, scores_HSN.shape[-1])
-    if scores_HSN.device.type != "cpu" or scores_HSN.dtype != torch.float32 or torch.get_num_threads() > NUMPY_THREADS:
-        values_HSM, places_HSM = scores_HSN.topk(top_m)
-        return values_HSM, places_HSM
-    places_HSM = _best_places(scores_HSN, top_m)
-    return scores_HSN.gather(-1, places_HSM), places_HSM
-
-
-def _best_places(scores_HSN: Tensor, top_m: int) -> Tensor:
-    """By numpy, which sorts short lists with vector instructions, where torch's topk moves one pair of value and place at a time."""
-    N, half = scores_HSN.shape[-1], scores_HSN.shape[-1] // 2
-    if N <= SHORT or half <= top_m:
-        return _sorted_places(scores_HSN)[..., :top_m]
-    # The best are among the top_m pairs of the largest larger member, and the one that has no partner.
-    pairs_HSM = _best_places(torch.maximum(scores_HSN[..., :half], scores_HSN[..., half : 2 * half]), top_m)
-    rest_HSY = torch.arange(2 * half, N).expand(*pairs_HSM.shape[:-1], -1)
-    candidates_HSX = torch.cat((pairs_HSM, pairs_HSM + half, rest_HSY), -1)
-    return candidates_HSX.gather(-1, _sorted_places(scores_HSN.gather(-1, candidates_HSX))[..., :top_m])
-
-
-def _sorted_places(scores_HSN: Tensor) -> Tensor:
-    """Places in falling order of the scores, of equal ones the first first.
-
-    Score and place are sorted as one integer, the score's bits above: those of a float rise with it, once a negative one's are flipped.
-    """
-    bits_HSN = scores_HSN.numpy().view(np.int32)
-    rising_HSN = bits_HSN ^ ((bits_HSN >> 31) & 0x7FFFFFFF)
-    both_HSN = np.left_shift(~rising_HSN, 32, dtype=np.int64) | np.arange(scores_HSN.shape[-1])
-    both_HSN.sort()
-    return torch.from_numpy(both_HSN & 0xFFFFFFFF)
 
 
 @functools.cache

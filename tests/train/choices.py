@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sparsemem.data import Tokens
-from sparsemem.layers import retrieval
+from sparsemem.layers import moe, retrieval
 
 from .conftest import write_tokens
 from .test_golden import CASES, STEPS, curve
@@ -32,16 +32,10 @@ Choose = Callable[[tuple[Tensor, ...], Callable[..., Tensor]], tuple[Tensor, ...
 @contextmanager
 def choosing(choose: Choose) -> Iterator[None]:
     """Let `choose` see each choice, and how to score one, and return what is chosen in its place."""
-    topk, pairs = torch.Tensor.topk, retrieval.choose_pairs
+    best, pairs = moe.best, retrieval.choose_pairs
 
-    class Chosen:
-        def __init__(self, indices: Tensor) -> None:
-            self.indices = indices
-
-    def experts(scores: Tensor, k: int, dim: int = -1) -> Any:
-        if sys._getframe(1).f_code.co_name != "route":
-            return topk(scores, k, dim)
-        return Chosen(*choose((topk(scores, k, dim).indices,), lambda places: scores.gather(-1, places)))
+    def experts(scores: Tensor, top_k: int) -> tuple[None, Tensor]:
+        return None, *choose((best(scores, top_k)[1],), lambda places: scores.gather(-1, places))
 
     def rows(row: Tensor, column: Tensor, cores: Tensor | None, filters: Tensor | None, top_m: int) -> Any:
         def score(rows: Tensor, columns: Tensor) -> Tensor:
@@ -51,7 +45,7 @@ def choosing(choose: Choose) -> Iterator[None]:
         return choose(pairs(row, column, cores, filters, top_m), score)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "topk", experts)
+        patch.setattr(moe, "best", experts)
         patch.setattr(retrieval, "choose_pairs", rows)
         yield
 
