@@ -14,5 +14,10 @@ def record_failure(trial_folder: Path, message: str, status: str = "failed", tra
         status: `failed`, `out_of_memory`, `interrupted` or `pruned`.
         unless_known: keep a word that is there already, which was nearer to the cause.
     """
-    if not (unless_known and (trial_folder / "failure.json").exists()):
-        or_warn(write_json, trial_folder / "failure.json", {"status": status, "message": message, "traceback": traceback})
+
+    def write() -> None:
+        path = trial_folder / "failure.json"
+        if not (unless_known and path.exists()):
+            write_json(path, {"status": status, "message": message, "traceback": traceback})
+
+    or_warn(write)

@@ -18,6 +18,8 @@ SHORT = 128
 def best(scores_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(..., N) -> the largest scores and their places, (..., M), best first: those of `topk`, but that of equal ones it may take others.
 
+    What is not a number comes first or last, by its sign; only a trial that diverges has any.
+
     Args:
         count: M; at most N are found.
     """
@@ -42,7 +44,7 @@ def _places(scores_N: Tensor, count: int) -> Tensor:
 
 
 def _sorted_places(scores_N: Tensor) -> Tensor:
-    """Places in falling order of the scores, of equal ones the first first.
+    """Places in falling order of the scores, of equal ones the first first, zero before minus zero.
 
     Score and place are sorted as one integer, the score's bits above: those of a float rise with it, once a negative one's are flipped.
     """

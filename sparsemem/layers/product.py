@@ -1,7 +1,8 @@
 """Dense matrix products by the faster of the two libraries inside torch. It must not know layers.
 
 torch gives fp32 products to MKL, which stops at AVX2 on processors that are not Intel's; oneDNN takes AVX-512 wherever there is any:
-230 against 105 GFLOP/s a core on a Zen 5 (docs/LOG.md). Both multiply in fp32. Everything but fp32 on a CPU goes torch's usual way.
+230 against 105 GFLOP/s a core on a Zen 5 (docs/LOG.md). Both multiply in fp32. What is neither fp32 nor, where the processor multiplies
+it, bf16 goes torch's usual way, and so does all that is not on a CPU.
 
 Shape letters: S rows (tokens), K inputs, N outputs.
 """
@@ -15,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+_DTYPES = {torch.float32, torch.bfloat16} if _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported() else {torch.float32}
 
 
 def fast(weight: Tensor) -> bool:
     """Whether products with the weight go through oneDNN."""
-    return _ONEDNN is not None and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    return _ONEDNN is not None and weight.device.type == "cpu" and weight.dtype in _DTYPES
 
 
 def product(x_SK: Tensor, weight_NK: Tensor) -> Tensor:
@@ -46,7 +48,7 @@ def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor
 
 def linears(x_BSK: Tensor, weight_BNK: Tensor) -> Tensor:
     """Products of several pairs at once: (B, S, N)."""
-    if not fast(weight_BNK):
+    if weight_BNK.dtype != torch.float32 or not fast(weight_BNK):
         return x_BSK @ weight_BNK.mT
     return torch.stack([linear(x_SK, weight_NK) for x_SK, weight_NK in zip(x_BSK, weight_BNK, strict=True)])
 
@@ -57,7 +59,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_NK: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight_NK)
-        return product(x.flatten(0, -2), weight_NK).view(*x.shape[:-1], -1)
+        return product(x.flatten(0, -2), weight_NK).view(*x.shape[:-1], len(weight_NK))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:

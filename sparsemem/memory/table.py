@@ -2,9 +2,9 @@
 
 - Looking up: rows side by side (Engram, n-gram embedding).
 - Pooling and dot products (product-key memories): a token reads many rows of one table and keeps their weighted sum, or each row's product
-  with a vector. Neither ever holds all the rows that were read, and the gradient of the table comes out summed by row, which spares the
-  optimiser the sorting of what was read. A weighted sum's forward, backward and that sum by row, for 2048 tokens and 32 rows of 32 values
-  each, take 3.2 ms of one core; with torch's `embedding_bag` 5.3 ms, by gathering and multiplying 8.2 ms.
+  with a vector. Neither holds more than some of the rows that were read, and the gradient of the table comes out summed by row, which
+  spares the optimiser the sorting of what was read. A weighted sum's forward, backward and that sum by row, for 2048 tokens and 32 rows of
+  32 values each, take 3.2 ms of one core; with torch's `embedding_bag` 5.3 ms, by gathering and multiplying 8.2 ms.
 
 Shape letters: B sequences, T positions, H tables (one for each order and head), R rows of all tables, C width of a row; S tokens, M rows
 that a token reads, A reads (S x M), G slices of a row, P groups of reads, U distinct rows that were read, N sums.
@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from sparsemem.parameter import parameter
 
-CPU_NUMBERS, GPU_NUMBERS = 2**18, 2**26  # in the rows that are gathered at a time: on a CPU 1 MB, which stays in its cache
+CPU_NUMBERS, GPU_NUMBERS = 2**18, 2**26  # in the rows that are multiplied at a time: on a CPU twice 1 MB, which stays in its cache
 
 
 class Reads:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsemem.layers import product as products
-from sparsemem.layers.product import linear, product, weight_gradient
+from sparsemem.layers.product import linear, linears, product, weight_gradient
 
 SIZES = st.integers(1, 40)
 
@@ -33,3 +37,18 @@ def test_a_linear_map_and_its_gradients_are_torchs(onednn: bool, monkeypatch: py
     torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_products_of_several_pairs_are_those_of_each() -> None:
+    x, weight = torch.randn(3, 5, 7, requires_grad=True), torch.randn(3, 11, 7, requires_grad=True)
+    gradient = torch.randn(3, 5, 11)
+    torch.testing.assert_close(linears(x, weight), x @ weight.mT)
+    for ours, theirs in zip(*(torch.autograd.grad(y, (x, weight), gradient) for y in (linears(x, weight), x @ weight.mT)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_processor_without_bf16_multiplies_it_all_the_same() -> None:
+    """oneDNN refuses bf16 there, where torch does not."""
+    script = "import torch; from sparsemem.layers.product import fast, product; x = torch.ones(3, 8, dtype=torch.bfloat16)\n"
+    script += "assert not fast(x) and fast(x.float()); assert product(x, x).eq(8).all()"
+    subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"})

@@ -6,6 +6,7 @@ Sources: PKM 1907.05242, PEER 2407.04153, UltraMem 2411.12364, UltraMemV2 2508.1
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,14 @@ DESIGNS: dict[str, dict[str, Any]] = {  # one of each published kind, small
     "ultramem": {"top_m": 5},
     "ultramem_v2": {"top_m": 5},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _blocks_of_two_tokens() -> Iterator[None]:
+    """Rows are chosen for some tokens at a time: here for so few that several blocks and a rest are in every test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval, "TOKENS", 2)
+        yield
 
 
 def _config(pool: str, **fields: Any) -> tuple[Model, ProductKey]:

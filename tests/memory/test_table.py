@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,6 +19,14 @@ from sparsemem.parameter import initialize
 from sparsemem.train.optim import Optimizer, RowAdam
 
 ROWS = (5, 7, 11)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _some_rows_at_a_time() -> Iterator[None]:
+    """Rows are multiplied some at a time: here so few that several portions and a rest are in every test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sparsemem.memory.table.CPU_NUMBERS", 12)
+        yield
 
 
 class _Holder(nn.Module):

@@ -34,7 +34,7 @@ from .conftest import BASE, MEMORIES, write_tokens
 
 GOLDEN = Path(__file__).with_name("golden.csv")
 STEPS = 200
-COMPARED = {"ultramem_v2": 20, "moe_softmax": 60, "peer": 45}
+COMPARED = {"ultramem_v2": 20, "moe_softmax": 50, "peer": 45}
 MODEL = BASE["model"]
 SOFTMAX = MODEL["moe"] | {"gate": "softmax", "normalize_gates": False, "balance_loss": 0.01, "z_loss": 0.001}
 CASES: dict[str, dict[str, Any]] = {
