@@ -125,6 +125,14 @@ def test_yaml_reads_1e_2_as_text_and_it_still_is_a_hundredth(tmp_path: Path) -> 
     assert {trial.train.lr for trial in study.trials()} == {0.01}
 
 
+def test_a_refusal_names_ten_problems_and_counts_the_rest(tmp_path: Path) -> None:
+    layers = STUDY["model"]["engram"] | {"layers": list(range(1000, 1300))}
+    with pytest.raises(ConfigError) as refused:
+        _load(tmp_path, yaml.safe_dump(STUDY | {"model": STUDY["model"] | {"engram": layers}}))
+    assert str(refused.value).count("field `") == 10
+    assert "; and 290 more" in str(refused.value)
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------------
 
 

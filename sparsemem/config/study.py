@@ -24,6 +24,7 @@ MOST_TEXT = 10**6  # characters of a YAML file
 MOST_VALUES = 10**5  # in it, with what its aliases stand for written out
 DEEPEST = 50  # groups inside groups
 MOST_POINTS = 10**5  # of a study
+MOST_PROBLEMS = 10  # named in a refusal
 
 
 class Study(Strict):
@@ -361,7 +362,7 @@ class _named_errors:
         if not isinstance(error, ValidationError):
             return
         lines = []
-        for problem in error.errors():
+        for problem in error.errors()[:MOST_PROBLEMS]:
             parts = [str(part) for part in problem["loc"]]
             name = f"{self.within}{'.'.join(parts)}".rstrip(".")
             message = problem["msg"].removeprefix("Value error, ")
@@ -376,6 +377,8 @@ class _named_errors:
                 if name == "run.storage":  # it may hold a secret
                     value = re.sub(r"//[^/?]*@|\?.*", "...", value)
                 lines.append(f"field `{name}` has the value {value}: {message}")
+        if error.error_count() > MOST_PROBLEMS:
+            lines.append(f"and {error.error_count() - MOST_PROBLEMS} more")
         point = ", ".join(f"{key}={brief(value)}" for key, value in self.given.items()) if self.prefix else ""
         raise ConfigError("; ".join(lines) + (f" (at the point {point})" if point else "")) from None
 

@@ -457,7 +457,7 @@ def test_killed_drivers_and_workers_and_a_server_that_stops_change_nothing(
     driver = start(study, "local", runs)
     os.kill(_worker(driver, storage), signal.SIGKILL)
     server.send_signal(signal.SIGSTOP)
-    time.sleep(15)
+    time.sleep(60)
     server.send_signal(signal.SIGCONT)
     code, _, err = driver.end()
     assert code == 0, err
