@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from sparsemem.config.optimum import FIRST_SHARES, Optimum
 from sparsemem.config.trial import Run, Trial
 from sparsemem.config.tune import Tune, Tuned
-from sparsemem.config.values import ConfigError, Strict, brief
+from sparsemem.config.values import ConfigError, Strict, brief, shortened
 
 MOST_TEXT = 10**6  # characters of a YAML file
 MOST_VALUES = 10**5  # in it, with what its aliases stand for written out
@@ -364,7 +364,7 @@ class _named_errors:
         lines = []
         for problem in error.errors()[:MOST_PROBLEMS]:
             parts = [str(part) for part in problem["loc"]]
-            name = f"{self.within}{'.'.join(parts)}".rstrip(".")
+            name = shortened(f"{self.within}{'.'.join(parts)}".rstrip("."))
             message = problem["msg"].removeprefix("Value error, ")
             if problem["type"] == "extra_forbidden":
                 lines.append(f"unknown field `{name}`{_nearest(self.root, parts)}")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from sparsemem.config.model import MEMORY_POOLS, POOLS, Model
-from sparsemem.config.values import Count, Quantity, Real, Share, Size, Strict, parse_share, parse_storage
+from sparsemem.config.values import Count, Quantity, Real, Share, Size, Strict, brief, parse_share, parse_storage
 
 Location = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 """A path, or a glob; no system has one with a zero byte in it."""
@@ -180,7 +180,7 @@ class Trial(Strict):
             raise ValueError(f"`shares` {self.shares} sum to {total:g}; they must sum to 1")
         for pool in self.shares:
             if pool not in POOLS:
-                raise ValueError(f"`shares` names the pool {pool!r}; known pools: {', '.join(POOLS)}")
+                raise ValueError(f"`shares` names the pool {brief(pool)}; known pools: {', '.join(POOLS)}")
             if getattr(self.model, pool) is None:
                 raise ValueError(f"`shares` gives {self.shares[pool]:g} to {pool}, which `model` does not configure; add `model.{pool}`")
             if pool in self.model.on_top:
@@ -242,7 +242,7 @@ def _shares_of(rho: Any, memories: list[str]) -> dict[str, float]:
     try:
         rho = float(parse_share(rho))
     except (TypeError, ValueError):
-        raise ValueError(f"`rho` is {rho!r}; write a share between 0 and 1, or 'dense' for the dense baseline") from None
+        raise ValueError(f"`rho` is {brief(rho)}; write a share between 0 and 1, or 'dense' for the dense baseline") from None
     if not 0 <= rho <= 1:
         raise ValueError(f"`rho` is {rho:g}; it is a share of the sparse parameters, between 0 (all memory) and 1 (all routed experts)")
     if rho == 1:

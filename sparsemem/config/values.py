@@ -81,7 +81,7 @@ def parse_storage(value: Any) -> Any:
     for name, _ in parse_qsl(parts.query, keep_blank_values=True):
         if name not in known:
             remedy = f"known here: {', '.join(known) or 'none'}; credentials come from the environment, such as AWS_ACCESS_KEY_ID"
-            raise ValueError(f"the option {name!r} is unknown; {remedy}")
+            raise ValueError(f"the option {brief(name)} is unknown; {remedy}")
     if (parts.scheme in ("s3", "gs") and not parts.netloc) or not value.strip():
         raise ValueError("name a folder or a bucket, such as s3://bucket/studies")
     return value
@@ -106,6 +106,10 @@ def brief(value: Any) -> str:
         text = repr(value)
     except ValueError:  # Python refuses to write out such a number
         text = "a number of more than 4300 digits"
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
 
 
