@@ -168,7 +168,7 @@ class Driver:
         """Whether such a process lives and is this driver's."""
         return _carries(pid, self.mark)
 
-    def orphans(self, seconds: float = 40.0) -> list[Process]:  # Ray's agents give a lost control store 20 s
+    def orphans(self, seconds: float = 80.0) -> list[Process]:  # Ray's agents try for 60 s to tell a lost control store
         """What is left of it so long after its end."""
         deadline = time.monotonic() + seconds
         while (left := self.processes()) and time.monotonic() < deadline:
