@@ -138,7 +138,7 @@ def test_bad_input_is_refused_with_words_and_nothing_is_written(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["tune", "nowhere.yaml"], ["plan", "nowhere.yaml"], ["status", "nowhere", "--watch"]]
+    "arguments", [["--help"], ["run", "--help"], ["tune", "nowhere.yaml"], ["plan", "nowhere.yaml"], ["status", "nowhere"]]
 )
 def test_help_and_refusals_load_neither_torch_nor_ray(arguments: list[str]) -> None:
     code = "import sys; from sparsemem.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"

@@ -40,11 +40,11 @@ def test_every_study_that_has_results_is_read() -> None:
 
 def test_the_soak_is_quoted_as_it_was_measured() -> None:
     soaks = json.loads((ROOT / "results" / "soak.json").read_text(encoding="utf-8"))
-    columns = ("finished", "twice", "lost", "killed", "restarts", "seconds")
-    assert f"| engine | {' | '.join(columns)} |" in README
     assert soaks.keys() == {"local", "ray"}
     for engine, soak in soaks.items():
-        assert f"| `{engine}` | {' | '.join(str(soak[name]) for name in columns)} |" in README
+        left = soak["processes_left"] + len(soak["files_left"])
+        cells = (f"`{engine}`", soak["finished"], soak["twice"], soak["lost"], left, soak["killed"], soak["restarts"], soak["seconds"])
+        assert f"| {' | '.join(map(str, cells))} |" in README
         assert (soak["trials"], soak["equal_to_undisturbed"], soak["processes_left"], soak["files_left"]) == (200, True, 0, [])
 
 
@@ -75,7 +75,18 @@ def test_no_speed_was_measured_twice() -> None:
 )
 def test_speeds_are_quoted_as_they_were_measured(label: str, name: str, value: str, form: str, threads: tuple[int, ...]) -> None:
     cells = [" / ".join(format(BENCH[name, shape, number][value], form) for number in threads) for shape in ("quick", "1M", "10M")]
-    assert re.search(rf"^\| {re.escape(label)} \| [^|]*\| {re.escape(' | '.join(cells))} \|$", README, re.MULTILINE)
+    row = re.search(rf"^\| {re.escape(label)} \| ([^|]*) \|(.*) \|$", README, re.MULTILINE)
+    assert row
+    assert row[2].replace("*", "").strip() == " | ".join(cells)
+    for cell, shape in zip(row[2].split("|"), ("quick", "1M", "10M"), strict=True):
+        target = re.fullmatch(rf"(\d[\d.]*)( at {shape})?", row[1].strip())
+        short = [target is not None and BENCH[name, shape, number][value] < float(target[1]) for number in threads]
+        assert ["**" in part for part in cell.split("/")] == short, cell
+
+
+def test_the_share_of_data_is_quoted_as_it_was_measured() -> None:
+    shares = [sum(BENCH[f"data/{part}", shape, 2]["share_of_step"] for part in ("batch", "hash")) for shape in ("quick", "1M", "10M")]
+    assert f"share of a step (two threads) | 0.01 | {' | '.join(f'{share:.3f}' for share in shares)} |" in README
 
 
 def test_orchestration_is_quoted_as_it_was_measured() -> None:

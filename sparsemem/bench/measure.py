@@ -97,13 +97,17 @@ def line(row: Row) -> str:
     for ratio in row:
         if f"{ratio}_range" in row:
             low, high = row[f"{ratio}_range"]
-            text += f"   {ratio.replace('_', ' ')} {row[ratio]:.2f} [{low:.2f}, {high:.2f}]"
+            text += f"   {ratio.replace('_', ' ')} {_ratio(row[ratio])} [{_ratio(low)}, {_ratio(high)}]"
     return text
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
     low, median, high = statistics.quantiles(values, n=4)
     return {"median": round(median, 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _short(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -28,13 +29,20 @@ NODE = 16
 def watch(folder: Path) -> None:
     """Show a study until no process runs it any more: live in a terminal, else a line now and then and the whole table at the end.
 
+    One that has not begun is waited for: a driver reads the text before it makes the folder.
+
     Raises:
-        ConfigError: the folder holds no study.
+        ConfigError: the folder holds something else.
     """
     from rich.console import Console
     from rich.live import Live
 
-    console, ledger, table = Console(), Ledger.read(folder), folder / "trials.csv"
+    table = folder / "trials.csv"
+    if not folder.exists():
+        print(f"{folder}: waiting for a study to begin there; Ctrl-C leaves", file=sys.stderr, flush=True)
+    while not folder.exists() or (is_held(folder / "lock") and not table.exists()):
+        time.sleep(REFRESH_SECONDS)
+    console, ledger = Console(), Ledger.read(folder)
     if not console.is_terminal:
         said = 0.0
         while _is_run(ledger):

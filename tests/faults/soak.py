@@ -25,7 +25,7 @@ from machine import TINY, Audit, Driver, leftovers, table, undisturbed, write_st
 
 RHO = [1.0, 0.6, 0.3, 0.0]
 SPARED = 0.75  # of the kills that find a driver without a trial yet: on a slow machine none would ever get further
-BUDGET = TINY["budget"] | {"tokens": 50_000}  # a second or two a trial
+BUDGET = TINY["budget"] | {"tokens": 30_000}  # about a second a trial
 
 
 def soak(study: Path, engine: str, results: Path, every: float, seed: int, expected: Sequence[dict[str, str]]) -> dict[str, Any]:

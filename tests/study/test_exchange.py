@@ -425,7 +425,7 @@ def test_two_workers_on_one_trial_leave_one_whole_result(write_study: Callable[.
     assert ledger.counts() == {"finished": 3}
 
 
-def _worker(driver: Driver, storage: Storage) -> int:
+def _trainer(driver: Driver, storage: Storage) -> int:
     """Wait until a trial is trained, as its beat and its curve in the storage tell; its process."""
 
     def there() -> int | None:
@@ -450,12 +450,12 @@ def test_killed_drivers_and_workers_and_a_server_that_stops_change_nothing(
     study, runs, storage = write_study(budget=SLOW, run={"storage": uri}), tmp_path / "runs", Storage(uri, "tiny")
 
     driver = start(study, "local", runs)
-    _worker(driver, storage)
+    _trainer(driver, storage)
     driver.process.kill()  # its workers end with it
     assert driver.end()[0] == -signal.SIGKILL
 
     driver = start(study, "local", runs)
-    os.kill(_worker(driver, storage), signal.SIGKILL)
+    os.kill(_trainer(driver, storage), signal.SIGKILL)
     server.send_signal(signal.SIGSTOP)
     time.sleep(60)
     server.send_signal(signal.SIGCONT)

@@ -75,6 +75,22 @@ def test_a_study_is_watched_until_its_driver_ends(
     assert capsys.readouterr().out.count("3 of 3 trials done") == 2  # once at first, once at the end
 
 
+def test_a_study_that_has_not_begun_is_waited_for(
+    write_study: Callable[..., Path], engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watch, "REFRESH_SECONDS", 0.01)
+    watching = threading.Thread(target=watch.watch, args=(tmp_path / "runs" / "tiny",), daemon=True)
+    watching.start()
+    file = write_study()
+    assert watching.is_alive()
+    launch.run_study(load_study(file), file.parent, file.parent / "runs")
+    watching.join(10)
+    assert not watching.is_alive()
+    out, err = capsys.readouterr()
+    assert "waiting for a study to begin" in err
+    assert "3 of 3 trials done" in out
+
+
 def test_ctrl_c_leaves_a_watch_without_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(folder: Path) -> None:
         raise KeyboardInterrupt
