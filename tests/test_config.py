@@ -125,6 +125,12 @@ def test_yaml_reads_1e_2_as_text_and_it_still_is_a_hundredth(tmp_path: Path) -> 
     assert {trial.train.lr for trial in study.trials()} == {0.01}
 
 
+def test_a_name_too_long_for_a_file_is_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file") as refused:
+        _load(tmp_path, yaml.safe_dump(STUDY | {"tuned": "x" * 10_000}))
+    assert len(str(refused.value)) < 1000
+
+
 def test_a_refusal_names_ten_problems_and_counts_the_rest(tmp_path: Path) -> None:
     layers = STUDY["model"]["engram"] | {"layers": list(range(1000, 1300))}
     with pytest.raises(ConfigError) as refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+import os
 import re
 import types
 import typing
@@ -262,8 +263,8 @@ def load_tuned(path: Path) -> Tuned:
     Raises:
         ConfigError: there is no such file, or it is not one.
     """
-    if not path.is_file():
-        raise ConfigError(f"field `tuned`: {path}: no such file; `sparsemem tune` writes it")
+    if not os.path.isfile(path):  # `Path.is_file` fails at a name that is too long for a file's
+        raise ConfigError(f"field `tuned`: {shortened(str(path))}: no such file; `sparsemem tune` writes it")
     raw = _read(path)
     try:
         with _named_errors("", Tuned, given=raw):
