@@ -187,6 +187,22 @@ class Driver:
         return Process(pid, command, "server" if server else _kind(command))
 
 
+@contextlib.contextmanager
+def drivers() -> Iterator[Callable[..., Driver]]:
+    """Starts drivers, and at the end stops what a failed test left of them."""
+    started: list[Driver] = []
+
+    def start(*arguments: Any, **faults: Any) -> Driver:
+        started.append(Driver(*arguments, **faults))
+        return started[-1]
+
+    yield start
+    for driver in started:
+        for process in driver.processes():
+            driver.kill(process)
+        driver.end()
+
+
 def _carries(pid: int, mark: str) -> bool:
     try:
         return f"{MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes()  # empty for a dead one that waits to be reaped

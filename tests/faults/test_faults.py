@@ -12,10 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-from machine import Audit, Driver, leftovers, small_disk, table, undisturbed, write_study
+from machine import Audit, Driver, drivers, leftovers, small_disk, table, undisturbed, write_study
 from soak import soak
 
 pytestmark = [
@@ -44,19 +43,10 @@ def expected(study: Path) -> Rows:
 
 @pytest.fixture
 def begin(tmp_path: Path) -> Iterator[Begin]:
-    """Starts drivers, all with results in one folder, and ends what a failed test left of them."""
-    drivers: list[Driver] = []
+    """Starts drivers, all with results in one folder."""
     (tmp_path / "runs").mkdir()
-
-    def start(study: Path, engine: str, **faults: Any) -> Driver:
-        drivers.append(Driver(study, engine, tmp_path / "runs", marks=tmp_path, **faults))
-        return drivers[-1]
-
-    yield start
-    for driver in drivers:
-        for process in driver.processes():
-            driver.kill(process)
-        driver.end()
+    with drivers() as start:
+        yield lambda study, engine, **faults: start(study, engine, tmp_path / "runs", marks=tmp_path, **faults)
 
 
 def ends_well(driver: Driver, expected: Rows) -> str:
@@ -158,18 +148,15 @@ def test_a_driver_interrupted_or_killed_while_it_trains_takes_its_processes_with
 
 
 def test_of_two_drivers_one_is_refused_by_name_also_when_both_begin_at_once(study: Path, expected: Rows, begin: Begin) -> None:
-    drivers = [begin(study, "local"), begin(study, "local")]
-    drivers[0].wait_for(lambda: any(driver.process.poll() is not None for driver in drivers), "neither was refused")
-    refused, runs = sorted(drivers, key=lambda driver: driver.process.poll() is None)
-    code, _, err = refused.end()
-    assert code == 2, err
-    assert f"is being run by process {runs.process.pid} on" in err
-    trial, _ = runs.training()
-    runs.kill(trial, signal.SIGSTOP)  # or the study may be at its end before the third driver is there
-    third = begin(study, "local")
-    code, _, err = third.end()
-    assert code == 2
-    assert f"is being run by process {runs.process.pid} on" in err
+    both = [begin(study, "local"), begin(study, "local")]
+    while not (trials := [(driver, process) for driver in both for process in driver.processes() if process.kind == "trial"]):
+        time.sleep(0.01)
+    runs, trial = trials[0]
+    runs.kill(trial, signal.SIGSTOP)  # or the study may be at its end before the other drivers are there
+    for refused in (next(driver for driver in both if driver is not runs), begin(study, "local")):
+        code, _, err = refused.end()
+        assert code == 2, err
+        assert f"is being run by process {runs.process.pid} on" in err
     runs.kill(trial, signal.SIGCONT)
     ends_well(runs, expected)
 

@@ -12,7 +12,7 @@ from typing import Any
 import machine
 import pytest
 import yaml
-from machine import Driver, write_corpus
+from machine import Driver, drivers, write_corpus
 
 from sparsemem.config import Run, load_study
 from sparsemem.data import prepare
@@ -61,18 +61,8 @@ def make_job(write_study: Callable[..., Path], tmp_path: Path) -> Callable[..., 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Driver]]:
-    """Starts drivers, and ends what a failed test left of them."""
-    drivers: list[Driver] = []
-
-    def begin(*arguments: Any) -> Driver:
-        drivers.append(Driver(*arguments))
-        return drivers[-1]
-
-    yield begin
-    for driver in drivers:
-        for process in driver.processes():
-            driver.kill(process)
-        driver.end()
+    with drivers() as begin:
+        yield begin
 
 
 class FakeEngine:
