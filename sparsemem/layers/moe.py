@@ -132,12 +132,8 @@ class _Experts(torch.autograd.Function):
     def backward(ctx: Any, gradient_SD: Tensor) -> tuple[Tensor, Tensor, None, Tensor, Tensor]:
         groups: _Groups = ctx.groups
         x_SD, gates_A1, tokens_A, rows_SK, gate_up_EDF, down_EFD, *hiddens = ctx.saved_tensors
-        into_x_AD, into_gates_A, into_gate_up_EDF, into_down_EFD = (
-            groups.of_rows(),
-            groups.of_rows(),
-            groups.of_weights(),
-            groups.of_weights(),
-        )
+        into_x_AD, into_gates_A = groups.of_rows(), groups.of_rows()
+        into_gate_up_EDF, into_down_EFD = groups.of_weights(), groups.of_weights()
         parts = zip(*groups.split(tokens_A, gates_A1), *groups.each(gate_up_EDF, down_EFD), hiddens, strict=True)
         for tokens, gates, gate_up, down, hidden in parts:
             gradient, (gate, up) = gradient_SD.index_select(0, tokens), hidden.chunk(2, dim=-1)

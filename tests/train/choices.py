@@ -36,7 +36,7 @@ def choosing(choose: Choose) -> Iterator[None]:
     best, pairs = moe.best, retrieval.choose_pairs
 
     def experts(scores_SE: Tensor, top_k: int) -> tuple[None, Tensor]:
-        return None, *choose((best(scores_SE, top_k)[1],), lambda a, b: _apart(scores_SE, a[0], b[0]))
+        return None, *choose((best(scores_SE, top_k)[1],), lambda a, b: _apart(*(scores_SE.gather(-1, places) for (places,) in (a, b))))
 
     def rows(row: Tensor, column: Tensor, cores: Tensor | None, filters: Tensor | None, top_m: int) -> Choice:
         def apart(a: Choice, b: Choice) -> Tensor:
@@ -44,7 +44,7 @@ def choosing(choose: Choose) -> Iterator[None]:
                 retrieval.score_pairs(retrieval._take(row, rows), retrieval._take(column, columns), cores).sum(-1).transpose(0, 1)
                 for rows, columns in (a, b)
             ]
-            by_score = (scores[0].sort(-1).values - scores[1].sort(-1).values).abs().amax(-1) / scores[0].abs().amax()
+            by_score = _apart(*scores)
             if filters is None:
                 return by_score
             # Either the scores are close, or a key just passed the filter of its side in one of the two.
@@ -60,9 +60,9 @@ def choosing(choose: Choose) -> Iterator[None]:
         yield
 
 
-def _apart(scores: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Largest difference of the scores of two choices, relative to the largest score."""
-    return (scores.gather(-1, a).sort(-1).values - scores.gather(-1, b).sort(-1).values).abs().amax(-1) / scores.abs().amax()
+def _apart(own: Tensor, others: Tensor) -> Tensor:
+    """Largest difference of the scores of two choices, relative to the largest score chosen."""
+    return (own.sort(-1).values - others.sort(-1).values).abs().amax(-1) / own.abs().amax()
 
 
 def _margin(scores_HSN: Tensor, top_m: int, a_HSM: Tensor, b_HSM: Tensor) -> Tensor:
