@@ -16,6 +16,24 @@ Location = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 """A path, or a glob; no system has one with a zero byte in it."""
 
 
+FIRST_DATA_FIELDS = frozenset(
+    [
+        "corpus",
+        "vocab_size",
+        "context",
+        "max_bytes",
+        "validation_tokens",
+        "tokenizer",
+        "files",
+        "text_field",
+        "dataset",
+        "subset",
+        "revision",
+        "split",
+    ]
+)
+
+
 class Data(Strict):
     """Which text, how it is cut into tokens, and what is held out."""
 
@@ -51,6 +69,12 @@ class Data(Strict):
         if self.corpus == "hub" and not (self.dataset and self.revision):
             raise ValueError("corpus 'hub' needs `dataset` (owner/name) and `revision` (a branch, tag or commit)")
         return self
+
+    @property
+    def unnamed(self) -> set[str]:
+        """Fields younger than the first results that keep their default: ids and digests leave them out, and stay what they were."""
+        fields = {name: field for name, field in type(self).model_fields.items() if name not in FIRST_DATA_FIELDS}
+        return {name for name, field in fields.items() if getattr(self, name) == field.get_default()}
 
 
 class Budget(Strict):

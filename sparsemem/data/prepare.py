@@ -95,7 +95,7 @@ def cache_folder() -> Path:
 
 
 def _digest(config: Data, corpus: Corpus, base: Path) -> str:
-    settings = config.model_dump(mode="json", exclude={"context", "tokenizer"})
+    settings = config.model_dump(mode="json", exclude={"context", "tokenizer", *config.unnamed})
     tokenizer = None
     if config.tokenizer:
         try:

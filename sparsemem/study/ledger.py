@@ -299,7 +299,7 @@ def study_fields(study: Study) -> dict[str, Any]:
 
 def data_id(data: Data) -> str:
     """Names a way of preparing text, so that trials that vary `data` can be told apart by it."""
-    return hashlib.sha256(data.model_dump_json().encode()).hexdigest()[:12]
+    return hashlib.sha256(data.model_dump_json(exclude=data.unnamed).encode()).hexdigest()[:12]
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------------

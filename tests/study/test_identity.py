@@ -1,0 +1,33 @@
+"""What names a text must outlive new fields: its id stands in finished studies, its digest in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers
+import yaml
+
+from sparsemem.config import Data, Study, load_study
+from sparsemem.config.trial import FIRST_DATA_FIELDS
+from sparsemem.data.corpus import Corpus
+from sparsemem.data.prepare import FORMAT, _digest
+from sparsemem.study.ledger import data_id
+
+RESULTS = Path(__file__).parents[2] / "results"
+
+
+@pytest.mark.parametrize("recorded", sorted(RESULTS.glob("*/study.yaml")), ids=lambda path: path.parent.name)
+def test_the_texts_of_committed_results_keep_their_ids(recorded: Path) -> None:
+    ids = {entry["id"] for entry in yaml.safe_load(recorded.read_text(encoding="utf-8"))["provenance"]["data"]}
+    study: Study = load_study(recorded)
+    assert ids <= {data_id(trial.data) for trial in study.trials()}
+
+
+def test_a_digest_rests_on_no_younger_field_at_its_default(tmp_path: Path) -> None:
+    data = Data()
+    settings = {name: value for name, value in data.model_dump(mode="json").items() if name in FIRST_DATA_FIELDS - {"context", "tokenizer"}}
+    text = json.dumps([FORMAT, tokenizers.__version__, settings, None, "text"], sort_keys=True)
+    assert _digest(data, Corpus("text", {}, list), tmp_path) == hashlib.sha256(text.encode()).hexdigest()[:16]
