@@ -42,7 +42,8 @@ def fit_data(fit: AllocationFit) -> pd.DataFrame:
     """One fit -> series, share, loss, low, high, seed, trial_id, status.
 
     Series: `run` (one trained model), `mean` (for the average seed, with its paired standard error), `curve` (with the 95% band), `optimum`
-    (share with its interval in low and high), `tied` (shares low to high).
+    (share with its interval in low and high), `tied` (a stretch of
+    tied shares, low to high; one of them alone has both alike).
     """
     runs = fit.runs()
     parts = [runs.assign(series="run")]
@@ -55,7 +56,7 @@ def fit_data(fit: AllocationFit) -> pd.DataFrame:
         curve = fit.predict(np.clip(x, *ends)).rename(columns={"x": "share"})
         parts += [curve.assign(series="curve"), means.assign(low=means["loss"] - error, high=means["loss"] + error)]
         if len(fit.tied) > 1:
-            parts.append(pd.DataFrame({"series": ["tied"], "low": min(fit.tied), "high": max(fit.tied)}))
+            parts.append(pd.DataFrame(fit.tied_spans, columns=["low", "high"]).assign(series="tied"))
     if fit.argmin and fit.loss_at_best:
         best = {"share": fit.argmin.value, "loss": fit.loss_at_best.value, "low": fit.argmin.low, "high": fit.argmin.high}
         parts.append(pd.DataFrame([{"series": "optimum", **best}]))
@@ -127,8 +128,8 @@ def _panel(axes: Axes, data: pd.DataFrame, colour: str, key: str) -> dict[str, L
     runs, shares = series["run"], series["run"]["share"]
     used: dict[str, Line2D | Patch] = {}
     if "tied" in series:
-        span = series["tied"].iloc[0]
-        axes.axvspan(span["low"], span["high"], color=LIGHT, linewidth=0, zorder=0)
+        for low, high in series["tied"][["low", "high"]].itertuples(index=False):
+            axes.axvspan(low, high, color=LIGHT, linewidth=4, zorder=0)  # its edge shows a share that is tied alone
         used["tied with the best share"] = Patch(color=LIGHT, linewidth=0)
     for marker, seed in zip(itertools.cycle(SEED_MARKERS), sorted(runs["seed"].unique()), strict=False):
         open_marker: dict[str, Any] = {"marker": marker, "linestyle": "", "markersize": 2.8, "markerfacecolor": "white"}

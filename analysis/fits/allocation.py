@@ -8,6 +8,7 @@ Knows no file and no study: any DataFrame with a share, a loss and a seed a row 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -147,6 +148,13 @@ class AllocationFit(Fit):
         low, high = np.quantile(draws, (0.025, 0.975)) if len(draws) else (math.nan, math.nan)
         return float(low), float(high)
 
+    @property
+    def tied_spans(self) -> list[tuple[float, float]]:
+        """First and last of every stretch of neighbouring sampled shares that are tied with the best: between two stretches lie others."""
+        stretches = itertools.groupby(self.shares, key=lambda share: share in self.tied)
+        found = [list(shares) for tied, shares in stretches if tied]
+        return [(shares[0], shares[-1]) for shares in found]
+
     def summary(self, noun: str = "share") -> str:
         """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them.
 
@@ -154,9 +162,17 @@ class AllocationFit(Fit):
             noun: what the shares are called.
         """
         lines = []
+        open_ended = {self.shares[0], self.shares[-1]} <= set(self.tied)
+        if len(self.tied) == len(self.shares):
+            lines.append(f"All sampled {noun}s are statistically tied.")
+        elif self.best_end is not None and open_ended:
+            lines.append(f"The ends {self.shares[0]:.2f} and {self.shares[-1]:.2f} are both statistically tied with the best {noun}.")
         if self.argmin:
             value, low, high = (f"{share:.2f}" for share in (self.argmin.value, self.argmin.low, self.argmin.high))
-            lines.append(f"The loss is least at a {noun} of {value} (95% interval {low} to {high}; {called(self.law)} curve).")
+            what = "The fitted curve" if len(self.tied) == len(self.shares) else "The loss"
+            lines.append(f"{what} is least at a {noun} of {value} (95% interval {low} to {high}; {called(self.law)} curve).")
+        elif self.best_end is not None and (self.p_interior or 0) < 0.5 and open_ended:
+            lines.append(f"Which {noun} is best cannot be told; of the fitted curve's ends {self.best_end:.2f} has the lower loss.")
         elif self.best_end is not None and (self.p_interior or 0) < 0.5:
             lines.append(f"No minimum inside the sampled {noun}s: the loss is least at the end {self.best_end:.2f}.")
         elif self.best_end is not None:
@@ -166,11 +182,8 @@ class AllocationFit(Fit):
             size = f"{abs(self.depth.value):.4f} nats/token {'lower' if self.depth.value >= 0 else 'higher'} than at {noun} 1"
             unsure = " and may be no difference" if self.depth.low <= 0 <= self.depth.high else ""
             lines.append(f"{there} {size} (95% interval of the gain {self.depth.low:.4f} to {self.depth.high:.4f}{unsure}).")
-        if self.tied and len(self.tied) == len(self.shares):
-            lines.append(f"All sampled {noun}s are statistically tied.")
-        elif len(self.tied) > 1:
-            gaps = any(min(self.tied) < share < max(self.tied) and share not in self.tied for share in self.shares)
-            which = ", ".join(f"{share:.2f}" for share in self.tied) if gaps else f"{min(self.tied):.2f} to {max(self.tied):.2f}"
+        if 1 < len(self.tied) < len(self.shares):
+            which = ", ".join(f"{low:.2f} to {high:.2f}" if low < high else f"{low:.2f}" for low, high in self.tied_spans)
             lines.append(f"Statistically tied with the best: {which}.")
         if self.paired_sd is not None:
             lines.append(f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd).")
@@ -283,13 +296,15 @@ def fit_allocation(
     louder = tuple(map(float, shares[noisier(x_N, runs.y_N, runs.seeds_N, rng)])) if model.df else ()
     interior = bool(inside_B[0]) and p_interior >= (0.95 if tied_I.all() else 0.5)
     end = float(best_B[0]) if not inside_B[0] else low if model.mean_I[0] <= model.mean_I[-1] else high
+    along_X = np.diff(curves.at(np.linspace(low, high, 101))[0]) * (1 if end == high else -1)
+    falls = bool(np.all(along_X <= 0))
     at_best_B, at_high_B = curves.at(np.array([best_B[0] if interior else end, high])).T
     depth = Estimate.of(at_high_B[0] - at_best_B[0], at_high_B[1:] - at_best_B[1:]) if high > 0.995 else None
     objective = float(squares_LB[curves.chosen_B[0], 0])
     lack = lack_of_fit(model, objective, len(winner.parameters))
     vertex, refuted = best_B[0] if inside_B[0] else None, winner.name == Akima.name and len(laws) > 1
     status, message = _verdict(
-        winner, theta_BK[0], vertex, interior, end, p_interior, tied_I, lack, refuted, louder, model, common["seeds"]
+        winner, theta_BK[0], vertex, interior, end, falls, p_interior, tied_I, lack, refuted, louder, model, common["seeds"]
     )
     candidates = zip(laws, (each[0] for each in theta), squares_LB[:, 0], left_out_LAI[:, 0], strict=True)
     return AllocationFit(
@@ -408,6 +423,7 @@ def _verdict(
     vertex: float | None,
     interior: bool,
     end: float,
+    falls: bool,
     p_interior: float,
     tied_I: Array,
     lack: float | None,
@@ -429,14 +445,20 @@ def _verdict(
         doubts.append(f"the {law.name} curve stopped at the end of its admissible range ({bound}); compare the other laws.")
     if not interior:
         status = Status.NO_INTERIOR_MINIMUM
-        if vertex is None:
+        if vertex is None and tied_I.all():
+            pass  # said first
+        elif vertex is None and tied_I[0] and tied_I[-1]:
+            doubts.append("the noise does not tell which end of the sampled shares is better, let alone where the loss is least.")
+        elif vertex is None and not falls:
+            doubts.append("the curve has no minimum between the ends.")
+        elif vertex is None:
             doubts.append(f"the loss falls all the way to {end:.2f}; " + ("nothing lies beyond." if end in (0, 1) else "sample beyond it."))
         else:
             doubts.append(f"the curve turns at {vertex:.2f}, but only {p_interior:.0%} of the resamples have their minimum inside.")
     elif p_interior < 0.95:
         doubts.append(f"only {p_interior:.0%} of the resamples have their minimum inside the sampled range.")
     if tied_I.all():
-        doubts.append("no sampled share can be told from the best: train more seeds.")
+        doubts.insert(0, "no sampled share can be told from the best: train more seeds.")
     if louder:
         which = ", ".join(f"{share:.2f}" for share in louder)
         doubts.append(f"the noise is not alike at all shares: {which} scatters more, so the intervals, which pool it, may be too short.")

@@ -19,7 +19,7 @@ from scipy.special import chdtrc, fdtrc  # scipy.stats would take a second to im
 from analysis.errors import AnalysisError
 from analysis.fits.log_log import LogLogFit, fit_log_log
 from analysis.fits.points import Points, read_points
-from analysis.fits.runs import listed, require_resamples, same_seeds
+from analysis.fits.runs import distinct, listed, require_resamples, same_seeds
 from analysis.fits.types import REFUTED, Estimate, Fit, Status, with_doubt
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def fit_isoflop(
         return IsoflopFit(status=refusal[0], message=refusal[1], budgets=(), **common)
     budget_N = _budgets(points.x_TN[0])
     owns = [np.flatnonzero(budget_N == budget) for budget in range(budget_N.max(initial=-1) + 1)]
-    fittable = [len(np.unique(points.x_TN[1, own])) >= LEAST_SIZES for own in owns]
+    fittable = [distinct(points.x_TN[1, own]) >= LEAST_SIZES for own in owns]
     used = [own for own, enough in zip(owns, fittable, strict=True) if enough]
     if not used:
         message = f"no budget has {LEAST_SIZES} distinct sizes: train more of them."

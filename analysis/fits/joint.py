@@ -28,6 +28,7 @@ import pandas as pd
 from scipy.special import fdtrc
 
 from analysis.errors import AnalysisError, require_columns
+from analysis.fits.allocation import require_apart
 from analysis.fits.joint_law import BOUNDS, POSITION, SHAPES, Curve, Law, Means, aiccs, deviations, fit_curve, nested
 from analysis.fits.joint_result import FACTORS, UNITS, VARIES, JointFit, LeftOut, Model
 from analysis.fits.noise import SeedModel, resample, seed_model, tied_with_best
@@ -104,6 +105,8 @@ def fit_joint(
     for key, group in groups:
         require_one_budget(group, x, f"fit_joint, {_named(key)}")
     read = [read_shares(group, (x,), loss, seed, f"fit_joint, {_named(key)}") for key, group in groups]
+    for (key, _), runs in zip(groups, read, strict=True):
+        require_apart(np.unique(runs.x_NK), f"fit_joint, {_named(key)}")
     few = [_named(key) for (key, _), runs in zip(groups, read, strict=True) if len(np.unique(runs.x_NK)) < LEAST_SHARES]
     kept = [place for place, runs in enumerate(read) if len(np.unique(runs.x_NK)) >= LEAST_SHARES]
     groups, read = [groups[place] for place in kept], [read[place] for place in kept]
@@ -420,7 +423,7 @@ def _verdict(
         doubts.append(f"the best share lies inside the sampled ones in {parts} of the resamples, budget by budget.")
     if tied_C.any():
         which = "any budget" if tied_C.all() else f"{tied_C.sum()} of {len(tied_C)} budgets"
-        doubts.append(f"no sampled share can be told from the best at {which}: train more seeds.")
+        doubts.insert(0, f"no sampled share can be told from the best at {which}: train more seeds.")
     if not curve.bends_with:
         doubts.append(
             "the shares are too few to let the curves change their shape, so no movement of the best one can be told from that: train more."

@@ -15,6 +15,7 @@ from scipy.special import stdtrit  # scipy.stats would take a second to import
 
 from analysis.errors import AnalysisError
 from analysis.fits.points import read_points
+from analysis.fits.runs import distinct
 from analysis.fits.types import Estimate, Fit, Status, with_doubt
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def fit_log_log(frame: pd.DataFrame, *, x: str, y: str, log_se: str | None = Non
     }
     common: dict[str, Any] = {"law": "log-log", "columns": (x, y), "rows": points.rows, "conventions": conventions}
     df = len(points.rows) - 2
-    if df < 1 or len(np.unique(points.x_TN[0])) < 2:
+    if df < 1 or distinct(points.x_TN[0]) < 2:
         return LogLogFit(status=Status.TOO_FEW_POINTS, message="a line with an interval needs at least 3 points at 2 places.", **common)
     log_x_N, log_y_N = np.log(points.x_TN[:2])
     w_N = 1 / points.x_TN[2] ** 2 if log_se else np.ones(df + 2)

@@ -18,7 +18,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fits.points import Points, read_points
 from analysis.fits.refits import FEW_RUNS, covariance_of, fit_all, resampled_weights, verdict
-from analysis.fits.runs import require_resamples
+from analysis.fits.runs import distinct, require_resamples
 from analysis.fits.types import Estimate, Fit, Status, with_doubt
 
 if TYPE_CHECKING:
@@ -225,9 +225,9 @@ def _refusal(points: Points, params: str, experts: str) -> tuple[Status, str] | 
     if len(points.y_N) < 8:
         return Status.TOO_FEW_POINTS, f"{len(points.y_N)} rows; six parameters need at least 8: train more sizes and numbers of experts."
     for column, x_N, least in zip((params, experts), points.x_TN, (2, 4), strict=True):
-        distinct = len(np.unique(x_N))
-        if distinct < least:
-            return Status.TOO_FEW_POINTS, f"`{column}` has {distinct} distinct value(s); the law needs at least {least}."
+        sizes = distinct(x_N)
+        if sizes < least:
+            return Status.TOO_FEW_POINTS, f"`{column}` has {sizes} distinct value(s); the law needs at least {least}."
     return None
 
 

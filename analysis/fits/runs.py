@@ -113,6 +113,22 @@ MIXED = 1.15
 """Integer sizes miss a budget by a few percent; values farther apart than this factor are of several budgets."""
 
 
+NEAR = 1.01
+"""Sizes within this factor of each other are one: what rounding makes of one size is no second point of a curve."""
+
+
+def distinct(x_N: Array) -> int:
+    """How many sizes there are, those within a factor of `NEAR` of the least among them counted once.
+
+    >>> distinct(np.array([1e9, 1.00003e9, 2e9, 1.9999e9]))
+    2
+    """
+    sizes, count, place = np.unique(x_N), 0, 0
+    while place < len(sizes):
+        place, count = int(np.searchsorted(sizes, NEAR * sizes[place], side="right")), count + 1
+    return count
+
+
 def require_one_budget(frame: pd.DataFrame, x: str, caller: str) -> None:
     """Refuse runs of several budgets or vocabularies in one curve, as in two results put together.
 

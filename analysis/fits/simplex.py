@@ -27,6 +27,7 @@ import pandas as pd
 from scipy.spatial import ConvexHull
 
 from analysis.errors import AnalysisError
+from analysis.fits.allocation import APART
 from analysis.fits.mixture import LAW, LAWS, Quadratics, distances, grid, terms
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model, tied_with_best
 from analysis.fits.runs import NO_LOSS, Runs, listed, read_shares, require_one_budget, require_resamples, same_losses, same_seeds
@@ -169,7 +170,7 @@ def _refusal(points_I3: Array, runs: Runs) -> tuple[Status, str] | None:
         return Status.NOT_FINITE, NO_LOSS.format(bad)
     if len(points_I3) < LEAST_POINTS:
         return Status.TOO_FEW_POINTS, f"{len(points_I3)} distinct mixes; a surface needs at least {LEAST_POINTS}: train more mixes."
-    if np.linalg.matrix_rank(terms(points_I3, LAW), tol=1e-6) < LAWS[LAW]:
+    if np.linalg.matrix_rank(terms(points_I3, LAW), tol=APART) < LAWS[LAW]:
         return Status.TOO_FEW_POINTS, "the mixes leave the surface undetermined: train the three corners and a mix on each edge."
     if same_losses(runs.y_N):
         return Status.NO_INTERIOR_MINIMUM, "all losses are equal, so no mix is better than another: check that the runs differ."
@@ -270,7 +271,7 @@ def _verdict(
     elif inside < 0.95:
         doubts.append(f"only {inside:.0%} of the resamples have their best mix inside the triangle.")
     if tied_I.all():
-        doubts.append("no sampled mix can be told from the best: train more seeds.")
+        doubts.insert(0, "no sampled mix can be told from the best: train more seeds.")
     errors = {each.law: each.left_out_error for each in candidates if each.left_out_error is not None}
     if errors and errors[LAW] > MUCH * min(errors.values()):
         better = next(each for each in candidates if each.left_out_error == min(errors.values()))

@@ -23,7 +23,7 @@ from analysis.errors import AnalysisError, require_columns
 from analysis.fits.linear import TIE, LinearFit, Noise, combine, covariance, fit_linear, left_out_errors, leftover, part
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model
 from analysis.fits.power import ALPHA, box_cox, fit_means
-from analysis.fits.runs import NO_LOSS, Runs, read_runs, require_resamples, same_losses, same_seeds
+from analysis.fits.runs import NO_LOSS, Runs, distinct, read_runs, require_resamples, same_losses, same_seeds
 from analysis.fits.types import REFUTED, Estimate, Fit, Status, with_doubt
 from analysis.fits.words import signed
 from analysis.table import si
@@ -351,8 +351,8 @@ def _fit_one(name: str, rows: tuple[str, ...], sizes_I: Array, model: SeedModel,
     common: dict[str, Any] = {"mechanism": name, "rows": rows} | {
         key: tuple(map(float, values)) for key, values in (("sizes", sizes_I), ("means", model.mean_I), ("errors", errors_I))
     }
-    if len(sizes_I) < LEAST_SIZES:
-        words = f"row counts with a finished run: {len(sizes_I)}; a line that can be checked needs {LEAST_SIZES}: train more."
+    if distinct(sizes_I) < LEAST_SIZES:
+        words = f"row counts with a finished run: {distinct(sizes_I)}; a line that can be checked needs {LEAST_SIZES}: train more."
         return MechanismFit(status=Status.TOO_FEW_POINTS, message=words, **common)
     status, doubts = Status.CONVERGED, []
     if sizes_I[-1] < 100 * sizes_I[0]:
@@ -409,7 +409,7 @@ def _with_laws(
         )
     ]
     power = None
-    if len(fit.sizes) >= LEAST_SIZES_POWER:
+    if distinct(np.array(fit.sizes)) >= LEAST_SIZES_POWER:
         y_BI = np.vstack([model.mean_I, resample(model, noise.sd, noise.df, resamples, rng)])
         law, power = _power_law(model, alone, seeds, np.array(fit.sizes), y_BI)
         laws.append(law)

@@ -19,7 +19,7 @@ from analysis.fits.newton import Minimum
 from analysis.fits.points import Points, read_points
 from analysis.fits.power_sum import ALPHA, DELTA, PowerSum
 from analysis.fits.refits import FEW_RUNS, covariance_of, fit_all, resampled_weights, verdict
-from analysis.fits.runs import finished, require_resamples
+from analysis.fits.runs import distinct, finished, require_resamples
 from analysis.fits.types import Estimate, Fit, Status, with_doubt
 
 if TYPE_CHECKING:
@@ -368,9 +368,9 @@ def _refusal(points: Points, columns: Sequence[str], floor: bool) -> tuple[Statu
     if runs < LEAST_RUNS:
         return Status.TOO_FEW_POINTS, f"{runs} runs to draw from; an interval needs at least {LEAST_RUNS}: train more."
     for column, x_N in zip(columns, points.x_TN, strict=True):
-        distinct, needed = len(np.unique(x_N)), 3 if floor else 2
-        if distinct < needed:
-            return Status.TOO_FEW_POINTS, f"`{column}` has {distinct} distinct value(s); its power needs at least {needed}."
+        sizes, needed = distinct(x_N), 3 if floor else 2
+        if sizes < needed:
+            return Status.TOO_FEW_POINTS, f"`{column}` has {sizes} distinct value(s); its power needs at least {needed}."
     log_x_NT = np.log(points.x_TN.T)
     spread_T = np.linalg.svd((log_x_NT - log_x_NT.mean(0)) / log_x_NT.std(0), compute_uv=False)
     if spread_T[-1] < 1e-2 * spread_T[0]:

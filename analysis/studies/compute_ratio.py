@@ -77,7 +77,11 @@ class ComputeRatio(Allocation):
             if fit.argmin:
                 lies = "inside" if fit.argmin.low <= PUBLISHED <= fit.argmin.high else "outside"
                 where = f"{cell.label}: the" if cell.label else "The"
-                tied = " but among the tied shares" if lies == "outside" and min(fit.tied) <= PUBLISHED <= max(fit.tied) else ""
+                tied = (
+                    " but among the tied shares"
+                    if lies == "outside" and any(low <= PUBLISHED <= high for low, high in fit.tied_spans)
+                    else ""
+                )
                 sentences.append(
                     f"{where} published optimum, {PUBLISHED:.2f} (UltraMemV2), lies {lies} the interval of the one found{tied}."
                 )

@@ -364,3 +364,37 @@ def test_the_record_is_json_and_complete() -> None:
     assert sorted(record["rows"]) == sorted(runs["trial_id"])
     assert set(record["parameters"]["p"]) == {"value", "low", "high", "se"}
     assert {candidate["law"] for candidate in record["candidates"]} == {"quadratic", "cubic", "two-power", "akima"}
+
+
+def test_a_gap_between_tied_shares_is_neither_shaded_nor_said_to_be_tied() -> None:
+    """Two wells of one depth with a hill between them."""
+    fit = fit_allocation(simulate(lambda x: 4 + 0.3 * np.minimum(np.abs(x - 0.1), np.abs(x - 0.9)), 0.002), resamples=100)
+    assert {0.1, 0.9} <= set(fit.tied)
+    assert not {0.4, 0.6} & set(fit.tied)
+    spans = fit.drawn()[lambda data: data["series"] == "tied"][["low", "high"]].to_numpy()
+    shaded = [share for share in fit.shares if ((spans[:, 0] <= share) & (share <= spans[:, 1])).any()]
+    assert shaded == list(fit.tied)
+    assert not ((spans[:, 0] < 0.5) & (spans[:, 1] > 0.5)).any()
+    assert ", ".join(f"{low:.2f} to {high:.2f}" if low < high else f"{low:.2f}" for low, high in spans) in fit.summary()
+
+
+def test_where_both_ends_are_tied_that_comes_first_and_no_end_is_said_to_win() -> None:
+    said = 0
+    for random in range(12):
+        fit = fit_allocation(simulate(lambda x: 4 - 0.03 * (x - 0.45) ** 2, 0.008, random=random), law="quadratic", resamples=60)
+        if fit.argmin is None and {0.0, 1.0} <= set(fit.tied):
+            said += 1
+            assert "all the way" not in fit.summary()
+            assert "the loss is least at the end" not in fit.summary()
+            first = fit.message.split(": ")[0].split(",")[0]
+            assert first in (
+                "no sampled share can be told from the best",
+                "the noise does not tell which end of the sampled shares is better",
+            )
+    assert said >= 6
+
+
+def test_a_hill_is_not_said_to_fall_all_the_way() -> None:
+    fit = fit_allocation(simulate(lambda x: 4.2 - 0.3 * (x - 0.4) ** 2, 0.003), law="quadratic", resamples=200)
+    assert "all the way" not in fit.message
+    assert fit_allocation(simulate(lambda x: 4.2 - 0.3 * x, 0.003), resamples=200).message.startswith("the loss falls all the way to 1.00")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from analysis import AnalysisError, Status, fit_power, fit_surface
+from analysis import AnalysisError, Status, fit_log_log, fit_power, fit_surface
 from analysis.fits import power_sum
 from analysis.fits.power_sum import PowerSum
 from analysis.fits.reference import STARTS, fit_from, measure_surface_fit
@@ -376,3 +376,15 @@ def test_a_figure_draws_the_runs_the_law_and_the_best_models() -> None:
     data = agreement_data(found.residuals())
     assert np.sqrt(np.mean((data["residual"] / 100) ** 2)) == pytest.approx(found.scatter, rel=0.05)
     assert len(agreement_figure(data, "loss").axes) == 2
+
+
+def test_sizes_that_rounding_made_distinct_are_one() -> None:
+    rng = np.random.default_rng(0)
+    sizes = np.outer([1e18, 1e20], 1 + 1e-9 * np.arange(4)).ravel()
+    runs = pd.DataFrame({"x": sizes, "loss": 2 + 300 * sizes**-0.15 + 0.001 * rng.standard_normal(8)})
+    one = runs.assign(x=np.tile(sizes[:4], 2))
+    for fit in (fit_power(runs, x="x", loss="loss", resamples=20), fit_power(one, x="x", loss="loss", floor=False, resamples=20)):
+        assert fit.status is Status.TOO_FEW_POINTS
+        assert "distinct value(s)" in fit.message
+        assert not fit.parameters
+    assert fit_log_log(one, x="x", y="loss").status is Status.TOO_FEW_POINTS
