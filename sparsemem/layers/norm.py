@@ -22,7 +22,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or x.dtype == torch.bfloat16:
-            return F.rms_norm(x, self.gain.shape, self.gain.to(x.dtype), self.eps)
+            return F.rms_norm(x.float(), self.gain.shape, self.gain, self.eps).to(x.dtype)  # in bf16 a gain near one moves by 1/128
         return _RMSNorm.apply(x, self.gain, self.eps)
 
 

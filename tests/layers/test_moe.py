@@ -219,12 +219,13 @@ def test_gradients_equal_those_of_the_naive_loop(data: st.DataObject, experts: i
         data.draw(choice) for choice in (st.integers(1, experts), st.sampled_from(["sigmoid", "softmax"]), st.booleans())
     )
     wide, busy, step = data.draw(st.sampled_from([(moe.WIDE, moe.BUSY, moe.STEP), (1, 0, 1), (1, 0, 4)]))  # all at once, one by one
+    most = data.draw(st.sampled_from([{}, {"cpu": 1}, {"cpu": 2}, {"cpu": 5}]))  # experts of one grouped product
     layer = _layer(experts, top_k, seed=seed, gate=gate, normalize_gates=normalize)
     torch.manual_seed(seed)
     layer.bias_E.copy_(torch.randn(experts))
     x = torch.randn(tokens, WIDTH)[torch.randint(tokens, (tokens,))].requires_grad_()
     target = torch.randn(tokens, WIDTH)
-    with patch.multiple(moe, WIDE=wide, BUSY=busy, STEP=step):
+    with patch.multiple(moe, WIDE=wide, BUSY=busy, STEP=step, MOST_EXPERTS=most):
         (layer(x.unsqueeze(0))[0][0] * target).sum().backward()
     parameters = [layer.router_ED, layer.gate_up_EDF, layer.down_EFD]
     exact = [t.detach().double().requires_grad_() for t in (x, *parameters)]
@@ -234,6 +235,25 @@ def test_gradients_equal_those_of_the_naive_loop(data: st.DataObject, experts: i
         assert ours.grad is not None
         assert theirs.grad is not None
         torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_experts_beyond_those_of_one_product_change_nothing() -> None:
+    """Bit for bit, experts without a token and parts without one included."""
+    layer, x, found = _layer(7, 2), torch.randn(9, WIDTH), []
+    gates, experts = torch.rand(9, 2), torch.tensor([[0, 1], [1, 6], [6, 0]]).repeat(3, 1)
+    for most in ({}, {"cpu": 2}):
+        with patch.object(moe, "MOST_EXPERTS", most):
+            leaves = [x.clone().requires_grad_(), gates.clone().requires_grad_(), layer.gate_up_EDF, layer.down_EFD]
+            y = layer.routed(leaves[0], leaves[1], experts)
+            found.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+    assert all(map(torch.equal, *found))
+
+
+def test_an_expert_without_tokens_gets_no_gradient_out_of_what_memory_held() -> None:
+    left = torch.full((5, 2, 3), torch.nan)
+    left[[1, 3]] = 1.0
+    kept = moe._without_idle(left, torch.tensor([0, 4, 4, 6, 6], dtype=torch.int32))
+    assert kept.sum((1, 2)).tolist() == [0, 6, 0, 6, 0]
 
 
 @pytest.mark.parametrize(("wide", "busy", "step"), [(moe.WIDE, moe.BUSY, moe.STEP), (1, 0, 4)])
@@ -248,7 +268,7 @@ def test_experts_in_bf16_stay_near_those_in_fp32(wide: int, busy: int, step: int
         with patch.multiple(moe, WIDE=wide, BUSY=busy, STEP=step), torch.autocast("cpu", precision, enabled=precision != torch.float32):
             y = layer.routed(x, leaves[1], experts)
             weight = layer.gate_up_EDF.to(precision)
-            assert (moe._sort(experts.flatten(), weight)[2].sizes is None) == (wide > 1 or not fast(weight))
+            assert (moe._sort(experts.flatten(), weight)[2].ends[0] is not None) == (wide > 1 or not fast(weight))
         assert y.dtype == precision
         found.append([y.detach().float(), *torch.autograd.grad(y.float().square().sum(), leaves)])
     for exact, near in zip(*found, strict=True):

@@ -35,6 +35,17 @@ def test_the_gradient_is_exact() -> None:
     assert torch.autograd.gradcheck(lambda x, gain: torch.func.functional_call(norm, {"gain": gain}, (x,)), (x, norm.gain))
 
 
+def test_a_gain_that_bf16_cannot_hold_counts_all_the_same() -> None:
+    """A gain near one learns in steps below 1/128."""
+    norm, x = RMSNorm(64, 1e-6), torch.randn(400, 64).bfloat16()
+    norm.gain.data.fill_(1.0)
+    before = norm(x).detach()
+    norm.gain.data.fill_(1.002)
+    after = norm(x).detach()
+    assert after.dtype == torch.bfloat16
+    assert float(after.double().norm() / before.double().norm()) == pytest.approx(1.002, abs=2e-4)
+
+
 def test_the_account_is_the_gain_without_flops() -> None:
     account = norm_account(7)
     assert (account.total, account.active, account.flops) == (RMSNorm(7, 1e-6).gain.numel(), 7, 0)
