@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import yaml
 
@@ -48,17 +49,15 @@ def run_job(job: Job, run: Run, node: str | None = None) -> None:
     os.environ["OMP_NUM_THREADS"] = str(run.cpus_per_trial)  # before torch is imported
     from sparsemem.train import run_trial
 
-    if 0 < run.gpus_per_trial < 1:
-        import torch
-
-        torch.cuda.set_per_process_memory_fraction(run.gpus_per_trial)  # a share of a GPU is no more than a promise otherwise
-    device, ranks = None if run.gpus_per_trial else "cpu", max(1, int(run.gpus_per_trial))
+    device, ranks = "cuda" if run.gpus_per_trial else "cpu", max(1, int(run.gpus_per_trial))
+    share = min(run.gpus_per_trial, 1.0) or 1.0  # of a GPU: no more than a promise unless the process is held to it
     worker = {"node": node or socket.gethostname(), "pid": os.getpid(), "started": datetime.now(UTC).isoformat(timespec="seconds")}
     with brought_here(job) if job.storage else contextlib.nullcontext(job) as here:
         trial = Trial.model_validate(yaml.safe_load((here.trial_folder / "trial.yaml").read_text(encoding="utf-8")))
         place = here.trial_folder / "worker.json"
         or_warn(write_json, place, worker)
-        run_trial(trial, here.tokens_folder, here.trial_folder, threads=run.cpus_per_trial, device=device, ranks=ranks)
+        settings: dict[str, Any] = {"threads": run.cpus_per_trial, "device": device, "ranks": ranks, "gpu_share": share}
+        run_trial(trial, here.tokens_folder, here.trial_folder, **settings)
         place.unlink(missing_ok=True)
 
 

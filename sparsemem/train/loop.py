@@ -36,7 +36,7 @@ from sparsemem.failure import record_failure
 from sparsemem.files import or_warn, remove_temporaries, write_json, write_text
 from sparsemem.model import Sizes, Transformer
 from sparsemem.train import checkpoint
-from sparsemem.train.allocator import is_out_of_memory, keep_freed_memory
+from sparsemem.train.allocator import claim_gpus, is_out_of_memory, keep_freed_memory
 from sparsemem.train.evaluate import sequence_losses
 from sparsemem.train.optim import Optimizer, learning_rate
 from sparsemem.train.ranks import started
@@ -50,7 +50,14 @@ PARTIAL_EVALUATION = 8  # an evaluation before the last one uses every so many-t
 
 
 def run_trial(
-    trial: Trial, tokens_folder: Path, trial_folder: Path, *, threads: int, device: str | None = None, ranks: int = 1
+    trial: Trial,
+    tokens_folder: Path,
+    trial_folder: Path,
+    *,
+    threads: int,
+    device: str | None = None,
+    ranks: int = 1,
+    gpu_share: float = 1.0,
 ) -> dict[str, Any]:
     """Train a trial to its end and return its result; at once if `trial_folder` holds one already.
 
@@ -62,6 +69,7 @@ def run_trial(
         device: a torch device; by default the GPU where there is one.
         ranks: processes that train it together, each on its part of every batch, with its part of the threads and a GPU of its own
             (`parallel`); more than one ask for as many sequences in a batch.
+        gpu_share: of the GPU's memory that this process may take, its context included.
 
     Raises:
         MemoryError: out of memory, of the processor or of the GPU; `failure.json` then has the status `out_of_memory`.
@@ -78,7 +86,10 @@ def run_trial(
                 return dict(json.loads(finished.read_text(encoding="utf-8")))
             threads = max(1, threads // ranks)
             prepare_process(threads)
-            with started(trial, tokens_folder, trial_folder, threads, torch.device(device or default_device()), ranks) as own:
+            first = torch.device(device or default_device())
+            if first.type == "cuda":
+                claim_gpus(ranks, gpu_share)
+            with started(trial, tokens_folder, trial_folder, threads, first, ranks) as own:
                 return _Run(trial, tokens_folder, trial_folder, own).to_the_end()
         except Exception as error:
             _leave_word(trial_folder, error)

@@ -12,14 +12,13 @@ from sparsemem.study import worker
 from sparsemem.study.engine import Job
 
 
-@pytest.mark.parametrize(("gpus", "shares"), [(0.0, []), (0.25, [0.25]), (1.0, []), (4.0, [])])
-def test_trials_that_share_a_gpu_are_held_to_their_share_of_its_memory(
-    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, gpus: float, shares: list[float]
+@pytest.mark.parametrize(
+    ("gpus", "device", "ranks", "share"), [(0.0, "cpu", 1, 1.0), (0.25, "cuda", 1, 0.25), (1.0, "cuda", 1, 1.0), (4.0, "cuda", 4, 1.0)]
+)
+def test_a_trial_gets_the_devices_that_the_study_says(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, gpus: float, device: str, ranks: int, share: float
 ) -> None:
-    held: list[float] = []
     seen: list[Any] = []
-    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", held.append)
     monkeypatch.setattr("sparsemem.train.run_trial", lambda *_, **settings: seen.append(settings))
     worker.run_job(make_job(), Run(gpus_per_trial=gpus))
-    assert held == shares
-    assert [(settings["device"], settings["ranks"]) for settings in seen] == [(None if gpus else "cpu", 4 if gpus == 4 else 1)]
+    assert seen == [{"threads": 1, "device": device, "ranks": ranks, "gpu_share": share}]

@@ -381,6 +381,10 @@ def test_an_absurd_rate_ends_as_diverged_also_in_the_last_step(
         (ValueError("something else"), "failed"),
         (MemoryError(), "out_of_memory"),
         (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        # outside torch's allocator, for instance a context where others fill the GPU
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported ..."), "out_of_memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out_of_memory"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "failed"),
         # what torch raises on Linux and on other systems where a tensor does not fit into the memory
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."),
@@ -465,6 +469,17 @@ def test_a_trial_that_begins_again_removes_what_kills_have_left(make_trial: Make
         (tmp_path / left).write_bytes(b"left")
     run_trial(make_trial(), tokens_folder, tmp_path, threads=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_trial_that_was_promised_a_gpu_does_not_train_without_one(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(RuntimeError, match=r"takes 2 GPUs, but PyTorch .* sees 1 here.*CUDA build of PyTorch.*`run.gpus_per_trial: 0`"):
+        run_trial(make_trial(), tokens_folder, tmp_path, threads=2, device="cuda", ranks=2)
+    failure = json.loads((tmp_path / "failure.json").read_text())
+    assert failure["status"] == "failed"
+    assert "sees 1 here" in failure["message"]
 
 
 @pytest.mark.gpu
