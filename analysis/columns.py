@@ -1,31 +1,71 @@
-"""The numbers of a column: the one place where what a table holds becomes floats."""
+"""The numbers and words of a column: the one place where what a table holds becomes floats, and where it is read who finished."""
 
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Callable
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
 
+UNITS = {"": 0, "%": -2, "k": 3, "m": 6, "b": 9, "g": 9, "t": 12, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+"""What may follow a number, in any case, and its power of ten: 10M, 1.5 B, 30 billion, 45%."""
+NO_NUMBER = {"nan", "na", "n/a", "#n/a", "null", "none", "missing", "unknown", "-", "--", "?", "diverged", "divergent"}
+NO_NUMBER |= {"failed", "failure", "crashed", "error", "oom", "timeout", "killed", "running", "pending"}
+"""Words, in any case, that stand where a run has no number."""
+FINISHED = ("finished", "done", "complete", "completed", "success", "succeeded", "terminated", "ok")
+"""What a column `status` says, in any case, of a run that counts: here, in W&B, MLflow, Slurm, Ray Tune (`TERMINATED`) and by hand."""
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:([,_' \u00a0\u202f])\d{3})(?:\1\d{3})*(?!\d)")
+_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-z%]*)")
+
+
+def number(text: str) -> float | None:
+    """A number as people write it; NaN for a word that stands for none, None for anything else.
+
+    >>> [number(text) for text in ("1e9", "10M", "1.5 b", "1,000,000", "45%", "NaN", "low")]
+    [1000000000.0, 10000000.0, 1500000000.0, 1000000.0, 0.45, nan, None]
+    """
+    word = text.strip().lower()
+    if not word or word in NO_NUMBER:
+        return float("nan")
+    grouped = _GROUPED.match(word)
+    if grouped:
+        word = word[: grouped.end()].replace(grouped[1], "") + word[grouped.end() :]
+    found = _NUMBER.fullmatch(word)
+    if found and found[2] in UNITS:
+        return float(Decimal(found[1]).scaleb(UNITS[found[2]]))
+    return float(word) if word.lstrip("+-") in ("inf", "infinity") else None
+
+
+def is_finished(status: pd.Series) -> pd.Series:
+    """Which rows say that they finished."""
+    return status.astype(str).str.strip().str.lower().isin(FINISHED)
+
 
 def floats(column: pd.Series, place: Callable[[int], str]) -> np.ndarray:
-    """The column as floats, NaN where it is empty.
+    """The column as floats, NaN where it is empty or has a word of `NO_NUMBER`; text may be what `number` knows.
 
     Args:
         place: position in the column -> words for the file and the line, or the row, which begin the message.
 
     Raises:
-        AnalysisError: it holds text, a date, a duration, a truth value or a complex number: pandas would turn most of these into numbers.
+        AnalysisError: it holds other text, a date, a duration, a truth value or a complex number: pandas would turn most of these into
+            numbers.
     """
-    others = (bool, np.bool_, complex, np.datetime64, np.timedelta64, datetime.date, datetime.time, datetime.timedelta)
+    others = (bool, np.bool_, complex, np.datetime64, np.timedelta64, datetime.date, datetime.time, datetime.timedelta, list, dict)
     held = column.astype(object)
-    typed = pd.Series(pd.to_numeric(held.where(~held.map(lambda value: isinstance(value, others))), errors="coerce"))
-    wrong = np.flatnonzero((typed.isna() & column.notna()).to_numpy())
-    if len(wrong):
+    plain = held.where(~held.map(lambda value: isinstance(value, others)))
+    typed = np.array(pd.to_numeric(plain, errors="coerce"), float)
+    odd = np.flatnonzero(np.isnan(typed) & column.notna().to_numpy())
+    read = {place: number(value) if isinstance(value := held.iloc[place], str) else None for place in odd}
+    wrong = [place for place, value in read.items() if value is None]
+    if wrong:
         value = held.iloc[wrong[0]]
         said = repr(value) if isinstance(value, str) else str(value)
         raise AnalysisError(f"{place(int(wrong[0]))}, column `{column.name}` holds {said}; a number belongs there")
-    return typed.to_numpy(float, na_value=np.nan)
+    typed[odd] = [read[place] for place in odd]
+    return typed

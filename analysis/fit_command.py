@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
@@ -116,11 +117,16 @@ def build_parser() -> argparse.ArgumentParser:
     lines = [f"  {name:<{width}}  {law.says}\n  {'':<{width}}  fit --law {name} runs.csv {law.example}" for name, law in LAWS.items()]
     parser = argparse.ArgumentParser(
         prog="python -m analysis fit",
-        description="Fit a law to a table of runs (.csv, .parquet, .jsonl). Every option but --law, --json and --figure names a column.",
+        description="Fit a law to a table of runs (.csv, .tsv, .json, .jsonl, also as .gz; .parquet). Every option but --law, --json and "
+        "--figure names a column.",
         epilog="\n".join(["laws, with an example of each:", *lines, "", "exit codes: 0 fitted, whatever the status; 2 refused input"]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("table", type=Path, help="one run a row; of a column `status` only `finished` is used, `trial_id` names the rows")
+    parser.add_argument(
+        "table",
+        type=Path,
+        help="one run a row, named by `trial_id`; rows that lack a number, or whose `status` does not say finished, are left out and told",
+    )
     parser.add_argument("--law", required=True, choices=LAWS, metavar="LAW", help=", ".join(LAWS))
     for option, holds in OPTIONS.items():
         users = ", ".join(
@@ -150,29 +156,58 @@ def main(arguments: list[str]) -> int:
             _check_place(chosen.figure, chosen.table)
         from analysis.reader import read_table
 
-        frame = read_table(chosen.table, *([columns[o] for o in columns if (o in TEXT) == text] for text in (False, True)))
-        if "status" in frame and not (frame["status"] == "finished").any():
-            held = ", ".join(map(str, dict.fromkeys(frame["status"])))
-            raise AnalysisError(f"{chosen.table}: column `status` holds {held}, and only rows that say finished are used; rename either")
+        table = read_table(chosen.table, *([columns[o] for o in columns if (o in TEXT) == text] for text in (False, True)))
+        frame, left_out = usable(table, columns, chosen.table)
         fit = law.fit(frame, columns)
         if chosen.figure:
             _draw(fit, chosen.figure)
     except (AnalysisError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(_record(chosen.law, fit), indent=2, allow_nan=False) if chosen.json else _words(chosen.law, fit))
+    print(json.dumps(_record(chosen.law, fit, left_out), indent=2, allow_nan=False) if chosen.json else _words(chosen.law, fit, left_out))
     return 0
 
 
-def _record(law: str, fit: Any) -> dict[str, Any]:
+def usable(table: pd.DataFrame, columns: dict[str, str], path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The rows that say that they finished and have every number, and a sentence for each reason to leave others out.
+
+    Args:
+        columns: option -> column.
+
+    Raises:
+        AnalysisError: no row is left.
+    """
+    from analysis.columns import FINISHED
+    from analysis.fits.runs import finished, listed, unfinished
+
+    left_out = [unfinished(table)] if unfinished(table) else []
+    frame = finished(table)
+    if frame.empty:
+        raise AnalysisError(f"{path}: {left_out[0]} Only rows that say {', '.join(FINISHED)} are used; rename the column or its words")
+    backbone = frame[columns["mechanism"]].isna() if "mechanism" in columns else pd.Series(False, frame.index)  # which has no slots
+    for option, column in columns.items():
+        if option in TEXT:
+            continue
+        lacking = ~np.isfinite(frame[column]) & ~(backbone & (option == "slots"))
+        if lacking.any():
+            left_out.append(
+                f"Left out: {lacking.sum()} of {len(table)} rows, whose `{column}` is no number: {listed(frame.index[lacking])}."
+            )
+            frame, backbone = frame[~lacking], backbone[~lacking]
+    if frame.empty:
+        raise AnalysisError(f"{path}: no row is left. {' '.join(left_out)}")
+    return frame, left_out
+
+
+def _record(law: str, fit: Any, left_out: list[str]) -> dict[str, Any]:
     """`Fit.to_dict`, with `parameters` and `objective` also where the fit has several laws in it and so none of its own."""
-    return {"law": law, "status": str(fit.status), "parameters": {}, "objective": None} | fit.to_dict()
+    return {"law": law, "status": str(fit.status), "parameters": {}, "objective": None, "left_out": left_out} | fit.to_dict()
 
 
-def _words(law: str, fit: Any) -> str:
+def _words(law: str, fit: Any, left_out: list[str]) -> str:
     """Status, sentences and an aligned table of the parameters."""
-    lines = [f"{law}: {fit.status}, {len(fit.rows)} rows", fit.summary()]
-    parameters = _record(law, fit)["parameters"]
+    lines = [f"{law}: {fit.status}, {len(fit.rows)} rows", *left_out, fit.summary()]
+    parameters = _record(law, fit, left_out)["parameters"]
     if parameters:
         cells = [("parameter", "value", "95% low", "95% high", "s.e.")]
         cells += [(name, *(f"{each[key]:.6g}" for key in ("value", "low", "high", "se"))) for name, each in parameters.items()]

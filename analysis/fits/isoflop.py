@@ -164,14 +164,14 @@ def fit_isoflop(
     common: dict[str, Any] = {"law": "isoflop", "columns": (flops, params), "rows": points.rows, "conventions": conventions}
     refusal = points.refusal()
     if refusal:
-        return IsoflopFit(status=refusal[0], message=refusal[1], budgets=(), **common)
+        return IsoflopFit(status=refusal[0], message=points.with_left_out(refusal[1]), budgets=(), **common)
     budget_N = _budgets(points.x_TN[0])
     owns = [np.flatnonzero(budget_N == budget) for budget in range(budget_N.max(initial=-1) + 1)]
     fittable = [distinct(points.x_TN[1, own]) >= LEAST_SIZES for own in owns]
     used = [own for own, enough in zip(owns, fittable, strict=True) if enough]
     if not used:
         message = f"no budget has {LEAST_SIZES} distinct sizes: train more of them."
-        return IsoflopFit(status=Status.TOO_FEW_POINTS, message=message, budgets=(), **common)
+        return IsoflopFit(status=Status.TOO_FEW_POINTS, message=points.with_left_out(message), budgets=(), **common)
     y_N = points.y_N / points.level
     sd_N, df, measured = _noise(points, y_N, used, conventions)
     copied = same_seeds(float(sd_N[0]), y_N) if measured and not loss_se else ""
@@ -204,7 +204,7 @@ def fit_isoflop(
     status, message = _verdict(found, line, lack, measured, copied)
     return IsoflopFit(
         status=status,
-        message=message,
+        message=points.with_left_out(message),
         budgets=tuple(found),
         parameters=line.parameters,
         covariance=line.covariance,

@@ -32,7 +32,7 @@ from analysis.fits.allocation import require_apart
 from analysis.fits.joint_law import BOUNDS, POSITION, SHAPES, Curve, Law, Means, aiccs, deviations, fit_curve, nested
 from analysis.fits.joint_result import FACTORS, UNITS, VARIES, JointFit, LeftOut, Model
 from analysis.fits.noise import SeedModel, resample, seed_model, tied_with_best
-from analysis.fits.runs import MIXED, NO_LOSS, listed, read_shares, require_one_budget, require_resamples, same_losses, same_seeds
+from analysis.fits.runs import MIXED, NO_LOSS, listed, places, read_shares, require_one_budget, require_resamples, same_losses, same_seeds
 from analysis.fits.types import REFUTED, Estimate, Status
 
 Array = np.ndarray
@@ -85,10 +85,9 @@ def fit_joint(
         number = pd.to_numeric(frame[name], errors="coerce")
         wrong = np.flatnonzero(~((number > 0) & np.isfinite(number)))
         if len(wrong):
-            row = frame["trial_id"].iloc[wrong[0]] if "trial_id" in frame else frame.index[wrong[0]]
             value = frame[name].iloc[wrong[0]]
             said = repr(value) if isinstance(value, str) else str(value)
-            raise AnalysisError(f"fit_joint: column `{name}` holds {said} in row {row}; a positive number belongs there")
+            raise AnalysisError(f"fit_joint: column `{name}` holds {said} in {places(frame)[wrong[0]]}; a positive number belongs there")
         frame = frame.assign(**{name: number})
     frame = frame.assign(tokens=frame[tokens], total_params=frame[total], active_params=frame[active])
     if flops:

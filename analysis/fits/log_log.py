@@ -116,7 +116,8 @@ def fit_log_log(frame: pd.DataFrame, *, x: str, y: str, log_se: str | None = Non
     common: dict[str, Any] = {"law": "log-log", "columns": (x, y), "rows": points.rows, "conventions": conventions}
     df = len(points.rows) - 2
     if df < 1 or distinct(points.x_TN[0]) < 2:
-        return LogLogFit(status=Status.TOO_FEW_POINTS, message="a line with an interval needs at least 3 points at 2 places.", **common)
+        message = points.with_left_out("a line with an interval needs at least 3 points at 2 places.")
+        return LogLogFit(status=Status.TOO_FEW_POINTS, message=message, **common)
     log_x_N, log_y_N = np.log(points.x_TN[:2])
     w_N = 1 / points.x_TN[2] ** 2 if log_se else np.ones(df + 2)
     center = float(np.average(log_x_N, weights=w_N))
@@ -132,7 +133,7 @@ def fit_log_log(frame: pd.DataFrame, *, x: str, y: str, log_se: str | None = Non
         table["low"], table["high"] = (points.x_TN[1] * np.exp(sign * 1.96 * points.x_TN[2]) for sign in (-1, 1))
     return LogLogFit(
         status=Status.CONVERGED,
-        message="",
+        message=points.left_out,
         parameters={
             "log_coefficient": _student(level - exponent * center, covariance[0][0], df),
             "exponent": _student(exponent, var_exponent, df),

@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.columns import floats
 from analysis.errors import AnalysisError, require_columns
-from analysis.fits.runs import finished, listed, same_losses
+from analysis.fits.runs import finished, listed, places, same_losses, unfinished
 from analysis.fits.types import Status
 
 Array = np.ndarray
@@ -31,6 +31,10 @@ class Points:
     """Number of the run of each entry: 0, 1, ..."""
     rows: tuple[str, ...]
     """Trial ids, or the table's index where it has none."""
+    at: tuple[str, ...] = ()
+    """Where each stands, in words."""
+    left_out: str = ""
+    """Says which rows of the table are none of these; '' where all are."""
 
     @property
     def level(self) -> float:
@@ -44,9 +48,13 @@ class Points:
         table.insert(len(self.x_TN) + 1, "measured", self.y_N)
         return table
 
+    def with_left_out(self, message: str) -> str:
+        """The message of a fit of these, with `left_out` behind it."""
+        return f"{message} {self.left_out}".strip()
+
     def refusal(self) -> tuple[Status, str] | None:
         """Why no law can be fitted to these losses, whichever it is; None where one can be."""
-        bad = listed([row for row, value in zip(self.rows, self.y_N, strict=True) if not (np.isfinite(value) and value > 0)])
+        bad = listed([place for place, value in zip(self.at, self.y_N, strict=True) if not (np.isfinite(value) and value > 0)])
         if bad:
             return Status.NOT_FINITE, f"the loss of {bad} is not a positive number: leave such runs out and say so, or repeat them."
         equal = same_losses(self.y_N)
@@ -55,7 +63,7 @@ class Points:
 
 def read_points(frame: pd.DataFrame, x: Sequence[str], loss: str, run: str | None, caller: str) -> Points:
     """The rows in an order of their own, so that the table's makes no difference to what is drawn at random. Of a column `status` only
-    `finished` is used.
+    what says finished is used; `Points.left_out` tells of the others.
 
     Args:
         x: columns of sizes.
@@ -66,25 +74,26 @@ def read_points(frame: pd.DataFrame, x: Sequence[str], loss: str, run: str | Non
         AnalysisError: a column is missing, holds text, a date, a truth value or a size that is not positive, or a trial id is repeated.
     """
     require_columns(frame.columns, (*x, loss, *([run] if run else [])), caller)
-    frame = finished(frame)
-    rows = tuple(map(str, frame.get("trial_id", frame.index)))
+    left_out, frame = unfinished(frame), finished(frame)
+    at, rows = places(frame), tuple(map(str, frame.get("trial_id", frame.index)))
     if "trial_id" in frame and run is None:
         repeated = sorted(set(frame["trial_id"][frame["trial_id"].duplicated()].astype(str)))
         if repeated:
             raise AnalysisError(
                 f"{caller}: trial id {listed(repeated)} stands in several rows; keep one of each, or say which rows are one run"
             )
-    numbers = {name: floats(frame[name], lambda row: f"{caller}: row {rows[row]}") for name in (*x, loss)}
+    numbers = {name: floats(frame[name], lambda row: f"{caller}: {at[row]}") for name in (*x, loss)}
     for name in x:
         wrong = np.flatnonzero(~((numbers[name] > 0) & np.isfinite(numbers[name])))
         if len(wrong):
             raise AnalysisError(
-                f"{caller}: column `{name}` holds {numbers[name][wrong[0]]:g} in row {rows[wrong[0]]}; a positive number belongs there"
+                f"{caller}: column `{name}` holds {numbers[name][wrong[0]]:g} in {at[wrong[0]]}; a positive number belongs there"
             )
     runs_N = frame[run].to_numpy(object) if run else np.arange(len(frame))
     unnamed = np.flatnonzero(pd.isna(runs_N))
     if len(unnamed):
-        raise AnalysisError(f"{caller}: column `{run}` is empty in row {rows[unnamed[0]]}; name the run")
+        raise AnalysisError(f"{caller}: column `{run}` is empty in {at[unnamed[0]]}; name the run")
     x_TN, y_N = np.array([numbers[name] for name in x]).reshape(len(x), len(frame)), numbers[loss]
     order = np.lexsort((rows, y_N, *x_TN[::-1]))
-    return Points(x_TN[:, order], y_N[order], pd.factorize(runs_N[order])[0], tuple(rows[i] for i in order))
+    clusters_N = pd.factorize(runs_N[order])[0]
+    return Points(x_TN[:, order], y_N[order], clusters_N, tuple(rows[i] for i in order), tuple(at[i] for i in order), left_out)

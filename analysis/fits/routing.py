@@ -193,7 +193,7 @@ def fit_routing(
     common: dict[str, Any] = {"law": "routing", "columns": (params, experts), "rows": points.rows, "conventions": conventions}
     refusal = _refusal(points, params, experts)
     if refusal:
-        return RoutingFit(status=refusal[0], message=refusal[1], **common)
+        return RoutingFit(status=refusal[0], message=points.with_left_out(refusal[1]), **common)
     log_n_N = np.log10(points.x_TN[0])
     mean = float(log_n_N.mean())
     law = RoutingLaw(log_n_N - mean, points.x_TN[1], np.log10(points.y_N))
@@ -205,7 +205,7 @@ def fit_routing(
     mean_square = float(data.objective_B[0]) / len(log_n_N)
     return RoutingFit(
         status=status,
-        message=message,
+        message=points.with_left_out(message),
         parameters={name: Estimate.of(values[0], values[1:]) for name, values in table.items()},
         covariance=covariance_of(table),
         objective=mean_square,

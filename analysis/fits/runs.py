@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.columns import floats
+from analysis.columns import floats, is_finished
 from analysis.errors import AnalysisError, require_columns
 
 Array = np.ndarray
@@ -50,7 +50,7 @@ def read_shares(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, cal
 
 def read_runs(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, caller: str) -> Runs:
     """Runs of one cell, in an order of their own, so that the table's makes no difference to what is drawn at random. Of a column `status`
-    only `finished` is used; rows that lack an x are left out.
+    only what says finished is used; rows that lack an x are left out.
 
     Args:
         x: columns that set the points apart.
@@ -68,10 +68,11 @@ def read_runs(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, calle
     repeated = sorted({row for row in rows if rows.count(row) > 1})
     if repeated:
         raise AnalysisError(f"{caller}: trial id {listed(repeated)} stands in several rows; keep one of each")
-    numbers = {name: floats(frame[name], lambda row: f"{caller}: row {rows[row]}") for name in (*x, loss)}
+    at = places(frame)
+    numbers = {name: floats(frame[name], lambda row: f"{caller}: {at[row]}") for name in (*x, loss)}
     # Integer sizes give one share the same value in every seed, up to the last digits of a text file.
     x_NK, y_N = np.round(np.stack([numbers[name] for name in x], axis=1), 9), numbers[loss]
-    seeds_N = seed_codes(frame[seed], rows, caller)
+    seeds_N = seed_codes(frame[seed], at, caller)
     twice = pd.DataFrame(x_NK).assign(seed=seeds_N).duplicated(keep=False).to_numpy()
     if twice.any():
         clash = listed([row for row, same in zip(rows, twice, strict=True) if same])
@@ -83,19 +84,39 @@ def read_runs(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, calle
 
 
 def finished(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that count: those whose column `status`, if there is one, says `finished`."""
-    return frame[frame["status"] == "finished"] if "status" in frame else frame
+    """The rows that count: those whose column `status`, if there is one, says that they finished."""
+    return frame[is_finished(frame["status"])] if "status" in frame else frame
 
 
-def seed_codes(column: pd.Series, rows: Sequence[str], caller: str) -> Array:
+def unfinished(frame: pd.DataFrame) -> str:
+    """Says how many rows `finished` leaves out, and which; '' where it leaves out none."""
+    left = frame[~is_finished(frame["status"])] if "status" in frame else frame[:0]
+    if left.empty:
+        return ""
+    held = left["status"].fillna("nothing").astype(str).str.strip().value_counts().sort_index(kind="stable")
+    says = listed([f"{status} ({number})" for status, number in held.items()])
+    return f"Left out: {len(left)} of {len(frame)} rows, whose `status` says {says}: {listed(places(left))}."
+
+
+def places(frame: pd.DataFrame) -> list[str]:
+    """Where each row stands: its trial id, the place that `read_table` gave it, or else its label in the index of the table."""
+    if "trial_id" in frame:
+        return [f"trial {trial}" for trial in frame["trial_id"]]
+    return [each if isinstance(each, str) else f"index {each}" for each in frame.index]
+
+
+def seed_codes(column: pd.Series, at: Sequence[str], caller: str) -> Array:
     """Seeds of any type as text, so that they sort and compare -> [N].
+
+    Args:
+        at: `places` of the rows.
 
     Raises:
         AnalysisError: a seed is empty.
     """
     empty = np.flatnonzero(column.isna().to_numpy())
     if len(empty):
-        raise AnalysisError(f"{caller}: column `{column.name}` is empty in row {rows[empty[0]]}; every run needs its seed")
+        raise AnalysisError(f"{caller}: column `{column.name}` is empty in {at[empty[0]]}; every run needs its seed")
     return np.array([str(int(each)) if isinstance(each, float) and each.is_integer() else str(each) for each in column], dtype=object)
 
 
@@ -137,8 +158,9 @@ def require_one_budget(frame: pd.DataFrame, x: str, caller: str) -> None:
     """
     used = finished(frame[frame[x].notna()])
     for column in ("tokens", "embedding_params", "total_params", "active_params"):
-        if column in used and len(used):
-            least, most = used[column].min(), used[column].max()
+        if column in used and used[column].notna().any():
+            held = floats(used[column], lambda row: f"{caller}: {places(used)[row]}")
+            least, most = np.nanmin(held), np.nanmax(held)
             if most > least * (MIXED if column in ("total_params", "active_params") else 1):
                 raise AnalysisError(
                     f"{caller}: column `{column}` runs from {least:,.0f} to {most:,.0f}, so the losses cannot be compared; fit one cell "

@@ -19,7 +19,7 @@ from analysis.fits.newton import Minimum
 from analysis.fits.points import Points, read_points
 from analysis.fits.power_sum import ALPHA, DELTA, PowerSum
 from analysis.fits.refits import FEW_RUNS, covariance_of, fit_all, resampled_weights, verdict
-from analysis.fits.runs import distinct, finished, require_resamples
+from analysis.fits.runs import distinct, finished, places, require_resamples
 from analysis.fits.types import Estimate, Fit, Status, with_doubt
 
 if TYPE_CHECKING:
@@ -291,9 +291,9 @@ def _ways_of_counting(frame: pd.DataFrame, params: str, tokens: str) -> str:
         n_N, total_N, embedding_N = (pd.to_numeric(used[name], errors="coerce") for name in (params, "total_params", "embedding_params"))
         with_N, without_N = np.isclose(n_N, total_N, rtol=1e-6), np.isclose(n_N, total_N - embedding_N, rtol=1e-6)
         if (with_N & ~without_N).any() and (without_N & ~with_N).any():
-            rows = [used.get("trial_id", used.index.to_series()).iloc[int(np.argmax(each))] for each in (with_N, without_N)]
+            rows = [places(used)[int(np.argmax(each))] for each in (with_N, without_N)]
             raise AnalysisError(
-                f"fit_surface: column `{params}` counts embeddings in row {rows[0]} but not in row {rows[1]}, by `total_params` and "
+                f"fit_surface: column `{params}` counts embeddings in {rows[0]} but not in {rows[1]}, by `total_params` and "
                 "`embedding_params`; count them alike"
             )
     if "flops" in used:
@@ -336,7 +336,7 @@ def _fit(
     common: dict[str, Any] = {"law": law, "columns": columns, "rows": points.rows, "conventions": conventions}
     refusal = _refusal(points, columns, floor)
     if refusal:
-        return common | {"status": refusal[0], "message": refusal[1]}, None
+        return common | {"status": refusal[0], "message": points.with_left_out(refusal[1])}, None
     log_x_TN = np.log(points.x_TN)
     mean_T = log_x_TN.mean(1)
     model = PowerSum(log_x_TN - mean_T[:, None], np.log(points.y_N / points.level), floor)
@@ -348,7 +348,7 @@ def _fit(
     scatter = float(np.sqrt(np.mean((model.log_value(data.theta_BK, model.log_x_TN)[0] - model.log_y_N) ** 2)))
     return common | {
         "status": status,
-        "message": message,
+        "message": points.with_left_out(message),
         "parameters": {name: Estimate.of(values[0], values[1:]) for name, values in table.items()},
         "covariance": covariance_of(table),
         "objective": float(data.objective_B[0]),

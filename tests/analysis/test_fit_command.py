@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -150,9 +151,42 @@ def test_a_figure_never_overwrites_a_table(table: Path, tmp_path: Path, capsys: 
 
 
 def test_a_status_that_nobody_finished_is_told(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pd.read_csv(table).assign(status="done").to_csv(table, index=False)
+    pd.read_csv(table).assign(status="crashed").to_csv(table, index=False)
     assert main(["fit", "--law", "power", str(table), "--x", "flops", "--loss", "loss"]) == 2
-    assert "column `status` holds done" in capsys.readouterr().err
+    assert "36 of 36 rows, whose `status` says crashed (36)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("heading", "words"),
+    [
+        ("status", ("finished", "Finished", " FINISHED ", "done", "Completed", "TERMINATED")),
+        ("State", ("finished", "crashed", "running", "failed", "", "finished")),
+    ],
+)
+def test_rows_left_out_are_counted_and_told(heading: str, words: tuple[str, ...], table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = pd.read_csv(table).assign(**{heading: np.tile(words, 6)})
+    frame["loss"] = frame["loss"].astype(object)
+    frame.loc[[5, 6], "loss"] = ["diverged", "inf"]  # lines 7 and 8
+    frame.to_csv(table, index=False)
+    command = ["fit", "--law", "chinchilla", str(table), *LAWS["chinchilla"].example.split()]
+    assert main([*command, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    lost = [] if heading == "status" else ["Left out: 24 of 36 rows, whose `status` says crashed (6), failed (6), nothing (6), running (6)"]
+    assert [each.partition(":")[0] + ":" + each.split(":")[1] for each in record["left_out"]] == [
+        *lost,
+        "Left out: 2 of 36 rows, whose `loss` is no number",
+    ]
+    assert len(record["rows"]) == 36 - 2 - 24 * len(lost)
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert all(each in printed for each in record["left_out"])
+
+
+def test_a_fit_from_python_tells_which_rows_it_leaves_out() -> None:
+    frame = runs().drop(columns="trial_id").assign(status=["FINISHED"] * 30 + ["KILLED"] * 6)
+    found = fit_power(frame, x="flops", loss="loss", resamples=20)
+    assert len(found.rows) == 30
+    assert "Left out: 6 of 36 rows, whose `status` says KILLED (6): index 30" in found.summary()
 
 
 def test_help_teaches_both_commands_and_every_law(capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,6 +239,9 @@ def test_text_is_named_by_its_line(tmp_path: Path) -> None:
         ("runs.csv", 'a\n"1\n', "cannot be read as csv"),
         ("runs.jsonl", "{", "cannot be read as jsonl"),
         ("runs.parquet", "PAR", "cannot be read as parquet"),
+        ("runs.csv.gz", "x,loss", "cannot be read as csv"),
+        ("runs.json", '{"x": [1]', "give an array of objects"),
+        ("runs.parquet.gz", "PAR", "all but the last may be packed"),
     ],
 )
 def test_what_is_no_table_is_refused(name: str, content: str | None, words: str, tmp_path: Path) -> None:
@@ -220,7 +257,8 @@ def test_what_is_no_table_is_refused(name: str, content: str | None, words: str,
         ("x,loss\n1,2,3\n4,5,6\n", "line 2 has 3 fields, but there are 2 headings"),
         ("x,loss\n1,2\n\n3\n", "line 4 has 1 fields"),
         ("x,loss,loss\n1,2,3\n", "heading `loss` stands twice"),
-        ("x;loss\n1;2,5\n", "separated by semicolons"),
+        ("x;loss\n1;2,500\n", "whether 2,500 has a decimal mark or groups of digits"),
+        ("x;loss\n1.5;2,5\n", "a decimal comma .2,5. and a decimal point .1.5."),
         ('note,x,loss\n"two\nlines",1,2\n,1,low\n', "line 4, column `loss`"),
         ("x,loss\n1,2\n1,True\n", "column `loss` holds 'True'"),
     ],
@@ -229,6 +267,81 @@ def test_a_csv_that_would_be_misread_is_refused_by_its_line(text: str, words: st
     (tmp_path / "runs.csv").write_text(text)
     with pytest.raises(AnalysisError, match=words):
         read_table(tmp_path / "runs.csv", ["x", "loss"])
+
+
+def packed(text: str, encoding: str = "utf-8") -> bytes:
+    return gzip.compress(text.encode(encoding))
+
+
+PLAIN = "params,tokens,loss\n10000000,1000000000,4.5\n20000000,3000000000,4.25\n"
+RECORDS = [
+    {"params": 10000000, "tokens": 1000000000, "loss": 4.5},
+    {"params": 20000000.0, "tokens": 3000000000, "loss": 4.25},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("runs.csv", PLAIN),
+        ("runs.csv", "# exported\n\n#by hand, it's\n" + PLAIN + "\n\n"),
+        ("runs.csv", "# " + PLAIN),  # as NumPy writes it
+        ("runs.csv", PLAIN.replace(",", ", ").replace("params", ' "Params"').replace("loss", " LOSS ")),
+        ("runs.csv", "params,tokens,loss\n10M,1B,4.5\n20 M,3 billion,4.25\n"),
+        ("runs.csv", 'params,tokens,loss\n"10,000,000","1,000,000,000",4.5\n20_000_000,3e9,425%\n'),
+        ("runs.csv", "params;tokens;loss\n10.000.000;1e9;4,5\n2e7;3b;4,25\n"),
+        ("runs.csv", 'params,tokens,loss\n1e7,1e9,"4,50"\n2e7,3e9,"4,25"\n'),
+        ("runs.csv", "params,tokens,note,note,loss\n1e7,1e9,a,b,4.5\n2e7,3e9,,,4.25\n"),
+        ("runs.csv", PLAIN.encode("utf-16")),
+        ("runs.csv", PLAIN.encode("utf-16-le")),
+        ("runs.csv", PLAIN.encode("utf-16-be")),
+        ("runs.tsv", PLAIN.replace(",", "\t")),
+        ("runs.csv", PLAIN.replace(",", "\t").replace("\n", "\r\n")),
+        ("runs.CSV.gz", packed(PLAIN)),
+        ("runs.tsv.gz", packed(PLAIN.replace(",", "\t"), "utf-16")),
+        ("runs.json", json.dumps(RECORDS, indent=1)),
+        ("runs.json", "\n".join(map(json.dumps, RECORDS))),
+        ("runs.jsonl", json.dumps(RECORDS)),
+        ("runs.ndjson", "\n".join(map(json.dumps, RECORDS)) + "\n\n"),
+        ("runs.json.gz", packed(json.dumps(RECORDS))),
+        ("runs.jsonl.gz", packed("\n".join(map(json.dumps, RECORDS)).replace("10000000,", '"10M",'))),
+    ],
+)
+def test_tables_as_people_write_them_read_alike(name: str, content: str | bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    frame = read_table(tmp_path / name, ["params", "tokens", "loss"])
+    assert frame[["params", "tokens", "loss"]].to_numpy().tolist() == [[1e7, 1e9, 4.5], [2e7, 3e9, 4.25]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("runs.csv", "# a comment\n\nx,loss\n1,2\n2,low\n", "line 5"),
+        ("runs.jsonl", '{"x": 1, "loss": 2}\n\n{"x": 2, "loss": "low"}\n', "line 3"),
+        ("runs.json", '[{"x": 1, "loss": 2},\n{"x": 2, "loss": "low"}]\n', "row 2"),
+    ],
+)
+def test_a_row_is_named_by_its_line_or_counted_from_one(name: str, content: str, place: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(AnalysisError, match=f"{place}, column `loss` holds 'low'"):
+        read_table(tmp_path / name, ["x", "loss"])
+    (tmp_path / name).write_text(content.replace("low", "-3").replace('"-3"', "-3"))
+    frame = read_table(tmp_path / name, ["x", "loss"])
+    assert place in fit_power(frame, x="x", loss="loss").message  # the loss of ... is not a positive number
+    with pytest.raises(AnalysisError, match=f"holds -3 in {place}"):
+        fit_power(frame, x="loss", loss="x")
+
+
+def test_words_for_no_number_are_empty_and_json_names_may_not_stand_twice(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text('{"x": 1, "loss": "NaN"}\n{"x": "7b", "loss": NaN}\n{"x": 1, "loss": "Diverged"}\n{"x": 1, "loss": null}\n')
+    frame = read_table(path, ["x", "loss"])
+    assert frame["loss"].isna().all()
+    assert frame["x"].tolist() == [1, 7e9, 1, 1]
+    path.write_text('{"x": 1, "y": 2, "y": 3}\n')
+    assert len(read_table(path, ["x"])) == 1
+    with pytest.raises(AnalysisError, match="heading `y` stands twice"):
+        read_table(path, ["x", "y"])
 
 
 def test_marks_suffixes_and_folders(tmp_path: Path) -> None:

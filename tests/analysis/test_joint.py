@@ -225,7 +225,7 @@ def test_poor_data_have_a_status(change: Callable[[pd.DataFrame], pd.DataFrame],
     ("change", "message"),
     [
         (lambda runs: runs.drop(columns="tokens"), "`tokens`"),
-        (lambda runs: runs.assign(tokens="many"), "`tokens` holds 'many' in row t0"),
+        (lambda runs: runs.assign(tokens="many"), "`tokens` holds 'many' in trial t0"),
         (lambda runs: runs.assign(tokens=-runs["tokens"]), "`tokens` holds -1000000.0"),
         (lambda runs: runs.assign(active_params=0), "`active_params` holds 0"),
         (lambda runs: runs.assign(trial_id="same"), "same stands in several rows"),

@@ -243,7 +243,7 @@ def test_seeds_are_codes_of_any_type() -> None:
         fit = fit_slots(runs.assign(seed=seeds), resamples=20)
         assert [each.slope.value for each in fit.mechanisms] == pytest.approx([each.slope.value for each in plain.mechanisms])
         assert fit.drawn().shape == plain.drawn().shape
-    with pytest.raises(AnalysisError, match="column `seed` is empty in row t3"):
+    with pytest.raises(AnalysisError, match="column `seed` is empty in trial t3"):
         fit_slots(runs.assign(seed=runs["seed"].where(runs.index != 3)))
 
 
@@ -285,7 +285,7 @@ def test_prediction_stays_inside_the_sampled_rows() -> None:
         (lambda frame: frame.rename(columns={"mechanism": "mechanisms"}), r"`mechanism` \(is it `mechanisms`\?\)"),
         (lambda frame: frame.assign(trial_id="same"), "same stands in several rows"),
         (lambda frame: frame.assign(memory_rows=frame["memory_rows"].where(frame.index != 5, 0)), "must hold positive row counts"),
-        (lambda frame: frame.assign(val_loss="low"), "row t0, column `val_loss` holds 'low'"),
+        (lambda frame: frame.assign(val_loss="low"), "trial t0, column `val_loss` holds 'low'"),
         (lambda frame: frame.assign(memory_rows=frame["memory_rows"].where(frame.index != 5, np.inf)), "must hold positive row counts"),
         (lambda frame: frame.assign(seed=0), "one cell at a time"),
     ],

@@ -232,8 +232,8 @@ def test_checkpoints_of_one_run_are_drawn_together() -> None:
         (surface().iloc[:5], Status.TOO_FEW_POINTS, "5 rows"),
         (surface().query("n < 5e7"), Status.TOO_FEW_POINTS, "`n` has 2 distinct"),
         (surface().assign(d=lambda frame: 20 * frame["n"]), Status.TOO_FEW_POINTS, "n and d move together"),
-        (surface().assign(loss=lambda frame: frame["loss"].where(frame.index != 3)), Status.NOT_FINITE, "the loss of 3 is not"),
-        (surface().assign(loss=lambda frame: frame["loss"].where(frame.index != 4, -1)), Status.NOT_FINITE, "the loss of 4 is not"),
+        (surface().assign(loss=lambda frame: frame["loss"].where(frame.index != 3)), Status.NOT_FINITE, "the loss of index 3 is not"),
+        (surface().assign(loss=lambda frame: frame["loss"].where(frame.index != 4, -1)), Status.NOT_FINITE, "the loss of index 4 is not"),
         (surface().assign(loss=3.0), Status.TOO_FEW_POINTS, "all losses are equal"),
         (surface(noise=0.001, truth=TRUTH | {"A": -50.0}), Status.BOUND_HIT, "does not fall with n"),
     ],
@@ -329,7 +329,7 @@ def test_sizes_that_are_counted_in_two_ways_are_told() -> None:
     frame = surface(noise=0.005)
     n, odd = frame["n"].to_numpy(), frame.index % 2 == 1
     mixed = frame.assign(n=np.where(odd, n + 5e7, n), total_params=n + 5e7, embedding_params=5e7)
-    with pytest.raises(AnalysisError, match="column `n` counts embeddings in row 1 but not in row 0"):
+    with pytest.raises(AnalysisError, match="column `n` counts embeddings in index 1 but not in index 0"):
         fit(mixed)
     assert "are parameters counted in several ways?" in fit(frame.assign(n=np.where(odd, 2 * n, n), flops=6 * n * frame["d"])).message
     assert fit(frame.assign(flops=6 * n * frame["d"], total_params=n + 5e7, embedding_params=5e7)).message == ""
@@ -343,8 +343,8 @@ def test_no_resamples_are_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n": 0.0}, "column `n` holds 0 in row 0; a positive number"),
-        ({"d": "many"}, "row 0, column `d` holds 'many'; a number"),
+        ({"n": 0.0}, "column `n` holds 0 in index 0; a positive number"),
+        ({"d": "many"}, "index 0, column `d` holds 'many'; a number"),
         ({"trial_id": "same"}, "trial id same stands in several rows"),
     ],
 )
