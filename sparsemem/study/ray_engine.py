@@ -24,8 +24,8 @@ from sparsemem.config import ConfigError, Run
 from sparsemem.failure import record_failure
 from sparsemem.files import scratch_folder
 from sparsemem.study.engine import Job, slots
+from sparsemem.study.ray_ending import each_error_ends_one_trial, record_ending
 from sparsemem.study.ray_watch import ends_with_ray
-from sparsemem.study.storage import StorageAway
 
 CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 80 * 2**20  # nothing travels through it; Ray's default is 30% of the machine's memory
@@ -72,7 +72,7 @@ def run_trials(jobs: Sequence[Job], run: Run, address: str | None = None) -> Non
 
 def _fit(jobs: Sequence[Job], run: Run, resources: Mapping[str, float], scratch: Path) -> list[Job]:
     """Run every job to its end; returns those whose last attempt ended with their node."""
-    from ray import exceptions, tune
+    from ray import tune
 
     by_name = {job.trial_folder.name: job for job in jobs}
     tuner = tune.Tuner(
@@ -95,23 +95,15 @@ def _fit(jobs: Sequence[Job], run: Run, resources: Mapping[str, float], scratch:
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # results go to stdout, Ray's remarks do not
-        outcomes = tuner.fit()
-    lost = []
-    for number in range(len(outcomes)):
-        error = outcomes[number].error
-        job = by_name[Path(outcomes[number].path).name]  # a trial that was killed has no config any more
-        if isinstance(error, exceptions.OutOfMemoryError):
-            record_failure(job.trial_folder, "ended by Ray: the machine ran out of memory", "out_of_memory")
-        elif isinstance(error, exceptions.RayActorError) and "its node has died" in str(error):
-            lost.append(job)
-        elif isinstance(error, exceptions.RayActorError):
-            record_failure(job.trial_folder, "its process was killed (often: out of memory)")
-        elif error is not None:
-            cause = getattr(error, "cause", error)
-            status = "interrupted" if isinstance(cause, StorageAway) else "failed"
-            record_failure(job.trial_folder, str(cause), status, unless_known=True)
-    return lost
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), each_error_ends_one_trial():  # results go to stdout
+        try:
+            outcomes = tuner.fit()
+        except Exception as error:
+            remedy = "the same command goes on from the last checkpoints"
+            raise ChildProcessError(f"Ray Tune ended before its trials ({_first(error.__cause__ or error)}); {remedy}") from error
+    # a trial that was killed has no config any more, hence its path
+    ended = [(by_name[Path(outcomes[number].path).name], outcomes[number].error) for number in range(len(outcomes))]
+    return [job for job, error in ended if error is not None and record_ending(job.trial_folder, error)]
 
 
 def _trainable() -> type:
@@ -230,5 +222,5 @@ def _refuse_separate_disks() -> None:
         )
 
 
-def _first(error: Exception) -> str:
+def _first(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -111,7 +111,7 @@ def follow(trial: Trial, tokens_folder: Path, trial_folder: Path, threads: int, 
 def _leave_word(trial_folder: Path, error: Exception) -> None:
     """Of what went wrong first: the end of one rank is an error of all others."""
     status = "out_of_memory" if is_out_of_memory(error) else "failed"
-    record_failure(trial_folder, str(error), status, traceback.format_exc(), unless_known=True)
+    record_failure(trial_folder, str(error) or type(error).__name__, status, traceback.format_exc(), unless_known=True)
 
 
 class StepTimer:
