@@ -38,7 +38,8 @@ class Data(Strict):
     """Which text, how it is cut into tokens, and what is held out."""
 
     corpus: Literal["python-source", "files", "hub"] = "python-source"
-    """`python-source`: the installed Python packages and the standard library; `files`: your own; `hub`: Hugging Face `datasets`."""
+    """`python-source`: Python's standard library and the packages that this one requires, where they are the same on every platform;
+    `files`: your own; `hub`: Hugging Face `datasets`."""
     vocab_size: Annotated[Size, Field(ge=260)] = 4096
     """Entries of the byte-level BPE trained on the corpus, specials included; with `tokenizer`, the size of that tokenizer."""
     context: Annotated[Size, Field(ge=2)] = 128

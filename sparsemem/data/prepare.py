@@ -26,7 +26,10 @@ import tokenizers
 
 from sparsemem.config import ConfigError, Data
 from sparsemem.data.canonical import canonical_table
-from sparsemem.data.corpus import Corpus, Document, open_corpus, refused
+from sparsemem.data.corpus import Corpus, Document, refused
+from sparsemem.data.files import open_files
+from sparsemem.data.hub import open_hub
+from sparsemem.data.python_source import open_python_source
 from sparsemem.data.selection import Kept, Selection, fair_share, select
 from sparsemem.data.tokenizer import encode, load_tokenizer, separator_id, token_bytes, train_tokenizer
 from sparsemem.files import write_json
@@ -54,14 +57,57 @@ def prepare(config: Data, base: Path, cache: Path | None = None, report: Callabl
     Raises:
         ConfigError: the text is empty, unreadable or too short for `vocab_size`, `context` or `validation_tokens`.
     """
+    folder = prepare_named(config, base, *named_corpus(config, base), cache, report)
+    check_context(config, folder)
+    return folder
+
+
+def prepare_named(
+    config: Data, base: Path, corpus: Corpus, digest: str, cache: Path | None = None, report: Callable[[str], None] = lambda line: None
+) -> Path:
+    """`prepare`, of what `named_corpus` returned, for any context."""
+    return whole_folder(digest, lambda temporary: _build(config, corpus, base, temporary, digest, report), cache)
+
+
+def open_corpus(config: Data, base: Path) -> Corpus:
+    """Name the corpus of a study: quick, and all that can be refused without reading much of it.
+
+    Args:
+        config: the study's data.
+        base: the folder that relative globs start from.
+
+    Raises:
+        ConfigError: no file matches, a file has another suffix or cannot be read, a row lacks the text field, the `hub` extra is missing.
+    """
+    return {"python-source": open_python_source, "files": open_files, "hub": open_hub}[config.corpus](config, base)
+
+
+def named_corpus(config: Data, base: Path) -> tuple[Corpus, str]:
+    """The corpus of a study, and the digest that its tokens have in the cache.
+
+    Raises:
+        ConfigError: as `open_corpus`, or the tokenizer cannot be read.
+    """
     corpus = open_corpus(config, base)
-    digest = _digest(config, corpus, base)
-    folder = whole_folder(digest, lambda temporary: _build(config, corpus, base, temporary, digest, report), cache)
+    return corpus, _digest(config, corpus, base)
+
+
+def check_context(config: Data, folder: Path) -> None:
+    """Refuse a context that no document of a prepared corpus fills.
+
+    Raises:
+        ConfigError: naming both.
+    """
     longest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["longest_document"]
     if longest <= config.context:
         remedy = f"the longest document has {longest} tokens; use a context below that, or longer documents"
         raise refused("context", config.context, remedy)
-    return folder
+
+
+def kept_folder(digest: str, cache: Path | None = None) -> Path | None:
+    """The prepared corpus of that digest where the cache has it whole, whatever has become of its text."""
+    folder = (cache or cache_folder()) / digest
+    return folder if _is_whole(folder, digest) else None
 
 
 def whole_folder(digest: str, fill: Callable[[Path], None], cache: Path | None = None) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,24 @@ def diff(study: Study, planned: Sequence[PlannedTrial], folder: Path | None) -> 
     return {"folder": str(found), "study": changes(recorded, study_fields(study)), "trials": records}
 
 
+def changed_texts(study: Study, planned: Sequence[PlannedTrial], base: Path, folder: Path) -> list[str]:
+    """What `run` will say of texts that have changed since these results were begun.
+
+    Raises:
+        ConfigError: `run` will refuse: finished trials were trained on a text that is not to be had any more, or some text cannot be read.
+    """
+    from sparsemem.study.corpora import text_notes, texts_begun
+    from sparsemem.study.exchange import FIRST_PATIENCE_SECONDS, corpus_in
+    from sparsemem.study.launch import storage_of
+
+    ledger = Ledger(folder, [p.row() for p in planned])
+    storage = storage_of(study, base, ledger)
+    waiting = set(ledger.unfinished())
+    fetch = partial(corpus_in, storage.at_once(FIRST_PATIENCE_SECONDS)) if storage else None
+    begun = texts_begun(ledger, [p.trial for p in planned])
+    return text_notes([p.trial for p in planned if p.trial.id in waiting], base, begun, fetch)
+
+
 def describe_diff(found: Mapping[str, Any]) -> str:
     """The records of `diff` for people."""
     axes = [name for name in found["trials"][0] if name not in ("trial_id", "state", "done", "nearest", "changes")]
@@ -77,7 +96,7 @@ def describe_diff(found: Mapping[str, Any]) -> str:
     words = [table(["trial", *axes, "state", "done", "differs in"], rows), f"{found['folder']}: {', '.join(parts)}"]
     if found["study"]:
         words.append(f"changed since it was last run: {_listed(found['study'])}")
-    return "\n".join(words)
+    return "\n".join([*words, *found.get("text", ())])
 
 
 def changes(there: Any, now: Any, path: str = "") -> Changes:

@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -66,10 +67,6 @@ def brought_here(job: Job) -> Iterator[Job]:
     storage, trial = Storage(job.storage, job.trial_folder.parents[1].name), f"trials/{job.trial_folder.name}"
     digest = job.tokens_folder.name
 
-    def fetch_corpus(folder: Path) -> None:
-        for name in storage.list(f"data/{digest}"):
-            storage.get(name, folder / PurePosixPath(name).name)
-
     scratch = cache_folder() / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     with scratch_folder(scratch, "trial-") as own, beating(storage, f"{trial}/beat.json"):
@@ -79,7 +76,7 @@ def brought_here(job: Job) -> Iterator[Job]:
             if _NAMES.fullmatch(name) and not name.endswith("/beat.json") and ".corrupt-" not in name:
                 storage.get(name, folder / PurePosixPath(name).name)
         sender = _Sender(folder, trial)
-        here = Job(folder, whole_folder(digest, fetch_corpus))
+        here = Job(folder, whole_folder(digest, partial(_fetch_corpus, storage, digest)))
         try:
             with every(SEND_SECONDS, lambda: sender.send(storage.at_once())):
                 yield here
@@ -87,6 +84,17 @@ def brought_here(job: Job) -> Iterator[Job]:
             sender.send(storage)
             if (folder / "result.json").exists():
                 storage.put(folder / "result.json", f"{trial}/result.json")
+
+
+def corpus_in(storage: Storage, digest: str) -> Callable[[Path], None] | None:
+    """What brings the prepared corpus of that digest into a folder here; None where the storage does not hold it."""
+    held = f"data/{digest}/manifest.json" in storage.list(f"data/{digest}")  # sent last
+    return partial(_fetch_corpus, storage, digest) if held else None
+
+
+def _fetch_corpus(storage: Storage, digest: str, folder: Path) -> None:
+    for name in storage.list(f"data/{digest}"):
+        storage.get(name, folder / PurePosixPath(name).name)
 
 
 class _Sender:

@@ -6,16 +6,16 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from sparsemem.config import ConfigError, Study, Trial
+from sparsemem.config import ConfigError, Study
 from sparsemem.study.adapt import Adaptive
+from sparsemem.study.corpora import prepare_corpora, texts_begun
 from sparsemem.study.engine import ENGINES, Engine, Job, slots
-from sparsemem.study.exchange import driving
+from sparsemem.study.exchange import corpus_in, driving
 from sparsemem.study.ledger import Ledger, data_id, study_lock
 from sparsemem.study.loggers import Loggers, check_loggers
 from sparsemem.study.plan import PlannedTrial, in_order, plan
@@ -50,7 +50,7 @@ def run_study(
     adaptive = Adaptive(study, ledger)
     planned = _plan(adaptive, ledger)
     ledger.check_owner()
-    storage = _storage(study, base, ledger)
+    storage = storage_of(study, base, ledger)
     with ExitStack() as held:
         if ledger.folder.exists():
             held.enter_context(study_lock(ledger.folder))
@@ -64,8 +64,8 @@ def run_study(
                 shared.pull(shared.storage)
         trials = {p.trial.id: p.trial for p in planned}
         waiting = ledger.unfinished()
-        folders, corpora = prepare_corpora([trials[id_] for id_ in waiting], base, say)
-        ledger.check_corpora(corpora, trials)
+        begun, fetch = texts_begun(ledger, trials.values()), partial(corpus_in, storage) if storage else None
+        folders, corpora = prepare_corpora([trials[id_] for id_ in waiting], base, begun, say, fetch)
         ledger.check_precision(study, trials)
         if not ledger.folder.exists():
             _make(ledger.folder, held)
@@ -109,7 +109,12 @@ def _plan(adaptive: Adaptive, ledger: Ledger) -> list[PlannedTrial]:
     return planned
 
 
-def _storage(study: Study, base: Path, ledger: Ledger) -> Storage | None:
+def storage_of(study: Study, base: Path, ledger: Ledger) -> Storage | None:
+    """What `run.storage` names.
+
+    Raises:
+        ConfigError: it is the results folder.
+    """
     uri = study.run.storage
     if uri and "://" not in uri:
         uri = str((base / uri).resolve())
@@ -145,28 +150,6 @@ def find_engine(name: str, address: str | None = None) -> Engine:
 
         return local
     raise ConfigError(f"engine {name!r} is unknown; choose one of {', '.join(ENGINES)}")
-
-
-def prepare_corpora(
-    trials: Sequence[Trial], base: Path, say: Callable[[str], None]
-) -> tuple[Mapping[str, Path], Mapping[str, Mapping[str, Any]]]:
-    """Folder and manifest of each text that the trials read, by data id.
-
-    Raises:
-        ConfigError: the text cannot be had, or is too short for a trial.
-    """
-    if not trials:
-        return {}, {}
-    from sparsemem.data import Batches, Tokens, prepare
-
-    folders = {name: prepare(data, base, report=say).resolve() for name, data in {data_id(t.data): t.data for t in trials}.items()}
-    tokens = {name: Tokens.load(folder) for name, folder in folders.items()}
-    for trial in trials:
-        Batches(tokens[data_id(trial.data)].train, trial.data.context, trial.train.batch_tokens, trial.seed)
-    epochs = max(trial.budget.tokens / len(tokens[data_id(trial.data)].train) for trial in trials)
-    if epochs > 1:
-        say(f"note: trials read their text up to {epochs:.1f} times, which favours memory; `data.max_bytes` admits more")
-    return folders, {name: found.manifest for name, found in tokens.items()}
 
 
 def _report(ledger: Ledger, say: Callable[[str], None]) -> None:

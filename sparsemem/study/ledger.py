@@ -165,6 +165,10 @@ class Ledger:
             rows.append({name: merged[name] for name in dict.fromkeys((*COLUMNS, *row))})
         return rows
 
+    def texts(self) -> dict[str, str]:
+        """Data id (`data_id`) -> digest of the corpus that the study's trials were begun with."""
+        return {entry["id"]: entry["digest"] for entry in self._provenance().get("data", [])}
+
     def write_table(self) -> None:
         """Bring `trials.csv` up to date; untouched where it is."""
         text, rows = io.StringIO(), self.table()
@@ -199,26 +203,6 @@ class Ledger:
             )
         if self.folder.exists() and not recorded.exists() and _is_used(self.folder):
             raise ConfigError(f"{self.folder}: exists and holds no study; give `--results` another folder or move it away")
-
-    def check_corpora(self, corpora: Mapping[str, Mapping[str, Any]], trials: Mapping[str, Trial]) -> None:
-        """Refuse to mix trials that were trained on different texts.
-
-        Args:
-            corpora: data id (`data_id`) -> manifest of the corpus as it is now.
-            trials: trial id -> planned trial.
-
-        Raises:
-            ConfigError: a finished trial with the same `data` was trained on another corpus.
-        """
-        recorded = {entry["id"]: entry for entry in self._provenance().get("data", [])}
-        for name, manifest in corpora.items():
-            finished = [id_ for id_, trial in trials.items() if data_id(trial.data) == name and self.state(id_).status in FINAL]
-            if finished and name in recorded and recorded[name]["digest"] != manifest["digest"]:
-                raise ConfigError(
-                    f"{self.folder}: its {len(finished)} finished trials were trained on the corpus {recorded[name]['digest']}, "
-                    f"but `data` now comes to {manifest['digest']} (installed packages or files have changed); "
-                    "run in the environment of the first run, or begin anew with another `study` name or `--results` folder"
-                )
 
     def check_precision(self, study: Study, trials: Mapping[str, Trial]) -> None:
         """Refuse to mix trials of different precision: with `train.precision: auto` the device decides it.

@@ -18,12 +18,13 @@ import yaml
 from sparsemem.config import ConfigError, Study, Trial, Tune, Tuned, changed, point
 from sparsemem.failure import record_failure
 from sparsemem.files import remove_temporaries, write_text
+from sparsemem.study.corpora import begun_with, prepare_corpora
 from sparsemem.study.engine import Job
-from sparsemem.study.launch import prepare_corpora, terminated_like_interrupted, to_stderr
+from sparsemem.study.launch import terminated_like_interrupted, to_stderr
 from sparsemem.study.ledger import FINAL, Ledger, study_lock
 from sparsemem.study.local import Workers
 from sparsemem.study.plan import plan
-from sparsemem.study.search import Attempt, PointSearch, open_journal
+from sparsemem.study.search import Attempt, PointSearch, open_journal, texts_searched
 from sparsemem.study.text import duration
 from sparsemem.study.tuned import Outcome, values_text
 
@@ -55,13 +56,18 @@ def tune_study(study: Study, base: Path, results: Path, say: Callable[[str], Non
         trials.setdefault(json.dumps(point(p.trial, study.tune.per), sort_keys=True), p.trial)
     corners = [corner for trial in trials.values() for corner in _corners(trial, study.tune)]
     workers = Workers(study.run)
-    folders, manifests = prepare_corpora(corners, base, say)
     ledger = Ledger(results / study.study / "tune", [])
-    ledger.folder.mkdir(parents=True, exist_ok=True)
+    journal, begun_before = ledger.folder / "journal.log", ledger.folder.exists()
     with ExitStack() as held:
-        held.enter_context(study_lock(ledger.folder))
+        if begun_before:
+            held.enter_context(study_lock(ledger.folder))
+        begun = begun_with([corner.data for corner in corners], *texts_searched(journal), ledger.folder)
+        folders, manifests = prepare_corpora(corners, base, begun, say)
+        if not begun_before:
+            ledger.folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(study_lock(ledger.folder))
         remove_temporaries(ledger.folder)
-        storage = open_journal(ledger.folder / "journal.log", {name: str(manifest["digest"]) for name, manifest in manifests.items()})
+        storage = open_journal(journal)
         searches = [PointSearch(trial, study.tune, storage, folders, manifests) for trial in trials.values()]
         places = len(searches) * study.tune.trials
         say(f"{study.study}: {len(searches)} points, {places} trials, {sum(s.done for s in searches)} done before; kept in {ledger.folder}")

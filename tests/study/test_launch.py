@@ -159,16 +159,6 @@ def test_a_pending_trial_is_looked_at_again_once_its_process_has_begun(write_stu
     assert ledger.counts() == {"finished": 1}
 
 
-def test_a_changed_corpus_is_not_mixed_with_finished_trials(write_study: Callable[..., Path], engine: Any) -> None:
-    file = write_study()
-    before = files(run(file).folder)
-    (file.parent / "corpus" / "00.txt").write_text("other words " * 2000)
-    run(file)  # nothing is trained, so nothing is mixed
-    with pytest.raises(ConfigError, match=r"3 finished trials were trained on the corpus .* environment of the first run"):
-        run(write_study(vary={"rho": [1.0, 0.7, 0.5, 0.0]}))
-    assert files(file.parent / "runs" / "tiny") == before
-
-
 def test_a_folder_of_another_study_is_refused(write_study: Callable[..., Path], engine: Any) -> None:
     file = write_study()
     run(file)

@@ -295,7 +295,7 @@ def test_movements_within_the_noise_are_called_that() -> None:
 
 
 def test_what_is_searched_decides_which_trials_are_taken_up(
-    run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path
+    run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(trials=2)
     run(trials=2, search={"train.lr": {"low": 2e-3, "high": 0.1, "log": True}})
@@ -304,8 +304,10 @@ def test_what_is_searched_decides_which_trials_are_taken_up(
     )
     assert len(optuna.get_all_study_names(storage)) == 4
     (tmp_path / "corpus" / "00.txt").write_text("other words " * 2000)
-    with pytest.raises(ConfigError, match=r"trained on the corpus .* search in the environment of the first run"):
-        run(trials=2)
+    run(trials=3)  # on the tokens of before
+    monkeypatch.setenv("SPARSEMEM_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(ConfigError, match=r"its \d+ finished trials were trained on the corpus .*copy the folder"):
+        run(trials=4)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,121 @@
+"""A study goes on with the text that it began with, and `plan --diff` says what `run` does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sparsemem.cli import main
+from sparsemem.config import ConfigError, load_study
+from sparsemem.data import python_source
+from sparsemem.data.prepare import cache_folder
+from sparsemem.study import launch
+from sparsemem.study.ledger import Ledger
+
+FOUR = {"vary": {"rho": [1.0, 0.7, 0.5, 0.0]}}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEMEM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sparsemem.study.plan.estimate_seconds", lambda planned, study: None)
+
+
+def run(file: Path) -> tuple[Ledger, list[str]]:
+    said: list[str] = []
+    return launch.run_study(load_study(file), file.parent, file.parent / "runs", say=said.append), said
+
+
+def digests(ledger: Ledger) -> set[str]:
+    return set(ledger.texts().values())
+
+
+def change_text(file: Path) -> None:
+    (file.parent / "corpus" / "00.txt").write_text("other words " * 2000)
+
+
+def test_an_extended_study_goes_on_with_its_text_and_plan_says_so(
+    write_study: Callable[..., Path], engine: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = write_study()
+    began = digests(run(file)[0])
+    change_text(file)
+    assert not [line for line in run(file)[1] if line.startswith("note")]  # nothing is left to train
+    file = write_study(**FOUR)
+    assert main(["plan", str(file), "--diff", str(tmp_path / "runs" / "tiny")]) == 0
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: the text of `data` has changed")]
+    ledger, said = run(file)
+    assert note in said
+    assert "corpus/00.txt" in note
+    assert digests(ledger) == began
+    assert len(engine.ran) == 4
+
+
+@pytest.mark.parametrize("loss", ["changed", "gone"])
+def test_where_neither_text_nor_tokens_are_left_run_and_plan_refuse_alike(
+    write_study: Callable[..., Path], engine: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path, loss: str
+) -> None:
+    file = write_study()
+    run(file)
+    (digest,) = {path.name for path in cache_folder().iterdir() if path.is_dir()}
+    kept = tmp_path / "kept"
+    shutil.copytree(cache_folder() / digest, kept)
+    change_text(file) if loss == "changed" else shutil.rmtree(file.parent / "corpus")
+    file = write_study(**FOUR)
+    if loss == "changed":
+        shutil.rmtree(cache_folder() / digest)
+        before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+        with pytest.raises(
+            ConfigError, match=rf"its 3 finished trials .* corpus {digest}; .* not in the cache .* copy the folder {digest}"
+        ) as one:
+            run(file)
+        assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()} == before
+        assert main(["plan", str(file), "--diff", str(tmp_path / "runs" / "tiny")]) == 2
+        assert str(one.value) in capsys.readouterr().err
+        shutil.copytree(kept, cache_folder() / digest)  # the remedy
+    ledger, said = run(file)
+    assert digests(ledger) == {digest}
+    assert [line for line in said if "goes on with the tokens that it began with" in line]
+
+
+def test_text_that_was_mended_before_a_trial_was_finished_is_taken(write_study: Callable[..., Path], engine: Any) -> None:
+    file = write_study(vary={"rho": [1.0]})
+    engine.outcomes[0] = lambda folder: None
+    first = digests(run(file)[0])
+    change_text(file)
+    ledger, said = run(file)
+    assert not digests(ledger) & first
+    assert not [line for line in said if "began with" in line]
+
+
+def test_another_context_of_a_begun_study_reads_the_same_text(write_study: Callable[..., Path], engine: Any) -> None:
+    file = write_study(vary={"rho": [1.0]})
+    began = digests(run(file)[0])
+    change_text(file)
+    ledger, _ = run(write_study(vary={"rho": [1.0], "data.context": [16, 32]}))
+    assert len(ledger.texts()) == 2
+    assert digests(ledger) == began
+
+
+def test_an_update_of_a_package_does_not_lock_a_study(
+    write_study: Callable[..., Path], engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = {"vocab_size": 300, "context": 16, "validation_tokens": 2048, "max_bytes": "150k"}
+    file = write_study(data=text, vary={"rho": [1.0]})
+    ledger, _ = run(file)
+    began = digests(ledger)
+    required = python_source.required_distributions
+    monkeypatch.setattr(
+        python_source, "required_distributions", lambda name: {key: each for key, each in required(name).items() if key != "attrs"}
+    )
+    ledger, said = run(write_study(data=text, vary={"rho": [1.0, 0.0]}))
+    assert digests(ledger) == began
+    assert [line for line in said if "goes on with the tokens that it began with" in line]
+    assert json.loads((ledger.folder / "data.json").read_text())["digest"] in began
+    assert "data" in yaml.safe_load((ledger.folder / "study.yaml").read_text())["provenance"]
