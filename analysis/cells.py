@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from analysis.table import shown, varied_fields
+from analysis.table import POOLS, holds, shown, uses, varied_fields
+from sparsemem.config import MEMORY_POOLS
 
 RATE = "train.lr"
 NAMES = {"budget.tokens": "training tokens", "tokens": "training tokens", "budget.total_params": "P_tot", "budget.active_params": "P_act"}
+MEMORY, ON_TOP, SHARE = "memory", "on top", "rho"
+"""What sets trials apart that no varied field names: memories that hold a share, memories of given rows, the share of routed experts."""
 
 
 @dataclass(frozen=True)
@@ -19,47 +24,130 @@ class Cell:
     """Finished trials that differ in nothing but point and seed."""
 
     fields: dict[str, Any]
-    """Dotted path -> value of what sets this cell apart from the others of its study."""
+    """Dotted path, or `MEMORY`, `ON_TOP`, `SHARE` -> value of what sets this cell apart from the others of its study; None is one too."""
     trials: pd.DataFrame
     """Finished trials with sparse parameters, one learning rate a point."""
     dense: pd.DataFrame
     """Finished trials of the dense baseline, at its best learning rate."""
     rates: pd.DataFrame
     """The check of the learning rate -> the point's columns, train.lr, seeds, val_loss, chosen; empty where one rate was used."""
+    planned: pd.DataFrame
+    """All trials of the cell but those of the dense baseline, finished or not, at every learning rate."""
 
     @property
     def label(self) -> str:
         """Names the cell among its study's, such as `2M training tokens`; '' where it is the only one."""
-        parts = []
-        for path, value in self.fields.items():
-            name = NAMES.get(path, path)
-            parts.append(f"{shown(value)} {name}" if name == "training tokens" else f"{name} {shown(value)}")
-        return ", ".join(parts)
+        return named_fields(self.fields)
 
 
-def split_cells(trials: pd.DataFrame, axis: Sequence[str] = ("rho",), fields: Sequence[str] | None = None) -> list[Cell]:
+def named_fields(fields: dict[str, Any]) -> str:
+    """Values of a cell's fields in words.
+
+    >>> named_fields({"budget.tokens": 2_000_000, "memory": "Engram", "model.kv_heads": None})
+    '2M training tokens, Engram, model.kv_heads none'
+    """
+    parts = []
+    for path, value in fields.items():
+        name, words = NAMES.get(path, path), shown(value) or "none"
+        parts.append(f"{words} {name}" if name == "training tokens" else words if path == MEMORY else f"{name} {words}")
+    return ", ".join(parts)
+
+
+def split_cells(trials: pd.DataFrame, axis: Sequence[str] = ("rho",), along: Callable[[str], bool] = lambda name: False) -> list[Cell]:
     """Split a study's finished trials into cells, in the order of the plan.
 
-    A trial that does not use a varied field (pure experts have no memory settings) leaves it empty, and stands in every cell that it fits.
+    A trial that does not use a varied field (pure experts have no memory, and no settings of one) stands in every cell that it fits.
 
     Args:
         axis: columns whose values tell the points of one cell apart; each point keeps its own best learning rate.
-        fields: columns that set cells apart; default: `cell_fields`.
+        along: says of a field (or `MEMORY`, `ON_TOP`, `SHARE`) that its values make up the axis, so that it sets no cells apart; it does
+            nevertheless where two of its values fall on one point.
     """
-    fields = cell_fields(trials) if fields is None else list(fields)
-    finished = trials[trials["status"] == "finished"]
-    keys = trials[fields].dropna().drop_duplicates().to_dict("records") if fields else [{}]
+    values = _varied_values(trials, axis)
+    fields, rest = ([name for name in values if along(name) is made] for made in (False, True))
+    while True:
+        keys = [{name: value for name in fields if (value := values[name][row]) is not _UNUSED} for row in range(len(trials))]
+        texts = [json.dumps(key, sort_keys=True) for key in keys]
+        distinct = dict(zip(texts, keys, strict=True))
+        cells = [key for key in distinct.values() if not any(key != other and key.items() <= other.items() for other in distinct.values())]
+        inside = [[row for row, key in enumerate(keys) if key.items() <= cell.items()] for cell in cells]
+        clash = _pooled(trials, axis, inside, {name: values[name] for name in rest})
+        if clash is None:
+            return [_cell(key, trials.iloc[rows], axis) for key, rows in zip(cells, inside, strict=True)]
+        fields.append(clash)
+        rest.remove(clash)
+
+
+_UNUSED = object()
+
+
+def _varied_values(trials: pd.DataFrame, axis: Sequence[str]) -> dict[str, list[Any]]:
+    """Everything in which the trials differ, other than the axis -> its value in each: `_UNUSED` where the trial has no use for it, None
+    where it is empty."""
+    found: dict[str, list[Any]] = {}
+    for name in cell_fields(trials):
+        if name not in axis:
+            pairs = zip(uses(trials, name), trials[name].isna(), trials[name].tolist(), strict=True)
+            found[name] = [_UNUSED if not used else None if empty else value for used, empty, value in pairs]
+    own: dict[str, list[Any]] = {ON_TOP: _on_top(trials)}
+    if not any(name.startswith("share_") and name != "share_moe" for name in axis):
+        own[MEMORY] = [mix or _UNUSED for mix in _mixes(trials)]
+    if not {"rho", "share_moe"} & set(axis):
+        pairs = zip(_is_dense(trials), trials["rho"].isna(), trials["rho"].round(9).tolist(), strict=True)
+        own[SHARE] = [_UNUSED if dense else None if empty else share for dense, empty, share in pairs]
+    return found | {name: values for name, values in own.items() if len(set(values) - {_UNUSED}) > 1}
+
+
+def _mixes(trials: pd.DataFrame) -> list[str]:
+    """The memories that hold a share, and in what proportion where they are several; '' for none."""
+    rho, written_out = trials["rho"].to_numpy(float), trials.get("shares", [None] * len(trials))
+    held = {pool: each & ~_given(trials, pool) for pool in MEMORY_POOLS if (each := holds(trials, pool)).any()}
+    # A memory that trials without a share for it have too has its rows given in the base, and is on top of all.
+    held = {pool: each for pool, each in held.items() if not (each & ~(rho < 1)).any()}
     found = []
-    for key in keys:
-        fits = pd.Series(True, index=finished.index)
-        for name, value in key.items():
-            fits &= (finished[name] == value) | finished[name].isna()
-        inside, rates = best_rates(finished[fits], axis)
-        dense = inside["rho"].isna()
-        if "sparse_params" in inside:  # memory on top of a dense backbone has no share, but is no baseline
-            dense &= ~(inside["sparse_params"] > 0)
-        found.append(Cell({str(name): value for name, value in key.items()}, inside[~dense], inside[dense], rates))
+    for row, written in enumerate(written_out):
+        parts = {pool: 1.0 for pool, each in held.items() if each[row]}
+        if isinstance(written, str):
+            parts = {pool: share for pool in MEMORY_POOLS if (share := json.loads(written).get(pool, 0)) > 0}
+        proportion = " : ".join(f"{share / sum(parts.values()):.2f}" for share in parts.values())
+        found.append(" + ".join(POOLS[pool] for pool in parts) + (f" ({proportion})" if len(parts) > 1 else ""))
     return found
+
+
+def _on_top(trials: pd.DataFrame) -> list[str]:
+    """The memories whose rows the study varies, on top of the budget; `nothing` for none."""
+    given = {POOLS[pool]: _given(trials, pool) for pool in MEMORY_POOLS}
+    return [" + ".join(name for name, each in given.items() if each[row]) or "nothing" for row in range(len(trials))]
+
+
+def _given(trials: pd.DataFrame, pool: str) -> np.ndarray:
+    """Whether the study gives this memory's rows in each trial -> bool."""
+    column = f"model.{pool}.rows"
+    return trials[column].notna().to_numpy() if column in trials else np.zeros(len(trials), bool)
+
+
+def _pooled(trials: pd.DataFrame, axis: Sequence[str], inside: list[list[int]], values: dict[str, list[Any]]) -> str | None:
+    """Of the fields that make up the axis, one whose values fall on one point of a cell; None where every point has one value of each."""
+    clashing: dict[str, set[str]] = {}
+    for rows in inside if values else ():
+        points = trials.iloc[rows].reset_index(drop=True)
+        for _, group in points.groupby(list(axis), sort=False, dropna=False):
+            for name, column in values.items():
+                found = {str(column[rows[place]]) for place in group.index}
+                if len(found) > 1:
+                    clashing.setdefault(name, set()).update(found)
+    return min(clashing, key=lambda name: len(clashing[name])) if clashing else None  # the one that makes the fewest cells
+
+
+def _cell(key: dict[str, Any], trials: pd.DataFrame, axis: Sequence[str]) -> Cell:
+    finished, rates = best_rates(trials[trials["status"] == "finished"], axis)
+    dense, planned_dense = (_is_dense(each) for each in (finished, trials))
+    return Cell(key, finished[~dense], finished[dense], rates, trials[~planned_dense])
+
+
+def _is_dense(trials: pd.DataFrame) -> pd.Series:
+    """Of the dense baseline: memory on top of a dense backbone has no share, but is no baseline."""
+    return trials["rho"].isna() & ~(trials["sparse_params"] > 0) if "sparse_params" in trials else trials["rho"].isna()
 
 
 def cell_fields(trials: pd.DataFrame) -> list[str]:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.columns import floats
 from analysis.errors import AnalysisError, require_columns
+from sparsemem.config import MEMORY_POOLS
 
 STATUSES = ("finished", "diverged", "failed", "out_of_memory", "interrupted", "running", "pending")
 NUMBERS = (
@@ -73,7 +74,28 @@ def load_trials(results_dir: Path | str) -> pd.DataFrame:
 
 def varied_fields(trials: pd.DataFrame) -> list[str]:
     """Dotted paths of the fields in which the trials differ, other than seed and token budget's own column."""
-    return [str(name) for name in trials.columns if name not in COLUMNS and not name.startswith("share_") and trials[name].nunique() > 1]
+    fields = [str(name) for name in trials.columns if name not in COLUMNS and not name.startswith("share_")]
+    return [name for name in fields if trials[name][uses(trials, name)].nunique(dropna=False) > 1]
+
+
+def holds(trials: pd.DataFrame, pool: str) -> np.ndarray:
+    """Whether each trial has this memory, by a share or on top -> bool [trials]."""
+    columns = [name for name in trials.columns if name.startswith(f"model.{pool}.")]
+    known = f"share_{pool}" in trials
+    share = trials[f"share_{pool}"].to_numpy() > 0 if known else np.zeros(len(trials), bool)
+    set_up = trials[columns].notna().to_numpy().any(axis=1)
+    if known and f"model.{pool}.rows" not in columns and (set_up & ~share).any():
+        return np.ones(len(trials), bool)  # its rows are given in the base, so every trial has it on top
+    return np.asarray(share | set_up)
+
+
+def uses(trials: pd.DataFrame, name: str) -> np.ndarray:
+    """Whether each trial has a use for a field -> bool [trials].
+
+    The settings of a memory say nothing of a trial without it, which leaves them empty; anywhere else an empty value is a value.
+    """
+    pool = name.split(".")[1] if name.startswith("model.") else ""
+    return holds(trials, pool) if pool in MEMORY_POOLS else np.ones(len(trials), bool)
 
 
 def load_curves(results_dir: Path | str) -> pd.DataFrame:

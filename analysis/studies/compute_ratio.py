@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pandas as pd
 
-from analysis.cells import Cell, cell_fields, split_cells
+from analysis.cells import Cell, split_cells
 from analysis.errors import require_columns
 from analysis.figures.allocation import allocation_data
 from analysis.figures.compute_ratio import PUBLISHED, compute_ratio_figure
@@ -19,6 +19,7 @@ from analysis.studies.allocation import Allocation
 from analysis.studies.tables import rates_sections
 from analysis.studies.types import Drawing, Section, Table
 from analysis.table import si, varied_fields
+from sparsemem.config import MEMORY_POOLS
 
 HELD = {"total_params": "P_tot", "active_params": "P_act", "flops_per_token": "FLOPs/token of a training step"}  # nosec B105
 MOST = 0.02  # largest spread of what is held: beyond it the loss moves by as much as the shares are meant to move it
@@ -26,7 +27,8 @@ MOST = 0.02  # largest spread of what is held: beyond it the loss moves by as mu
 
 @dataclass(frozen=True)
 class ComputeRatio(Allocation):
-    """One curve a budget. Whatever the study varies in the model makes up the share, so it sets no cells apart."""
+    """One curve a budget. Whatever the study varies in a memory makes up the share, so it sets no cells apart but where two of its values
+    come to one share."""
 
     point: ClassVar[str] = "compute share"
     share: ClassVar[str] = "memory_flops_share"
@@ -42,34 +44,20 @@ class ComputeRatio(Allocation):
         shares = self.planned[self.share]
         remedy = "vary the memory's `key_dim` and `top_m`, or give study.yaml another `analysis`"
         self.require(shares.nunique() > 1, "column `memory_flops_share` is the same in all trials, so there is no curve over it", remedy)
-        for name, group in self.groups:
+        cells = split_cells(self.results.trials, self.axis, _makes_up_the_share)
+        for cell in cells:
             for column, words in HELD.items():
-                spread = group[column].max() / group[column].min() - 1
-                where = f" at {name}" if name else ""
+                spread = cell.planned[column].max() / cell.planned[column].min() - 1
+                where = f" at {cell.label}" if cell.label else ""
                 remedy = "hold it (`budget.flops_per_token` refuses such a plan), or give study.yaml another `analysis`"
                 problem = f"{words} differs by {spread:.1%} between the points{where}, but a compute-ratio study holds it within {MOST:.0%}"
                 self.require(spread <= MOST, problem, remedy)
-        return split_cells(self.results.trials, self.axis, self.fields)
+        return cells
 
     @property
     def planned(self) -> pd.DataFrame:
         """All trials but those of a dense baseline."""
         return self.results.trials[self.results.trials["rho"].notna() | (self.results.trials[self.share] > 0)]
-
-    @property
-    def fields(self) -> list[str]:
-        """Varied fields that set cells apart."""
-        return [name for name in cell_fields(self.results.trials) if not name.startswith("model.")]
-
-    @property
-    def groups(self) -> list[tuple[str, pd.DataFrame]]:
-        """Planned trials of each cell, under the values that set it apart."""
-        if not self.fields:
-            return [("", self.planned)]
-        return [
-            (", ".join(f"{path} {value}" for path, value in zip(self.fields, values, strict=True)), group)
-            for values, group in self.planned.groupby(self.fields, sort=False)
-        ]
 
     def remarks(self) -> list[str]:
         sentences = []
@@ -103,12 +91,12 @@ class ComputeRatio(Allocation):
 
     def _held(self) -> Section:
         rows = []
-        for name, group in self.groups:
+        for cell in self.cells:
             for column, words in HELD.items():
-                least, most = group[column].min(), group[column].max()
+                least, most = cell.planned[column].min(), cell.planned[column].max()
                 rows.append(
                     {
-                        **({"cell": name} if name else {}),
+                        **({"cell": cell.label} if cell.label else {}),
                         "held": words,
                         "least": si(least),
                         "most": si(most),
@@ -116,6 +104,10 @@ class ComputeRatio(Allocation):
                     }
                 )
         return Section("Held fixed over the points", (Table(pd.DataFrame(rows), wide=True),))
+
+
+def _makes_up_the_share(field: str) -> bool:
+    return field.startswith(tuple(f"model.{pool}." for pool in MEMORY_POOLS))
 
 
 def _caption(series: set[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from analysis.cells import Cell, cell_fields, split_cells
+from analysis.cells import Cell, split_cells
 from analysis.errors import require_columns
 from analysis.figures.density import density_data, density_figure
 from analysis.fits.density import DensityFit, fit_density
@@ -21,6 +21,7 @@ from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
 from analysis.table import si
+from sparsemem.config import MEMORY_POOLS
 
 PUBLISHED = 1.855 - 1.835
 """Nats per token by which half the table with three times the rows read changed the loss (UltraMemV2, arXiv 2508.18756)."""
@@ -37,10 +38,14 @@ _NOTE = (
     "quadratic: and in their squares. The simplest surface within 2 of the least AICc is drawn."
 )
 
+_GRID = tuple(f"model.{pool}.{name}" for pool in MEMORY_POOLS for name in ("rows", "top_m", "heads", "layers"))
+"""Fields that set the rows and the rows read."""
+
 
 @dataclass(frozen=True)
 class Density(Analysis):
-    """One surface a cell. What sets rows and rows read (`rows`, `top_m`, `heads`, `layers`) makes the grid and no cells."""
+    """One surface a cell. What sets rows and rows read (`rows`, `top_m`, `heads`, `layers`) makes the grid, and cells only where two of its
+    values come to the same rows and rows read."""
 
     point: ClassVar[str] = "grid point"
     terms: ClassVar[str] = "Density: rows that a token reads, over all layers and heads. Size: rows in all tables."
@@ -62,8 +67,8 @@ class Density(Analysis):
 
     @cached_property
     def fitted(self) -> list[tuple[Cell, DensityFit]]:
-        others = [name for name in cell_fields(self.trials) if not name.endswith((".rows", ".top_m", ".heads", ".layers"))]
-        return [(cell, fit_density(pd.concat([cell.trials, cell.dense]))) for cell in split_cells(self.trials, self.axis, others)]
+        cells = split_cells(self.trials, self.axis, lambda field: field in _GRID)
+        return [(cell, fit_density(pd.concat([cell.trials, cell.dense]))) for cell in cells]
 
     def fits(self) -> list[dict[str, Any]]:
         return [record(cell, fit.to_dict(), self.point) for cell, fit in self.fitted]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from analysis.cells import Cell, cell_fields, split_cells
+from analysis.cells import MEMORY, ON_TOP, Cell, split_cells
 from analysis.figures.ladder import ladder_data, ladder_figure
 from analysis.fits.ladder import LEVEL, LadderFit, Rung, fit_ladder
 from analysis.fits.types import Status
@@ -109,8 +109,8 @@ class Ladder(Analysis):
 
     @cached_property
     def fitted(self) -> list[tuple[Cell, LadderFit]]:
-        others = [name for name in cell_fields(self.results.trials) if not name.startswith("model.")]
-        return [(cell, fit_ladder(pd.concat([cell.trials, cell.dense]))) for cell in split_cells(self.trials, ("rung",), others)]
+        cells = split_cells(self.trials, ("rung",), lambda field: field in (MEMORY, ON_TOP) or field.startswith("model."))
+        return [(cell, fit_ladder(pd.concat([cell.trials, cell.dense]))) for cell in cells]
 
     def fits(self) -> list[dict[str, Any]]:
         ladder = [

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from analysis.cells import Cell, cell_fields, split_cells
+from analysis.cells import ON_TOP, Cell, split_cells
 from analysis.errors import require_columns
 from analysis.figures.slots import slots_data, slots_figure
 from analysis.fits.slots import MechanismFit, SlotsFit, fit_slots
@@ -77,17 +77,19 @@ class Slots(Analysis):
         for column, pool in self.columns.items():
             designs = [name for name in varied if name.startswith(f"model.{pool}.") and name != column]
             for index, trial in trials[trials[column].notna()].iterrows():
-                design = ", ".join(f"{name.rpartition('.')[2]} {shown(trial[name])}" for name in designs)
+                design = ", ".join(f"{name.rpartition('.')[2]} {shown(trial[name]) or 'none'}" for name in designs)
                 names[index] = POOLS.get(pool, pool) + (f" ({design})" if design else "")
         return trials.assign(mechanism=names)
 
     @cached_property
     def fitted(self) -> list[tuple[Cell, pd.DataFrame, SlotsFit]]:
         """Each cell, its finished runs and their fit."""
-        others = [name for name in cell_fields(self.results.trials) if not name.startswith("model.")]
-        cells = split_cells(self.trials, ("mechanism", "memory_rows"), others)
+        cells = split_cells(self.trials, ("mechanism", "memory_rows"), self._names_a_mechanism)
         runs = [pd.concat([cell.trials, cell.dense]).sort_index() for cell in cells]
         return [(cell, own, fit_slots(own)) for cell, own in zip(cells, runs, strict=True)]
+
+    def _names_a_mechanism(self, field: str) -> bool:
+        return field == ON_TOP or field.startswith(tuple(f"model.{pool}." for pool in self.columns.values()))
 
     def fits(self) -> list[dict[str, Any]]:
         return [record(cell, fit.to_dict(), self.point) for cell, _, fit in self.fitted]
