@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _plan(arguments: argparse.Namespace) -> int:
     study = load_study(arguments.study, _overrides(arguments.set))
-    from sparsemem.data.prepare import open_corpus
+    from sparsemem.data.prepare import given_tokenizer, open_corpus
     from sparsemem.study.access import describe_access, memory_access
     from sparsemem.study.diff import changed_texts, describe_diff, diff
     from sparsemem.study.plan import describe, estimate_seconds, plan
@@ -164,11 +164,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     found = _detect(arguments, study.study, [p.row() for p in planned])
     compared = diff(study, planned, arguments.diff if arguments.diff != Path() else None) if arguments.diff is not None else None
     base = arguments.study.resolve().parent
+    for data in {p.trial.data for p in planned}:
+        given_tokenizer(data, base)
+        if not compared:
+            open_corpus(data, base)
     if compared:
         compared["text"] = changed_texts(study, planned, base, Path(compared["folder"]))
-    else:
-        for data in {p.trial.data for p in planned}:
-            open_corpus(data, base)
     _say(f"{study.study}: {len(planned)} trials; timing a few training steps ...")
     estimate = estimate_seconds(planned, study)
     if arguments.json:

@@ -37,6 +37,12 @@ def test_plan_as_json_has_nothing_else_on_stdout(study: Path, capsys: pytest.Cap
     assert {"trial_id", "routed_experts", "budget_error_active", "flops_per_token", "memory_bytes_per_token"} <= trials[0].keys()
 
 
+def test_plan_refuses_a_tokenizer_that_no_text_can_mend(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (study.parent / "mine.json").write_text("{}")
+    assert main(["plan", str(study), "--set", "data.tokenizer=mine.json"]) == 2
+    assert "field `data.tokenizer` has the value 'mine.json': not a tokenizer" in capsys.readouterr().err
+
+
 def test_plan_as_a_table_ends_in_totals(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(study)]) == 0
     lines = capsys.readouterr().out.splitlines()

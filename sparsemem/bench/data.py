@@ -45,7 +45,7 @@ def _shares(shape: str, trial: Trial, folder: Path) -> Iterator[Row]:
     texts = [path.read_bytes() for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))]
     tokenizer = train_tokenizer(texts, data.vocab_size)
     text, sample = b"".join(texts)[:TEXT_BYTES].decode(errors="ignore").encode(), torch.randint(data.vocab_size, (tokens,))
-    encoded = sum(map(len, encode(tokenizer, [text])))
+    encoded = sum(len(document.ids) for document in encode(tokenizer, [text]))
     seconds = take_turns(
         {
             "step": timer.step,

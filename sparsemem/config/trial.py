@@ -16,6 +16,9 @@ Location = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 """A path, or a glob; no system has one with a zero byte in it."""
 
 
+SMALLEST_BPE = 260
+"""Entries: 256 bytes, the separator, some pairs."""
+
 FIRST_DATA_FIELDS = frozenset(
     [
         "corpus",
@@ -40,8 +43,9 @@ class Data(Strict):
     corpus: Literal["python-source", "files", "hub"] = "python-source"
     """`python-source`: Python's standard library and the packages that this one requires, where they are the same on every platform;
     `files`: your own; `hub`: Hugging Face `datasets`."""
-    vocab_size: Annotated[Size, Field(ge=260)] = 4096
-    """Entries of the byte-level BPE trained on the corpus, specials included; with `tokenizer`, the size of that tokenizer."""
+    vocab_size: Annotated[Size, Field(ge=2)] = 4096
+    """Entries of the byte-level BPE trained on the corpus, specials included, at least 260; with `tokenizer`, the size of that tokenizer,
+    or more: the ids beyond it are padding."""
     context: Annotated[Size, Field(ge=2)] = 128
     """Tokens a training sequence."""
     max_bytes: Quantity = 32_000_000
@@ -49,7 +53,10 @@ class Data(Strict):
     validation_tokens: Quantity = 131_072
     """Size of the fixed held-out set, whole packages or whole documents never seen in training."""
     tokenizer: Location | None = None
-    """A `tokenizer.json` to use in place of a trained one; relative to the study's file."""
+    """A `tokenizer.json` to use in place of a trained one; relative to the study's file. Its truncation, padding, templates and dropout
+    are not applied. Refused where over 1% of the text is unknown to it."""
+    separator: Annotated[str, Field(min_length=1)] | None = None
+    """The token of `tokenizer` that ends a document, such as `</s>`; by default one of a common name."""
     files: tuple[Location, ...] = ()
     """Globs of `.txt`, `.py`, `.md`, `.jsonl` or `.parquet` files, relative to the study's file (corpus `files`)."""
     text_field: str = "text"
@@ -65,6 +72,14 @@ class Data(Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> Data:
+        if self.vocab_size < SMALLEST_BPE and not self.tokenizer:
+            raise ValueError(
+                f"`vocab_size` is {self.vocab_size}; a byte-level BPE takes at least {SMALLEST_BPE}; only a `tokenizer` may have fewer"
+            )
+        if self.separator and not self.tokenizer:
+            raise ValueError(
+                f"`separator` {brief(self.separator)} names a token of `tokenizer`, which is not given; give both or leave it out"
+            )
         if self.corpus == "files" and not self.files:
             raise ValueError("corpus 'files' needs `files`: a list of globs such as ['corpus/*.txt']")
         if self.corpus == "hub" and not (self.dataset and self.revision):

@@ -33,7 +33,7 @@ class Tokens:
         separator_id: the token that ends a document.
         canonical: raw id -> canonical id, int64 [V].
         canonical_size: canonical ids in use.
-        token_bytes: UTF-8 bytes each token stands for, int64 [V]; 0 for special tokens.
+        val_bytes: UTF-8 bytes of the text that each token of `val` stands for, int64.
         manifest: what the text is; stored with a study.
         digest: names the corpus and its tokenizer.
     """
@@ -44,7 +44,7 @@ class Tokens:
     separator_id: int
     canonical: npt.NDArray[np.int64]
     canonical_size: int
-    token_bytes: npt.NDArray[np.int64]
+    val_bytes: npt.NDArray[np.int64]
     manifest: dict[str, Any]
     digest: str
 
@@ -52,10 +52,10 @@ class Tokens:
     def load(cls, folder: Path) -> Tokens:
         """Open what `prepare` has built."""
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("train", "val")}
-        tables = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("canonical", "token_bytes")}
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("train", "val", "val_bytes")}
+        canonical = np.load(folder / "canonical.npy", allow_pickle=False)
         names = ("vocab_size", "separator_id", "canonical_size", "digest")
-        return cls(**arrays, **tables, **{name: manifest[name] for name in names}, manifest=manifest)
+        return cls(**arrays, canonical=canonical, **{name: manifest[name] for name in names}, manifest=manifest)
 
 
 class Batches:

@@ -40,9 +40,12 @@ def canonical_key(text: str, token: str) -> str:
     return str(_NORMALIZER.normalize_str(text)) or text
 
 
-def canonical_table(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
-    """Raw id -> canonical id, [V], onto 0..V'-1 in first-seen order. Each special token keeps an id of its own."""
-    size = max(tokenizer.get_vocab().values()) + 1
+def canonical_table(tokenizer: Tokenizer, size: int) -> npt.NDArray[np.int64]:
+    """Raw id -> canonical id, [V], onto 0..V'-1 in first-seen order. Each special token keeps an id of its own.
+
+    Args:
+        size: V, the tokenizer's entries and padding.
+    """
     special = {index for index, entry in tokenizer.get_added_tokens_decoder().items() if entry.special}
     new_ids: dict[tuple[bool, str], int] = {}
     table = np.empty(size, dtype=np.int64)

@@ -1,6 +1,6 @@
 """From a study's `data` to a folder of tokens: built once, in a cache named by a digest of the settings and the text.
 
-    train.npy val.npy canonical.npy token_bytes.npy tokenizer.json manifest.json
+    train.npy val.npy val_bytes.npy canonical.npy tokenizer.json manifest.json
 
 The folder appears whole or not at all, also when two processes build it at once. It must not know models.
 """
@@ -30,16 +30,16 @@ from sparsemem.data.corpus import Corpus, Document, refused
 from sparsemem.data.files import open_files
 from sparsemem.data.hub import open_hub
 from sparsemem.data.python_source import open_python_source
-from sparsemem.data.selection import Kept, Selection, fair_share, select
-from sparsemem.data.tokenizer import encode, load_tokenizer, separator_id, token_bytes, train_tokenizer
+from sparsemem.data.selection import Selection, fair_share, select
+from sparsemem.data.tokenizer import SEPARATOR, load_tokenizer, tokenize, train_tokenizer
 from sparsemem.files import write_json
 
 FORMAT = 1  # part of the digest: raise it when the same settings give other tokens
 VALIDATION_BYTES_A_TOKEN = 6  # text looked at per held-out token: more than a token stands for, as some of it turns out to be duplicates
 OVERLAP_ORDERS = (2, 3, 4, 5, 8)
-STORED = ("train.npy", "val.npy", "canonical.npy", "token_bytes.npy", "tokenizer.json")
+STORED = ("train.npy", "val.npy", "val_bytes.npy", "canonical.npy", "tokenizer.json")
 
-Encoded = tuple[Document, npt.NDArray[Any]]  # a document with its token ids, the separator last
+Encoded = tuple[Document, npt.NDArray[Any], npt.NDArray[np.int64]]  # a document, its token ids, the separator last, and their bytes
 
 
 def prepare(config: Data, base: Path, cache: Path | None = None, report: Callable[[str], None] = lambda line: None) -> Path:
@@ -142,17 +142,30 @@ def cache_folder() -> Path:
 
 def _digest(config: Data, corpus: Corpus, base: Path) -> str:
     settings = config.model_dump(mode="json", exclude={"context", "tokenizer", *config.unnamed})
-    tokenizer = None
-    if config.tokenizer:
-        try:
-            if not (base / config.tokenizer).is_file():  # a device would never end
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            tokenizer = hashlib.sha256((base / config.tokenizer).read_bytes()).hexdigest()
-        except OSError as error:
-            remedy = f"it cannot be read ({error.strerror}); give the path of a `tokenizer.json`, relative to the study's file"
-            raise refused("tokenizer", config.tokenizer, remedy) from None
+    tokenizer = hashlib.sha256(_tokenizer_file(config, base).read_bytes()).hexdigest() if config.tokenizer else None
     text = json.dumps([FORMAT, tokenizers.__version__, settings, tokenizer, corpus.identity], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def given_tokenizer(config: Data, base: Path) -> tuple[tokenizers.Tokenizer, int] | None:
+    """The user's tokenizer and its token between documents; None where one is to be trained.
+
+    Raises:
+        ConfigError: it cannot be used, whatever the text.
+    """
+    return load_tokenizer(_tokenizer_file(config, base), config.vocab_size, config.separator) if config.tokenizer else None
+
+
+def _tokenizer_file(config: Data, base: Path) -> Path:
+    path = base / str(config.tokenizer)
+    try:
+        if not path.is_file():  # a device would never end
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        path.open("rb").close()
+    except OSError as error:
+        remedy = f"it cannot be read ({error.strerror}); give the path of a `tokenizer.json`, relative to the study's file"
+        raise refused("tokenizer", config.tokenizer, remedy) from None
+    return path
 
 
 @contextmanager
@@ -177,27 +190,40 @@ def _is_whole(folder: Path, digest: str) -> bool:
 
 
 def _build(config: Data, corpus: Corpus, base: Path, folder: Path, digest: str, report: Callable[[str], None]) -> None:
-    given = load_tokenizer(base / config.tokenizer, config.vocab_size) if config.tokenizer else None  # the quick check first
+    given = given_tokenizer(config, base)  # the quick check first
     text = _select(config, corpus, report)
-    if not given:
+    if given:
+        tokenizer, separator = given
+        padding = config.vocab_size - len(tokenizer.get_vocab())
+        report(
+            f"tokenizer: {config.tokenizer}, documents end in {tokenizer.id_to_token(separator)}"
+            + f", {padding} ids are padding" * (padding > 0)
+        )
+    else:
         report(f"tokenizer: training a vocabulary of {config.vocab_size}")
-    tokenizer = given or train_tokenizer([kept.text for kept in text.train], config.vocab_size)
+        tokenizer = train_tokenizer([kept.text for kept in text.train], config.vocab_size)
+        separator = tokenizer.get_vocab()[SEPARATOR]
+    name = config.tokenizer or "trained"
     report(f"tokenizer: encoding {sum(len(kept.text) for kept in text.train) / 1e6:.1f} MB")
-    separator = separator_id(tokenizer)
-    val = _cut(_encoded(tokenizer, text.validation), config.validation_tokens, separator)
-    train = _encoded(tokenizer, text.train)
+    held_out = zip(text.validation, tokenize(tokenizer, separator, [kept.text for kept in text.validation], name), strict=True)
+    val = _cut([(kept.document, *encoded) for kept, encoded in held_out], config.validation_tokens, separator)
+    train = [ids for ids, _ in tokenize(tokenizer, separator, [kept.text for kept in text.train], name)]
     arrays: dict[str, npt.NDArray[Any]] = {
-        "train": np.concatenate([ids for _, ids in train]),
-        "val": np.concatenate([ids for _, ids in val]),
-        "canonical": canonical_table(tokenizer),
-        "token_bytes": token_bytes(tokenizer),
+        "train": np.concatenate(train),
+        "val": np.concatenate([ids for _, ids, _ in val]),
+        "val_bytes": np.concatenate([sizes for _, _, sizes in val]),
+        "canonical": canonical_table(tokenizer, config.vocab_size),
     }
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
     tokenizer.save(str(folder / "tokenizer.json"))
 
     report("corpus: measuring how many held-out n-grams occur in the training text")
-    packages = _packages({"validation": val, "train": train}, corpus.versions, arrays["token_bytes"])
+    sides = {
+        "validation": [(document, int(sizes.sum())) for document, _, sizes in val],
+        "train": [(kept.document, len(kept.text)) for kept in text.train],
+    }
+    packages = _packages(sides, corpus.versions)
     manifest = {
         "corpus": config.corpus,
         "digest": digest,
@@ -206,10 +232,10 @@ def _build(config: Data, corpus: Corpus, base: Path, folder: Path, digest: str, 
         "bytes": sum(package["bytes"] for package in packages),
         "duplicates_exact": text.duplicates_exact,
         "duplicates_near": text.duplicates_near,
-        "longest_document": max(len(ids) for _, ids in train) - 1,
+        "longest_document": max(map(len, train)) - 1,
         "train_tokens": len(arrays["train"]),
         "validation_tokens": len(arrays["val"]),
-        "bytes_per_token": float(arrays["token_bytes"][arrays["train"]].mean()),
+        "bytes_per_token": sum(len(kept.text) for kept in text.train) / len(arrays["train"]),
         "vocab_size": config.vocab_size,
         "separator_id": separator,
         "canonical_size": int(arrays["canonical"].max()) + 1,
@@ -235,39 +261,35 @@ def _select(config: Data, corpus: Corpus, report: Callable[[str], None]) -> Sele
     return text
 
 
-def _encoded(tokenizer: tokenizers.Tokenizer, texts: Sequence[Kept]) -> list[Encoded]:
-    separator = separator_id(tokenizer)
-    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
-    ids = encode(tokenizer, [kept.text for kept in texts])
-    return [(kept.document, np.array([*ids_of_one, separator], dtype)) for kept, ids_of_one in zip(texts, ids, strict=True)]
-
-
 def _cut(encoded: Sequence[Encoded], total: int, separator: int) -> list[Encoded]:
     """Exactly `total` held-out tokens, no unit giving more than its fair share; a document that is cut still ends in a separator."""
     sizes: Counter[str] = Counter()
-    for document, ids in encoded:
+    for document, ids, _ in encoded:
         sizes[document.unit] += len(ids)
     if sizes.total() < total:
         remedy = f"the text held out has {sizes.total()} tokens; hold out fewer, or use more text (`max_bytes`, more files)"
         raise refused("validation_tokens", total, remedy)
     room = dict.fromkeys(sizes, fair_share(sizes.values(), total))
     cut = []
-    for document, ids in encoded:
+    for document, ids, bytes_of_ids in encoded:
         size = min(len(ids), room[document.unit], total)
+        if size == len(ids):
+            cut.append((document, ids, bytes_of_ids))
+        elif size:  # the separator in place of a token stands for no text
+            cut.append((document, np.append(ids[: size - 1], ids.dtype.type(separator)), np.append(bytes_of_ids[: size - 1], 0)))
         if size:
-            cut.append((document, np.append(ids[: size - 1], ids.dtype.type(separator))))
             room[document.unit] -= size
             total -= size
     return cut
 
 
-def _packages(sides: Mapping[str, Sequence[Encoded]], versions: Mapping[str, str], sizes: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+def _packages(sides: Mapping[str, Sequence[tuple[Document, int]]], versions: Mapping[str, str]) -> list[dict[str, Any]]:
     """Files and bytes of each package on each side."""
     entries = []
-    for split, encoded in sides.items():
+    for split, documents in sides.items():
         files: dict[str, list[int]] = {}
-        for document, ids in encoded:
-            files.setdefault(document.package, []).append(int(sizes[ids].sum()))
+        for document, size in documents:
+            files.setdefault(document.package, []).append(size)
         for name, counts in sorted(files.items()):
             entries.append({"name": name, "version": versions[name], "files": len(counts), "bytes": sum(counts), "split": split})
     return entries

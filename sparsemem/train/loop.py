@@ -347,7 +347,7 @@ class _Run:
             rows = "".join(f"{number},{loss:.9g}\n" for number, loss in enumerate(final.tolist()))
             write_text(self.folder / "val_losses.csv", "sequence,nats_per_token\n" + rows)
             targets_ST = self.held_out[1]
-            text_bytes = int(self.tokens.token_bytes[targets_ST.numpy()].sum())
+            text_bytes = int(self.tokens.val_bytes[1 : targets_ST.numel() + 1].sum())
             result["val_loss"] = float(final.mean())
             result["val_loss_se"] = float(final.std() / math.sqrt(len(final))) if len(final) > 1 else None
             result["val_bpb"] = float(final.mean()) * targets_ST.numel() / text_bytes / math.log(2)

@@ -45,5 +45,10 @@ def test_ids_are_given_in_first_seen_order_and_special_tokens_stay_apart() -> No
     tokenizer.add_special_tokens([AddedToken("X", special=True), AddedToken("x ", special=True)])
     #            The the ' ' \n  C3 THE x  é  e  <X> <x >
     expected = [0, 0, 1, 1, 2, 0, 3, 4, 4, 5, 6]
-    assert canonical_table(tokenizer).tolist() == expected
-    assert canonical_table(tokenizer).dtype == np.int64
+    assert canonical_table(tokenizer, 11).tolist() == expected
+    assert canonical_table(tokenizer, 11).dtype == np.int64
+
+
+def test_padding_beyond_the_entries_shares_one_id() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}))
+    assert canonical_table(tokenizer, 5).tolist() == [0, 1, 2, 2, 2]

@@ -43,9 +43,9 @@ def write_tokens(folder: Path, digest: str = "a corpus") -> Path:
     """A prepared corpus as `data.Tokens.load` reads it."""
     folder.mkdir()
     canonical = np.arange(VOCABULARY) // 2
-    token_bytes = np.arange(VOCABULARY) % 5 + 1
-    token_bytes[SEPARATOR] = 0
-    for name, array in {"train": text(0, 3000), "val": text(1, 1000), "canonical": canonical, "token_bytes": token_bytes}.items():
+    val = text(1, 1000)
+    val_bytes = np.where(val == SEPARATOR, 0, val % 5 + 1).astype(np.int64)
+    for name, array in {"train": text(0, 3000), "val": val, "val_bytes": val_bytes, "canonical": canonical}.items():
         np.save(folder / f"{name}.npy", array)
     manifest = {"vocab_size": VOCABULARY, "separator_id": SEPARATOR, "canonical_size": int(canonical.max()) + 1, "digest": digest}
     (folder / "manifest.json").write_text(json.dumps(manifest))
