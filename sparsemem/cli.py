@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sparsemem.config import ConfigError, load_study
+from sparsemem.config.reading import read_value
 from sparsemem.study.engine import ENGINES
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -323,8 +322,8 @@ def _overrides(settings: Sequence[str]) -> dict[str, Any]:
         try:
             if not equals or not all(path.split(".")):
                 raise ValueError("write path=value, such as budget.tokens=100k")
-            found[path] = yaml.safe_load(value)
-        except (ValueError, yaml.YAMLError) as error:
+            found[path] = read_value(value)
+        except ValueError as error:
             raise ConfigError(f"--set {setting}: {error}") from None
     return found
 

@@ -13,17 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from sparsemem.config.optimum import FIRST_SHARES, Optimum
+from sparsemem.config.reading import read_mapping
 from sparsemem.config.trial import Run, Trial
 from sparsemem.config.tune import Tune, Tuned
 from sparsemem.config.values import ConfigError, Strict, brief, shortened
 
-MOST_TEXT = 10**6  # characters of a YAML file
-MOST_VALUES = 10**5  # in it, with what its aliases stand for written out
-DEEPEST = 50  # groups inside groups
 MOST_POINTS = 10**5  # of a study
 MOST_PROBLEMS = 10  # named in a refusal
 
@@ -233,8 +230,7 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
         ConfigError: naming file, field, value and remedy. Every trial of the study has been validated when this returns.
     """
     path = Path(path)
-    raw = _read(path)
-    raw.pop("provenance", None)  # what `run` adds to the copy that it keeps beside the results
+    raw = read_mapping(path)
     try:
         for dotted, value in (overrides or {}).items():
             if _is_varied(raw.get("vary"), dotted):
@@ -265,83 +261,12 @@ def load_tuned(path: Path) -> Tuned:
     """
     if not os.path.isfile(path):  # `Path.is_file` fails at a name that is too long for a file's
         raise ConfigError(f"field `tuned`: {shortened(str(path))}: no such file; `sparsemem tune` writes it")
-    raw = _read(path)
+    raw = read_mapping(path)
     try:
         with _named_errors("", Tuned, given=raw):
             return Tuned.model_validate(raw)
     except ConfigError as error:
         raise ConfigError(f"field `tuned`: {path}: {error}") from None
-
-
-def _read(path: Path) -> dict[Any, Any]:
-    """The mapping that a YAML file holds.
-
-    Raises:
-        ConfigError: it cannot be read, or holds no mapping, a field twice, or more than a study has use for.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(MOST_TEXT + 1)
-        if len(text) > MOST_TEXT:
-            raise ConfigError(f"{path}: has more than {MOST_TEXT:,} characters; a study's file is a page or two")
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        if _written_out(node, "", {}) > MOST_VALUES:
-            raise ConfigError(f"{path}: holds more than {MOST_VALUES:,} values with its aliases (`*name`) written out; use fewer")
-        raw = loader.construct_document(node) if node else None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: is a folder; name the study's YAML file") from None
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [], n=1)
-        raise ConfigError(f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}.yaml?" if near else "")) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except ConfigError as error:
-        raise ConfigError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError) as error:  # `!!int x` and the like
-        where = getattr(error, "problem_mark", None)
-        place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
-        raise ConfigError(f"{path}: not valid YAML{place}: {getattr(error, 'problem', None) or error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a study is a mapping of fields that starts with `study: NAME`; this file holds {type(raw).__name__}")
-    return raw
-
-
-def _written_out(node: yaml.Node | None, place: str, counted: dict[yaml.Node, int | None], depth: int = 0) -> int:
-    """Values under a node with its aliases written out: a few lines may stand for billions.
-
-    Args:
-        place: the fields that lead here, for messages.
-        counted: nodes that have been counted; None for those that are being counted.
-
-    Raises:
-        ConfigError: a field stands twice (YAML's own reader keeps the last and says nothing), a group holds itself, or groups are too deep.
-    """
-    if node in counted:
-        if (known := counted[node]) is None:
-            raise ConfigError(f"field `{place.rstrip('.')}` holds itself, by an alias (`*name`); write it out")
-        return known
-    if depth > DEEPEST:
-        raise ConfigError(f"field `{brief(place.rstrip('.'))}` lies more than {DEEPEST} groups deep")
-    total = 1
-    if isinstance(node, yaml.MappingNode):
-        counted[node] = None
-        seen = set()
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise ConfigError(
-                    f"the name of a field in `{place.rstrip('.')}` is a group (line {key.start_mark.line + 1}); names are text"
-                )
-            if key.value in seen:
-                raise ConfigError(f"field `{place}{key.value}` stands twice (line {key.start_mark.line + 1}); keep one of them")
-            seen.add(key.value)
-            total += 1 + _written_out(value, f"{place}{key.value}.", counted, depth + 1)
-        counted[node] = total
-    elif isinstance(node, yaml.SequenceNode):
-        counted[node] = None
-        total += sum(_written_out(item, place, counted, depth + 1) for item in node.value)
-        counted[node] = total
-    return total
 
 
 def _is_varied(vary: Any, path: str) -> bool:
