@@ -9,9 +9,11 @@ Shape letters: B sequences, T positions, D model width, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ from sparsemem.layers.ngram_embedding import NgramEmbedding, ngram_embedding_acc
 from sparsemem.layers.norm import RMSNorm, norm_account
 from sparsemem.layers.product import linear
 from sparsemem.layers.product_key import ProductKeyMemory, ValueTable, product_key_account, row_parameters
+from sparsemem.memory.table import MemoryTable
 from sparsemem.parameter import initialize, parameter
 
 
@@ -257,6 +260,60 @@ def count_model(config: Model, sizes: Sizes, context: int, vocabulary: int) -> M
     parts |= {pool: _memory_account(config, pool, tables) for pool, tables in sizes.tables.items()}
     vocabulary_params = vocabulary * config.width
     return ModelAccount(parts, vocabulary_params * (1 if config.tie_embeddings else 2), always_active(vocabulary_params).flops)
+
+
+def count_tensors(model: Transformer) -> dict[str, tuple[int, int]]:
+    """Parameters in all and activated ones of each part, by the tensors that a model holds, vocabulary aside."""
+    total, idle = Counter[str](), Counter[str]()
+    for name, weight in model.named_parameters():
+        if name not in ("embedding", "head"):
+            total[_part(model, name)] += weight.numel()
+    reads = Counter[ValueTable]()
+    for memory in model.memory_layers().values():
+        reads[memory.table] += memory.memory.heads * memory.memory.top_m
+    for name, module in model.named_modules():
+        if isinstance(module, MixtureOfExperts):
+            experts = len(module.router_ED)
+            idle["moe"] += (module.gate_up_EDF.numel() + module.down_EFD.numel()) // experts * (experts - module.config.top_k)
+        elif isinstance(module, MemoryTable):
+            rows, width = module.rows_RC.shape
+            owner = model.get_submodule(name.rpartition(".")[0])
+            read = reads[owner] if isinstance(owner, ValueTable) else len(module.first_H)
+            idle[_part(model, name)] += max(rows - read, 0) * width
+    return {part: (count, count - idle[part]) for part, count in total.items()}
+
+
+def _part(model: Transformer, name: str) -> str:
+    """The part of the account to which a parameter or module belongs, by its name."""
+    place = name.split(".")
+    if place[0] == "ngrams":
+        return "ngram_embedding"
+    if place[0] == "blocks" and place[2] == "memory":
+        return "engram"
+    if place[0] == "blocks" and place[2] == "product_keys":
+        return place[3]
+    return "moe" if place[0] == "blocks" and isinstance(model.get_submodule(".".join(place[:3])), MixtureOfExperts) else "backbone"
+
+
+def check_account(config: Model, sizes: Sizes, model: Transformer | None = None) -> None:
+    """
+    Args:
+        model: of these sizes; by default one is built without the memory of its tensors.
+
+    Raises:
+        RuntimeError: a closed form is not what the tensors hold.
+    """
+    if model is None:
+        with torch.device("meta"):
+            model = Transformer(config, sizes, context=1, canonical=torch.zeros(1, dtype=torch.int64, device="cpu"), separator=0)
+    parts = count_model(config, sizes, context=1, vocabulary=0).parts
+    stated, held = {part: (one.total, one.active) for part, one in parts.items()}, count_tensors(model)
+    for part in stated.keys() | held.keys():
+        if stated.get(part, (0, 0)) != held.get(part, (0, 0)):
+            raise RuntimeError(
+                f"the account of `{part}` states {stated.get(part)} parameters in all and activated, but its tensors hold "
+                f"{held.get(part)}; mend the account, which stands beside the mechanism's code in `sparsemem/layers`, or report this"
+            )
 
 
 def _memory_account(config: Model, pool: str, tables: tuple[tuple[int, ...], ...]) -> Account:

@@ -71,8 +71,9 @@ class ProductKeyMemory(nn.Module):
         self.gate_WD = parameter(pooled, config.width, std=gate_std) if memory.projection == "gated" else None
         self.out_DW = parameter(config.width, pooled, std=out_std) if memory.projection != "none" else None
         if memory.virtual_tables > 1:
-            stream = torch.Generator("cpu").manual_seed(layer)
-            shuffle_A = torch.randperm(memory.virtual_tables * self.rows, generator=stream, device="cpu")
+            stream, addresses = torch.Generator("cpu").manual_seed(layer), memory.virtual_tables * self.rows
+            counted = self.retrieval.query_FD.is_meta  # only, and published models have a billion addresses
+            shuffle_A = torch.empty(addresses) if counted else torch.randperm(addresses, generator=stream, device="cpu")
             self.register_buffer("shuffle_A", shuffle_A, persistent=False)
         self._usage: _Usage | None = None
 

@@ -72,8 +72,9 @@ class ProductKeyRetrieval(nn.Module):
             self.key_gain_K = parameter(width, mean=gain)
         if memory.tucker_rank:
             self.cores_GHRR = parameter(memory.cores, memory.heads, ranks, ranks, uniform=(0.0, 1.0))
-            start_2HR = torch.stack((torch.ones(memory.heads, ranks), torch.zeros(memory.heads, ranks)))
-            self.register_buffer("filters_2HR", start_2HR)  # no t yet; from all ones, the nearer u is the one of positive sum
+            start_2HR = torch.zeros(2, memory.heads, ranks)  # no t yet
+            start_2HR[0].fill_(1.0)  # from all ones, the nearer u is the one of positive sum
+            self.register_buffer("filters_2HR", start_2HR)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """What each token reads, best row first.

@@ -7,6 +7,7 @@ import heapq
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sparsemem.config import MEMORY_POOLS, Budget, ConfigError, Model, Run, Study, Trial
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 LARGEST_STEP = {"cpu": 5e11, "cuda": 5e13}  # FLOPs of a training step that is still tried out for its time: some seconds
 MEASURED_SIZES = 3  # steps are measured at so many sizes at most; the others are interpolated
 START_SECONDS = 4.0  # a trial's process, its imports and its corpus
+CHECKED_MODELS = 32  # whose accounts a plan holds against tensors; every model is checked once more where it is trained
 HELD_OUT_PASSES = 2  # the last evaluation reads the held-out set once, the ones before it about once together
 
 
@@ -87,7 +89,10 @@ def plan(study: Study) -> list[PlannedTrial]:
 
     Raises:
         ConfigError: trials miss their budgets; a line for each way to do so names the point, the field and the nearest feasible value.
+        RuntimeError: a model's account, from which its budget error is computed, is not what its tensors hold.
     """
+    from sparsemem.model import check_account
+
     axes, filled_in = study.axes, study.tuned.fields if study.tuned else ()
     points = list(study.points())
     pools = tuple(pool for pool in MEMORY_POOLS if any(getattr(trial.model, pool) for _, trial in points))
@@ -108,6 +113,9 @@ def plan(study: Study) -> list[PlannedTrial]:
         planned[id_] = PlannedTrial(study.study, trial, _values(trial, axes), trial.at(filled_in), pools, sizes, account)
     if refusals:
         raise ConfigError("\n".join(message + point for message, point in refusals.items()))
+    kinds = {(p.trial.model, tuple(p.trial.shares)): p.sizes for p in planned.values()}
+    for (model, _), sizes in islice(kinds.items(), CHECKED_MODELS):
+        check_account(model, sizes)
     return list(planned.values())
 
 

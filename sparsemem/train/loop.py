@@ -34,7 +34,7 @@ from sparsemem.config import Train, Trial
 from sparsemem.data import Batches, Tokens, validation_windows
 from sparsemem.failure import record_failure
 from sparsemem.files import or_warn, remove_temporaries, write_json, write_text
-from sparsemem.model import Sizes, Transformer
+from sparsemem.model import Sizes, Transformer, check_account
 from sparsemem.train import checkpoint
 from sparsemem.train.allocator import claim_gpus, is_out_of_memory, keep_freed_memory
 from sparsemem.train.evaluate import sequence_losses
@@ -326,6 +326,7 @@ class _Run:
         """The model, its weights not yet drawn, and its optimiser."""
         canonical = torch.from_numpy(self.tokens.canonical)
         model = Transformer(self.trial.model, self.sizes, self.trial.data.context, canonical, self.tokens.separator_id)
+        check_account(self.trial.model, self.sizes, model)
         self.model = model.to(self.device)
         self.optimizer = Optimizer(self.model, self.trial.train)
 
