@@ -44,6 +44,8 @@ class Law:
     fit: Callable[[pd.DataFrame, dict[str, str]], Any]
     """From the table and the columns, by option."""
     example: str
+    sizes: tuple[str, ...] = ()
+    """Options of the columns by which runs are of one cell, of which `--best-of-cell` keeps the best; () where repeats are seeds."""
 
 
 def _call(home: str, name: str, names: dict[str, str] | None = None, **given: Any) -> Callable[[pd.DataFrame, dict[str, str]], Any]:
@@ -70,15 +72,17 @@ LAWS = {
         ("total", "run"),
         _call("surface", "fit_surface", {"n": "params", "d": "tokens"}),
         "--n params --d tokens --loss loss",
+        ("n", "d", "total"),
     ),
-    "power": Law("L = A x^-alpha", ("x", "loss"), ("run",), _call("surface", "fit_power", floor=False), "--x flops --loss loss"),
-    "saturating-power": Law("L = E + A x^-alpha", ("x", "loss"), ("run",), _call("surface", "fit_power"), "--x flops --loss loss"),
+    "power": Law("L = A x^-alpha", ("x", "loss"), ("run",), _call("surface", "fit_power", floor=False), "--x flops --loss loss", ("x",)),
+    "saturating-power": Law("L = E + A x^-alpha", ("x", "loss"), ("run",), _call("surface", "fit_power"), "--x flops --loss loss", ("x",)),
     "isoflop": Law(
         "the best size at each budget, and the power with which it grows",
         ("flops", "n", "loss"),
         ("loss-se",),
         _call("isoflop", "fit_isoflop", {"n": "params"}),
         "--flops flops --n params --loss loss",
+        ("flops", "n"),
     ),
     "routing": Law(
         "loss against size and number of routed experts (arXiv 2202.01169)",
@@ -86,6 +90,7 @@ LAWS = {
         ("run",),
         _call("routing", "fit_routing", {"n": "params"}),
         "--n params --experts experts --loss loss",
+        ("n", "experts"),
     ),
     "allocation": Law(
         "loss against the share of routed experts, its optimum and what is tied with it",
@@ -117,9 +122,10 @@ def build_parser() -> argparse.ArgumentParser:
     lines = [f"  {name:<{width}}  {law.says}\n  {'':<{width}}  fit --law {name} runs.csv {law.example}" for name, law in LAWS.items()]
     parser = argparse.ArgumentParser(
         prog="python -m analysis fit",
-        description="Fit a law to a table of runs (.csv, .tsv, .json, .jsonl, also as .gz; .parquet). Every option but --law, --json and "
-        "--figure names a column.",
-        epilog="\n".join(["laws, with an example of each:", *lines, "", "exit codes: 0 fitted, whatever the status; 2 refused input"]),
+        description="Fit a law to a table of runs (.csv, .tsv, .json, .jsonl, also as .gz; .parquet). Options with COLUMN name one.",
+        epilog="\n".join(
+            ["laws, with an example of each:", *lines, "", "exit codes: 0 fitted, whatever the status of any group; 2 refused input"]
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -133,6 +139,9 @@ def build_parser() -> argparse.ArgumentParser:
             name if option in law.needs else f"{name}: optional" for name, law in LAWS.items() if option in (*law.needs, *law.may)
         )
         parser.add_argument(f"--{option}", metavar="COLUMN", help=f"{holds} ({users})")
+    parser.add_argument("--group", metavar="COLUMN", help="fit the rows of each value of this column apart")
+    cells = ", ".join(name for name, law in LAWS.items() if law.sizes)
+    parser.add_argument("--best-of-cell", action="store_true", help=f"of runs of equal sizes keep the one with the least loss ({cells})")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the fit as .svg or .png, with what is drawn as .csv beside it")
     return parser
@@ -147,25 +156,74 @@ def main(arguments: list[str]) -> int:
     columns = {option: column for option, column in columns.items() if column is not None}
     missing = [option for option in law.needs if option not in columns]
     foreign = [option for option in columns if option not in (*law.needs, *law.may)]
+    what = ""
     if missing or foreign:
         what = f"needs {' and '.join(f'--{option}' for option in missing)}" if missing else f"has no --{foreign[0]}"
+    elif chosen.best_of_cell and not law.sizes:
+        what = "has no --best-of-cell: its repeats are seeds, and all of them count"
+    if what:
         print(f"error: law {chosen.law} {what}; for example: {law.example}", file=sys.stderr)
         return 2
     try:
         if chosen.figure:
             _check_place(chosen.figure, chosen.table)
+            if chosen.group:
+                raise AnalysisError("--figure draws one fit: give it without --group, for a table of one group")
         from analysis.reader import read_table
 
-        table = read_table(chosen.table, *([columns[o] for o in columns if (o in TEXT) == text] for text in (False, True)))
-        frame, left_out = usable(table, columns, chosen.table)
-        fit = law.fit(frame, columns)
+        numbers, texts = ([columns[o] for o in columns if (o in TEXT) == text] for text in (False, True))
+        table = read_table(chosen.table, numbers, [*texts, *([chosen.group] if chosen.group else [])])
+        fits = {}
+        for group, rows in _groups(table, chosen.group, chosen.table).items():
+            try:
+                fits[group] = _fit(law, rows, columns, chosen.table, chosen.best_of_cell)
+            except AnalysisError as error:
+                raise AnalysisError(f"{chosen.group} {group}: {error}" if chosen.group else str(error)) from None
         if chosen.figure:
-            _draw(fit, chosen.figure)
+            _draw(fits[""][0], chosen.figure)
     except (AnalysisError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(_record(chosen.law, fit, left_out), indent=2, allow_nan=False) if chosen.json else _words(chosen.law, fit, left_out))
+    if chosen.json:
+        records = {group: _record(chosen.law, *each) for group, each in fits.items()}
+        print(json.dumps({"law": chosen.law, "groups": records} if chosen.group else records[""], indent=2, allow_nan=False))
+    else:
+        heads = {group: f"{chosen.group} {group}\n" if chosen.group else "" for group in fits}
+        print("\n\n".join(heads[group] + _words(chosen.law, *each) for group, each in fits.items()))
     return 0
+
+
+def _fit(law: Law, table: pd.DataFrame, columns: dict[str, str], path: Path, best: bool) -> tuple[Any, list[str]]:
+    """The fit of the rows that can be used, and which cannot."""
+    frame, left_out = usable(table, columns, path)
+    if best:
+        frame, lost = best_of_cell(frame, [columns[option] for option in law.sizes if option in columns], columns["loss"])
+        left_out += lost
+    return law.fit(frame, columns), left_out
+
+
+def _groups(table: pd.DataFrame, column: str | None, path: Path) -> dict[str, pd.DataFrame]:
+    """The rows of each value of the column, by that value; all of them by '' where there is none to divide by."""
+    if column is None:
+        return {"": table}
+    empty = table[column].isna()
+    if empty.any():
+        raise AnalysisError(f"{path}: {table.index[int(empty.argmax())]}: column `{column}` is empty; name the group of every row")
+    return {str(value): rows for value, rows in table.groupby(column, sort=True)}
+
+
+def best_of_cell(frame: pd.DataFrame, sizes: list[str], loss: str) -> tuple[pd.DataFrame, list[str]]:
+    """Of rows with equal sizes the one with the least loss, in the order of the table, and how many were left out."""
+    from analysis.fits.scatter import cells_of
+
+    if not (frame[sizes] > 0).all(axis=None):
+        return frame, []  # the fit refuses it, by its row
+    cells = pd.Series(cells_of(frame[sizes].to_numpy(float).T), frame.index)
+    kept = frame.loc[sorted(frame[loss].groupby(cells).idxmin(), key=frame.index.get_loc)]
+    lost = len(frame) - len(kept)
+    return kept, [
+        f"Left out: {lost} of {len(frame)} rows, which are not the best of their cell (equal {', '.join(sizes)})."
+    ] if lost else []
 
 
 def usable(table: pd.DataFrame, columns: dict[str, str], path: Path) -> tuple[pd.DataFrame, list[str]]:

@@ -17,9 +17,11 @@ import pandas as pd
 from scipy.special import chdtrc, fdtrc  # scipy.stats would take a second to import
 
 from analysis.errors import AnalysisError
+from analysis.fits.counting import unit_of_flops
 from analysis.fits.log_log import LogLogFit, fit_log_log
 from analysis.fits.points import Points, read_points
-from analysis.fits.runs import distinct, listed, require_resamples, same_seeds
+from analysis.fits.runs import distinct, finished, listed, require_resamples, same_seeds
+from analysis.fits.scatter import judge_scatter, with_scatter
 from analysis.fits.types import REFUTED, Estimate, Fit, Status, with_doubt
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class Budget:
     """The runs of one budget and their optimum."""
 
     flops: float
-    """Geometric mean."""
+    """Geometric mean, in FLOPs where `conventions` knows the unit of its column, otherwise in that unit."""
     runs: int
     optimum: Estimate | None
     """Size at the least loss of the parabola; None where the budget is left out."""
@@ -48,6 +50,11 @@ class Budget:
     """Part of the resamples whose optimum is inside the sampled sizes; None where no parabola was fitted."""
     note: str = ""
     """Why it is left out; '' where it is kept."""
+
+    @property
+    def is_profile(self) -> bool:
+        """Whether a parabola was fitted."""
+        return self.p_interior is not None
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class IsoflopFit(Fit):
     _profiles: tuple[_Profile | None, ...] = field(default=(), repr=False, compare=False)
 
     def predict(self, flops: Any) -> pd.DataFrame:
-        """Optimal size at any budgets with its 95% band -> the columns of budget and size, low, high.
+        """Optimal size at any budgets, in the unit of their column, with its 95% band -> the columns of budget and size, low, high.
 
         Raises:
             AnalysisError: no line was fitted or a budget is not positive.
@@ -91,8 +98,8 @@ class IsoflopFit(Fit):
 
     def summary(self) -> str:
         lines = [self.line.sentence()] if self.line and self.line.parameters else []
-        kept = [each for each in self.budgets if not each.note]
-        lines.append(f"{len(kept)} of {len(self.budgets)} budgets have an optimum inside their sizes.")
+        kept, profiles = sum(not each.note for each in self.budgets), sum(each.is_profile for each in self.budgets)
+        lines.append(f"{kept} of {profiles} profiles have an optimum inside their sizes.")
         return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:
@@ -117,7 +124,8 @@ class IsoflopFit(Fit):
     def plot(self, ax: Axes) -> None:
         from analysis.figures.law import draw_law
 
-        draw_law(ax, self.drawn(), self.columns[1], self.conventions["loss"], self.columns[0])
+        label = self.columns[0] if self.conventions["unit_of_C"] in (None, 1.0) else "FLOPs"
+        draw_law(ax, self.drawn(), self.columns[1], self.conventions["loss"], label)
 
 
 def fit_isoflop(
@@ -127,7 +135,8 @@ def fit_isoflop(
 
     Args:
         frame: one run a row. A column `trial_id` names the rows used; of a column `status` only `finished` is.
-        flops: column of the training budget; runs within a tenth of each other are of one budget.
+        flops: column of the training budget, in FLOPs or what its heading says (`gflops`).
+            Runs within a tenth of each other are of one budget.
         params: column of the size.
         loss: column of the loss.
         loss_se: column of the standard error of the loss; runs then count with 1 / variance. Without it, the noise is that of repeats (runs
@@ -156,6 +165,7 @@ def fit_isoflop(
         "form": "at each budget loss = c + s log N + k (log N)^2; log N_opt = log_coefficient + exponent log C, natural logarithms",
         "objective": "weighted sum of squares of log N_opt around the line",
         "noise": f"column {loss_se}" if loss_se else "repeats: runs of one budget and size",
+        "unit_of_C": None,
         "interval": "optima: 95% percentile; exponent: 95%, Student's t, errors widened where the optima scatter more (Birge ratio)",
         "resampling": "Gaussian noise of the measured size on every run",
         "resamples": resamples,
@@ -165,6 +175,8 @@ def fit_isoflop(
     refusal = points.refusal()
     if refusal:
         return IsoflopFit(status=refusal[0], message=points.with_left_out(refusal[1]), budgets=(), **common)
+    unit, units = unit_of_flops(flops, *points.x_TN[:2], _tokens(frame, points))
+    conventions["unit_of_C"] = unit
     budget_N = _budgets(points.x_TN[0])
     owns = [np.flatnonzero(budget_N == budget) for budget in range(budget_N.max(initial=-1) + 1)]
     fittable = [distinct(points.x_TN[1, own]) >= LEAST_SIZES for own in owns]
@@ -180,9 +192,9 @@ def fit_isoflop(
     level_B = np.sqrt(df / rng.chisquare(df, resamples)) if df else np.ones(resamples)
     found: list[Budget] = []
     profiles: list[_Profile | None] = []
-    squares, free = 0.0, 0
+    squares, free, rest_N = 0.0, 0, np.zeros(len(y_N))
     for own, enough in zip(owns, fittable, strict=True):
-        center = float(np.exp(np.log(points.x_TN[0, own]).mean()))
+        center = float(np.exp(np.log(points.x_TN[0, own]).mean())) * (unit or 1.0)
         if not enough:
             found.append(Budget(center, len(own), None, None, None, None, f"fewer than {LEAST_SIZES} sizes"))
             profiles.append(None)
@@ -191,6 +203,7 @@ def fit_isoflop(
         profile = _profile(np.log(points.x_TN[1, own]), y_N[own], sd_N[own], noise_BI, points.level)
         rest_I = profile.y_I - np.vander(profile.log_n_I - profile.center, 3, increasing=True) @ profile.theta_B3[0]
         squares, free = squares + float(np.sum((rest_I / sd_N[own]) ** 2)), free + len(own) - 3
+        rest_N[own] = np.log(profile.y_I / np.maximum(profile.y_I - rest_I, 1e-9))
         found.append(_optimum(center, profile))
         profiles.append(profile)
     lack = None
@@ -198,10 +211,15 @@ def fit_isoflop(
         lack = float(fdtrc(free, df, squares / free)) if df else float(chdtrc(free, squares))
     kept = [each for each in found if each.optimum]
     optima = pd.DataFrame(
-        [(each.flops, each.optimum.value, each.log_se) for each in kept if each.optimum], columns=[flops, params, "log_se"], dtype=float
+        [(each.flops / (unit or 1.0), each.optimum.value, each.log_se) for each in kept if each.optimum],
+        columns=[flops, params, "log_se"],
+        dtype=float,
     )
     line = fit_log_log(optima.assign(log_se=np.maximum(optima["log_se"], 1e-9)), x=flops, y=params, log_se="log_se")
-    status, message = _verdict(found, line, lack, measured, copied)
+    status, message = with_scatter(
+        *_verdict(found, line, lack, measured, copied, "FLOPs" if unit else f"of `{flops}`"), *judge_scatter(points, rest_N)
+    )
+    message = f"{message} {units}".strip()
     return IsoflopFit(
         status=status,
         message=points.with_left_out(message),
@@ -215,6 +233,15 @@ def fit_isoflop(
         _profiles=tuple(profiles),
         **common,
     )
+
+
+def _tokens(frame: pd.DataFrame, points: Points) -> Array | None:
+    """Training tokens, where the table has a column `tokens` of them; the points are its finished rows, in another order."""
+    tokens = pd.to_numeric(finished(frame).get("tokens", pd.Series(dtype=float)), errors="coerce").to_numpy(float)
+    if not len(tokens) or not (tokens > 0).all():
+        return None
+    by_row = dict(zip(map(str, finished(frame).get("trial_id", finished(frame).index)), tokens, strict=True))
+    return np.array([by_row[row] for row in points.rows])
 
 
 def _budgets(flops_N: Array) -> Array:
@@ -271,22 +298,30 @@ def _optimum(flops: float, profile: _Profile) -> Budget:
     return Budget(flops, runs, optimum, float(best_B[1:].std(ddof=1)), Estimate.of(loss_B[0], loss_B[1:]), p_interior)
 
 
-def _verdict(budgets: list[Budget], line: LogLogFit, lack: float | None, measured: bool, copied: str) -> tuple[Status, str]:
-    """The first reason not to quote the numbers, then the others and what there is to doubt."""
+def _verdict(budgets: list[Budget], line: LogLogFit, lack: float | None, measured: bool, copied: str, name: str) -> tuple[Status, str]:
+    """The first reason not to quote the numbers, then the others and what there is to doubt.
+
+    Args:
+        name: of the unit of budgets.
+    """
     kept, reasons, doubts = [each for each in budgets if not each.note], [], []
+    profiles, single = ([each for each in budgets if each.is_profile is wanted] for wanted in (True, False))
     if copied:
         reasons.append((Status.TOO_FEW_POINTS, copied))
     if not kept:
         reasons.append((Status.NO_INTERIOR_MINIMUM, "no budget has its optimum inside its sizes: train smaller or larger ones."))
     elif line.status is not Status.CONVERGED:
         reasons.append((Status.TOO_FEW_POINTS, f"{len(kept)} budget(s) with an optimum; the power needs at least {LEAST_BUDGETS}."))
-    elif len(budgets) - len(kept) > len(budgets) / 3:
-        reasons.append((Status.NO_INTERIOR_MINIMUM, f"only {len(kept)} of {len(budgets)} budgets have their optimum inside their sizes."))
+    elif len(profiles) - len(kept) > len(profiles) / 3:
+        reasons.append((Status.NO_INTERIOR_MINIMUM, f"only {len(kept)} of {len(profiles)} profiles have their optimum inside their sizes."))
     if lack is not None and lack < REFUTED:
         words = f"the profiles miss the runs by more than noise explains (p = {lack:.1g}): keep to sizes nearer the optimum."
         reasons.append((Status.POOR_FIT, words))
-    if len(kept) < len(budgets):
-        doubts.append(f"left out: {listed([f'{each.flops:.3g} FLOPs ({each.note})' for each in budgets if each.note])}.")
+    if len(kept) < len(profiles):
+        doubts.append(f"left out: {listed([f'{each.flops:.3g} {name} ({each.note})' for each in profiles if each.note])}.")
+    if single:
+        runs, at = sum(each.runs for each in single), listed([f"{each.flops:.3g} {name}" for each in single])
+        doubts.append(f"{len(single)} budget(s) of fewer than {LEAST_SIZES} sizes ({runs} run(s)) are no profiles and are not used: {at}.")
     if line.parameters and line.parameters["exponent"].low <= 0:
         doubts.append("the interval of the exponent holds 0 or less: these runs do not show that the best size grows with the budget.")
     if not measured:

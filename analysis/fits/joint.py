@@ -29,6 +29,7 @@ from scipy.special import fdtrc
 
 from analysis.errors import AnalysisError, require_columns
 from analysis.fits.allocation import require_apart
+from analysis.fits.counting import unit_of_flops
 from analysis.fits.joint_law import BOUNDS, POSITION, SHAPES, Curve, Law, Means, aiccs, deviations, fit_curve, nested
 from analysis.fits.joint_result import FACTORS, UNITS, VARIES, JointFit, LeftOut, Model
 from analysis.fits.noise import SeedModel, resample, seed_model, tied_with_best
@@ -91,7 +92,8 @@ def fit_joint(
         frame = frame.assign(**{name: number})
     frame = frame.assign(tokens=frame[tokens], total_params=frame[total], active_params=frame[active])
     if flops:
-        frame = frame.assign(flops_per_token=frame[flops] / frame["tokens"])
+        unit = unit_of_flops(flops, *(frame[name].to_numpy(float) for name in (flops, active, tokens)))[0] or 1.0
+        frame = frame.assign(flops_per_token=unit * frame[flops] / frame["tokens"])
     frame = _with_budgets(frame)
     names = [name for name in BUDGET if name in frame]
     if {"rho", "sparse_params"} <= set(frame):

@@ -103,7 +103,7 @@ def verdict(data: Minimum, draws: Minimum, ends: Sequence[tuple[Array, str]], re
         status, first = Status.BOUND_HIT, [f"{'; '.join(hit)}. {remedy}".strip()]
     elif not data.settled_B[0]:  # also where it never left its start
         status = Status.NO_INTERIOR_MINIMUM
-        first = ["the descent found no point where the objective is level: look at the runs for outliers."]
+        first = ["the descent found no point where the objective is level: look for outliers, or train over a wider range of every size."]
     elif lost > UNSETTLED:
         status, first = Status.NO_INTERIOR_MINIMUM, ["too many resamples found no minimum, so the intervals say little: train more runs."]
     return status, " ".join([*first, *doubts])

@@ -19,6 +19,7 @@ from analysis.errors import AnalysisError
 from analysis.fits.points import Points, read_points
 from analysis.fits.refits import FEW_RUNS, covariance_of, fit_all, resampled_weights, verdict
 from analysis.fits.runs import distinct, require_resamples
+from analysis.fits.scatter import judge_scatter, slopes_of, with_scatter
 from analysis.fits.types import Estimate, Fit, Status, with_doubt
 
 if TYPE_CHECKING:
@@ -202,6 +203,14 @@ def fit_routing(
     a, b, c, d, log_start, log_ratio = theta_BK.T
     table = {"a": a, "b": b - c * mean, "c": c, "d": d - a * mean, "E_start": np.exp(log_start), "E_max": np.exp(log_start + log_ratio)}
     status, message = verdict(data, draws, _ends(law, theta_BK), "", int(points.clusters_N.max()) + 1)
+    low_K, high_K = law.bounds()
+    free_K = (theta_BK[0] > low_K) & (theta_BK[0] < high_K)
+
+    def log_loss(theta_RK: Array) -> Array:
+        return np.log(10) * law.log_value(theta_RK, law.log_n_N, law.e_N)
+
+    rest_N = np.log(points.y_N) - log_loss(theta_BK[:1])[0]
+    status, message = with_scatter(status, message, *judge_scatter(points, rest_N, slopes_of(log_loss, theta_BK[0], free_K)))
     mean_square = float(data.objective_B[0]) / len(log_n_N)
     return RoutingFit(
         status=status,

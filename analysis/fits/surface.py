@@ -15,11 +15,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
+from analysis.fits.counting import ways_of_counting
 from analysis.fits.newton import Minimum
 from analysis.fits.points import Points, read_points
 from analysis.fits.power_sum import ALPHA, DELTA, PowerSum
 from analysis.fits.refits import FEW_RUNS, covariance_of, fit_all, resampled_weights, verdict
-from analysis.fits.runs import distinct, finished, places, require_resamples
+from analysis.fits.runs import distinct, require_resamples
+from analysis.fits.scatter import judge_scatter, slopes_of, with_scatter
 from analysis.fits.types import Estimate, Fit, Status, with_doubt
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ Array = np.ndarray
 SYMBOLS = (("A", "alpha"), ("B", "beta"), ("C", "gamma"))
 """Coefficient and exponent of each term."""
 LEAST_RUNS = 5  # fewer than this to draw from say nothing of the spread
+LEAST_SPAN = 1.1  # sizes nearer to each other show no power
 LEVEL = 1e-7  # curvature, relative to the diagonal of the Hessian, below which other parameters fit as well; surfaces have about 1e-3
 
 
@@ -237,7 +240,7 @@ def fit_surface(
     2.389409
     """
     columns = (params, tokens, *([total] if total else []))
-    ways = _ways_of_counting(frame, params, tokens)
+    ways = ways_of_counting(frame, params, tokens)
     law = "chinchilla" if total is None else "chinchilla-total"
     common, law_of = _fit(frame, columns, loss, run, True, law, "fit_surface", resamples, random_seed)
     common["message"] = f"{common['message']} {ways}".strip()
@@ -270,43 +273,6 @@ def fit_power(
     law = "saturating-power" if floor else "power"
     common, law_of = _fit(frame, (x,), loss, run, floor, law, "fit_power", resamples, random_seed)
     return PowerFit(**common, _law=law_of)
-
-
-# --- which parameters are counted -------------------------------------------------------------------------------------------
-
-STEADY = 1.5
-"""Where head and attention count, FLOPs over parameters x tokens drift with size; what scatters by more about the drift is none."""
-
-
-def _ways_of_counting(frame: pd.DataFrame, params: str, tokens: str) -> str:
-    """Where the table can tell: says that its rows seem to count parameters in several ways; '' otherwise.
-
-    Raises:
-        AnalysisError: some rows count the embeddings in `params` and others do not.
-    """
-    used = finished(frame)
-    if used.empty or not {params, tokens} <= set(used.columns):
-        return ""
-    if {"total_params", "embedding_params"} <= set(used.columns) and params not in ("total_params", "embedding_params"):
-        n_N, total_N, embedding_N = (pd.to_numeric(used[name], errors="coerce") for name in (params, "total_params", "embedding_params"))
-        with_N, without_N = np.isclose(n_N, total_N, rtol=1e-6), np.isclose(n_N, total_N - embedding_N, rtol=1e-6)
-        if (with_N & ~without_N).any() and (without_N & ~with_N).any():
-            rows = [places(used)[int(np.argmax(each))] for each in (with_N, without_N)]
-            raise AnalysisError(
-                f"fit_surface: column `{params}` counts embeddings in {rows[0]} but not in {rows[1]}, by `total_params` and "
-                "`embedding_params`; count them alike"
-            )
-    if "flops" in used:
-        columns = np.array([pd.to_numeric(used[name], errors="coerce") for name in ("flops", params, tokens)], float)
-        if len(used) > 3 and (np.isfinite(columns) & (columns > 0)).all():
-            log_c_N, log_n_N, log_d_N = np.log(columns)
-            design_N3 = np.stack([np.ones(len(used)), log_n_N, log_d_N], axis=1)
-            rest_N = log_c_N - log_n_N - log_d_N
-            rest_N -= design_N3 @ np.linalg.lstsq(design_N3, rest_N, rcond=None)[0]
-            if np.ptp(rest_N) > np.log(STEADY):
-                factor = f"{np.exp(np.ptp(rest_N)):.2g}"
-                return f"`flops` over {params} x {tokens} scatters by a factor of {factor}: are parameters counted in several ways?"
-    return ""
 
 
 # --- the steps --------------------------------------------------------------------------------------------------------------
@@ -343,16 +309,16 @@ def _fit(
     w_BN = resampled_weights(points.clusters_N, resamples, np.random.default_rng(seed))
     data, draws = fit_all(model, w_BN)
     fitted = _Law(model, mean_T, np.vstack([data.theta_BK, draws.theta_BK]), points)
-    status, message = _verdict(fitted, data, draws, columns)
+    rest_N = model.log_y_N - model.log_value(data.theta_BK, model.log_x_TN)[0]
+    status, message = _verdict(fitted, data, draws, columns, rest_N)
     table = fitted.table()
-    scatter = float(np.sqrt(np.mean((model.log_value(data.theta_BK, model.log_x_TN)[0] - model.log_y_N) ** 2)))
     return common | {
         "status": status,
         "message": points.with_left_out(message),
         "parameters": {name: Estimate.of(values[0], values[1:]) for name, values in table.items()},
         "covariance": covariance_of(table),
         "objective": float(data.objective_B[0]),
-        "scatter": scatter,
+        "scatter": float(np.sqrt(np.mean(rest_N**2))),
     }, fitted
 
 
@@ -369,8 +335,11 @@ def _refusal(points: Points, columns: Sequence[str], floor: bool) -> tuple[Statu
         return Status.TOO_FEW_POINTS, f"{runs} runs to draw from; an interval needs at least {LEAST_RUNS}: train more."
     for column, x_N in zip(columns, points.x_TN, strict=True):
         sizes, needed = distinct(x_N), 3 if floor else 2
-        if sizes < needed:
-            return Status.TOO_FEW_POINTS, f"`{column}` has {sizes} distinct value(s); its power needs at least {needed}."
+        span = x_N.max() / x_N.min()
+        if sizes < needed or span < LEAST_SPAN:
+            few = f"`{column}` has {sizes} distinct value(s) and spans a factor of {span:.4g}"
+            needs = f"its power needs at least {needed}, of which those within 1% count once, and a factor of {LEAST_SPAN}"
+            return Status.TOO_FEW_POINTS, f"{few}; {needs}: train other sizes, or leave this column out."
     log_x_NT = np.log(points.x_TN.T)
     spread_T = np.linalg.svd((log_x_NT - log_x_NT.mean(0)) / log_x_NT.std(0), compute_uv=False)
     if spread_T[-1] < 1e-2 * spread_T[0]:
@@ -378,8 +347,12 @@ def _refusal(points: Points, columns: Sequence[str], floor: bool) -> tuple[Statu
     return None
 
 
-def _verdict(law: _Law, data: Minimum, draws: Minimum, columns: Sequence[str]) -> tuple[Status, str]:
-    """The status of a fit and what there is to doubt about it."""
+def _verdict(law: _Law, data: Minimum, draws: Minimum, columns: Sequence[str], rest_N: Array) -> tuple[Status, str]:
+    """The status of a fit and what there is to doubt about it.
+
+    Args:
+        rest_N: log loss less that of the law.
+    """
     low_K, high_K = law.model.bounds()
     at_low_BK, at_high_BK, flat_BT = law.theta_BK <= low_K, law.theta_BK >= high_K, law.flat()
     t, ends = law.model.terms, []
@@ -395,8 +368,10 @@ def _verdict(law: _Law, data: Minimum, draws: Minimum, columns: Sequence[str]) -
     status, message = verdict(data, draws, ends, "Train over a wider range or fit a law without that term.", runs)
     if status is Status.CONVERGED and _least_curvature(law) < LEVEL:
         words = "other parameters fit as well: train more sizes, or average the repeats of a size first."
-        return Status.NO_INTERIOR_MINIMUM, f"{words} {message}".strip()
-    return status, message
+        status, message = Status.NO_INTERIOR_MINIMUM, f"{words} {message}".strip()
+    free_K = (law.theta_BK[0] > low_K) & (law.theta_BK[0] < high_K)
+    slopes_NK = slopes_of(lambda theta_RK: law.model.log_value(theta_RK, law.model.log_x_TN), law.theta_BK[0], free_K)
+    return with_scatter(status, message, *judge_scatter(law.points, rest_N, slopes_NK))
 
 
 def _least_curvature(law: _Law) -> float:
