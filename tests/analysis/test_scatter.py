@@ -177,10 +177,10 @@ def test_each_group_is_fitted_apart(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*command, "--group", "data", "--json"]) == 0
     groups = json.loads(capsys.readouterr().out)["groups"]
     assert {name: (each["status"], len(each["rows"])) for name, each in groups.items()} == {
-        "code": ("converged", 25),
-        "web": ("converged", 25),
+        "code": ("converged", 5),
+        "web": ("converged", 5),
     }
-    assert groups["code"]["parameters"]["E"]["value"] == pytest.approx(1.7 / 3)
+    assert groups["web"]["parameters"]["A"]["value"] == pytest.approx(3 * groups["code"]["parameters"]["A"]["value"])
     assert main([*command, "--group", "data"]) == 0
     assert capsys.readouterr().out.count("power: converged") == 2
     assert main([*command, "--group", "data", "--figure", str(tmp_path / "fit.svg")]) == 2
