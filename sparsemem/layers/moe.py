@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from sparsemem import parallel
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
 from sparsemem.config import Model, MoE
+from sparsemem.counting import occurrences
 from sparsemem.layers.best import best
 from sparsemem.layers.feed_forward import FeedForward, feed_forward_account, gated, gated_backward
 from sparsemem.layers.product import fast, linear, product
@@ -74,7 +75,7 @@ class MixtureOfExperts(nn.Module):
         gates_SK = affinity_SE.gather(-1, experts_SK)
         if self.config.normalize_gates:
             gates_SK = gates_SK / gates_SK.sum(-1, keepdim=True)
-        load_E = parallel.total(torch.bincount(experts_SK.flatten(), minlength=logits_SE.shape[-1]))  # of the whole batch
+        load_E = parallel.total(occurrences(experts_SK.flatten(), logits_SE.shape[-1]))  # of the whole batch
         if self.training:
             self.load_E += load_E
         return gates_SK.to(x_SD.dtype), experts_SK, self._auxiliary(logits_SE, affinity_SE, load_E)
@@ -155,7 +156,7 @@ def _sort(chosen_A: Tensor, weight_EDF: Tensor) -> tuple[Tensor, Tensor, _Groups
     """The assignments in the order of their experts, their rows in that order, and the groups of rows."""
     experts, D, inner = weight_EDF.shape
     order = chosen_A.argsort(stable=True)  # assignments of expert 0 first, then of expert 1, ...
-    load_E, rows_A = torch.bincount(chosen_A, minlength=experts), torch.arange(chosen_A.numel(), device=chosen_A.device)
+    load_E, rows_A = occurrences(chosen_A, experts), torch.arange(chosen_A.numel(), device=chosen_A.device)
     if not (fast(weight_EDF) and D * inner >= WIDE and chosen_A.numel() >= BUSY * experts):
         return order, rows_A, _together(load_E, chosen_A.numel())
     room_E = (load_E.clamp(min=1) + STEP - 1) // STEP * STEP

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
 from sparsemem.config import Model, ProductKey
+from sparsemem.counting import occurrences
 from sparsemem.layers.product import linear
 from sparsemem.layers.retrieval import ProductKeyRetrieval, retrieval_account, top_score_moments
 from sparsemem.memory.table import MemoryTable, Reads
@@ -125,7 +126,7 @@ class _Usage:
 
     @torch.no_grad()
     def add(self, rows_A: Tensor, scores_SHMG: Tensor, y_SD: Tensor) -> None:
-        self.reads_N += torch.bincount(rows_A, minlength=len(self.reads_N)).cpu()
+        self.reads_N += occurrences(rows_A, len(self.reads_N)).cpu()
         first_SH, last_SH, y_SD = scores_SHMG[:, :, 0].double().sum(-1), scores_SHMG[:, :, -1].double().sum(-1), y_SD.double()
         sums = (first_SH.sum(), last_SH.sum(), y_SD.sum(), y_SD.square().sum())
         counts = (first_SH.new_tensor(first_SH.numel()), first_SH.new_tensor(y_SD.numel()))

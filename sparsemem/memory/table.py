@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from sparsemem.counting import occurrences
 from sparsemem.parameter import parameter
 
 CPU_NUMBERS, GPU_NUMBERS = 2**18, 2**26  # in the rows that are multiplied at a time: on a CPU twice 1 MB, which stays in its cache
@@ -47,7 +48,7 @@ class Reads:
         """The reads in an order in which those of one token and group are neighbours, and where each token and group begins."""
         if self.groups == 1:
             return slice(None), self.first_S
-        count_N = torch.bincount(self.places_A, minlength=self.tokens * self.groups)
+        count_N = occurrences(self.places_A, self.tokens * self.groups)
         return self.places_A.int().argsort(stable=True), count_N.cumsum(0) - count_N
 
     @cached_property

@@ -1,0 +1,105 @@
+"""What a training step and an evaluation of each mechanism ask of a GPU, on a fake one.
+
+Whoever lowers a number writes the lower one here. Who must raise one says in the commit why the GPU has to wait longer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from . import device
+
+ROOT = Path(__file__).resolve().parents[2]
+LOAD_FIRST = """
+import ctypes, runpy, sys
+ctypes.CDLL(sys.argv.pop(1))
+runpy.run_module("tests.fake_cuda.cases", run_name="__main__", alter_sys=True)
+"""
+"""torch looks once, while it is imported, whether there is CUDA."""
+
+BUDGETS: dict[str, dict[str, tuple[int, int, int]]] = {
+    "moe": {"training": (647, 4, 0), "evaluation": (243, 0, 3)},
+    "dense": {"training": (449, 2, 0), "evaluation": (165, 0, 3)},
+    "engram": {"training": (877, 6, 0), "evaluation": (321, 0, 3)},
+    "ngram_embedding": {"training": (705, 6, 0), "evaluation": (270, 0, 3)},
+    "pkm": {"training": (622, 5, 1), "evaluation": (251, 0, 6)},
+    "memory_plus": {"training": (900, 7, 2), "evaluation": (371, 0, 9)},
+    "peer": {"training": (659, 6, 1), "evaluation": (258, 0, 6)},
+    "ultramem": {"training": (883, 8, 0), "evaluation": (353, 2, 5)},
+    "ultramem_v2": {"training": (1045, 12, 0), "evaluation": (405, 2, 7)},
+    "many-experts": {"training": (735, 8, 0), "evaluation": (273, 4, 3)},
+}
+"""Case -> launches, host syncs and transfers between processor and GPU of a training step after the first, and of an evaluation.
+
+Launches are torch's operations as the fake device runs them: more than a GPU's kernels, where one kernel does the work of several.
+"""
+IN_FP32 = {
+    "layers/attention.py:forward": "the plain attention that a fake device takes in place of flash attention",
+    "layers/product.py:linear": "the router",
+    "layers/product.py:linears": "scores of product keys",
+    "layers/retrieval.py:<genexpr>": "their filter",
+    "layers/retrieval.py:_choose_products": "scores of candidate rows",
+    "layers/retrieval.py:score_pairs": "scores of chosen rows",
+    "train/loop.py:train_step": "the backward passes of these",
+}
+"""Who multiplies matrices in fp32 though autocast is on, and what."""
+CHEAP = ("moe", "ultramem")  # between them they hold most of what can go wrong
+
+
+@pytest.fixture(scope="session")
+def on_fake_cuda(pytestconfig: pytest.Config) -> Callable[..., list[dict[str, Any]]]:
+    """Run cases in a process of their own."""
+    if torch.version.cuda:
+        pytest.skip("this build of PyTorch has a real CUDA device: make test-gpu")
+    if device.compiler() is None:
+        pytest.skip("no C++ compiler to make a fake CUDA device with")
+    library = device.compiled(pytestconfig.cache.mkdir("fake_cuda"))
+
+    def run(*cases: str) -> list[dict[str, Any]]:
+        command = [sys.executable, "-c", LOAD_FIRST, str(library), *cases]
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
+
+
+def test_the_commonest_mechanisms_keep_to_their_budgets(on_fake_cuda: Callable[..., list[dict[str, Any]]]) -> None:
+    *all_found, planted = on_fake_cuda(*CHEAP, "planted-mistakes")
+    for found in all_found:
+        _check(found)
+    assert planted["caught"] == ["ends on the processor", "ends in int64", "weights in fp32"]
+
+
+@pytest.mark.slow
+def test_the_other_mechanisms_keep_to_their_budgets(on_fake_cuda: Callable[..., list[dict[str, Any]]]) -> None:
+    for found in on_fake_cuda(*(case for case in BUDGETS if case not in CHEAP)):
+        _check(found)
+
+
+def _check(found: dict[str, Any]) -> None:
+    case = found["case"]
+    for phase, budget in BUDGETS[case].items():
+        counts = found[phase]
+        for name, allowed in zip(("launches", "syncs", "transfers"), budget, strict=True):
+            got = sum(counts[name].values())
+            assert got <= allowed, f"{case}, {phase}: {got} {name}, budget {allowed}; by line of sparsemem: {counts[name]}"
+            if name != "launches":  # torch's versions differ in those
+                assert got == allowed, f"{case}, {phase}: only {got} {name}, budget {allowed}; write the lower number into BUDGETS"
+        assert counts["fp32"].keys() <= IN_FP32.keys(), f"{case}, {phase}: products in fp32 under autocast: {counts['fp32']}"
+        assert counts["groups"] < 1024, f"{case}, {phase}: torch's grouped product refuses {counts['groups']} groups on a GPU"
+
+
+def test_every_case_has_a_budget() -> None:
+    from .cases import CASES
+
+    assert CASES.keys() - {"planted-mistakes"} == BUDGETS.keys()
