@@ -1,6 +1,7 @@
 """Atomic writes: a reader sees the old file or the new one, never half of one; and what killed writers leave is removed.
 
-A writer holds a lock on its temporary file or folder; the system drops it when the process ends, however it ends.
+A writer holds a lock on its temporary file or folder; the system drops it when the process ends, however it ends. Where the file system
+has no locks, what killed writers leave stays.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sparsemem.locks import flock
+
 TEMPORARY = ".tmp"
 SCRATCH_LOCK = "in-use"
 
@@ -31,7 +34,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
         try:
             with os.fdopen(handle, "wb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                flock(file, fcntl.LOCK_EX)
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -55,8 +58,8 @@ def remove_temporaries(folder: Path) -> None:
     """Remove what writers that were killed left in this folder."""
     for path in folder.glob(f".*{TEMPORARY}"):
         with contextlib.suppress(OSError), open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+            if flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                path.unlink()
 
 
 @contextlib.contextmanager
@@ -64,12 +67,12 @@ def scratch_folder(parent: Path | None, prefix: str) -> Iterator[Path]:
     """A temporary folder that goes with the body; those of killed processes in `parent` (default: the system's) are removed first."""
     for left in Path(parent or tempfile.gettempdir()).glob(f"{prefix}*/{SCRATCH_LOCK}"):
         with contextlib.suppress(OSError), open(left, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left.parent, ignore_errors=True)
+            if flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                shutil.rmtree(left.parent, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     try:
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            flock(file, fcntl.LOCK_EX)
             os.rename(file.name, folder / SCRATCH_LOCK)  # never seen unlocked, or another process would take it for left
             yield folder
     finally:

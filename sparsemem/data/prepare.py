@@ -8,7 +8,6 @@ The folder appears whole or not at all, also when two processes build it at once
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from sparsemem.data.python_source import open_python_source
 from sparsemem.data.selection import Selection, fair_share, select
 from sparsemem.data.tokenizer import SEPARATOR, load_tokenizer, tokenize, train_tokenizer
 from sparsemem.files import write_json
+from sparsemem.locks import locked
 
 FORMAT = 1  # part of the digest: raise it when the same settings give other tokens
 VALIDATION_BYTES_A_TOKEN = 6  # text looked at per held-out token: more than a token stands for, as some of it turns out to be duplicates
@@ -136,8 +136,19 @@ def whole_folder(digest: str, fill: Callable[[Path], None], cache: Path | None =
 
 
 def cache_folder() -> Path:
-    """Of this machine."""
-    return Path(os.environ.get("SPARSEMEM_CACHE") or Path.home() / ".cache" / "sparsemem")
+    """Of this machine.
+
+    Raises:
+        ConfigError: none is given, and the user has no home.
+    """
+    if given := os.environ.get("SPARSEMEM_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "sparsemem"
+    except RuntimeError:  # neither HOME nor an entry among the users, as in a container
+        raise ConfigError(
+            "there is no home folder to keep prepared texts in; set SPARSEMEM_CACHE to a folder that can be written"
+        ) from None
 
 
 def _digest(config: Data, corpus: Corpus, base: Path) -> str:
@@ -171,13 +182,14 @@ def _tokenizer_file(config: Data, base: Path) -> Path:
 @contextmanager
 def _lock(cache: Path, digest: str) -> Iterator[None]:
     """Wait for other builders of the same tokens. The system frees the lock of a process that dies."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        file = (cache / f"{digest}.lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"the cache folder {cache} cannot be written ({error.strerror}); set SPARSEMEM_CACHE to one that can") from None
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with ExitStack() as held:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(cache / f"{digest}.lock"))
+        except OSError as error:
+            raise ConfigError(
+                f"the cache folder {cache} cannot be written ({error.strerror}); set SPARSEMEM_CACHE to one that can"
+            ) from None
         yield
 
 

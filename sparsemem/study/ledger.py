@@ -12,8 +12,6 @@ Files are the only state. A trial's status follows from what lies in its folder:
 from __future__ import annotations
 
 import csv
-import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -25,7 +23,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -37,6 +35,7 @@ import yaml
 
 from sparsemem.config import ConfigError, Data, Study, Trial, load_study
 from sparsemem.files import TEMPORARY, remove_temporaries, set_aside, write_json, write_text
+from sparsemem.locks import is_held, locked
 
 BEAT_SECONDS = 3.0
 LOST_BEATS = 10  # a busy machine or store may miss some
@@ -296,14 +295,12 @@ def study_lock(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: another driver holds it; names its process and machine.
     """
-    with open(folder / "lock", "a+", encoding="utf-8") as file:
+    lock = folder / "lock"
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            file.seek(0)
-            holder = file.read().strip() or "another process"
+            file = held.enter_context(locked(lock, wait=False))
+        except BlockingIOError:
+            holder = lock.read_text(encoding="utf-8").strip() or "another process"
             raise ConfigError(f"{folder}: is being run by {holder}; wait for it or stop it, `sparsemem status {folder}` shows it") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -312,18 +309,6 @@ def study_lock(folder: Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
-
-
-def is_held(lock: Path) -> bool:
-    """Whether a process holds the lock of a study or of a trial."""
-    try:
-        with open(lock, encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared and for an instant: a trial that starts now only waits for it
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        return error.errno in (errno.EAGAIN, errno.EACCES)
-    return False
 
 
 def is_beating(path: Path) -> bool:
@@ -396,7 +381,7 @@ def _describes(path: Path, trial_id: str) -> bool:
 
 def _is_used(folder: Path) -> bool:
     """Whether there is anything but what a driver leaves that was killed before it wrote down its study."""
-    return any(path.name not in ("lock", "tune") and not path.name.endswith(TEMPORARY) for path in folder.iterdir())
+    return any(path.name not in ("lock", ".lock.held", "tune") and not path.name.endswith(TEMPORARY) for path in folder.iterdir())
 
 
 def _mapping(path: Path) -> dict[str, Any]:

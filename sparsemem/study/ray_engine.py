@@ -203,7 +203,7 @@ def _connected(address: str, jobs: Sequence[Job]) -> Iterator[None]:
 
 def offer_token() -> None:
     """Let Ray send the user's token where there is one; of its own accord it does so for a private Ray only."""
-    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or (Path.home() / ".ray" / "auth_token").exists():
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or Path("~/.ray/auth_token").expanduser().exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 

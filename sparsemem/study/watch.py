@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsemem.config import ConfigError
-from sparsemem.study.ledger import Ledger, is_beating, is_held
+from sparsemem.locks import is_held
+from sparsemem.study.ledger import Ledger, is_beating
 from sparsemem.study.progress import LINE_SECONDS, REFRESH_SECONDS, TrialProgress, headline, look, on_nodes, overview
 from sparsemem.study.text import count, duration
 

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import math
@@ -19,8 +18,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +32,7 @@ from sparsemem.config import Train, Trial
 from sparsemem.data import Batches, Tokens, validation_windows
 from sparsemem.failure import record_failure
 from sparsemem.files import or_warn, remove_temporaries, write_json, write_text
+from sparsemem.locks import locked
 from sparsemem.model import Sizes, Transformer, check_account
 from sparsemem.train import checkpoint
 from sparsemem.train.allocator import claim_gpus, is_out_of_memory, keep_freed_memory
@@ -76,7 +75,7 @@ def run_trial(
         Exception: whatever else went wrong, after `failure.json` was written.
     """
     trial_folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(trial_folder / "lock"):
+    with locked(trial_folder / "lock"):  # it waits for a worker that is still there, such as one whose driver was killed
         (trial_folder / "failure.json").unlink(missing_ok=True)
         remove_temporaries(trial_folder)
         try:
@@ -416,11 +415,3 @@ def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-@contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Hold the lock of a trial's folder; wait for a worker that is still there, for instance one whose driver was killed."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
