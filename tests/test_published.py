@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from sparsemem.config import load_study
+from sparsemem.config import Model, load_study
+from sparsemem.model import Sizes, Transformer
 from sparsemem.study.access import describe_access, memory_access
 from sparsemem.study.plan import PlannedTrial, plan
 
@@ -35,6 +37,22 @@ def test_published_parameter_counts(name: str, total: float, active: float, tied
 
 def test_olmoe_has_its_64_experts() -> None:
     assert _plan("olmoe-1b-7b").sizes.routed_experts == 64
+
+
+def test_olmoe_has_its_weights_of_the_auxiliary_losses() -> None:
+    """0.01 and 0.001 (MECHANISMS 4), of means over blocks: megablocks and OLMo-core divide by their number, and a model here adds up."""
+    trial = _plan("olmoe-1b-7b").trial
+    assert trial.model.moe is not None
+    blocks = trial.model.layers - trial.model.moe.leading_dense
+    assert (blocks * trial.model.moe.balance_loss, blocks * trial.model.moe.z_loss) == pytest.approx((0.01, 0.001))
+    small = Model(layers=3, width=16, heads=2, moe=trial.model.moe.model_copy(update={"expert_width": 8, "top_k": 2}))
+    model = Transformer(small, Sizes(4, 0), 8, torch.arange(30), separator=0).initialize(0)
+    alone = []
+    for layer in model.expert_layers():
+        layer.register_forward_hook(lambda _, __, output: alone.append(output[1].item()))
+    auxiliary = model(torch.arange(8).unsqueeze(0))[1].item()
+    assert auxiliary == pytest.approx(sum(alone), rel=1e-6)
+    assert len(alone) == 3
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,10 @@ class MoE(Strict):
     bias_rate: Annotated[Real, Field(ge=0)] = 1e-3
     """Step of the loss-free balancing bias (arXiv 2408.15664); 0 turns it off."""
     balance_loss: Annotated[Real, Field(ge=0)] = 0.0
-    """Weight of the switch-style auxiliary balance loss."""
+    """Weight of the switch-style auxiliary balance loss, summed over the MoE blocks; trainers that take their mean, such as OLMoE's, write
+    so many times as much."""
     z_loss: Annotated[Real, Field(ge=0)] = 0.0
-    """Weight of the router z-loss (mean squared logsumexp of the router logits)."""
+    """Weight of the router z-loss (mean squared logsumexp of the router logits), summed over the MoE blocks."""
 
 
 class _Memory(Strict):
@@ -119,7 +120,8 @@ class ProductKey(_Memory):
     layers: tuple[Few, ...] | None = None
     """1-based blocks that hold a memory layer; default: every block."""
     layers_per_table: Few | Literal["all"] = 1
-    """Memory layers, counted from the first, that read one table of values (Memory+; rings of UltraMemV2)."""
+    """Memory layers, counted from the first, that read one table of values (Memory+): groups without overlap. In UltraMemV2's released code
+    each layer reads a window of all values that slides from layer to layer; that is not built."""
     placement: Literal["replace", "parallel"] = "replace"
     """`replace`: in place of the block's feed-forward; `parallel`: beside it, fed by its normed input."""
     skip: Count = 0
@@ -162,9 +164,11 @@ class ProductKey(_Memory):
     """A row's weight is multiplied by its pre-value times the input: each row is an expert of one neuron (PEER)."""
     pre_value_dim: Size | None = None
     """Width of a pre-value, to which the input is projected; default: the model's, without a projection."""
-    init: Literal["flat", "ultramem", "ultramem_v2"] = "flat"
-    """`flat`: the released code's 0.02; otherwise the values' scale by the paper of that name. That of `ultramem_v2` matches the memory to
-    a feed-forward whose `model.init_std` is sqrt(2 / (5 width)): set that too."""
+    init: Literal["flat", "released", "ultramem", "ultramem_v2"] = "flat"
+    """Scale at the start. `flat`: values of 0.02 and an output projection as small as a feed-forward's; `released`: values of 0.02 and
+    projections of 1 / sqrt(inputs), which UltraMemV2's released code has had and which speak louder; otherwise the values' scale by the
+    paper of that name. That of `ultramem_v2` matches the memory to a feed-forward whose `model.init_std` is sqrt(2 / (5 width)): set that
+    too."""
     value_rate: tuple[Annotated[Real, Field(gt=0)], Annotated[Real, Field(gt=0)]] | None = None
     """Learning rate of the values over `train.lr` at the start and at the end, linear between; default: `train.table_lr_factor`."""
 
@@ -229,7 +233,7 @@ class UltraMem(ProductKey):
     cores: Few = 2
     virtual_tables: Size = 4
     projection: Literal["none", "linear", "gated"] = "linear"
-    init: Literal["flat", "ultramem", "ultramem_v2"] = "ultramem"
+    init: Literal["flat", "released", "ultramem", "ultramem_v2"] = "ultramem"
     value_rate: tuple[Annotated[Real, Field(gt=0)], Annotated[Real, Field(gt=0)]] | None = (10.0, 1.0)
 
 
@@ -247,7 +251,7 @@ class UltraMemV2(ProductKey):
     projection_per_table: StrictBool = False
     projection: Literal["none", "linear", "gated"] = "linear"
     pre_values: Literal["none", "linear", "gelu"] = "linear"
-    init: Literal["flat", "ultramem", "ultramem_v2"] = "ultramem_v2"
+    init: Literal["flat", "released", "ultramem", "ultramem_v2"] = "ultramem_v2"
     value_rate: tuple[Annotated[Real, Field(gt=0)], Annotated[Real, Field(gt=0)]] | None = (4.0, 1.0)
 
 

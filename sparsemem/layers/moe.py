@@ -74,7 +74,7 @@ class MixtureOfExperts(nn.Module):
         _, experts_SK = best(affinity_SE.detach() + self.bias_E, self.config.top_k)
         gates_SK = affinity_SE.gather(-1, experts_SK)
         if self.config.normalize_gates:
-            gates_SK = gates_SK / gates_SK.sum(-1, keepdim=True)
+            gates_SK = _normalized(gates_SK)
         load_E = parallel.total(occurrences(experts_SK.flatten(), logits_SE.shape[-1]))  # of the whole batch
         if self.training:
             self.load_E += load_E
@@ -100,11 +100,17 @@ class MixtureOfExperts(nn.Module):
     def _auxiliary(self, logits_SE: Tensor, affinity_SE: Tensor, load_E: Tensor) -> Tensor:
         loss = logits_SE.new_zeros(())
         if self.config.balance_loss:  # experts x sum of (share of assignments x mean probability); 1 when balanced
-            probability_E = (affinity_SE / affinity_SE.sum(-1, keepdim=True)).mean(0)
+            probability_E = _normalized(affinity_SE).mean(0)
             loss = loss + self.config.balance_loss * load_E.numel() * torch.dot(load_E / load_E.sum(), probability_E)
         if self.config.z_loss:
             loss = loss + self.config.z_loss * logits_SE.logsumexp(-1).square().mean()
         return loss
+
+
+def _normalized(affinity: Tensor) -> Tensor:
+    """Divided by their sum; those that have underflowed, as sigmoids at logits of -90 do, count alike in place of 0/0."""
+    affinity = affinity.clamp_min(1e-35)  # above the denormals, which may be flushed to zero
+    return affinity / affinity.sum(-1, keepdim=True)
 
 
 class _Experts(torch.autograd.Function):

@@ -150,7 +150,7 @@ class _Usage:
 def row_stds(config: Model, pool: str, keys: tuple[int, int], ffn_inner: int) -> tuple[float, float]:
     """Standard deviations of values and pre-values at the start.
 
-    - `flat`: 0.02 (UltraMemV2's released code).
+    - `flat`, `released`: 0.02 (UltraMemV2's released code).
     - `ultramem`: the values' variance is E / (2 k H L), with E projected groups, top-k, H heads and L memory layers; with weights of mean
       square one the output's is then 1 / (2 L) (recalled from UltraMem, not re-read). Pre-values, which UltraMem does not have, multiply
       the weights by products of unit variance.
@@ -174,7 +174,7 @@ def row_stds(config: Model, pool: str, keys: tuple[int, int], ffn_inner: int) ->
     memory: ProductKey = getattr(config, pool)
     value_dim, pre_value_dim = _row_widths(config, memory)
     reads, groups = memory.heads * memory.top_m, projected_groups(memory)
-    if memory.init == "flat":
+    if memory.init in ("flat", "released"):
         return 0.02, 0.02
     if memory.init == "ultramem":
         return math.sqrt(groups / (2 * reads * len(config.memory_layers(pool)))), 1 / math.sqrt(pre_value_dim or 1)
@@ -204,7 +204,7 @@ def _projection_stds(config: Model, memory: ProductKey) -> tuple[float, float, f
     fan_in = 1 / math.sqrt(config.width)
     if memory.init == "flat":
         return fan_in, config.init_std, residual_std(config.init_std, config.layers)
-    if memory.init == "ultramem":
+    if memory.init in ("released", "ultramem"):
         return fan_in, fan_in, 1 / math.sqrt(projected_groups(memory) * _row_widths(config, memory)[0])
     return (math.sqrt(0.4) * fan_in,) * 3
 

@@ -262,7 +262,7 @@ def initial_gain(memory: ProductKey, keys: tuple[int, int]) -> float:
     Raises:
         ValueError: no gain brings the mean weight to one.
     """
-    if memory.init == "flat":
+    if memory.init in ("flat", "released"):
         return memory.key_dim**-0.4
     if memory.init == "ultramem":
         return memory.key_dim**-0.33

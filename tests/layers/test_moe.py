@@ -172,6 +172,23 @@ def test_evaluation_leaves_loads_alone_and_the_bias_is_no_parameter() -> None:
 
 
 @pytest.mark.parametrize("gate", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("flushed", [True, False])
+def test_gates_that_underflow_are_numbers(gate: str, flushed: bool) -> None:
+    """Sigmoids at logits of -120, or softmax probabilities of experts that a bias chose against a preference of 120, are all zero."""
+    torch.set_flush_denormal(flushed)  # as in training
+    layer = _layer(4, 2, gate=gate, balance_loss=0.01, bias_rate=0.02)
+    layer.router_ED.data = torch.zeros(4, WIDTH).index_fill_(0, torch.arange(3) if gate == "softmax" else torch.arange(4), -120.0)
+    layer.bias_E.copy_(torch.tensor([9.0, 9, 0, 0]))
+    x = torch.eye(1, WIDTH).requires_grad_()
+    gates, _, auxiliary = layer.route(x)
+    assert gates.tolist() == [[0.5, 0.5]]
+    (gates.square().sum() + auxiliary).backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("gate", ["sigmoid", "softmax"])
 def test_the_balance_loss_is_its_weight_at_perfect_balance(gate: str) -> None:
     """Switch Transformer (arXiv 2101.03961, eq. 4): E * sum(share of assignments * mean probability) is 1 when both are uniform."""
     layer = _layer(4, 1, gate=gate, balance_loss=0.01)

@@ -281,6 +281,18 @@ def _output_square(memory: ProductKeyMemory, tokens: int, seeds: int, cores: int
     return float(np.mean(found))
 
 
+def test_the_released_start_is_louder_than_the_flat_one_by_its_output_projection() -> None:
+    """Released code of UltraMemV2: projections of 1 / sqrt(inputs). At the shape of its 227M model, 20 times the flat start's."""
+    fields = {"key_dim": 192, "top_m": 32, "value_dim": 192, "pre_value_dim": 192, "virtual_tables": 1}
+    squares = {}
+    for init in ("flat", "released"):
+        config = _config("ultramem_v2", width=768, layers=20, init_std=0.0228, init=init, **fields)
+        table = ValueTable(config, "ultramem_v2", (24, 24), 64)
+        torch.manual_seed(0)
+        squares[init] = _output_square(ProductKeyMemory(config, "ultramem_v2", 1, (24, 24), table), 32, 1, 1)
+    assert math.sqrt(squares["released"] / squares["flat"]) == pytest.approx(192**-0.5 / (0.0228 / math.sqrt(2 * 20)), rel=0.05)
+
+
 @pytest.mark.parametrize("width", [64, 256, 1024])
 def test_memory_and_feed_forward_start_with_the_output_variance_of_the_formula(width: int) -> None:
     """T = 0.032 x inner / h / L for the memory; the feed-forward, whose silu the formula takes as linear, has E[silu(g)^2] / 0.4 of it."""

@@ -423,7 +423,7 @@ def test_batch_norm_is_torchs() -> None:
 # --- initial scale ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("init", "power"), [("flat", -0.4), ("ultramem", -0.33)])
+@pytest.mark.parametrize(("init", "power"), [("flat", -0.4), ("released", -0.4), ("ultramem", -0.33)])
 def test_gains_of_the_released_code(init: str, power: float) -> None:
     retrieval = _retrieval("ultramem", top_m=3, key_dim=9, init=init)
     for gain in (retrieval.query_gain_K, retrieval.key_gain_K):
