@@ -91,7 +91,7 @@ def save(figure: Figure, data: pd.DataFrame, folder: Path, name: str) -> None:
 def share_axis(axes: Axes, low: float, high: float, label: str) -> None:
     """Name the share axis and leave the ends some air."""
     axes.set_xlabel(label)
-    air = 0.03 * (high - low)
+    air = 0.03 * (high - low) or 0.05
     axes.set_xlim(low - air, high + air)
 
 

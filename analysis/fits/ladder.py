@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtr  # scipy.stats would take a second to import
 
-from analysis.fits.linear import Noise, combine, covariance
+from analysis.fits.linear import LEVEL, Noise, chance, combine, covariance, holm
 from analysis.fits.noise import seed_model
 from analysis.fits.runs import read_runs
 from analysis.fits.types import Estimate, Fit, Status
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Array = np.ndarray
-LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
     steps = {place: difference(place, place - 1) for place in places}
     parameters = {f"step {place}": step for place, step in steps.items() if step}
     weights_KI = np.array([weights(place, place - 1) for place, step in steps.items() if step])
-    chances = _holm({place: _chance(step, noise) for place, step in steps.items() if step})
+    chances = holm({place: chance(step, noise) for place, step in steps.items() if step})
     rungs = tuple(
         Rung(place, int(model.counts_I[i]), float(model.mean_I[i]), steps[place], chances.get(place), difference(place, 0))
         for i, place in enumerate(places)
@@ -172,17 +170,3 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
         noise_df=model.df,
         **common,
     )
-
-
-def _chance(step: Estimate, noise: Noise) -> float:
-    """Two-sided p value of Student's t."""
-    return float(2 * stdtr(noise.df, -abs(step.value) / step.se)) if step.se > 0 else float(step.value == 0)
-
-
-def _holm(chances: dict[int, float]) -> dict[int, float]:
-    """Holm's step-down correction: the k-th least p value times the number not less than it, never falling."""
-    corrected, least = {}, 0.0
-    for k, place in enumerate(sorted(chances, key=lambda place: chances[place])):
-        least = max(least, min(1.0, (len(chances) - k) * chances[place]))
-        corrected[place] = least
-    return corrected

@@ -9,15 +9,20 @@ Letters: I points, K parameters, X any points.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
-from scipy.special import stdtrit  # scipy.stats would take a second to import
+from scipy.special import stdtr, stdtrit  # scipy.stats would take a second to import
 
 from analysis.fits.noise import SeedModel
 from analysis.fits.types import Estimate
 
 Array = np.ndarray
+Name = TypeVar("Name", bound=Hashable)
+LEVEL = 0.05
+"""Chance, corrected for the number of questions, below which a difference is told from noise."""
 TIE = 2.0
 """AICc difference below which two laws are not told apart (Burnham and Anderson, Model Selection and Multimodel Inference, sec. 2.6)."""
 
@@ -75,6 +80,21 @@ def leftover(model: SeedModel, design_IK: Array) -> Noise:
 def combine(model: SeedModel, weights_I: Array, noise: Noise) -> Estimate:
     """A linear combination of the means with its 95% interval."""
     return _interval(weights_I @ model.mean_I, weights_I @ model.covariance_II @ weights_I * noise.sd**2, noise)
+
+
+def chance(difference: Estimate, noise: Noise) -> float:
+    """Chance of so large a difference if there were none: p value of Student's t, two-sided."""
+    return float(2 * stdtr(noise.df, -abs(difference.value) / difference.se)) if difference.se > 0 else float(difference.value == 0)
+
+
+def holm(chances: Mapping[Name, float]) -> dict[Name, float]:
+    """Holm's step-down correction (Scand. J. Stat. 6, 1979): the k-th least p value times the number not less than it, never falling."""
+    corrected: dict[Name, float] = {}
+    least = 0.0
+    for k, name in enumerate(sorted(chances, key=lambda name: chances[name])):
+        least = max(least, min(1.0, (len(chances) - k) * chances[name]))
+        corrected[name] = least
+    return corrected
 
 
 def covariance(model: SeedModel, weights_KI: Array, noise: Noise) -> tuple[tuple[float, ...], ...]:

@@ -16,6 +16,7 @@ KINDS = {
     "slots": "Slots",
     "simplex": "Simplex",
     "sparsity": "Sparsity",
+    "memories": "Memories",
 }
 """Value of `analysis` -> its class, in the module of the same name."""
 

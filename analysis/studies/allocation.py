@@ -18,6 +18,7 @@ from analysis.fits.allocation import AllocationFit, called, fit_allocation
 from analysis.fits.joint import BUDGET, factors_of, fit_joint
 from analysis.fits.joint_result import JointFit
 from analysis.fits.types import Status
+from analysis.studies.comparing import Comparison, compare
 from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
@@ -75,6 +76,11 @@ class Allocation(Analysis):
                 found.append((", ".join(filter(None, ("All budgets", label))), fitted, law))
         return found
 
+    @cached_property
+    def compared(self) -> list[Comparison]:
+        """Curves of one budget beside each other."""
+        return compare(self.cells, self.along)
+
     @property
     def along(self) -> tuple[str, ...]:
         """Fields of the cells that make up a budget."""
@@ -82,17 +88,23 @@ class Allocation(Analysis):
 
     def fits(self) -> list[dict[str, Any]]:
         over_all = [{"over": label, **law.to_dict()} for label, _, law in self.joint]
-        return [*(record(cell, fit.to_dict(), self.point) for cell, fit in self.fitted), *over_all]
+        beside = [{"over": each.label, **each.fit.to_dict()} for each in self.compared]
+        return [*(record(cell, fit.to_dict(), self.point) for cell, fit in self.fitted), *over_all, *beside]
 
     def readings(self) -> list[Reading]:
         own = [Reading(cell.label, fit.summary(self.point), fit.status is Status.CONVERGED) for cell, fit in self.fitted]
-        return [*own, *(Reading(label, law.summary(self.point), law.status is Status.CONVERGED) for label, _, law in self.joint)]
+        over_all = [Reading(label, law.summary(self.point), law.status is Status.CONVERGED) for label, _, law in self.joint]
+        return [*own, *over_all, *(each.reading() for each in self.compared)]
+
+    def remarks(self) -> list[str]:
+        return [line for each in self.compared for line in each.warnings()]
 
     def drawings(self) -> list[Drawing]:
         if not self.drawable:
             return []
         data = allocation_data(self.drawable)
         drawn = [Drawing("allocation", prose.allocation_caption(set(data["series"])), allocation_figure(data), data), *self._optima()]
+        drawn += self._beside()
         differences = differences_data(self.drawable, self.results.sequence_losses)
         if len(differences):
             drawn.append(Drawing("differences", prose.DIFFERENCES_CAPTION, differences_figure(differences), differences))
@@ -103,6 +115,11 @@ class Allocation(Analysis):
         if len(errors):
             drawn.append(Drawing("diagnostics", prose.DIAGNOSTICS_CAPTION, diagnostics_figure(errors, self.point), errors))
         return drawn
+
+    def _beside(self) -> list[Drawing]:
+        """The curves of each budget on one axis."""
+        names = [f"comparison-{place}" if len(self.compared) > 1 else "comparison" for place in range(1, len(self.compared) + 1)]
+        return [drawn for each, name in zip(self.compared, names, strict=True) if (drawn := each.drawing(name))]
 
     def _optima(self) -> list[Drawing]:
         """The best share along everything that varies between the budgets."""
@@ -116,7 +133,7 @@ class Allocation(Analysis):
         return drawn
 
     def sections(self) -> list[Section]:
-        return [*self._laws(), *self._differences(), *rates_sections(self.cells, self.point)]
+        return [*self._laws(), *(each.section() for each in self.compared), *self._differences(), *rates_sections(self.cells, self.point)]
 
     def caveats(self) -> list[str]:
         fixed = not {"budget.total_params", "budget.active_params"} & set(varied_fields(self.results.trials))

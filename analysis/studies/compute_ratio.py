@@ -16,6 +16,7 @@ from analysis.errors import require_columns
 from analysis.figures.allocation import allocation_data
 from analysis.figures.compute_ratio import PUBLISHED, compute_ratio_figure
 from analysis.studies.allocation import Allocation
+from analysis.studies.comparing import Comparison
 from analysis.studies.tables import rates_sections
 from analysis.studies.types import Drawing, Section, Table
 from analysis.table import si, varied_fields
@@ -53,6 +54,11 @@ class ComputeRatio(Allocation):
                 problem = f"{words} differs by {spread:.1%} between the points{where}, but a compute-ratio study holds it within {MOST:.0%}"
                 self.require(spread <= MOST, problem, remedy)
         return cells
+
+    @property
+    def compared(self) -> list[Comparison]:
+        """None: the shares of two curves are not the same ones."""
+        return []
 
     @property
     def planned(self) -> pd.DataFrame:

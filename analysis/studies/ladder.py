@@ -15,7 +15,8 @@ import pandas as pd
 
 from analysis.cells import MEMORY, ON_TOP, Cell, split_cells
 from analysis.figures.ladder import ladder_data, ladder_figure
-from analysis.fits.ladder import LEVEL, LadderFit, Rung, fit_ladder
+from analysis.fits.ladder import LadderFit, Rung, fit_ladder
+from analysis.fits.linear import LEVEL
 from analysis.fits.types import Status
 from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections

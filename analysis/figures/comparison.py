@@ -1,0 +1,105 @@
+"""Alternatives at one budget on one axis: the loss of each over the share, and every paired difference with its interval."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from analysis.figures.style import COLOURS, GREY, LINES, MARKERS, TWO_COLUMNS, new_figure, style
+from analysis.fits.comparison import ComparisonFit
+from analysis.table import RHO
+
+LABEL_CHARACTERS = 44
+ASIDE = 0.012  # of the range of shares: alternatives at one share are set side by side
+LOOKS: dict[str, dict[str, Any]] = {
+    "told from noise": {"color": "black", "marker": "o"},
+    "not told from noise": {"color": "0.55", "marker": "o", "markerfacecolor": "white"},
+}
+"""Verdict on a difference -> how it is drawn."""
+
+
+def comparison_data(fit: ComparisonFit) -> pd.DataFrame:
+    """Everything that `comparison_figure` draws -> series, name, share, value, low, high, verdict (nats per token).
+
+    Series: `level` (loss for the average seed, with its paired standard error), `reference` (likewise, of what all are held against),
+    `difference` (of a pair at a share, with its 95% interval) and `mean` (over the shares that both have).
+    """
+    rows: list[dict[str, Any]] = []
+    for level in fit.levels:
+        if level.share is not None:
+            series = "reference" if level.name == fit.reference else "level"
+            row = {"series": series, "name": level.name, "share": level.share, "value": level.loss}
+            rows.append(row | ({} if level.se is None else {"low": level.loss - level.se, "high": level.loss + level.se}))
+    for series, differences in (("difference", fit.differences), ("mean", fit.means)):
+        for each in differences:
+            row = {"series": series, "name": f"{each.first} less {each.second}", "share": each.share, "value": each.difference.value}
+            verdict = "told from noise" if each.told else "not told from noise"
+            rows.append(row | {"low": each.difference.low, "high": each.difference.high, "verdict": verdict})
+    return pd.DataFrame(rows).reindex(columns=["series", "name", "share", "value", "low", "high", "verdict"])
+
+
+def comparison_figure(data: pd.DataFrame) -> Figure:
+    """Losses over the share on the left, differences on the right."""
+    differences = data[data["series"].isin(("difference", "mean"))]
+    with style():
+        figure = new_figure(TWO_COLUMNS, max(2.6, 0.9 + 0.26 * len(differences)))
+        left, right = figure.subplots(1, 2, width_ratios=(1, 0.9))
+        _levels(left, data)
+        draw_differences(right, differences)
+        handles, labels = left.get_legend_handles_labels()
+        handles += [Line2D([], [], linestyle="", **look) for name, look in LOOKS.items() if (differences["verdict"] == name).any()]
+        labels += [f"{name} (95% interval)" for name in LOOKS if (differences["verdict"] == name).any()]
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        return figure
+
+
+def draw_differences(axes: Axes, data: pd.DataFrame) -> None:
+    """Each difference with its 95% interval, from top to bottom."""
+    with style():
+        places = np.arange(len(data)) + 0.5
+        axes.axvline(0, color=GREY, linewidth=0.6, zorder=0)
+        for verdict, look in LOOKS.items():
+            own = (data["verdict"] == verdict).to_numpy()
+            rows = data[own]
+            reach = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
+            axes.errorbar(rows["value"], places[own], xerr=reach, linestyle="", elinewidth=0.9, capsize=0, **look)
+        several = data["share"].nunique(dropna=False) > 1
+        labels = [
+            textwrap.fill(name + ((", mean" if pd.isna(share) else f", at {share:.4g}") if several else ""), LABEL_CHARACTERS)
+            for name, share in zip(data["name"], data["share"], strict=True)
+        ]
+        axes.set_yticks(places, labels, fontsize=6.5)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(max(len(data), 1), 0)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel("Difference of loss (nats/token)")
+
+
+def _levels(axes: Axes, data: pd.DataFrame) -> None:
+    levels, reference = (data[data["series"] == series] for series in ("level", "reference"))
+    shares = pd.concat([levels, reference])["share"]
+    span = float(shares.max() - shares.min()) or 1.0
+    names = list(dict.fromkeys(levels["name"]))
+    for place, name in enumerate(names):
+        own = levels[levels["name"] == name].sort_values("share")
+        look: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+        look |= {"linestyle": LINES[place % len(LINES)], "elinewidth": 0.8, "label": name}
+        aside = ASIDE * span * (place - (len(names) - 1) / 2)
+        axes.errorbar(own["share"] + aside, own["value"], (own["high"] - own["value"]).to_numpy(), **look)
+    if len(reference):
+        black: dict[str, Any] = {"color": "black", "marker": "*", "markersize": 6, "linestyle": "", "elinewidth": 0.8}
+        error = (reference["high"] - reference["value"]).to_numpy()
+        axes.errorbar(reference["share"], reference["value"], error, label=str(reference["name"].iloc[0]), **black)
+    ticks = sorted(shares.unique())
+    if len(ticks) <= 6:
+        axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axes.set_xlim(shares.min() - 0.12 * span, shares.max() + 0.12 * span)
+    axes.set_xlabel(f"Routed experts' share of sparse parameters, {RHO}")
+    axes.set_ylabel("Validation loss (nats/token)")

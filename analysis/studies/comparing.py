@@ -1,0 +1,185 @@
+"""Cells of one budget beside each other: memories, or values of any field that a study varies. Fits, readings, figure and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+
+from analysis.cells import MEMORY, Cell, named_fields
+from analysis.figures.comparison import comparison_data, comparison_figure
+from analysis.fits.comparison import ComparisonFit, Difference, fit_comparison
+from analysis.fits.types import Status
+from analysis.studies.tables import facts, interval, number
+from analysis.studies.types import Drawing, Reading, Section, Table
+from analysis.table import RHO, si
+from sparsemem.config import MEMORY_POOLS
+
+EXPERTS, DENSE = "routed experts alone", "the dense baseline"
+HALF = 0.5
+"""Part of the shared experts' width that a memory may take before the report warns."""
+NOTE = (
+    "Differences of loss for the average seed, nats per token, each interval at 95% on its own. p: chance of so large a difference if "
+    "there were none, after Holm's correction; below 0.05 it is told from noise. Pairs at all shares are corrected together, and so are "
+    "the means over shares, and the differences to the routed experts alone."
+)
+CAPTION = (
+    "Left: validation loss for the average seed with its paired standard error, alternatives at one share set side by side. Right: paired "
+    "differences with 95% intervals; filled: told from noise after Holm's correction for their number. Negative: the first named is better."
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Cells whose losses may be held against each other: they differ in neither budget nor text."""
+
+    label: str
+    """Names the budget and the text among the study's; '' for the only ones."""
+    runs: pd.DataFrame
+    """All planned trials, finished or not, with their `alternative`; pure experts and the dense baseline once."""
+    fit: ComparisonFit
+
+    @property
+    def widths(self) -> pd.DataFrame:
+        """alternative, share (NaN for none), shared_width and `left`: the width as a part of the widest at the share, or of that of pure
+        experts -> one row a point; empty without the column."""
+        if "shared_width" not in self.runs:
+            return pd.DataFrame(columns=["alternative", "rho", "shared_width", "left"])
+        points = self.runs.drop_duplicates(["alternative", "rho"])[["alternative", "rho", "shared_width"]]
+        mixed = points["rho"] > 0  # without routed experts all of their activated parameters are the shared one's
+        widest = points[mixed]["shared_width"].max(), points[points["rho"] == 0]["shared_width"].max()
+        reference = mixed.map({True: widest[0], False: widest[1]}).where(points["rho"].notna())
+        return points.assign(left=points["shared_width"] / reference)
+
+    def warnings(self) -> list[str]:
+        """Where a memory takes over half of what the shared experts would have."""
+        lead, lines = f"{self.label}: " if self.label else "", []
+        narrow = self.widths[self.widths["left"] < HALF]
+        for name, rows in narrow.groupby("alternative", sort=False):
+            each = ", ".join(
+                f"{row.shared_width:.0f} of {row.shared_width / row.left:.0f} at share {row.rho:.4g}" for row in rows.itertuples()
+            )
+            lines.append(
+                f"{lead}Warning: {name} leaves the shared experts a width of {each}. What it activates itself (keys, projections) takes "
+                "the rest, so its loss is also that of a smaller shared part: give it fewer layers or heads, or a smaller `key_dim`."
+            )
+        return lines
+
+    def section(self) -> Section:
+        """All numbers of the comparison."""
+        widths = {(row["alternative"], _share(row["rho"])): row for row in self.widths.to_dict("records")}
+        rows = []
+        for level in self.fit.levels:
+            width = widths.get((level.name, _share(level.share)))
+            rows.append(
+                {
+                    "alternative": level.name,
+                    RHO: _share(level.share),
+                    "runs": str(level.runs),
+                    "val loss (nats/token)": number(level.loss),
+                    "paired s.e.": number(level.se),
+                    "shared width": si(width["shared_width"]) if width else "",
+                    "of the widest": f"{width['left']:.0%}" if width and pd.notna(width["left"]) else "",
+                }
+            )
+        tables = [Table(pd.DataFrame(rows), self.label, wide=True)] if rows else []
+        for title, differences in (
+            ("Pairs at each share.", self.fit.differences),
+            ("Means over the shares that both have.", self.fit.means),
+            (f"Less {self.fit.reference}.", self.fit.gains),
+        ):
+            if differences:
+                tables.append(Table(pd.DataFrame([_row(each) for each in differences]), title, wide=True))
+        if self.fit.paired_sd is not None:
+            tables.append(facts([("paired noise, sd (nats/token)", f"{self.fit.paired_sd:.4f} ({self.fit.noise_df} degrees of freedom)")]))
+        return Section("Differences between alternatives", tuple(tables), NOTE)
+
+    def reading(self) -> Reading:
+        return Reading(", ".join(filter(None, ("Compared", self.label))), self.fit.summary(), self.fit.status is Status.CONVERGED)
+
+    def drawing(self, name: str) -> Drawing | None:
+        """The figure, where there is a difference to draw."""
+        if not self.fit.differences:
+            return None
+        data = comparison_data(self.fit)
+        return Drawing(name, f"{self.label}. {CAPTION}" if self.label else CAPTION, comparison_figure(data), data)
+
+
+def compare(cells: Sequence[Cell], apart: Sequence[str] = ()) -> list[Comparison]:
+    """The cells beside each other, apart for each budget and text. One that is alone at its budget has nothing beside it.
+
+    Args:
+        apart: fields beside those of `budget` and `data` whose values are not held against each other.
+    """
+
+    def is_apart(path: str) -> bool:
+        return path == "tokens" or path in apart or path.startswith(("budget.", "data."))
+
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        label = named_fields({path: value for path, value in cell.fields.items() if is_apart(path)})
+        own = {path: value for path, value in cell.fields.items() if not is_apart(path)}
+        groups.setdefault(label, []).append(replace(cell, fields=own))
+    return [_compared(label, own) for label, own in groups.items() if len(own) > 1]
+
+
+def _compared(label: str, cells: Sequence[Cell]) -> Comparison:
+    holders: dict[str, list[Cell]] = {}
+    for cell in cells:
+        for trial in pd.concat([cell.planned, cell.dense])["trial_id"]:
+            holders.setdefault(trial, []).append(cell)
+    alternatives: dict[str, dict[str, Any]] = {}
+
+    def named(trials: pd.DataFrame, alone: str) -> pd.DataFrame:
+        """The trials, each once, with their `alternative`: what the cells that hold one have in common; `alone` leads where they are
+        several, since then it has no use for what sets them apart."""
+        trials, names = trials.drop_duplicates("trial_id"), []
+        for trial in trials["trial_id"]:
+            first, *others = holders[trial]
+            common = {
+                path: value for path, value in first.fields.items() if all(path in o.fields and o.fields[path] == value for o in others)
+            }
+            name = ", ".join(filter(None, (alone if others or alone == DENSE else "", named_fields(common))))
+            alternatives[name] = common
+            names.append(name)
+        return trials.assign(alternative=names)
+
+    planned = named(pd.concat([cell.planned for cell in cells]), EXPERTS)
+    runs = named(pd.concat([cell.trials for cell in cells]), EXPERTS)
+    dense = named(pd.concat([cell.dense for cell in cells]), DENSE)
+    pairs = [pair for pair in combinations(alternatives, 2) if _differ_in_one(*(alternatives[name] for name in pair))]
+    used = pd.concat([runs, dense]) if len(dense) else runs
+    return Comparison(label, planned, fit_comparison(used, "alternative", reference=EXPERTS, pairs=pairs))
+
+
+def _differ_in_one(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two alternatives differ in one thing: their memory with all its settings, or one field."""
+
+    def outside(fields: dict[str, Any]) -> dict[str, Any]:
+        return {path: value for path, value in fields.items() if path != MEMORY and not path.startswith(_OF_A_MEMORY)}
+
+    paths = first.keys() | second.keys()
+    missing = object()
+    differing = [path for path in paths if first.get(path, missing) != second.get(path, missing)]
+    return len(differing) == 1 or (MEMORY in differing and outside(first) == outside(second))
+
+
+_OF_A_MEMORY = tuple(f"model.{pool}." for pool in MEMORY_POOLS)
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None or pd.isna(share) else f"{share:.4g}"
+
+
+def _row(each: Difference) -> dict[str, str]:
+    return {
+        "first": each.first,
+        "less": each.second,
+        RHO: _share(each.share),
+        "difference (nats/token)": interval(each.difference),
+        "p": f"{each.p:.2g}",
+        "told from noise": "yes" if each.told else "",
+    }

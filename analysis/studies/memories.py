@@ -1,0 +1,57 @@
+"""The memories study: kinds of memory, or designs of one, at the same share of one budget. Which is best, and what does each displace?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+from analysis.cells import Cell, split_cells
+from analysis.studies.comparing import Comparison, compare
+from analysis.studies.tables import rates_sections
+from analysis.studies.types import Analysis, Drawing, Reading, Section
+
+
+@dataclass(frozen=True)
+class Memories(Analysis):
+    """Paired differences between the memories at each share, apart for each budget and text."""
+
+    point: ClassVar[str] = "memory and share"
+    terms: ClassVar[str] = (
+        "A share is the part of the sparse parameters held by routed experts; the memory holds the rest. A difference is told from noise "
+        "where Holm's correction for the number of differences leaves it."
+    )
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        return split_cells(self.results.trials, self.axis)
+
+    @cached_property
+    def compared(self) -> list[Comparison]:
+        found = compare(self.cells)
+        remedy = "give two memories one share, such as `shares: [{moe: 0.5, engram: 0.5}, {moe: 0.5, ngram_embedding: 0.5}]`"
+        alike = any(each.runs.groupby("rho")["alternative"].nunique().max() > 1 for each in found)
+        self.require(alike, "no two memories, or designs of one, stand at the same share of one budget", remedy)
+        return found
+
+    def fits(self) -> list[dict[str, Any]]:
+        return [{"over": each.label, **each.fit.to_dict()} for each in self.compared]
+
+    def readings(self) -> list[Reading]:
+        return [each.reading() for each in self.compared]
+
+    def remarks(self) -> list[str]:
+        return [line for each in self.compared for line in each.warnings()]
+
+    def drawings(self) -> list[Drawing]:
+        names = [f"memories-{place}" if len(self.compared) > 1 else "memories" for place in range(1, len(self.compared) + 1)]
+        return [drawn for each, name in zip(self.compared, names, strict=True) if (drawn := each.drawing(name))]
+
+    def sections(self) -> list[Section]:
+        return [*(each.section() for each in self.compared), *rates_sections(self.cells, self.point)]
+
+    def caveats(self) -> list[str]:
+        return [
+            "P_tot and P_act are held; FLOPs and bytes read per token are not, and differ between the memories (see the plan below).",
+            "One design of each memory, unless the study varies it: its defaults were tuned elsewhere, at other sizes.",
+        ]

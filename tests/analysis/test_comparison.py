@@ -1,0 +1,136 @@
+"""Alternatives at one share of one budget: true differences inside their intervals, no verdict without repeats, no memory unnamed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import AnalysisError, summarize, write_report
+from analysis.fits.comparison import fit_comparison
+from analysis.fits.types import Status
+from analysis.results import Results
+from analysis.studies.memories import Memories
+
+New = Callable[..., Path]
+TRUE = {"engram": 0.0, "ngram_embedding": 0.0, "ultramem_v2": 0.05}
+
+
+def simulate(random: int, noise: float = 0.01, seeds: int = 2) -> pd.DataFrame:
+    rng = np.random.default_rng(random)
+    together = 0.05 * rng.standard_normal(seeds)
+    return pd.DataFrame(
+        [
+            {"memory": pool, "rho": rho, "seed": seed, "val_loss": 4 + extra + rho + together[seed] + noise * rng.standard_normal()}
+            for pool, extra in (*TRUE.items(), ("experts", 0.02))
+            for rho in ((1.0,) if pool == "experts" else (0.75, 0.5))
+            for seed in range(seeds)
+        ]
+    )
+
+
+def points(shares: tuple[float, ...] = (0.5,), **columns: Any) -> list[dict[str, Any]]:
+    """Three memories at each share, of which the last takes nine tenths of the shared experts, and the pure experts."""
+    alone = {"rho": 1.0, "share_moe": 1.0, "loss": 4.03, "shared_width": 89, **{f"share_{pool}": 0.0 for pool in TRUE}}
+    mixed = [
+        {"rho": rho, "share_moe": rho, "loss": 4.0 + extra, "shared_width": 9 if pool == "ultramem_v2" else 89}
+        | {f"share_{other}": (1 - rho) * (other == pool) for other in TRUE}
+        for rho in shares
+        for pool, extra in TRUE.items()
+    ]
+    return [point | columns for point in (alone, *mixed)]
+
+
+def test_intervals_cover_and_few_true_ties_are_told() -> None:
+    covered, ties = [], []
+    for random in range(60):
+        fit = fit_comparison(simulate(random), reference="experts")
+        for each in (*fit.differences, *fit.means):
+            true = TRUE[each.first] - TRUE[each.second]
+            covered.append(each.difference.low <= true <= each.difference.high)
+            ties += [each.told] if true == 0 else []
+        covered += [each.difference.low <= TRUE[each.first] + each.share - 1.02 <= each.difference.high for each in fit.gains]
+    assert 0.92 <= np.mean(covered) <= 0.98
+    assert np.mean(ties) <= 0.05
+
+
+def test_one_seed_has_a_status_and_no_difference() -> None:
+    fit = fit_comparison(simulate(0, seeds=1))
+    assert (fit.status, fit.differences) == (Status.TOO_FEW_POINTS, ())
+    assert fit.summary().startswith("Status too_few_points: no seed is repeated")
+    assert len(fit.levels) == 7
+
+
+def test_copied_seeds_have_a_status() -> None:
+    once = simulate(0, seeds=1)
+    fit = fit_comparison(pd.concat([once, once.assign(seed=1)], ignore_index=True))
+    assert (fit.status, fit.differences) == (Status.TOO_FEW_POINTS, ())
+
+
+@pytest.mark.parametrize("kind", ["memories", "allocation"])
+def test_memories_at_one_share_are_compared_by_name_and_what_they_displace_is_said(new_points: New, kind: str) -> None:
+    folder = new_points(kind, points())
+    html = write_report(folder).read_text()
+    text = summarize(folder)
+    assert "At share 0.5 " in text
+    for name in ("Engram", "n-gram embedding", "UltraMemV2"):
+        assert name in text
+    assert "Warning: UltraMemV2 leaves the shared experts a width of 9 of 89 at share 0.5." in text
+    assert "of the widest" in html
+    fit = json.loads((folder / "fits.json").read_text())["fits"][-1]
+    assert len(fit["rows"]) == 8  # every run: nothing was averaged or left out
+    assert [(each["first"], each["second"]) for each in fit["differences"]] == [
+        ("Engram", "n-gram embedding"),
+        ("Engram", "UltraMemV2"),
+        ("n-gram embedding", "UltraMemV2"),
+    ]
+    assert {each["first"] for each in fit["gains"]} == {"Engram", "n-gram embedding", "UltraMemV2"}
+
+
+def test_the_figure_draws_its_table(new_points: New) -> None:
+    (drawing,) = Memories(Results(new_points("memories", points((0.75, 0.5))))).drawings()
+    left, right = drawing.figure.axes
+    differences = drawing.data[drawing.data["series"].isin(("difference", "mean"))]
+    drawn = np.concatenate([line.get_xdata() for line in right.lines if len(line.get_xdata()) > 1 or line.get_marker() != "None"])
+    assert set(differences["value"].round(9)) <= set(np.round(drawn.astype(float), 9))
+    levels = drawing.data[drawing.data["series"].isin(("level", "reference"))]
+    heights = np.concatenate([line.get_ydata() for line in left.lines])
+    assert set(levels["value"].round(9)) <= set(np.round(heights.astype(float), 9))
+    assert drawing.figure.get_figwidth() == pytest.approx(6.9)
+
+
+def test_budgets_are_compared_apart(new_points: New) -> None:
+    both = [point for tokens in (500_000, 2_000_000) for point in points(**{"budget.tokens": tokens, "tokens": tokens})]
+    analysis = Memories(Results(new_points("memories", both)))
+    assert [reading.label for reading in analysis.readings()] == ["Compared, 500k training tokens", "Compared, 2M training tokens"]
+    assert [drawing.name for drawing in analysis.drawings()] == ["memories-1", "memories-2"]
+
+
+def test_a_study_without_two_memories_at_one_share_is_refused(new_points: New) -> None:
+    folder = new_points("memories", [point for point in points() if not point["share_ultramem_v2"] and not point["share_ngram_embedding"]])
+    with pytest.raises(AnalysisError, match="no two memories, or designs of one, stand at the same share"):
+        write_report(folder)
+
+
+def test_the_values_of_a_varied_field_are_compared_on_one_axis_with_an_interval(new_points: New) -> None:
+    shares = (0.8, 0.6, 0.4, 0.2)
+    runs = [{"rho": 1.0, "share_moe": 1.0, "share_engram": 0.0, "loss": 4.1}]
+    runs += [
+        {"rho": rho, "share_moe": rho, "share_engram": 1 - rho, "model.engram.row_dim": width, "loss": 4 + 0.2 * (rho - 0.4) ** 2 + extra}
+        for width, extra in ((8, 0.0), (16, 0.03))
+        for rho in shares
+    ]
+    folder = new_points("allocation", runs)
+    write_report(folder)
+    (fit,) = (each for each in json.loads((folder / "fits.json").read_text())["fits"] if each["law"] == "paired differences")
+    (mean,) = fit["means"]
+    assert (mean["first"], mean["second"]) == ("model.engram.row_dim 8", "model.engram.row_dim 16")
+    assert mean["difference"]["low"] < -0.03 < mean["difference"]["high"]
+    assert len(fit["differences"]) == 4
+    assert (folder / "figures" / "comparison.svg").is_file()
+    assert "Mean difference over the shares that both have" in summarize(folder)
