@@ -96,16 +96,16 @@ def test_the_figure_draws_its_table(new_points: New) -> None:
     (drawing,) = Memories(Results(new_points("memories", points((0.75, 0.5))))).drawings()
     left, right = drawing.figure.axes
     differences = drawing.data[drawing.data["series"].isin(("difference", "mean"))]
-    drawn = np.concatenate([line.get_xdata() for line in right.lines if len(line.get_xdata()) > 1 or line.get_marker() != "None"])
-    assert set(differences["value"].round(9)) <= set(np.round(drawn.astype(float), 9))
+    drawn = np.concatenate([np.asarray(line.get_xdata(), float) for line in right.lines])
+    assert set(differences["value"].round(9)) <= set(np.round(drawn, 9))
     levels = drawing.data[drawing.data["series"].isin(("level", "reference"))]
-    heights = np.concatenate([line.get_ydata() for line in left.lines])
-    assert set(levels["value"].round(9)) <= set(np.round(heights.astype(float), 9))
+    heights = np.concatenate([np.asarray(line.get_ydata(), float) for line in left.lines])
+    assert set(levels["value"].round(9)) <= set(np.round(heights, 9))
     assert drawing.figure.get_figwidth() == pytest.approx(6.9)
 
 
 def test_budgets_are_compared_apart(new_points: New) -> None:
-    both = [point for tokens in (500_000, 2_000_000) for point in points(**{"budget.tokens": tokens, "tokens": tokens})]
+    both = [point for tokens in (500_000, 2_000_000) for point in points((0.5,), **{"budget.tokens": tokens, "tokens": tokens})]
     analysis = Memories(Results(new_points("memories", both)))
     assert [reading.label for reading in analysis.readings()] == ["Compared, 500k training tokens", "Compared, 2M training tokens"]
     assert [drawing.name for drawing in analysis.drawings()] == ["memories-1", "memories-2"]
