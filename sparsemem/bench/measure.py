@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from sparsemem.layers.product import product
+from sparsemem.layers.product import by_onednn
 
 WARM_UP = 2
 SIDE = 1536  # of the square matrices whose product is the machine's peak
@@ -44,7 +44,7 @@ def timed(work: Callable[[], object]) -> float:
 def matrix_product() -> float:
     """Seconds of the best of three large square products by either of torch's libraries: what the machine can do at most."""
     a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
-    return min(timed(partial(multiply, a, b)) for multiply in (torch.matmul, product) for _ in range(3))
+    return min(timed(partial(multiply, a, b)) for multiply in (torch.matmul, by_onednn) for _ in range(3))
 
 
 def over(above: Sequence[float], below: Sequence[float]) -> list[float]:

@@ -55,10 +55,11 @@ def rotations(context: int, heads: int, head_dim: int, theta: float, device: tor
 
     The same for each head, side by side, so that a product with them runs along memory.
     """
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angles_TK = torch.outer(torch.arange(context, device=device, dtype=torch.float32), frequencies)
+    # Powers and sines in float64, rounded once: in float32 each vector width of a processor rounds them in its own way.
+    frequencies = (theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float64) / head_dim)).float()
+    angles_TK = torch.outer(torch.arange(context, device=device, dtype=torch.float32), frequencies).double()
     turns_2TK = torch.stack((torch.cat((angles_TK.cos(),) * 2, -1), torch.cat((-angles_TK.sin(), angles_TK.sin()), -1)))
-    return turns_2TK.unsqueeze(2).expand(-1, -1, heads, -1).contiguous()
+    return turns_2TK.float().unsqueeze(2).expand(-1, -1, heads, -1).contiguous()
 
 
 def rotate(x_BTHK: Tensor, turns_2THK: Tensor) -> Tensor:

@@ -69,7 +69,8 @@ class MixtureOfExperts(nn.Module):
     def route(self, x_SD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Choose the experts of each token: gates (S, K), expert indices (S, K), weighted auxiliary loss."""
         with torch.autocast(x_SD.device.type, enabled=False):  # in bf16 near-equal affinities would tie
-            logits_SE = linear(x_SD.float(), self.router_ED.float())
+            dtype = torch.promote_types(x_SD.dtype, torch.float32)
+            logits_SE = linear(x_SD.to(dtype), self.router_ED.to(dtype))
         affinity_SE = logits_SE.sigmoid() if self.config.gate == "sigmoid" else logits_SE.softmax(-1)
         _, experts_SK = best(affinity_SE.detach() + self.bias_E, self.config.top_k)
         gates_SK = affinity_SE.gather(-1, experts_SK)
@@ -163,7 +164,8 @@ def _sort(chosen_A: Tensor, weight_EDF: Tensor) -> tuple[Tensor, Tensor, _Groups
     experts, D, inner = weight_EDF.shape
     order = chosen_A.argsort(stable=True)  # assignments of expert 0 first, then of expert 1, ...
     load_E, rows_A = occurrences(chosen_A, experts), torch.arange(chosen_A.numel(), device=chosen_A.device)
-    if not (fast(weight_EDF) and D * inner >= WIDE and chosen_A.numel() >= BUSY * experts):
+    one_by_one = fast(weight_EDF) and D * inner >= WIDE and chosen_A.numel() >= BUSY * experts
+    if not one_by_one and weight_EDF.dtype != torch.float64:  # which torch's grouped product does not take
         return order, rows_A, _together(load_E, chosen_A.numel())
     room_E = (load_E.clamp(min=1) + STEP - 1) // STEP * STEP
     free_E = room_E - load_E
@@ -239,7 +241,7 @@ class _Whole:
     def take(self, part: Tensor) -> None:
         """What comes next along the first dimension."""
         if len(part) == self._length:
-            self.tensor = part
+            self.tensor, self._taken = part, self._length  # parts without rows may follow
             return
         if not self._taken:
             self.tensor = part.new_empty(self._length, *part.shape[1:])

@@ -32,6 +32,7 @@ from sparsemem.config import Train, Trial
 from sparsemem.data import Batches, Tokens, validation_windows
 from sparsemem.failure import record_failure
 from sparsemem.files import or_warn, remove_temporaries, write_json, write_text
+from sparsemem.layers.product import library, use_library
 from sparsemem.locks import locked
 from sparsemem.model import Sizes, Transformer, check_account
 from sparsemem.train import checkpoint
@@ -310,6 +311,7 @@ class _Run:
             "trial_id": self.trial.id,
             "corpus": self.tokens.digest,
             "precision": str(self.precision),
+            "library": library(),
             "step": self.step,
             "seconds": self.seconds,
             "since": vars(self.since),
@@ -333,6 +335,7 @@ class _Run:
         if state["precision"] != str(self.precision):
             raise ValueError(f"it was trained in {state['precision']}, not {self.precision}")
         since = _Since(**state["since"])
+        use_library(state.get("library", "onednn"))  # which multiplied before there was a choice
         self._build()
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

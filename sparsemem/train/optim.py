@@ -126,7 +126,7 @@ def _move(moment_RC: Tensor, rows_U: Tensor, target_UC: Tensor, share: float) ->
 
 def _zeros_on_demand(like: Tensor) -> Tensor:
     """Zeros that take memory only where they are written: numpy asks the system for fresh pages (on Linux of 2 MiB), torch fills them."""
-    return torch.from_numpy(np.zeros(like.shape, np.float32)) if like.device.type == "cpu" else torch.zeros_like(like)
+    return torch.zeros_like(like) if like.device.type != "cpu" else torch.from_numpy(np.zeros(like.shape, like[:0].detach().numpy().dtype))
 
 
 def learning_rate(config: Train, done: float) -> float:

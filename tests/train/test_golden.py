@@ -1,11 +1,16 @@
-"""Losses of a fixed seed over 200 steps, for every mechanism: a change that moves them changes every stored result, and must mean to.
+"""Losses of a fixed seed over 60 steps, for every mechanism: a change that moves them changes every stored result, and must mean to.
 
-What is compared: the training loss of each step, fp32, one thread, to one part in 100,000. Rounding alone moves a smooth curve by two
-parts in ten million; where a choice of experts or rows flips on it, the curve is another one from there on. The rate is low enough that
-none flips within the steps compared: initial weights that differ by one part in ten million gave the same curves. Four cases stand aside
-for it: Engram's gate is the plain one, since the signed root is infinitely steep at zero; UltraMemV2, whose filter decides closely and
-often, the softmax gates and PEER, one of whose choices each flips with the order of a sum, are compared over their first steps. Whether
-the rest of a curve is the same but for its flips, `choices` tells.
+What is compared, and why it holds on every processor:
+
+- **In float64, the loss of each step, to one part in 10^10.** Processors differ in the last bit of a sum, an exponential or a
+  product of matrices: about 1e-16 in float64. A choice of experts or rows flips where two scores are closer than that, which in 60 steps
+  happens once in a billion. So the committed curves are those of the mathematics: model, gradients, optimisers, schedule, data order.
+- **In float32, given the choices of the float64 run, the loss of each step, to two parts in a million.** Rounding (6e-8) does flip a choice
+  now and then, and the curve is another one from there on; with the choices given, rounding moves a curve by two or three parts in ten
+  million. This run takes the kernels that training takes.
+
+Initial weights are drawn by `_exact_draws`, since torch draws normal values by other instructions on other processors
+(`tests/test_parameter.py` compares those). Engram's gate is the plain one here: its signed root is infinitely steep at zero.
 
 `python -m tests.train.test_golden` writes the file anew.
 """
@@ -14,18 +19,20 @@ from __future__ import annotations
 
 import csv
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from sparsemem.budget import solve
 from sparsemem.config import Trial
 from sparsemem.data import Batches, Tokens
 from sparsemem.files import write_text
-from sparsemem.layers import moe
+from sparsemem.layers import moe, product, retrieval
 from sparsemem.model import Transformer
 from sparsemem.train.loop import train_step
 from sparsemem.train.optim import Optimizer, learning_rate
@@ -33,8 +40,7 @@ from sparsemem.train.optim import Optimizer, learning_rate
 from .conftest import BASE, MEMORIES, write_tokens
 
 GOLDEN = Path(__file__).with_name("golden.csv")
-STEPS = 200
-COMPARED = {"ultramem_v2": 20, "moe_softmax": 50, "peer": 45}
+STEPS = 60
 MODEL = BASE["model"]
 SOFTMAX = MODEL["moe"] | {"gate": "softmax", "normalize_gates": False, "balance_loss": 0.01, "z_loss": 0.001}
 CASES: dict[str, dict[str, Any]] = {
@@ -53,21 +59,71 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def curve(case: str, tokens: Tokens, steps: int) -> list[float]:
-    """Training losses of the first so many of 200 steps."""
+Choices = list[tuple[Tensor, ...]]
+
+
+@contextmanager
+def _exact_draws() -> Iterator[None]:
+    """Random values that are the same bits on every processor and in both precisions: sums and quotients of integers."""
+
+    def sizes(shape: Any) -> tuple[int, ...]:
+        return tuple(shape[0]) if isinstance(shape[0], (tuple, list, torch.Size)) else shape
+
+    def normal(*shape: Any, generator: torch.Generator, **_: Any) -> Tensor:  # a sum of twelve uniform values (Irwin-Hall)
+        draws = torch.randint(2**20, (12, *sizes(shape)), generator=generator).sum(0)
+        return (draws / 2**20 - 6).to(torch.get_default_dtype())
+
+    def uniform(*shape: Any, generator: torch.Generator, **_: Any) -> Tensor:
+        return torch.randint(2**24, sizes(shape), generator=generator).to(torch.get_default_dtype()) / 2**24
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn", normal)
+        patch.setattr(torch, "rand", uniform)
+        retrieval.top_score_moments.cache_clear()
+        yield
+    retrieval.top_score_moments.cache_clear()
+
+
+@contextmanager
+def _choosing(kept: Choices, given: bool) -> Iterator[None]:
+    """Keep each choice of experts and of rows, in their order; or `given` them, take each in its turn."""
+    best, pairs, turns = moe.best, retrieval.choose_pairs, iter(kept)
+
+    def choose(make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        if given:
+            return next(turns)
+        kept.append(make())
+        return kept[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moe, "best", lambda scores, count: (None, *choose(lambda: (best(scores, count)[1],))))
+        patch.setattr(retrieval, "choose_pairs", lambda *scores: choose(lambda: pairs(*scores)))
+        yield
+
+
+def _curve(case: str, tokens: Tokens, dtype: torch.dtype, kept: Choices, given: bool = False, steps: int = STEPS) -> list[float]:
+    """Training losses of the first so many of all steps."""
     trial = Trial.model_validate(BASE | CASES[case] | {"train": BASE["train"] | {"lr": 0.002}})
     sizes = solve(trial.model, trial.budget, trial.shares)
-    model = Transformer(trial.model, sizes, trial.data.context, torch.from_numpy(tokens.canonical), tokens.separator_id).initialize(0)
-    optimizer, batches = Optimizer(model, trial.train), Batches(tokens.train, trial.data.context, trial.train.batch_tokens, seed=0)
-    losses: list[float] = []
-    for step in range(steps):
-        done = (step + 1) / STEPS
-        rate = learning_rate(trial.train, done)
-        losses.append(train_step(model, optimizer, *batches.batch(step), trial.train.batch_tokens, rate, done, torch.float32)[0])
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with _exact_draws():
+            canonical = torch.from_numpy(tokens.canonical)
+            model = Transformer(trial.model, sizes, trial.data.context, canonical, tokens.separator_id).initialize(0)
+        optimizer, batches = Optimizer(model, trial.train), Batches(tokens.train, trial.data.context, trial.train.batch_tokens, seed=0)
+        losses: list[float] = []
+        with _choosing(kept, given):
+            for step in range(steps):
+                done = (step + 1) / STEPS
+                rate = learning_rate(trial.train, done)
+                losses.append(train_step(model, optimizer, *batches.batch(step), trial.train.batch_tokens, rate, done, torch.float32)[0])
+    finally:
+        torch.set_default_dtype(usual)
     return losses
 
 
-def golden(case: str) -> list[float]:
+def _golden(case: str) -> list[float]:
     with GOLDEN.open(newline="") as file:
         return [float(row[case]) for row in csv.DictReader(file)]
 
@@ -82,26 +138,33 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_step_gives_the_committed_loss(case: str, tokens_folder: Path) -> None:
-    expected = golden(case)[: COMPARED.get(case, STEPS)]
-    assert curve(case, Tokens.load(tokens_folder), len(expected)) == pytest.approx(expected, rel=1e-5)
+    tokens, kept = Tokens.load(tokens_folder), Choices()
+    assert _curve(case, tokens, torch.float64, kept) == pytest.approx(_golden(case), rel=1e-10)
+    assert _curve(case, tokens, torch.float32, kept, given=True) == pytest.approx(_golden(case), rel=2e-6)
 
 
-def test_experts_one_by_one_give_the_losses_of_all_at_once(tokens_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("library", ["onednn", "torch"])
+def test_either_library_gives_the_committed_losses(library: str, tokens_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN multiplies experts one by one, torch all at once."""
+    tokens, kept, steps = Tokens.load(tokens_folder), Choices(), 20
+    monkeypatch.setattr(product, "_chosen", library)
+    _curve("moe_sigmoid", tokens, torch.float64, kept, steps=steps)
     for name, value in {"WIDE": 1, "BUSY": 0, "STEP": 4}.items():
         monkeypatch.setattr(moe, name, value)
-    assert curve("moe_sigmoid", Tokens.load(tokens_folder), STEPS) == pytest.approx(golden("moe_sigmoid"), rel=1e-5)
+    losses = _curve("moe_sigmoid", tokens, torch.float32, kept, given=True, steps=steps)
+    assert losses == pytest.approx(_golden("moe_sigmoid")[:steps], rel=2e-6)
 
 
 def test_the_committed_losses_fall() -> None:
-    assert all(golden(case)[-1] < 0.7 * golden(case)[0] for case in CASES)
+    assert all(_golden(case)[-1] < 0.85 * _golden(case)[0] for case in CASES)
 
 
 def _write(rows: Iterable[Iterable[float]]) -> None:
-    write_text(GOLDEN, "\n".join([",".join(CASES), *(",".join(f"{loss:.7g}" for loss in row) for row in rows)]) + "\n")
+    write_text(GOLDEN, "\n".join([",".join(CASES), *(",".join(f"{loss:.14g}" for loss in row) for row in rows)]) + "\n")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         tokens = Tokens.load(write_tokens(Path(folder) / "tokens"))
-        _write(zip(*(curve(case, tokens, STEPS) for case in CASES), strict=True))
+        _write(zip(*(_curve(case, tokens, torch.float64, []) for case in CASES), strict=True))
