@@ -211,7 +211,7 @@ def _check(config: Model, budget: Budget, shares: Mapping[str, float], sizes: Si
             raise ConfigError(
                 f"field `budget.{name}` has the value {getattr(budget, name):,}, which no integer sizes meet within "
                 f"{budget.tolerance:.2%}; the nearest feasible value is {got:,} ({error:+.2%})"
-                + ("; `model.moe.shared_experts: 1` would take up the rest" if config.moe and config.moe.shared_experts == 0 else "")
+                + (_remedies(config) if config.moe and config.moe.shared_experts == 0 else "")
             )
     for pool, share in shares.items():
         if abs(account.share(pool) - share) > SHARE_TOLERANCE:
@@ -220,6 +220,11 @@ def _check(config: Model, budget: Budget, shares: Mapping[str, float], sizes: Si
                 f"{SHARE_TOLERANCE:g}; the nearest feasible value is {account.share(pool):.4g}"
                 + (". Smaller experts (`model.moe.expert_width`) make finer shares" if config.moe else "")
             )
+
+
+def _remedies(config: Model) -> str:
+    heads = f"; wider heads too (`model.head_dim`, now `width` / `heads` = {config.head_width})" if config.head_dim is None else ""
+    return f"; `model.moe.shared_experts: 1` would take up the rest{heads}"
 
 
 def _count(config: Model, sizes: Sizes) -> ModelAccount:

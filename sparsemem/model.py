@@ -72,7 +72,7 @@ class Block(nn.Module):
         elif is_sparse(config, sizes, layer):
             self.ffn = MixtureOfExperts(config, sizes.routed_experts, sizes.shared_width)
         else:
-            self.ffn = FeedForward(config, dense_width(config, sizes))
+            self.ffn = FeedForward(config, feed_forward_width(config, sizes, layer))
         self.product_keys = nn.ModuleDict(product_keys)
         self.skips = {pool: getattr(config, pool).skip for pool in product_keys}
 
@@ -131,7 +131,7 @@ class Transformer(nn.Module):
         )
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = None if config.tie_embeddings else parameter(vocabulary, config.width, std=config.init_std)
-        turns_2THK = rotations(context, config.heads, config.width // config.heads, config.rope_theta, canonical.device)
+        turns_2THK = rotations(context, config.heads, config.head_width, config.rope_theta, canonical.device)
         self.register_buffer("turns_2THK", turns_2THK, persistent=False)
 
     def forward(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,7 +255,7 @@ def count_model(config: Model, sizes: Sizes, context: int, vocabulary: int) -> M
         if is_sparse(config, sizes, layer):
             experts += moe_account(config, sizes.routed_experts, sizes.shared_width)
         elif not config.is_replaced(layer):
-            backbone += feed_forward_account(config.width, dense_width(config, sizes))
+            backbone += feed_forward_account(config.width, feed_forward_width(config, sizes, layer))
     parts = {"backbone": backbone} | ({"moe": experts} if sizes.routed_experts else {})
     parts |= {pool: _memory_account(config, pool, tables) for pool, tables in sizes.tables.items()}
     vocabulary_params = vocabulary * config.width
@@ -346,3 +346,10 @@ def is_sparse(config: Model, sizes: Sizes, layer: int) -> bool:
 def dense_width(config: Model, sizes: Sizes) -> int:
     """Activated inner width of a feed-forward: all of a dense model's; with routed experts, of the shared and the top-k ones together."""
     return sizes.shared_width + (config.moe.top_k * config.moe.expert_width if config.moe and sizes.routed_experts else 0)
+
+
+def feed_forward_width(config: Model, sizes: Sizes, layer: int) -> int:
+    """Inner width of the dense feed-forward of this 1-based block; `moe.dense_width` holds beside routed experts only."""
+    if config.moe and config.moe.dense_width and sizes.routed_experts and layer <= config.moe.leading_dense:
+        return config.moe.dense_width
+    return dense_width(config, sizes)

@@ -160,7 +160,9 @@ def test_flops_equal_those_that_torch_counts(tied: bool, routed: int, engram: di
     - torch's attention kernel multiplies all T keys for each query; the account counts the causal (T + 1) / 2;
     - the gate's dot product and the convolution's taps are elementwise products, which torch does not count.
     """
-    config = _model(engram=engram if routed else None, tie_embeddings=tied, moe={"expert_width": 8, "top_k": 2, "leading_dense": 1})
+    wide = {"head_dim": 12, "kv_heads": 1} if tied else {}  # heads of another width than width / heads
+    moe = {"expert_width": 8, "top_k": 2, "leading_dense": 1} | ({"dense_width": 20} if tied else {})
+    config = _model(engram=engram if routed else None, tie_embeddings=tied, moe=moe, **wide)
     sizes = _sizes(config, routed, 12)
     model = Transformer(config, sizes, CONTEXT, torch.arange(VOCABULARY), separator=0).initialize(0)
     counter = FlopCounterMode(
@@ -169,7 +171,8 @@ def test_flops_equal_those_that_torch_counts(tied: bool, routed: int, engram: di
     with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         model(torch.arange(CONTEXT).unsqueeze(0))
     account, width = count_model(config, sizes, CONTEXT, VOCABULARY), config.width
-    beyond_the_triangle = config.layers * (4 * width * CONTEXT - 2 * width * (CONTEXT + 1))
+    heads = config.heads * config.head_width
+    beyond_the_triangle = config.layers * (4 * heads * CONTEXT - 2 * heads * (CONTEXT + 1))
     elementwise = 0
     if config.engram:
         elementwise = len(sizes.tables.get("engram", ())) * 2 * width * (1 + config.engram.conv_kernel * config.engram.conv)

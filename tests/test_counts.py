@@ -61,6 +61,7 @@ def _least(pool: str) -> dict[str, Any]:
     required = {name: _values(field) for name, field in _pool_class(pool).model_fields.items() if field.is_required()}
     points = (dict(zip(required, values, strict=True)) for values in itertools.product(*required.values()))
     extra = {"layers": (1, 2), "top_m": 3, "init": "flat"} if pool in PRODUCT_KEY else {}  # small tables, whose start is not simulated
+    extra |= {"leading_dense": 1} if pool == "moe" else {}
     return next(point | extra for point in points if _build({pool: point | extra}))
 
 

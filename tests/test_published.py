@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from sparsemem.config import Model, load_study
+from sparsemem.config import ConfigError, Model, load_study
 from sparsemem.model import Sizes, Transformer
 from sparsemem.study.access import describe_access, memory_access
 from sparsemem.study.plan import PlannedTrial, plan
@@ -107,3 +108,50 @@ def test_bytes_of_experts_and_hashed_rows_stand_beside_each_other() -> None:
     assert engram["row_bytes_1"] == 8 * 8 * 4
     assert engram["key_bytes_1"] == 0
     assert engram["index_share"] is None
+
+
+# --- published mixtures of experts ------------------------------------------------------------------------------------------
+
+CASES = Path(__file__).parents[2] / "shared" / "data" / "cases" / "published"
+WIDTHS = {  # of those whose files lack what their model cards give: heads that are not width / heads, and a leading dense block
+    "qwen3-30b-a3b": {"model.head_dim": 128},
+    "gpt-oss-20b": {"model.head_dim": 64},
+    "deepseekmoe-16b": {"model.moe.dense_width": 10944},
+}
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the published configurations of ../shared/data are not here")
+def test_published_mixtures_plan_to_their_experts_and_totals() -> None:
+    expected = json.loads((CASES / "expected.json").read_text(encoding="utf-8"))
+    for name, counts in expected.items():
+        (planned,) = plan(load_study(CASES / f"{name}.yaml", WIDTHS.get(name, {})))
+        account = planned.account
+        assert (planned.sizes.routed_experts, planned.sizes.shared_width) == (counts["experts"], counts["shared"]), name
+        assert (account.total_params, account.active_params, account.embedding_params) == tuple(
+            counts[count] for count in ("total", "active", "emb")
+        ), name
+
+
+@pytest.mark.parametrize(
+    ("name", "experts", "total", "active"),
+    [  # as their model cards print them, embeddings included; gpt-oss-20b counts one of its two vocabulary matrices as active
+        ("qwen3-30b-a3b", 128, 30.5e9, 3.3e9),
+        ("gpt-oss-20b", 32, 20.9e9, 3.6e9),
+    ],
+)
+def test_heads_of_a_width_of_their_own(name: str, experts: int, total: float, active: float) -> None:
+    planned = _plan(name)
+    account = planned.account
+    read = account.embedding_params // (2 if name == "gpt-oss-20b" else 1)
+    assert planned.sizes.routed_experts == experts
+    assert account.total_params + account.embedding_params == pytest.approx(total, rel=0.002)
+    assert account.active_params + read == pytest.approx(active, rel=0.02)
+
+
+def test_a_head_of_another_width_is_named_where_the_model_misses_its_budget() -> None:
+    text = (PUBLISHED / "qwen3-30b-a3b.yaml").read_text(encoding="utf-8")
+    assert "head_dim" in text
+    with pytest.raises(ConfigError, match=r"`model\.head_dim`, now `width` / `heads` = 64"):
+        plan(load_study(PUBLISHED / "qwen3-30b-a3b.yaml", {"model.head_dim": None}))
+    with pytest.raises(ConfigError, match=r"or give the width of a head as `head_dim`"):
+        load_study(PUBLISHED / "gpt-oss-20b.yaml", {"model.head_dim": None})

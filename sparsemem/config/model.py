@@ -30,7 +30,9 @@ class MoE(Strict):
     shared_experts: Count = 1
     """Experts that every token passes; their width is what the budget solves for."""
     leading_dense: Count = 0
-    """First blocks that hold a dense feed-forward of the activated width in place of experts."""
+    """First blocks that hold a dense feed-forward in place of experts."""
+    dense_width: Size | None = None
+    """Inner width of those; default: the activated width, of the shared and the top-k experts together."""
     gate: Literal["sigmoid", "softmax"] = "sigmoid"
     """Affinity: `sigmoid` (DeepSeek-V3) or `softmax` (DeepSeekMoE, OLMoE)."""
     normalize_gates: StrictBool = True
@@ -263,6 +265,8 @@ class Model(Strict):
     heads: Size
     kv_heads: Size | None = None
     """Key-value heads (grouped-query attention); default: as many as `heads`."""
+    head_dim: Size | None = None
+    """Width of a head; default: `width` / `heads`."""
     rope_theta: Annotated[Real, Field(gt=1)] = 10_000.0
     norm_eps: Annotated[Real, Field(gt=0)] = 1e-6
     init_std: Annotated[Real, Field(gt=0)] = 0.02
@@ -277,6 +281,11 @@ class Model(Strict):
     peer: PEER | None = None
     ultramem: UltraMem | None = None
     ultramem_v2: UltraMemV2 | None = None
+
+    @property
+    def head_width(self) -> int:
+        """Width of an attention head."""
+        return self.head_dim or self.width // self.heads
 
     @property
     def product_keys(self) -> dict[str, ProductKey]:
@@ -303,8 +312,13 @@ class Model(Strict):
 
     @model_validator(mode="after")
     def _shapes(self) -> Model:
-        if self.width % (2 * self.heads):
-            raise ValueError(f"`width` {self.width} must be a multiple of 2 x `heads` = {2 * self.heads} (RoPE turns pairs)")
+        if self.head_dim is None and self.width % (2 * self.heads):
+            raise ValueError(
+                f"`width` {self.width} must be a multiple of 2 x `heads` = {2 * self.heads} (RoPE turns pairs); "
+                "or give the width of a head as `head_dim`"
+            )
+        if self.head_width % 2:
+            raise ValueError(f"`head_dim` {self.head_dim} must be even: RoPE turns pairs")
         for name, value in (("width", self.width), ("moe.expert_width", self.moe.expert_width if self.moe else 8)):
             if value % 8:
                 raise ValueError(f"`{name}` {value} must be a multiple of 8: grouped matrix products need rows of whole 16 bytes")
@@ -312,6 +326,8 @@ class Model(Strict):
             raise ValueError(f"`heads` {self.heads} must be a multiple of `kv_heads` {self.kv_heads}")
         if self.moe and self.moe.leading_dense >= self.layers:
             raise ValueError(f"`moe.leading_dense` {self.moe.leading_dense} leaves no MoE block among {self.layers} layers")
+        if self.moe and self.moe.dense_width and not self.moe.leading_dense:
+            raise ValueError(f"`moe.dense_width` {self.moe.dense_width} needs a `moe.leading_dense` of 1 or more")
         if self.engram and max(self.engram.layers) > self.layers:
             raise ValueError(f"`engram.layers` {list(self.engram.layers)} names a block beyond the {self.layers} of the model")
         for pool in HASHED:

@@ -35,7 +35,7 @@ def _naive(layer: Attention, config: Model, x_BTD: np.ndarray) -> np.ndarray:
         weight.detach().double().numpy() for weight in (layer.project_in, layer.project_out, layer.query_norm.gain, layer.key_norm.gain)
     )
     heads, groups = config.heads, config.kv_heads or config.heads
-    width = config.width // heads
+    width = config.head_dim or config.width // heads
     out = np.zeros_like(x_BTD)
     for b, x_TD in enumerate(x_BTD):
         rows = x_TD @ project_in.T
@@ -52,16 +52,19 @@ def _naive(layer: Attention, config: Model, x_BTD: np.ndarray) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(1, None), (4, None), (4, 4), (4, 2), (4, 1)])
-def test_equals_the_naive_loop(heads: int, kv_heads: int | None) -> None:
-    config = _model(heads, kv_heads, rope_theta=100.0)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"),
+    [(1, None, None), (4, None, None), (4, 4, None), (4, 2, None), (4, 1, None), (4, 2, 12), (4, None, 4), (3, None, 10)],
+)
+def test_equals_the_naive_loop(heads: int, kv_heads: int | None, head_dim: int | None) -> None:
+    config = _model(heads, kv_heads, head_dim=head_dim, rope_theta=100.0)
     layer = Attention(config)
     initialize(layer, seed=0)
     torch.manual_seed(0)
     layer.query_norm.gain.data.uniform_(0.5, 2)
     layer.key_norm.gain.data.uniform_(0.5, 2)
     x = torch.randn(2, 9, config.width)
-    turns = rotations(16, heads, config.width // heads, config.rope_theta, x.device)[:, :9]
+    turns = rotations(16, heads, config.head_width, config.rope_theta, x.device)[:, :9]
     np.testing.assert_allclose(layer(x, turns).detach().numpy(), _naive(layer, config, x.double().numpy()), rtol=2e-4, atol=2e-5)
 
 
