@@ -140,12 +140,15 @@ class Transformer(nn.Module):
         return linear(x_BTD, self._head), auxiliary
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, counted: int) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of the first `counted` targets, in nats, and the auxiliary loss: both scalars to train on."""
+        """Mean cross-entropy of the first `counted` targets, in nats, and the auxiliary loss: both scalars to train on.
+
+        Targets below 0 have no loss.
+        """
         x_BTD, auxiliary = self._trunk(tokens_BT)
         return head_loss(x_BTD.flatten(0, 1)[:counted], self._head, targets_BT.flatten()[:counted]), auxiliary
 
     def losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Cross-entropy of each position, (B, T) nats in fp32, without gradients."""
+        """Cross-entropy of each position, (B, T) nats in fp32, 0 for targets below 0, without gradients."""
         return head_losses(self._trunk(tokens_BT)[0].flatten(0, 1), self._head, targets_BT.flatten()).view_as(targets_BT)
 
     @property

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from sparsemem.config.model import MEMORY_POOLS, POOLS, Model
 from sparsemem.config.values import Count, Quantity, Real, Share, Size, Strict, brief, parse_share, parse_storage
@@ -57,6 +57,9 @@ class Data(Strict):
     are not applied. Refused where over 1% of the text is unknown to it."""
     separator: Annotated[str, Field(min_length=1)] | None = None
     """The token of `tokenizer` that ends a document, such as `</s>`; by default one of a common name."""
+    mask_document_start: StrictBool = False
+    """The first token of a document, which follows a separator, is no target, neither in training nor held out; it counts as a token of the
+    budget. Attention reaches across documents in any case, within a sequence."""
     files: tuple[Location, ...] = ()
     """Globs of `.txt`, `.py`, `.md`, `.jsonl` or `.parquet` files, relative to the study's file (corpus `files`)."""
     text_field: str = "text"

@@ -61,18 +61,19 @@ class Tokens:
 class Batches:
     """Non-overlapping windows of the training text, in a new permutation each epoch."""
 
-    def __init__(self, tokens: npt.NDArray[Any], context: int, batch_tokens: int, seed: int) -> None:
+    def __init__(self, tokens: npt.NDArray[Any], context: int, batch_tokens: int, seed: int, unscored_after: int | None = None) -> None:
         """
         Args:
             tokens: ids, 1-D.
             context: T.
             batch_tokens: B x T.
             seed: of the order.
+            unscored_after: a token after which the target is -1, which is none.
 
         Raises:
             ConfigError: the text is shorter than one batch.
         """
-        self.tokens, self.context, self.seed = tokens, context, seed
+        self.tokens, self.context, self.seed, self.unscored_after = tokens, context, seed, unscored_after
         self.rows = batch_tokens // context
         self.windows = (len(tokens) - 1) // context
         if self.windows < self.rows:
@@ -89,7 +90,7 @@ class Batches:
         windows = self._order(first)[places]
         if last != first:
             windows = np.where(epochs == first, windows, self._order(last)[places])
-        return _split(self.tokens, windows, self.context)
+        return _split(self.tokens, windows, self.context, self.unscored_after)
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         if epoch not in self._orders:
@@ -99,8 +100,10 @@ class Batches:
         return self._orders[epoch]
 
 
-def validation_windows(tokens: npt.NDArray[Any], context: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first `count` non-overlapping windows of the held-out text: inputs and targets, int64 [S, T] each.
+def validation_windows(
+    tokens: npt.NDArray[Any], context: int, count: int, unscored_after: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `count` non-overlapping windows of the held-out text: inputs and targets, int64 [S, T] each, targets as those of `Batches`.
 
     Raises:
         ConfigError: the held-out text is shorter.
@@ -109,11 +112,14 @@ def validation_windows(tokens: npt.NDArray[Any], context: int, count: int) -> tu
     if count < 1 or held < count:
         remedy = f"that is {held} sequences of {context} tokens, {max(count, 1)} are needed; hold out more"
         raise refused("validation_tokens", len(tokens), remedy)
-    return _split(tokens, np.arange(count), context)
+    return _split(tokens, np.arange(count), context, unscored_after)
 
 
-def _split(tokens: npt.NDArray[Any], windows: npt.NDArray[np.int64], context: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _split(
+    tokens: npt.NDArray[Any], windows: npt.NDArray[np.int64], context: int, unscored_after: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     import torch  # here, so that preparing and describing data does not wait for it
 
     cut = torch.from_numpy(tokens[windows[:, None] * context + np.arange(context + 1)].astype(np.int64))
-    return cut[:, :-1].contiguous(), cut[:, 1:].contiguous()
+    inputs, targets = cut[:, :-1].contiguous(), cut[:, 1:].contiguous()
+    return inputs, targets if unscored_after is None else targets.masked_fill(inputs == unscored_after, -1)

@@ -46,7 +46,7 @@ def prepare(config: Data, base: Path, cache: Path | None = None, report: Callabl
     """Build the tokens of a study, or find them.
 
     Args:
-        config: the study's data. `context` does not enter the digest: studies that vary it share their tokens.
+        config: the study's data. `context` and `mask_document_start` do not enter the digest: studies that vary them share their tokens.
         base: the folder of the study's file; globs and the tokenizer's path are relative to it.
         cache: folder of prepared corpora; default `$SPARSEMEM_CACHE` or `~/.cache/sparsemem`.
         report: takes a line of progress now and then.
@@ -152,7 +152,7 @@ def cache_folder() -> Path:
 
 
 def _digest(config: Data, corpus: Corpus, base: Path) -> str:
-    settings = config.model_dump(mode="json", exclude={"context", "tokenizer", *config.unnamed})
+    settings = config.model_dump(mode="json", exclude={"context", "tokenizer", "mask_document_start", *config.unnamed})
     tokenizer = hashlib.sha256(_tokenizer_file(config, base).read_bytes()).hexdigest() if config.tokenizer else None
     text = json.dumps([FORMAT, tokenizers.__version__, settings, tokenizer, corpus.identity], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -17,7 +17,7 @@ CPU_ROWS, GPU_ROWS = 256, 8192  # of a chunk: on a CPU a few MB of logits, which
 
 
 def head_loss(x_SD: Tensor, weight_VD: Tensor, targets_S: Tensor) -> Tensor:
-    """Mean cross-entropy of the targets in nats, a scalar that trains `x` and `weight`.
+    """Mean cross-entropy of the targets in nats, a scalar that trains `x` and `weight`; targets below 0 do not count.
 
     The products are in autocast's dtype where that is on, all else in fp32.
     """
@@ -26,9 +26,10 @@ def head_loss(x_SD: Tensor, weight_VD: Tensor, targets_S: Tensor) -> Tensor:
 
 @torch.no_grad()
 def head_losses(x_SD: Tensor, weight_VD: Tensor, targets_S: Tensor) -> Tensor:
-    """Cross-entropy of each target, (S,) in nats; without gradients."""
+    """Cross-entropy of each target, (S,) in nats, 0 for targets below 0; without gradients."""
     weight_VD = weight_VD.to(_dtype(x_SD))
-    return torch.cat([_chunk(x_RD, weight_VD, targets_R)[1] for x_RD, targets_R in _chunks(x_SD, targets_S)])
+    scored_S, targets_S = targets_S >= 0, targets_S.clamp_min(0)
+    return torch.cat([_chunk(x_RD, weight_VD, targets_R)[1] for x_RD, targets_R in _chunks(x_SD, targets_S)]) * scored_S
 
 
 def _dtype(x: Tensor) -> torch.dtype:
@@ -52,30 +53,32 @@ def _chunk(x_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> tuple[Tensor, 
 
 
 class _HeadLoss(torch.autograd.Function):
-    """L = mean of logsumexp(x W^T) - (x W^T)[target].
+    """L = mean of logsumexp(x W^T) - (x W^T)[target] over the targets that count.
 
-    dL/dlogits = (softmax - onehot) / S, so that a chunk's gradients dx = dlogits W and dW += dlogits^T x are known as soon as its loss is,
-    while its logits are still in the cache. The forward pass computes both; the backward pass scales them.
+    dL/dlogits = (softmax - onehot) / their number, or 0, so that a chunk's gradients dx = dlogits W and dW += dlogits^T x are known as
+    soon as its loss is, while its logits are still in the cache. The forward pass computes both; the backward pass scales them.
     """
 
     @staticmethod
     def forward(ctx: Any, x_SD: Tensor, weight_VD: Tensor, targets_S: Tensor, dtype: torch.dtype) -> Tensor:
         weight = weight_VD.to(dtype)
+        scored_S, targets_S = targets_S >= 0, targets_S.clamp_min(0)
         losses, into_x = [], torch.empty_like(x_SD)
         into_weight = torch.zeros_like(weight_VD.T, memory_format=torch.contiguous_format)
         with torch.autocast(x_SD.device.type, enabled=False):
-            for x_RD, targets_R, into_x_RD in _chunks(x_SD, targets_S, into_x):
+            for x_RD, targets_R, scored_R1, into_x_RD in _chunks(x_SD, targets_S, scored_S.unsqueeze(-1), into_x):
                 gradient_RV, losses_R = _chunk(x_RD, weight, targets_R)
                 gradient_RV.scatter_add_(-1, targets_R.unsqueeze(-1), gradient_RV.new_full((len(targets_R), 1), -1.0))
                 gradient_RV = gradient_RV.to(dtype)
-                into_x_RD.copy_(product(gradient_RV, weight.T))
-                into_weight += weight_gradient(x_RD.to(dtype), gradient_RV).T
+                into_x_RD.copy_(product(gradient_RV, weight.T) * scored_R1)
+                into_weight += weight_gradient((x_RD * scored_R1).to(dtype), gradient_RV).T
                 losses.append(losses_R)
-        ctx.save_for_backward(into_x, into_weight)
-        return torch.cat(losses).mean()
+        count = scored_S.sum().clamp_min(1)
+        ctx.save_for_backward(into_x, into_weight, count)
+        return (torch.cat(losses) * scored_S).sum() / count
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        into_x, into_weight = ctx.saved_tensors
-        scale = gradient / len(into_x)
+        into_x, into_weight, count = ctx.saved_tensors
+        scale = gradient / count
         return into_x * scale, (into_weight * scale).T, None, None

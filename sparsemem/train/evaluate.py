@@ -15,14 +15,17 @@ TOKENS_AT_ONCE = 8192  # as fast as more of them
 
 @torch.inference_mode()
 def sequence_losses(model: Transformer, inputs_ST: Tensor, targets_ST: Tensor, precision: torch.dtype) -> Tensor:
-    """Mean nats per token of each sequence, (S,) float64 on the CPU."""
+    """Nats per token of each sequence, (S,) float64 on the CPU: the sum over its targets, over the mean number of targets a sequence.
+
+    Where some targets are below 0, and do not count, the mean over sequences so stays the mean over tokens.
+    """
     training = model.training
     model.eval()
     device = model.embedding.device
-    means, at_once = [], max(1, TOKENS_AT_ONCE // inputs_ST.shape[1])
+    sums, at_once = [], max(1, TOKENS_AT_ONCE // inputs_ST.shape[1])
     with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
         for inputs_BT, targets_BT in zip(inputs_ST.split(at_once), targets_ST.split(at_once), strict=True):
             losses_BT = model.losses(inputs_BT.to(device), targets_BT.to(device))
-            means.append(losses_BT.double().mean(1).cpu())
+            sums.append(losses_BT.double().sum(1).cpu())
     model.train(training)
-    return torch.cat(means)
+    return torch.cat(sums) / ((targets_ST >= 0).sum().item() / len(targets_ST))

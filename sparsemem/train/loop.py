@@ -153,13 +153,17 @@ def train_step(
     done: float,
     precision: torch.dtype,
 ) -> tuple[float, float]:
-    """One update on the first `tokens` targets of the batch, `done` of the token budget. Returns (mean nats per token, gradient norm)."""
+    """One update on the first `tokens` targets of the batch, `done` of the token budget; targets below 0 have no loss.
+
+    Returns (mean nats per token, gradient norm).
+    """
     rows, context = inputs_BT.shape
     with parallel.divided(rows) as part:
         own = min(tokens, part.stop * context) - part.start * context
         with torch.autocast(inputs_BT.device.type, dtype=precision, enabled=precision != torch.float32):
             loss, auxiliary = model.loss(inputs_BT[part], targets_BT[part], own)
-        loss = loss * (own / tokens)
+        scored, all_scored = ((each.flatten()[:count] >= 0).sum() for each, count in ((targets_BT[part], own), (targets_BT, tokens)))
+        loss = loss * (scored / all_scored.clamp_min(1))
         (loss + auxiliary * ((part.stop - part.start) / rows)).backward()
         value = float(parallel.total(loss.detach()))
         parallel.add_up_gradients(model.parameters())
@@ -193,9 +197,10 @@ class _Run:
         self.precision = _precision(trial.train, device)
         self.tokens = Tokens.load(tokens_folder)
         self.sizes: Sizes = solve(trial.model, trial.budget, trial.shares)
-        self.batches = Batches(self.tokens.train, trial.data.context, trial.train.batch_tokens, trial.seed)
+        unscored_after = self.tokens.separator_id if trial.data.mask_document_start else None
+        self.batches = Batches(self.tokens.train, trial.data.context, trial.train.batch_tokens, trial.seed, unscored_after)
         sequences = (trial.data.validation_tokens - 1) // trial.data.context
-        self.held_out = validation_windows(self.tokens.val, trial.data.context, sequences)
+        self.held_out = validation_windows(self.tokens.val, trial.data.context, sequences, unscored_after)
         self.steps = -(-trial.budget.tokens // trial.train.batch_tokens)
         self.row_steps = _spread(self.steps, CURVE_ROWS)
         self.evaluation_steps = _spread(self.steps, trial.train.evaluations)
@@ -349,11 +354,11 @@ class _Run:
         if final is not None and status == "finished":
             rows = "".join(f"{number},{loss:.9g}\n" for number, loss in enumerate(final.tolist()))
             write_text(self.folder / "val_losses.csv", "sequence,nats_per_token\n" + rows)
-            targets_ST = self.held_out[1]
-            text_bytes = int(self.tokens.val_bytes[1 : targets_ST.numel() + 1].sum())
+            scored = (self.held_out[1].flatten() >= 0).numpy()
+            text_bytes = int(self.tokens.val_bytes[1 : len(scored) + 1][scored].sum())
             result["val_loss"] = float(final.mean())
             result["val_loss_se"] = float(final.std() / math.sqrt(len(final))) if len(final) > 1 else None
-            result["val_bpb"] = float(final.mean()) * targets_ST.numel() / text_bytes / math.log(2)
+            result["val_bpb"] = float(final.mean()) * int(scored.sum()) / text_bytes / math.log(2)
         result |= {
             "train_loss": train_loss if math.isfinite(train_loss) else None,
             "tokens": self._tokens_done(),

@@ -67,3 +67,10 @@ def test_validation_windows_are_the_first_ones() -> None:
 def test_too_many_or_no_validation_windows_are_refused(count: int) -> None:
     with pytest.raises(ConfigError, match=r"data.validation_tokens"):
         validation_windows(np.arange(101, dtype=np.uint16), context=10, count=count)
+
+
+def test_the_target_after_a_separator_may_be_none() -> None:
+    tokens = np.array([5, 0, 6, 7, 0, 0, 8, 9, 1], dtype=np.uint16)
+    for inputs_BT, targets_BT in (Batches(tokens, 4, 8, 0, unscored_after=0).batch(0), validation_windows(tokens, 4, 2, unscored_after=0)):
+        assert sorted(inputs_BT.tolist()) == [[0, 0, 8, 9], [5, 0, 6, 7]]
+        assert sorted(targets_BT.tolist()) == [[-1, -1, 9, 1], [0, -1, 7, 0]]

@@ -37,6 +37,15 @@ def test_losses_are_means_of_each_sequence_alone(
         assert losses[s].item() == pytest.approx(alone.item(), rel=1e-5)
 
 
+def test_targets_that_do_not_count_leave_the_mean_over_tokens(model: Transformer, tokens_folder: Path) -> None:
+    tokens = Tokens.load(tokens_folder)
+    inputs, targets = validation_windows(tokens.val, 16, 20, unscored_after=tokens.separator_id)
+    scored = targets >= 0
+    assert 1 < (~scored).sum() < 50
+    each = model.losses(inputs, targets.clamp_min(0)).double()
+    assert sequence_losses(model, inputs, targets, torch.float32).mean().item() == pytest.approx(each[scored].mean().item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_left_as_it_was(model: Transformer, tokens_folder: Path, training: bool) -> None:
     """The mode, the expert loads that balancing counts, every buffer and every gradient."""

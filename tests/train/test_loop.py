@@ -132,6 +132,22 @@ def test_validation_figures_by_hand(make_trial: Make, tokens_folder: Path, tmp_p
     assert result["val_bpb"] == pytest.approx(losses.sum() * 16 / scored.sum() / math.log(2), rel=1e-7)
 
 
+def test_a_masked_document_start_is_in_no_figure(make_trial: Make, tokens_folder: Path, tmp_path: Path) -> None:
+    """Neither its nats nor its bytes; the losses of sequences average to that of tokens."""
+    trial = make_trial(data={"mask_document_start": True}, budget={"tokens": 256})
+    result = run_trial(trial, tokens_folder, tmp_path, threads=1)
+    assert result["tokens"] == 256
+    tokens = Tokens.load(tokens_folder)
+    count = 999 // 16
+    inputs, targets = tokens.val[: count * 16], tokens.val[1 : count * 16 + 1]
+    scored = inputs != tokens.separator_id
+    assert 0 < scored.sum() < len(targets)
+    losses = np.array([float(row["nats_per_token"]) for row in _rows(tmp_path / "val_losses.csv")])
+    nats = losses.sum() * scored.sum() / count
+    assert result["val_loss"] == pytest.approx(nats / scored.sum(), rel=1e-7)
+    assert result["val_bpb"] == pytest.approx(nats / tokens.val_bytes[1 : count * 16 + 1][scored].sum() / math.log(2), rel=1e-7)
+
+
 @pytest.mark.parametrize(("tokens", "last"), [(16, [1, 16]), (128, [8, 128]), (129, [1, 1]), (250, [8, 122])])
 def test_the_last_batch_is_cut_to_the_budget(
     make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int, last: list[int]
@@ -154,6 +170,17 @@ def _after_a_step(trial: Trial, targets: torch.Tensor, count: int) -> list[torch
     inputs = torch.randint(260, (4, 16), generator=torch.Generator().manual_seed(0))
     loop.train_step(model, Optimizer(model, trial.train), inputs, targets, count, 0.01, 0.0, torch.float32)
     return [weight.detach() for weight in model.parameters()]
+
+
+def test_masked_targets_teach_nothing(make_trial: Make) -> None:
+    """The same step whatever the masked targets were, and one over the others' mean; without any target a step is finite."""
+    targets = torch.randint(260, (4, 16), generator=torch.Generator().manual_seed(1))
+    masked = targets.index_fill(1, torch.arange(8, 16), -1)
+    trial = make_trial()
+    kept = _after_a_step(trial, masked, 64)
+    assert all(map(torch.equal, kept, _after_a_step(trial, masked, 64)))
+    assert not all(map(torch.equal, kept, _after_a_step(trial, targets, 64)))
+    assert all(weight.isfinite().all() for weight in _after_a_step(trial, targets.fill_(-1), 64))
 
 
 def test_targets_beyond_the_budget_teach_nothing(make_trial: Make) -> None:

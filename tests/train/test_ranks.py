@@ -59,6 +59,11 @@ def test_experts_and_engram_on_two_ranks(make_trial: Make, tokens_folder: Path, 
     _both(make_trial(model={"moe": moe}, budget={"tokens": tokens}), tokens_folder, tmp_path)
 
 
+def test_masked_targets_on_two_ranks(make_trial: Make, tokens_folder: Path, tmp_path: Path) -> None:
+    """The parts of a batch hold unequal numbers of targets."""
+    _both(make_trial(data={"mask_document_start": True}, budget={"tokens": 1000}), tokens_folder, tmp_path)
+
+
 @pytest.mark.slow
 def test_each_kind_of_memory_on_two_ranks(memory_trial: Trial, tokens_folder: Path, tmp_path: Path) -> None:
     _both(memory_trial, tokens_folder, tmp_path)
