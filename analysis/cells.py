@@ -68,9 +68,16 @@ def split_cells(trials: pd.DataFrame, axis: Sequence[str] = ("rho",), along: Cal
     while True:
         keys = [{name: value for name in fields if (value := values[name][row]) is not _UNUSED} for row in range(len(trials))]
         texts = [json.dumps(key, sort_keys=True) for key in keys]
-        distinct = dict(zip(texts, keys, strict=True))
-        cells = [key for key in distinct.values() if not any(key != other and key.items() <= other.items() for other in distinct.values())]
-        inside = [[row for row, key in enumerate(keys) if key.items() <= cell.items()] for cell in cells]
+        distinct: dict[str, list[int]] = {}
+        for row, text in enumerate(texts):
+            distinct.setdefault(text, []).append(row)
+        cells, inside = [], []
+        for rows in distinct.values():
+            key = keys[rows[0]]
+            others = [(keys[other[0]], other) for other in distinct.values() if len(keys[other[0]]) != len(key)]
+            if not any(key.items() <= other.items() for other, _ in others):
+                cells.append(key)
+                inside.append(sorted([*rows, *(row for other, held in others if other.items() <= key.items() for row in held)]))
         clash = _pooled(trials, axis, inside, {name: values[name] for name in rest})
         if clash is None:
             return [_cell(key, trials.iloc[rows], axis) for key, rows in zip(cells, inside, strict=True)]

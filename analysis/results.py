@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 import yaml
 
 from analysis.errors import AnalysisError
-from analysis.table import load_curves, load_sequence_losses, load_trials
+from analysis.table import load_curves, load_sequence_losses, load_trials, typed_trials
 
 COUNTS = (
     *("documents", "train_tokens", "validation_tokens", "duplicates_exact", "duplicates_near"),
@@ -27,6 +28,20 @@ class Results:
     """What the ledger holds. Every property raises `AnalysisError` where its file cannot be used, naming the file and the remedy."""
 
     folder: Path
+
+    @classmethod
+    def planned(cls, folder: Path, described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Results:
+        """What the ledger will hold before anything is trained.
+
+        Args:
+            described: `study.yaml`.
+            rows: the columns of `trials.csv` known before training, one mapping a trial.
+        """
+        results = cls(folder)
+        text = pd.DataFrame(rows).assign(status="pending", val_loss=None).to_csv(index=False)
+        trials = typed_trials(pd.read_csv(io.StringIO(text), dtype=str), folder / "trials.csv")
+        results.__dict__.update(trials=trials, described=dict(described))  # in the place of what is read on first use
+        return results
 
     @cached_property
     def trials(self) -> pd.DataFrame:

@@ -44,7 +44,11 @@ def load_trials(results_dir: Path | str) -> pd.DataFrame:
     path = Path(results_dir) / "trials.csv"
     if not path.is_file():
         raise AnalysisError(f"{path}: no such file; give the folder of a study, the one that holds trials.csv")
-    frame = _read_csv(path, path, dtype=str)
+    return typed_trials(_read_csv(path, path, dtype=str), path)
+
+
+def typed_trials(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The text of a `trials.csv`, typed; errors as of `load_trials`, under this path."""
     require_columns(frame.columns, REQUIRED, str(path))
     if frame.empty:
         raise AnalysisError(f"{path}: holds no trial")

@@ -157,9 +157,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     from sparsemem.data.prepare import given_tokenizer, open_corpus
     from sparsemem.study.access import describe_access, memory_access
     from sparsemem.study.diff import changed_texts, describe_diff, diff
-    from sparsemem.study.plan import describe, estimate_seconds, plan
+    from sparsemem.study.plan import describe, estimate_seconds, foresee, plan
 
     planned = plan(study)
+    foreseen = foresee(study, planned)
     found = _detect(arguments, study.study, [p.row() for p in planned])
     compared = diff(study, planned, arguments.diff if arguments.diff != Path() else None) if arguments.diff is not None else None
     base = arguments.study.resolve().parent
@@ -181,6 +182,8 @@ def _plan(arguments: argparse.Namespace) -> int:
         words = (found[1] if found else "", describe_diff(compared) if compared else "")
         whole = describe(planned, estimate, study.most_trials if study.searches else None)
         print("\n\n".join(filter(None, (describe_access(memory_access(planned)), whole, *words))))
+    for line in foreseen:
+        _say(f"note: {line}")
     return DONE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 
 from analysis.errors import AnalysisError
@@ -30,6 +31,20 @@ def analyse(results: Results) -> Analysis:
     kind = results.described.get("analysis", "allocation")
     if kind not in KINDS:
         raise AnalysisError(f"{results.folder / 'study.yaml'}: field `analysis` has the value {kind!r}; known: {', '.join(KINDS)}")
+    return _of_kind(kind, results)
+
+
+def readable_by(results: Results) -> list[str]:
+    """The kinds that do not refuse these trials, planned or finished."""
+    found = []
+    for kind in KINDS:
+        with suppress(AnalysisError):
+            _of_kind(kind, results).check()
+            found.append(kind)
+    return found
+
+
+def _of_kind(kind: str, results: Results) -> Analysis:
     module = import_module(f"analysis.studies.{kind.replace('-', '_')}")
     analysis: Analysis = getattr(module, KINDS[kind])(results)
     return analysis

@@ -14,7 +14,7 @@ from analysis.figures.allocation import allocation_data, allocation_figure, diff
 from analysis.figures.curves import curves_data, curves_figure
 from analysis.figures.diagnostics import diagnostics_data, diagnostics_figure
 from analysis.figures.joint import optimum_data, optimum_figure
-from analysis.fits.allocation import AllocationFit, called, fit_allocation
+from analysis.fits.allocation import LEAST_SHARES, AllocationFit, called, fit_allocation
 from analysis.fits.joint import BUDGET, factors_of, fit_joint
 from analysis.fits.joint_result import JointFit
 from analysis.fits.types import Status
@@ -85,6 +85,19 @@ class Allocation(Analysis):
     def along(self) -> tuple[str, ...]:
         """Fields of the cells that make up a budget."""
         return (*BUDGET, "budget.tokens")
+
+    def check(self) -> None:
+        _ = self.cells
+
+    def foresee(self) -> list[str]:
+        lines = [line for each in self.compared for line in each.warnings()]
+        shares = [cell.planned[self.share].dropna().round(9).nunique() for cell in self.cells]
+        if min(shares) < LEAST_SHARES:
+            few = f"{sum(count < LEAST_SHARES for count in shares)} of {len(shares)} curves have fewer than {LEAST_SHARES} {self.point}s"
+            beside = any(each.has_pairs for each in self.compared)
+            remedy = "`analysis: memories` reports their differences alone" if beside else f"plan {LEAST_SHARES} {self.point}s or more"
+            lines.insert(0, f"{few}, so no optimum will be fitted to them; {remedy}.")
+        return lines
 
     def fits(self) -> list[dict[str, Any]]:
         over_all = [{"over": label, **law.to_dict()} for label, _, law in self.joint]

@@ -43,6 +43,11 @@ class Comparison:
     fit: ComparisonFit
 
     @property
+    def has_pairs(self) -> bool:
+        """Whether two alternatives are planned at one share."""
+        return bool(self.runs.groupby("rho")["alternative"].nunique().max() > 1)
+
+    @property
     def widths(self) -> pd.DataFrame:
         """alternative, share (NaN for none), shared_width and `left`: the width as a part of the widest at the share, or of that of pure
         experts -> one row a point; empty without the column."""

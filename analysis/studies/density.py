@@ -70,6 +70,9 @@ class Density(Analysis):
         cells = split_cells(self.trials, self.axis, lambda field: field in _GRID)
         return [(cell, fit_density(pd.concat([cell.trials, cell.dense]))) for cell in cells]
 
+    def check(self) -> None:
+        _ = self.trials
+
     def fits(self) -> list[dict[str, Any]]:
         return [record(cell, fit.to_dict(), self.point) for cell, fit in self.fitted]
 

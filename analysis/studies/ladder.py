@@ -113,6 +113,9 @@ class Ladder(Analysis):
         cells = split_cells(self.trials, ("rung",), lambda field: field in (MEMORY, ON_TOP) or field.startswith("model."))
         return [(cell, fit_ladder(pd.concat([cell.trials, cell.dense]))) for cell in cells]
 
+    def check(self) -> None:
+        _ = self.fields
+
     def fits(self) -> list[dict[str, Any]]:
         ladder = [
             {"rung": place, "label": label, "settings": settings, "published": published}

@@ -30,9 +30,16 @@ class Memories(Analysis):
     def compared(self) -> list[Comparison]:
         found = compare(self.cells)
         remedy = "give two memories one share, such as `shares: [{moe: 0.5, engram: 0.5}, {moe: 0.5, ngram_embedding: 0.5}]`"
-        alike = any(each.runs.groupby("rho")["alternative"].nunique().max() > 1 for each in found)
-        self.require(alike, "no two memories, or designs of one, stand at the same share of one budget", remedy)
+        self.require(
+            any(each.has_pairs for each in found), "no two memories, or designs of one, stand at the same share of one budget", remedy
+        )
         return found
+
+    def check(self) -> None:
+        _ = self.compared
+
+    def foresee(self) -> list[str]:
+        return self.remarks()
 
     def fits(self) -> list[dict[str, Any]]:
         return [{"over": each.label, **each.fit.to_dict()} for each in self.compared]

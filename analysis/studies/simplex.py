@@ -49,6 +49,9 @@ class Simplex(Analysis):
     def fitted(self) -> list[tuple[Cell, SimplexFit]]:
         return [(cell, fit_simplex(cell.trials, self.pools)) for cell in split_cells(self.results.trials, self.axis)]
 
+    def check(self) -> None:
+        _ = self.pools
+
     def fits(self) -> list[dict[str, Any]]:
         return [record(cell, fit.to_dict(), self.point) for cell, fit in self.fitted]
 

@@ -91,6 +91,9 @@ class Slots(Analysis):
     def _names_a_mechanism(self, field: str) -> bool:
         return field == ON_TOP or field.startswith(tuple(f"model.{pool}." for pool in self.columns.values()))
 
+    def check(self) -> None:
+        _ = self.columns
+
     def fits(self) -> list[dict[str, Any]]:
         return [record(cell, fit.to_dict(), self.point) for cell, _, fit in self.fitted]
 

@@ -76,6 +76,18 @@ class Analysis(ABC):
         return ("rho",)
 
     @abstractmethod
+    def check(self) -> None:
+        """Refuse trials, planned or finished, that are not of this kind.
+
+        Raises:
+            AnalysisError: the trials do not hold what this kind of study needs.
+        """
+
+    def foresee(self) -> list[str]:
+        """What can be said of planned trials before they are trained: what the report will not be able to tell."""
+        return []
+
+    @abstractmethod
     def fits(self) -> list[dict[str, Any]]:
         """Records for fits.json: plain values, each with a `status`.
 

@@ -18,7 +18,7 @@ from sparsemem.study.engine import ENGINES, Engine, Job, slots
 from sparsemem.study.exchange import corpus_in, driving
 from sparsemem.study.ledger import Ledger, data_id, study_lock
 from sparsemem.study.loggers import Loggers, check_loggers
-from sparsemem.study.plan import PlannedTrial, in_order, plan
+from sparsemem.study.plan import PlannedTrial, foresee, in_order, plan
 from sparsemem.study.progress import Progress
 from sparsemem.study.storage import Storage
 
@@ -64,6 +64,8 @@ def run_study(
                 shared.pull(shared.storage)
         trials = {p.trial.id: p.trial for p in planned}
         waiting = ledger.unfinished()
+        for line in foresee(adaptive.study, planned) if waiting else ():
+            say(f"note: {line}")
         begun, fetch = texts_begun(ledger, trials.values()), partial(corpus_in, storage) if storage else None
         folders, corpora = prepare_corpora([trials[id_] for id_ in waiting], base, begun, say, fetch)
         ledger.check_precision(study, trials)

@@ -119,6 +119,37 @@ def plan(study: Study) -> list[PlannedTrial]:
     return list(planned.values())
 
 
+def foresee(study: Study, planned: Sequence[PlannedTrial]) -> list[str]:
+    """What the study's `analysis` will make of the trials, as far as can be said before they are trained.
+
+    Raises:
+        ConfigError: it will not be able to read them; names the kinds that will.
+    """
+    from pathlib import Path
+
+    from analysis.errors import AnalysisError
+    from analysis.results import Results
+    from analysis.studies import analyse, readable_by
+
+    described = {
+        "study": study.study,
+        "analysis": study.analysis,
+        "vary": [dict(grid) for grid in study.vary],
+        "model": study.base.get("model"),
+    }
+    results = Results.planned(Path(study.study), described, [p.row() for p in planned])
+    try:
+        analysis = analyse(results)
+        analysis.check()
+        return analysis.foresee() if len(planned) > 1 else []
+    except AnalysisError as error:
+        problem = str(error).removeprefix(f"{results.folder}: ")
+        others = ", ".join(f"`analysis: {kind}`" for kind in readable_by(results))
+        raise ConfigError(
+            f"field `analysis` has the value {study.analysis!r}, which could not read these trials: {problem} ({others} could)"
+        ) from None
+
+
 def _solved(
     model: Model, budget: Budget, shares: tuple[tuple[str, float], ...], context: int, vocabulary: int
 ) -> tuple[Sizes, ModelAccount]:

@@ -21,7 +21,7 @@ MEMORY = {
 }
 """One design that lets each field of it be another."""
 BASE: dict[str, Any] = {
-    "data": {"files": ["a.txt"], "dataset": "owner/name", "revision": "main"},
+    "data": {"files": ["a.txt"], "tokenizer": "t.json", "dataset": "owner/name", "revision": "main"},
     "model": {
         **{"layers": 4, "width": 64, "heads": 4, "moe": {"expert_width": 48, "top_k": 2}, "engram": {"layers": [2]}},
         **{"ngram_embedding": {}, "pkm": MEMORY, "memory_plus": MEMORY},

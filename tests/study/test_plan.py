@@ -11,7 +11,7 @@ from sparsemem.study import engine
 from sparsemem.study.engine import slots
 from sparsemem.study.launch import find_engine
 from sparsemem.study.ledger import COLUMNS, MEASURED
-from sparsemem.study.plan import _interpolated, _makespan, describe, estimate_seconds, in_order, plan
+from sparsemem.study.plan import _interpolated, _makespan, describe, estimate_seconds, foresee, in_order, plan
 
 
 def test_a_plan_has_the_columns_of_the_table_that_are_known_before_training(write_study: Callable[..., Path]) -> None:
@@ -120,3 +120,24 @@ def test_a_study_that_misses_its_flops_is_refused_before_training(write_study: C
     budget = {"total_params": "30k", "active_params": "7k", "tokens": 4096, "tolerance": "5%", "flops_per_token": "1M"}
     with pytest.raises(ConfigError, match=r"`budget.flops_per_token` has the value 1,000,000, but these sizes come to \d\d,\d\d\d"):
         plan(load_study(write_study(budget=budget)))
+
+
+@pytest.mark.parametrize("kind", ["simplex", "slots", "density", "ladder", "memories"])
+def test_what_the_named_analysis_cannot_read_is_refused_before_training_with_the_kinds_that_can(
+    write_study: Callable[..., Path], kind: str
+) -> None:
+    study = load_study(write_study(vary={"rho": [1.0, 0.5], "seed": [0, 1]}), {"analysis": kind})
+    with pytest.raises(ConfigError, match=rf"field `analysis` has the value '{kind}', .*\(`analysis: allocation`"):
+        foresee(study, plan(study))
+
+
+def test_memories_at_too_few_shares_for_a_curve_are_told_of_the_kind_that_compares_them(write_study: Callable[..., Path]) -> None:
+    shares = [{"moe": 0.5, "engram": 0.5}, {"moe": 0.5, "ngram_embedding": 0.5}]
+    study = load_study(write_study(vary={"shares": shares}), {"model.ngram_embedding": {"row_dim": 4, "heads": 1}})
+    assert any("`analysis: memories` reports their differences" in line for line in foresee(study, plan(study)))
+    alone = load_study(write_study(vary={"rho": [1.0, 0.5]}))
+    assert foresee(alone, plan(alone)) == [
+        "1 of 1 curves have fewer than 4 shares, so no optimum will be fitted to them; plan 4 shares or more."
+    ]
+    compared = study.model_copy(update={"analysis": "memories"})
+    assert not any("fewer than" in line for line in foresee(compared, plan(compared)))
