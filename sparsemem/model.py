@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -181,6 +182,19 @@ class Transformer(nn.Module):
         blocks = [module for module in self.modules() if isinstance(module, Block)]
         found = ((block.layer, pool, memory) for block in blocks for pool, memory in block.product_keys.items())
         return {(layer, pool): memory for layer, pool, memory in found if isinstance(memory, ProductKeyMemory)}
+
+
+def usage_of(model: Transformer) -> Iterator[dict[str, Any]]:
+    """What evaluation read of each memory since the last call, by `layer` (0: the n-gram embedding, before the first block) and `pool`."""
+    if model.ngrams is not None:
+        yield {"layer": 0, "pool": "ngram_embedding", **model.ngrams.usage()}
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        if block.memory is not None:
+            yield {"layer": block.layer, "pool": "engram", **block.memory.usage()}
+        for pool, memory in block.product_keys.items():
+            assert isinstance(memory, ProductKeyMemory)
+            yield {"layer": block.layer, "pool": pool, **memory.usage()}
 
 
 def _product_keys(config: Model, sizes: Sizes) -> dict[int, dict[str, ProductKeyMemory]]:

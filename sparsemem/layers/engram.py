@@ -21,6 +21,7 @@ from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
 from sparsemem.config import Engram, Model
 from sparsemem.layers.norm import RMSNorm, norm_account
 from sparsemem.layers.product import linear
+from sparsemem.layers.usage import Usage
 from sparsemem.memory.table import MemoryTable
 from sparsemem.parameter import parameter
 
@@ -92,14 +93,26 @@ class EngramMemory(nn.Module):
         if self.config.conv:
             self.conv_norm = RMSNorm(width, config.norm_eps)
             self.taps_KD = parameter(self.config.conv_kernel, width)  # zero: the module starts as its gated value
+        self._usage: Usage | None = None
 
     def forward(self, hidden_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
         """Hidden states (B, T, D) and raw token ids (B, T) -> what the memory adds, (B, T, D)."""
-        memory_BTM = self.table(self.hash(tokens_BT))
+        rows_BTH = self.hash(tokens_BT)
+        memory_BTM = self.table(rows_BTH)
         key_BTD = linear(memory_BTM, self.key, self.key_bias)
         value_BTD = linear(memory_BTM, self.value, self.value_bias)
-        value_BTD = self.gate(hidden_BTD, key_BTD).to(value_BTD.dtype) * value_BTD
-        return value_BTD + self._convolve(value_BTD) if self.config.conv else value_BTD
+        gate_BT1 = self.gate(hidden_BTD, key_BTD)
+        value_BTD = gate_BT1.to(value_BTD.dtype) * value_BTD
+        out_BTD = value_BTD + self._convolve(value_BTD) if self.config.conv else value_BTD
+        if not self.training:
+            self._usage = self._usage or Usage(len(self.table.rows_RC))
+            self._usage.add(rows_BTH + self.table.first_H, out_BTD, gate_mean=gate_BT1)
+        return out_BTD
+
+    def usage(self) -> dict[str, float]:
+        """What evaluation read since the last call, which is then forgotten: as a product-key memory's, and `gate_mean`."""
+        usage, self._usage = self._usage or Usage(len(self.table.rows_RC)), None
+        return usage.summary()
 
     def gate(self, hidden_BTD: Tensor, key_BTD: Tensor) -> Tensor:
         """How much of the memory each position lets in, (B, T, 1) between 0 and 1 (Engram sec. 2)."""

@@ -21,6 +21,7 @@ from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
 from sparsemem.config import Model
 from sparsemem.layers.norm import RMSNorm, norm_account
 from sparsemem.layers.product import linear
+from sparsemem.layers.usage import Usage
 from sparsemem.memory.table import MemoryTable
 from sparsemem.parameter import parameter
 
@@ -77,12 +78,22 @@ class NgramEmbedding(nn.Module):
         self.projection = parameter(config.width, len(rows) * memory.row_dim, std=1 / math.sqrt(memory.row_dim))
         self.factor = (math.sqrt(config.width) if memory.amplify == "scale" else 1.0) / (1 + len(rows))
         self.norm = RMSNorm(config.width, config.norm_eps) if memory.amplify == "norm" else None
+        self._usage: Usage | None = None
 
     def forward(self, embedded_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
         """Vocabulary embeddings (B, T, D) and their raw token ids (B, T) -> (B, T, D)."""
-        memory_BTM = self.table(self.hash(tokens_BT))
-        out_BTD = (embedded_BTD + linear(memory_BTM, self.projection)) * self.factor
+        rows_BTH = self.hash(tokens_BT)
+        added_BTD = linear(self.table(rows_BTH), self.projection)
+        if not self.training:
+            self._usage = self._usage or Usage(len(self.table.rows_RC))
+            self._usage.add(rows_BTH + self.table.first_H, added_BTD * self.factor)
+        out_BTD = (embedded_BTD + added_BTD) * self.factor
         return out_BTD if self.norm is None else self.norm(out_BTD)
+
+    def usage(self) -> dict[str, float]:
+        """What evaluation read since the last call, which is then forgotten: as a product-key memory's; the output before the norm."""
+        usage, self._usage = self._usage or Usage(len(self.table.rows_RC)), None
+        return usage.summary()
 
 
 def ngram_embedding_account(config: Model, rows: tuple[int, ...]) -> Account:

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
 from sparsemem.config import Model, ProductKey
-from sparsemem.counting import occurrences
 from sparsemem.layers.product import linear
 from sparsemem.layers.retrieval import ProductKeyRetrieval, retrieval_account, top_score_moments
+from sparsemem.layers.usage import Usage
 from sparsemem.memory.table import MemoryTable, Reads
 from sparsemem.parameter import parameter, residual_std
 
@@ -76,7 +76,7 @@ class ProductKeyMemory(nn.Module):
             counted = self.retrieval.query_FD.is_meta  # only, and published models have a billion addresses
             shuffle_A = torch.empty(addresses) if counted else torch.randperm(addresses, generator=stream, device="cpu")
             self.register_buffer("shuffle_A", shuffle_A, persistent=False)
-        self._usage: _Usage | None = None
+        self._usage: Usage | None = None
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, T, D) -> what the memory adds, (B, T, D), and the retrieval's weighted auxiliary loss, a scalar or None."""
@@ -93,8 +93,9 @@ class ProductKeyMemory(nn.Module):
         if self.out_DW is not None:
             y_SD = linear(y_SD, self.out_DW)
         if not self.training:
-            self._usage = self._usage or _Usage(self.rows)
-            self._usage.add(reads.rows_A, scores_SHMG, y_SD)
+            self._usage = self._usage or Usage(self.rows)
+            first_SH, last_SH = scores_SHMG[:, :, 0].double().sum(-1), scores_SHMG[:, :, -1].double().sum(-1)
+            self._usage.add(reads.rows_A, y_SD, top1_score=first_SH, topm_score=last_SH)
         return y_SD.view_as(x_BTD), auxiliary
 
     def usage(self) -> dict[str, float | list[float]]:
@@ -105,7 +106,7 @@ class ProductKeyMemory(nn.Module):
             nats; `top1_score` and `topm_score`, the means of a head's first and last weight, cores summed, pre-values aside; `output_std`;
             `singular_values` of the Tucker core. Means are not a number where nothing was read.
         """
-        usage, self._usage = self._usage or _Usage(self.rows), None
+        usage, self._usage = self._usage or Usage(self.rows), None
         return {**usage.summary(), "singular_values": self.retrieval.singular_values()}
 
     def _reads(self, addresses_SHM: Tensor) -> Reads:
@@ -115,33 +116,6 @@ class ProductKeyMemory(nn.Module):
         places_SM = self.shuffle_A[addresses_SHM.flatten(1)]
         groups = projected_groups(self.memory)
         return Reads(places_SM % self.rows, places_SM // self.rows if groups > 1 else None, groups)
-
-
-class _Usage:
-    """Running sums over what evaluation reads."""
-
-    def __init__(self, rows: int) -> None:
-        self.reads_N = torch.zeros(rows, dtype=torch.int64, device="cpu")
-        self.sums = torch.zeros(6, dtype=torch.float64, device="cpu")
-
-    @torch.no_grad()
-    def add(self, rows_A: Tensor, scores_SHMG: Tensor, y_SD: Tensor) -> None:
-        self.reads_N += occurrences(rows_A, len(self.reads_N)).cpu()
-        first_SH, last_SH, y_SD = scores_SHMG[:, :, 0].double().sum(-1), scores_SHMG[:, :, -1].double().sum(-1), y_SD.double()
-        sums = (first_SH.sum(), last_SH.sum(), y_SD.sum(), y_SD.square().sum())
-        counts = (first_SH.new_tensor(first_SH.numel()), first_SH.new_tensor(y_SD.numel()))
-        self.sums += torch.stack((*sums, *counts)).cpu()
-
-    def summary(self) -> dict[str, float]:
-        share_N = self.reads_N.double() / self.reads_N.sum()
-        first, last, output, square = self.sums[:4] / self.sums[[4, 4, 5, 5]]
-        return {
-            "coverage": float((self.reads_N > 0).double().mean()),
-            "kl_uniform": float(torch.special.xlogy(share_N, share_N * len(share_N)).sum()),
-            "top1_score": float(first),
-            "topm_score": float(last),
-            "output_std": float((square - output**2).clamp_min(0).sqrt()),
-        }
 
 
 # --- initial scale ----------------------------------------------------------------------------------------------------------

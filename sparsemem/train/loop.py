@@ -34,7 +34,7 @@ from sparsemem.failure import record_failure
 from sparsemem.files import or_warn, remove_temporaries, write_json, write_text
 from sparsemem.layers.product import library, use_library
 from sparsemem.locks import locked
-from sparsemem.model import Sizes, Transformer, check_account
+from sparsemem.model import Sizes, Transformer, check_account, usage_of
 from sparsemem.train import checkpoint
 from sparsemem.train.allocator import claim_gpus, is_out_of_memory, keep_freed_memory
 from sparsemem.train.evaluate import sequence_losses
@@ -42,7 +42,7 @@ from sparsemem.train.optim import Optimizer, learning_rate
 from sparsemem.train.ranks import started
 
 CURVE_COLUMNS = ("step", "tokens", "train_loss", "val_loss", "lr", "grad_norm", "expert_load_max", "tokens_per_second", "seconds")
-USAGE_COLUMNS = ("coverage", "kl_uniform", "top1_score", "topm_score", "output_std", "singular_values")
+USAGE_COLUMNS = ("coverage", "kl_uniform", "top1_score", "topm_score", "output_std", "singular_values", "gate_mean")
 CURVE_ROWS = 50
 CHECKPOINT_SECONDS = 20.0
 CHECKPOINT_TIMES = 10  # a checkpoint waits for so many times what the last one took: tables of gigabytes take a while to write
@@ -63,7 +63,7 @@ def run_trial(
 
     Args:
         tokens_folder: what `data.prepare` built.
-        trial_folder: receives `curve.csv`, `usage.csv` (what each product-key memory read at each evaluation), `val_losses.csv` and, last,
+        trial_folder: receives `curve.csv`, `usage.csv` (what each memory read at each evaluation), `val_losses.csv` and, last,
             `result.json`; `failure.json` in place of it on an error.
         threads: processor threads to use.
         device: a torch device; by default the GPU where there is one.
@@ -302,8 +302,7 @@ class _Run:
         if self.step < self.steps:
             inputs_ST, targets_ST = inputs_ST[::PARTIAL_EVALUATION], targets_ST[::PARTIAL_EVALUATION]
         losses_S = sequence_losses(self.model, inputs_ST, targets_ST, self.precision)
-        for (layer, pool), memory in self.model.memory_layers().items():
-            self.usage.append({"step": self.step, "tokens": self._tokens_done(), "layer": layer, "pool": pool, **memory.usage()})
+        self.usage += [{"step": self.step, "tokens": self._tokens_done(), **usage} for usage in usage_of(self.model)]
         return losses_S
 
     # --- stop and go ---
@@ -399,7 +398,7 @@ def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([_shown(row[column]) for column in columns] for row in rows)
+    writer.writerows([_shown(row.get(column)) for column in columns] for row in rows)
     return text.getvalue()
 
 
