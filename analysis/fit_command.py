@@ -142,6 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--group", metavar="COLUMN", help="fit the rows of each value of this column apart")
     cells = ", ".join(name for name, law in LAWS.items() if law.sizes)
     parser.add_argument("--best-of-cell", action="store_true", help=f"of runs of equal sizes keep the one with the least loss ({cells})")
+    parser.add_argument("--interval", type=float, default=0.95, metavar="LEVEL", help="level of every interval (default 0.95)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the fit as .svg or .png, with what is drawn as .csv beside it")
     return parser
@@ -164,33 +165,41 @@ def main(arguments: list[str]) -> int:
     if what:
         print(f"error: law {chosen.law} {what}; for example: {law.example}", file=sys.stderr)
         return 2
-    try:
-        if chosen.figure:
-            _check_place(chosen.figure, chosen.table)
-            if chosen.group:
-                raise AnalysisError("--figure draws one fit: give it without --group, for a table of one group")
-        from analysis.reader import read_table
+    from analysis.fits.interval import at_level
 
-        numbers, texts = ([columns[o] for o in columns if (o in TEXT) == text] for text in (False, True))
-        table = read_table(chosen.table, numbers, [*texts, *([chosen.group] if chosen.group else [])])
-        fits = {}
-        for group, rows in _groups(table, chosen.group, chosen.table).items():
-            try:
-                fits[group] = _fit(law, rows, columns, chosen.table, chosen.best_of_cell)
-            except AnalysisError as error:
-                raise AnalysisError(f"{chosen.group} {group}: {error}" if chosen.group else str(error)) from None
-        if chosen.figure:
-            _draw(fits[""][0], chosen.figure)
+    try:
+        with at_level(chosen.interval):
+            said = _run(chosen, law, columns)
     except (AnalysisError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    print(said)
+    return 0
+
+
+def _run(chosen: argparse.Namespace, law: Law, columns: dict[str, str]) -> str:
+    """What to print."""
+    if chosen.figure:
+        _check_place(chosen.figure, chosen.table)
+        if chosen.group:
+            raise AnalysisError("--figure draws one fit: give it without --group, for a table of one group")
+    from analysis.reader import read_table
+
+    numbers, texts = ([columns[o] for o in columns if (o in TEXT) == text] for text in (False, True))
+    table = read_table(chosen.table, numbers, [*texts, *([chosen.group] if chosen.group else [])])
+    fits = {}
+    for group, rows in _groups(table, chosen.group, chosen.table).items():
+        try:
+            fits[group] = _fit(law, rows, columns, chosen.table, chosen.best_of_cell)
+        except AnalysisError as error:
+            raise AnalysisError(f"{chosen.group} {group}: {error}" if chosen.group else str(error)) from None
+    if chosen.figure:
+        _draw(fits[""][0], chosen.figure)
     if chosen.json:
         records = {group: _record(chosen.law, *each) for group, each in fits.items()}
-        print(json.dumps({"law": chosen.law, "groups": records} if chosen.group else records[""], indent=2, allow_nan=False))
-    else:
-        heads = {group: f"{chosen.group} {group}\n" if chosen.group else "" for group in fits}
-        print("\n\n".join(heads[group] + _words(chosen.law, *each) for group, each in fits.items()))
-    return 0
+        return json.dumps({"law": chosen.law, "groups": records} if chosen.group else records[""], indent=2, allow_nan=False)
+    heads = {group: f"{chosen.group} {group}\n" if chosen.group else "" for group in fits}
+    return "\n\n".join(heads[group] + _words(chosen.law, *each) for group, each in fits.items())
 
 
 def _fit(law: Law, table: pd.DataFrame, columns: dict[str, str], path: Path, best: bool) -> tuple[Any, list[str]]:
@@ -264,10 +273,12 @@ def _record(law: str, fit: Any, left_out: list[str]) -> dict[str, Any]:
 
 def _words(law: str, fit: Any, left_out: list[str]) -> str:
     """Status, sentences and an aligned table of the parameters."""
+    from analysis.fits.interval import percent
+
     lines = [f"{law}: {fit.status}, {len(fit.rows)} rows", *left_out, fit.summary()]
     parameters = _record(law, fit, left_out)["parameters"]
     if parameters:
-        cells = [("parameter", "value", "95% low", "95% high", "s.e.")]
+        cells = [("parameter", "value", f"{percent()} low", f"{percent()} high", "s.e.")]
         cells += [(name, *(f"{each[key]:.6g}" for key in ("value", "low", "high", "se"))) for name, each in parameters.items()]
         widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
         table = [f"{row[0]:<{widths[0]}}  " + "  ".join(f"{x:>{w}}" for x, w in zip(row[1:], widths[1:], strict=True)) for row in cells]

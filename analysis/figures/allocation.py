@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from analysis.cells import Cell
 from analysis.figures.style import COLOURS, GREY, LIGHT, LINES, MARKERS, ONE_COLUMN, TWO_COLUMNS, new_figure, share_axis, style
 from analysis.fits.allocation import AllocationFit
+from analysis.fits.interval import percent
 from analysis.fits.types import Status
 from analysis.table import RHO, average_differences, paired_differences
 
@@ -142,7 +143,7 @@ def _panel(axes: Axes, data: pd.DataFrame, colour: str, key: str) -> dict[str, L
         axes.plot(curve["share"], curve["loss"], color=colour)
         axes.errorbar(means["share"], means["loss"], means["high"] - means["loss"], fmt="o", color=colour, elinewidth=0.8)
         used["mean, paired s.e."] = Line2D([], [], color=key, marker="o", linestyle="")
-        used["fit, 95% band"] = Line2D([], [], color=key)
+        used[f"fit, {percent()} band"] = Line2D([], [], color=key)
     if "dense" in series:
         loss = series["dense"]["loss"].iloc[0]
         bottom, top = axes.get_ylim()
@@ -161,7 +162,7 @@ def _panel(axes: Axes, data: pd.DataFrame, colour: str, key: str) -> dict[str, L
         axes.set_ylim(bottom - 0.10 * (top - bottom), top)
         axes.plot([best["low"], best["high"]], [level, level], color="black", linewidth=1, marker="|", markersize=4)
         axes.plot(best["share"], level, color="black", **star)
-        doubt = "95% interval" if status == Status.CONVERGED else status.replace("_", " ")
+        doubt = f"{percent()} interval" if status == Status.CONVERGED else status.replace("_", " ")
         used[f"optimum, {doubt}"] = Line2D([], [], color="black", linewidth=1, **star)
     return used
 

@@ -16,6 +16,7 @@ from matplotlib.ticker import NullLocator
 from analysis.figures.allocation import PUBLISHED
 from analysis.figures.style import COLOURS, MARKERS, ONE_COLUMN, new_figure, style
 from analysis.fits.allocation import AllocationFit
+from analysis.fits.interval import ends, percent
 from analysis.fits.joint_result import JointFit
 from analysis.fits.types import Status
 
@@ -36,7 +37,7 @@ def optimum_data(joint: JointFit, factor: str, points: Sequence[tuple[float, All
         draws = fit.argmin_draws()
         if len(draws):
             best = fit.argmin.value if fit.argmin else fit.best_end
-            rows.append(("curve", value, str(fit.status), best, *np.quantile(draws, (0.025, 0.975))))
+            rows.append(("curve", value, str(fit.status), best, *np.quantile(draws, ends())))
     values = [budget[factor] for budget in joint.budgets]
     if not points:
         rows = [("curve", value, str(joint.status), at.value, at.low, at.high) for value, at in zip(values, joint.optima, strict=True)]
@@ -70,11 +71,11 @@ def _draw(axes: Axes, data: pd.DataFrame, factor: str) -> dict[str, Line2D | Pat
     if len(law):
         axes.fill_between(law["value"], law["low"], law["high"], color=COLOURS[0], alpha=0.18, linewidth=0)
         axes.plot(law["value"], law["optimum"], color=COLOURS[0])
-        used["all budgets, 95% band"] = Line2D([], [], color=COLOURS[0])
+        used[f"all budgets, {percent()} band"] = Line2D([], [], color=COLOURS[0])
     look: dict[str, Any] = {"color": COLOURS[1], "marker": MARKERS[0], "linestyle": ""}
     errors = np.abs(np.stack([points["optimum"] - points["low"], points["high"] - points["optimum"]]))
     axes.errorbar(points["value"], points["optimum"], errors, elinewidth=0.8, **look)
-    used["one budget, 95% interval"] = Line2D([], [], **look)
+    used[f"one budget, {percent()} interval"] = Line2D([], [], **look)
     doubt = points["status"] != Status.CONVERGED
     if doubt.any():
         axes.plot(points["value"][doubt], points["optimum"][doubt], **look | {"markerfacecolor": "white", "zorder": 3})

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis.figures.style import COLOURS
+from analysis.fits.interval import percent
 
 if TYPE_CHECKING:
     from analysis.fits.surface import SurfaceFit
@@ -71,7 +72,7 @@ def draw_surface(ax: Axes, data: pd.DataFrame, labels: tuple[str, str], loss: st
         ax.fill_between(path["params"], path["low"], path["high"], color=COLOURS[1], alpha=0.18, linewidth=0)
         ax.plot(path["params"], path["tokens"], color=COLOURS[1], linewidth=1.6)
         used["compute-optimal"] = Line2D([], [], color=COLOURS[1], linewidth=1.6)
-        used["its 95% band"] = Patch(color=COLOURS[1], alpha=0.18, linewidth=0)
+        used[f"its {percent()} band"] = Patch(color=COLOURS[1], alpha=0.18, linewidth=0)
     ax.set_xlabel(labels[0])
     ax.set_ylabel(labels[1])
     ax.legend(used.values(), used.keys(), loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
+from analysis.fits.interval import ends, percent, takes_level
 from analysis.fits.laws import Akima, Cubic, Law, Quadratic, TwoPower
 from analysis.fits.noise import SeedModel, aicc, aiccs, cps, lack_of_fit, lack_of_fits, noisier, resample, seed_model, tied_with_best
 from analysis.fits.runs import NO_LOSS, Runs, read_shares, require_one_budget, require_resamples, same_losses, same_seeds
@@ -130,7 +131,7 @@ class AllocationFit(Fit):
                 f"a share in {x_X.tolist()} lies outside the sampled range {low:g} to {high:g}; train trials there to say more"
             )
         curves_BX = self._curves.at(x_X)
-        bounds = np.quantile(curves_BX[1:], (0.025, 0.975), axis=0)
+        bounds = np.quantile(curves_BX[1:], ends(), axis=0)
         return pd.DataFrame({"x": x_X, "loss": curves_BX[0], "low": bounds[0], "high": bounds[1]})
 
     def argmin_draws(self) -> Array:
@@ -145,7 +146,7 @@ class AllocationFit(Fit):
     def interval_of_best(self) -> tuple[float, float]:
         """95% interval of the best share, an end of the sampled range counting as such; NaN without a fit."""
         draws = self.argmin_draws()
-        low, high = np.quantile(draws, (0.025, 0.975)) if len(draws) else (math.nan, math.nan)
+        low, high = np.quantile(draws, ends()) if len(draws) else (math.nan, math.nan)
         return float(low), float(high)
 
     @property
@@ -170,7 +171,7 @@ class AllocationFit(Fit):
         if self.argmin:
             value, low, high = (f"{share:.2f}" for share in (self.argmin.value, self.argmin.low, self.argmin.high))
             what = "The fitted curve" if len(self.tied) == len(self.shares) else "The loss"
-            lines.append(f"{what} is least at a {noun} of {value} (95% interval {low} to {high}; {called(self.law)} curve).")
+            lines.append(f"{what} is least at a {noun} of {value} ({percent()} interval {low} to {high}; {called(self.law)} curve).")
         elif self.best_end is not None and (self.p_interior or 0) < 0.5 and open_ended:
             lines.append(f"Which {noun} is best cannot be told; of the fitted curve's ends {self.best_end:.2f} has the lower loss.")
         elif self.best_end is not None and (self.p_interior or 0) < 0.5:
@@ -181,7 +182,7 @@ class AllocationFit(Fit):
             there = "That is" if self.argmin else "That end is"
             size = f"{abs(self.depth.value):.4f} nats/token {'lower' if self.depth.value >= 0 else 'higher'} than at {noun} 1"
             unsure = " and may be no difference" if self.depth.low <= 0 <= self.depth.high else ""
-            lines.append(f"{there} {size} (95% interval of the gain {self.depth.low:.4f} to {self.depth.high:.4f}{unsure}).")
+            lines.append(f"{there} {size} ({percent()} interval of the gain {self.depth.low:.4f} to {self.depth.high:.4f}{unsure}).")
         if 1 < len(self.tied) < len(self.shares):
             which = ", ".join(f"{low:.2f} to {high:.2f}" if low < high else f"{low:.2f}" for low, high in self.tied_spans)
             lines.append(f"Statistically tied with the best: {which}.")
@@ -201,6 +202,7 @@ class AllocationFit(Fit):
         draw_fit(ax, self.drawn(), self.conventions["x"], self.conventions["loss"])
 
 
+@takes_level
 def fit_allocation(
     frame: pd.DataFrame,
     x: str = "share_moe",
@@ -238,7 +240,7 @@ def fit_allocation(
         "x": x,
         "loss": loss,
         "loss_unit": "nats per token",
-        "interval": "95% percentile",
+        "interval": f"{percent()} percentile",
         "noise": "residuals of runs after share and seed effects, pooled; a share that scatters more (Cochran's test, 5%) is named",
         "resampling": "Gaussian noise of that size on every run, its level from a scaled inverse chi-square, seed effects taken off again",
         "resamples": resamples,

@@ -18,6 +18,7 @@ from scipy.special import chdtrc, fdtrc  # scipy.stats would take a second to im
 
 from analysis.errors import AnalysisError
 from analysis.fits.counting import unit_of_flops
+from analysis.fits.interval import ends, percent, takes_level
 from analysis.fits.log_log import LogLogFit, fit_log_log
 from analysis.fits.points import Points, read_points
 from analysis.fits.runs import distinct, finished, listed, require_resamples, same_seeds
@@ -99,7 +100,8 @@ class IsoflopFit(Fit):
     def summary(self) -> str:
         lines = [self.line.sentence()] if self.line and self.line.parameters else []
         kept, profiles = sum(not each.note for each in self.budgets), sum(each.is_profile for each in self.budgets)
-        lines.append(f"{kept} of {profiles} profiles have an optimum inside their sizes.")
+        if profiles:
+            lines.append(f"{kept} of {profiles} profiles have an optimum inside their sizes.")
         return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:
@@ -113,7 +115,7 @@ class IsoflopFit(Fit):
             tables.append(runs_of(np.exp(profile.log_n_I), profile.level * profile.y_I, budget.flops))
             log_n_X = np.linspace(profile.log_n_I.min(), profile.log_n_I.max(), 61)
             loss_BX = profile.level * profile.theta_B3 @ np.vander(log_n_X - profile.center, 3, increasing=True).T
-            low_X, high_X = np.quantile(loss_BX[1:], (0.025, 0.975), axis=0)
+            low_X, high_X = np.quantile(loss_BX[1:], ends(), axis=0)
             curve = pd.DataFrame({self.columns[1]: np.exp(log_n_X), "loss": loss_BX[0], "low": low_X, "high": high_X})
             tables.append(curves_of(curve, self.columns[1], budget.flops))
             if budget.optimum and budget.loss:
@@ -128,6 +130,7 @@ class IsoflopFit(Fit):
         draw_law(ax, self.drawn(), self.columns[1], self.conventions["loss"], label)
 
 
+@takes_level
 def fit_isoflop(
     frame: pd.DataFrame, *, flops: str, params: str, loss: str, loss_se: str | None = None, resamples: int = 4000, random_seed: int = 0
 ) -> IsoflopFit:
@@ -166,7 +169,7 @@ def fit_isoflop(
         "objective": "weighted sum of squares of log N_opt around the line",
         "noise": f"column {loss_se}" if loss_se else "repeats: runs of one budget and size",
         "unit_of_C": None,
-        "interval": "optima: 95% percentile; exponent: 95%, Student's t, errors widened where the optima scatter more (Birge ratio)",
+        "interval": f"{percent()}; optima: percentile; exponent: Student's t, errors widened where the optima scatter more (Birge ratio)",
         "resampling": "Gaussian noise of the measured size on every run",
         "resamples": resamples,
         "random_seed": random_seed,
@@ -175,7 +178,7 @@ def fit_isoflop(
     refusal = points.refusal()
     if refusal:
         return IsoflopFit(status=refusal[0], message=points.with_left_out(refusal[1]), budgets=(), **common)
-    unit, units = unit_of_flops(flops, *points.x_TN[:2], _tokens(frame, points))
+    unit, units = unit_of_flops(flops, points.x_TN[0], points.x_TN[1], _tokens(frame, points))
     conventions["unit_of_C"] = unit
     budget_N = _budgets(points.x_TN[0])
     owns = [np.flatnonzero(budget_N == budget) for budget in range(budget_N.max(initial=-1) + 1)]

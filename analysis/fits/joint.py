@@ -30,6 +30,7 @@ from scipy.special import fdtrc
 from analysis.errors import AnalysisError, require_columns
 from analysis.fits.allocation import require_apart
 from analysis.fits.counting import unit_of_flops
+from analysis.fits.interval import ends, percent, takes_level
 from analysis.fits.joint_law import BOUNDS, POSITION, SHAPES, Curve, Law, Means, aiccs, deviations, fit_curve, nested
 from analysis.fits.joint_result import FACTORS, UNITS, VARIES, JointFit, LeftOut, Model
 from analysis.fits.noise import SeedModel, resample, seed_model, tied_with_best
@@ -42,6 +43,7 @@ BUDGET = ("tokens", "budget.total_params", "budget.active_params")
 LEAST_SHARES = 4
 
 
+@takes_level
 def fit_joint(
     frame: pd.DataFrame,
     x: str = "share_moe",
@@ -125,8 +127,8 @@ def fit_joint(
         "noise": "residuals of runs after share and seed effects, a level for each budget",
         "resampling": "Gaussian noise of that size on every run, its level from a scaled inverse chi-square, seed effects taken off again",
         "choice_of_model": "least AICc, chosen anew in every resample; cubic or two-power by AICc of the fullest model, once",
-        "moves": "95% interval of the shift without 0 and F test p < 0.05, in the fullest model; the budgets' own curves go the same way",
-        "interval": "95% percentile",
+        "moves": f"{percent()} interval of the shift without 0 and F test p < 0.05, in the fullest model; the budgets' own curves agree",
+        "interval": f"{percent()} percentile",
         "resamples": resamples,
         "random_seed": random_seed,
     }
@@ -353,7 +355,7 @@ def _left_out(
     off_BI = off_MBI[chosen_B, rows]
     predicted_B = np.stack([curve.optimum(each, z_F, low, high) for curve, each in zip(curves, theta, strict=True)])[chosen_B, rows]
     measured_B = alone_CB[largest]
-    bounds = np.quantile(off_BI[1:], (0.025, 0.975), axis=0)
+    bounds = np.quantile(off_BI[1:], ends(), axis=0)
     lost = [
         name
         for name in FACTORS

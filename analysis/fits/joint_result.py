@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
+from analysis.fits.interval import ends, percent
 from analysis.fits.joint_law import Law
 from analysis.fits.types import Estimate, Fit, Status, with_doubt
 
@@ -150,7 +151,7 @@ class JointFit(Fit):
             z_F = self._law.centre_F.copy()
             z_F[self.factors.index(factor)] = np.log10(value)
             draws_B = self._law.optimum(z_F)
-            rows.append((value, draws_B[0], *np.quantile(draws_B[1:], (0.025, 0.975))))
+            rows.append((value, draws_B[0], *np.quantile(draws_B[1:], ends())))
         return pd.DataFrame(rows, columns=["value", "optimum", "low", "high"])
 
     def summary(self, noun: str = "share") -> str:
@@ -161,11 +162,11 @@ class JointFit(Fit):
             moves = "it moves" if factor in self.moved else doubt
             unit = " FLOPs" if factor == "compute" else ""
             span = f"From {min(sampled):.3g} to {max(sampled):.3g}{unit} of {factor} the best {noun} shifts by {shift.value:+.2f}"
-            lines.append(f"{span} (95% interval {shift.low:+.2f} to {shift.high:+.2f}): {moves}.")
+            lines.append(f"{span} ({percent()} interval {shift.low:+.2f} to {shift.high:+.2f}): {moves}.")
         if self.models:
             chosen = next(model for model in self.models if model.moves_with == self.moves_with)
             what = f"an optimum that moves with {' and '.join(self.moves_with)}" if self.moves_with else "the same optimum everywhere"
-            best = f" ({self.optima[0].value:.2f}, 95% interval {self.optima[0].low:.2f} to {self.optima[0].high:.2f})"
+            best = f" ({self.optima[0].value:.2f}, {percent()} interval {self.optima[0].low:.2f} to {self.optima[0].high:.2f})"
             lines.append(f"AICc prefers {what}{'' if self.moves_with else best}; {self.law} curves, {chosen.df} degrees of freedom.")
             tests = [f"{' and '.join(model.moves_with)} p = {model.same_optimum_p:.2g}" for model in self.models if model.moves_with]
             lines.append(f"Against the same optimum everywhere: {', '.join(tests)} (F test).")
@@ -174,7 +175,8 @@ class JointFit(Fit):
             note = f" ({left.note})" if left.note else ""
             lines.append(
                 f"The largest budget, predicted without it{note}: best {noun} {left.predicted.value:.2f}, "
-                f"measured {left.measured.value:.2f}; the 95% interval of the error, {left.error.low:+.2f} to {left.error.high:+.2f}, "
+                f"measured {left.measured.value:.2f}; the {percent()} interval of the error, "
+                f"{left.error.low:+.2f} to {left.error.high:+.2f}, "
                 f"{verdict} 0. Differences between {noun}s are off by {left.rms:.4f} nats/token (rms)."
             )
         return with_doubt(self.status, self.message, lines)

@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 from scipy.special import stdtr, stdtrit  # scipy.stats would take a second to import
 
+from analysis.fits.interval import ends
 from analysis.fits.noise import SeedModel
 from analysis.fits.types import Estimate
 
@@ -37,7 +38,7 @@ class Noise:
     @property
     def t(self) -> float:
         """Half width of a 95% interval in standard errors."""
-        return float(stdtrit(self.df, 0.975))
+        return float(stdtrit(self.df, ends()[1]))
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit  # scipy.stats would take a second to import
+from scipy.special import ndtri, stdtrit  # scipy.stats would take a second to import
 
 from analysis.errors import AnalysisError
+from analysis.fits.interval import ends, percent, takes_level
 from analysis.fits.points import read_points
 from analysis.fits.runs import distinct
 from analysis.fits.types import Estimate, Fit, Status, with_doubt
@@ -47,7 +48,7 @@ class LogLogFit(Fit):
         design_X2 = np.stack([np.ones(len(x_X)), np.log(x_X)], axis=1)
         log_y_X = design_X2 @ [estimate.value for estimate in self.parameters.values()]
         off_X, (level, slope) = design_X2[:, 1] - self._center, self._variances()
-        half_X = stdtrit(len(self.rows) - 2, 0.975) * np.sqrt(level + off_X**2 * slope)
+        half_X = stdtrit(len(self.rows) - 2, ends()[1]) * np.sqrt(level + off_X**2 * slope)
         return pd.DataFrame(
             {self.columns[0]: x_X, self.columns[1]: np.exp(log_y_X), "low": np.exp(log_y_X - half_X), "high": np.exp(log_y_X + half_X)}
         )
@@ -63,9 +64,8 @@ class LogLogFit(Fit):
     def sentence(self) -> str:
         """The exponent in words."""
         exponent = self.parameters["exponent"]
-        return (
-            f"{self.columns[1]} grows as {self.columns[0]}^{exponent.value:.4f} (95% interval {exponent.low:.4f} to {exponent.high:.4f})."
-        )
+        interval = f"{percent()} interval {exponent.low:.4f} to {exponent.high:.4f}"
+        return f"{self.columns[1]} grows as {self.columns[0]}^{exponent.value:.4f} ({interval})."
 
     def drawn(self) -> pd.DataFrame:
         """What `plot` draws -> series (run, curve), group, x, loss (here y), low, high."""
@@ -85,6 +85,7 @@ class LogLogFit(Fit):
             ax.yaxis.set_minor_formatter("")
 
 
+@takes_level
 def fit_log_log(frame: pd.DataFrame, *, x: str, y: str, log_se: str | None = None) -> LogLogFit:
     """Weighted log-log regression of y on x.
 
@@ -111,7 +112,7 @@ def fit_log_log(frame: pd.DataFrame, *, x: str, y: str, log_se: str | None = Non
         "form": "log y = log_coefficient + exponent log x, natural logarithms",
         "objective": "weighted sum of squares of log y",
         "weights": f"1 / {log_se}^2" if log_se else "equal",
-        "interval": "95%, Student's t; errors widened where the points scatter more (Birge ratio)" if log_se else "95%, Student's t",
+        "interval": f"{percent()}, Student's t{'; errors widened where the points scatter more (Birge ratio)' if log_se else ''}",
     }
     common: dict[str, Any] = {"law": "log-log", "columns": (x, y), "rows": points.rows, "conventions": conventions}
     df = len(points.rows) - 2
@@ -130,7 +131,7 @@ def fit_log_log(frame: pd.DataFrame, *, x: str, y: str, log_se: str | None = Non
     covariance = ((var_level + center**2 * var_exponent, -center * var_exponent), (-center * var_exponent, var_exponent))
     table = pd.DataFrame({x: points.x_TN[0], y: points.x_TN[1]})
     if log_se:
-        table["low"], table["high"] = (points.x_TN[1] * np.exp(sign * 1.96 * points.x_TN[2]) for sign in (-1, 1))
+        table["low"], table["high"] = (points.x_TN[1] * np.exp(sign * ndtri(ends()[1]) * points.x_TN[2]) for sign in (-1, 1))
     return LogLogFit(
         status=Status.CONVERGED,
         message=points.left_out,
@@ -149,5 +150,5 @@ def fit_log_log(frame: pd.DataFrame, *, x: str, y: str, log_se: str | None = Non
 
 def _student(value: float, variance: float, df: int) -> Estimate:
     se = math.sqrt(max(variance, 0.0))
-    half = float(stdtrit(df, 0.975)) * se
+    half = float(stdtrit(df, ends()[1])) * se
     return Estimate(float(value), float(value - half), float(value + half), se)

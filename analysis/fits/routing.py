@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
+from analysis.fits.interval import ends, percent, takes_level
 from analysis.fits.points import Points, read_points
 from analysis.fits.refits import FEW_RUNS, covariance_of, fit_all, resampled_weights, verdict
 from analysis.fits.runs import distinct, require_resamples
@@ -115,7 +116,7 @@ class RoutingFit(Fit):
         if not ((n_X > 0).all() and (e_X >= 1).all()):
             raise AnalysisError("predict: sizes must be positive and experts at least 1")
         losses_BX = 10 ** self._law.log_value(self._theta_BK, np.log10(n_X) - self._mean, e_X)
-        low_X, high_X = np.quantile(losses_BX[1:], (0.025, 0.975), axis=0)
+        low_X, high_X = np.quantile(losses_BX[1:], ends(), axis=0)
         return pd.DataFrame({self.columns[0]: n_X, self.columns[1]: e_X, "loss": losses_BX[0], "low": low_X, "high": high_X})
 
     def residuals(self) -> pd.DataFrame:
@@ -129,7 +130,8 @@ class RoutingFit(Fit):
         if self.parameters:
             b, c, most = (self.parameters[name] for name in ("b", "c", "E_max"))
             lines.append(
-                f"log10 loss changes by {b.value:+.3f} (95% interval {b.low:+.3f} to {b.high:+.3f}) per tenfold of effective experts, "
+                f"log10 loss changes by {b.value:+.3f} ({percent()} interval {b.low:+.3f} to {b.high:+.3f}) "
+                "per tenfold of effective experts, "
                 f"and by {c.value:+.4f} ({c.low:+.4f} to {c.high:+.4f}) more for every tenfold of {self.columns[0]}; "
                 f"experts saturate at {most.value:.3g} ({most.low:.3g} to {most.high:.3g})."
             )
@@ -154,6 +156,7 @@ class RoutingFit(Fit):
         draw_law(ax, self.drawn(), self.columns[1], self.conventions["loss"], self.columns[0])
 
 
+@takes_level
 def fit_routing(
     frame: pd.DataFrame, *, params: str, experts: str, loss: str, run: str | None = None, resamples: int = 1000, random_seed: int = 0
 ) -> RoutingFit:
@@ -185,7 +188,7 @@ def fit_routing(
         "form": "log10 loss = a log10 N + b log10 E^ + c log10 N log10 E^ + d, 1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max",
         "objective": "mean over rows of (log10 fitted loss - log10 loss)^2",
         "admissible": f"E_start {START[0]:g} to {START[1]:g}, E_max / E_start {RATIO[0]:g} to {RATIO[1]:g}",
-        "interval": f"95% percentile, not widened for few runs; below {FEW_RUNS} the message says so",
+        "interval": f"{percent()} percentile, not widened for few runs; below {FEW_RUNS} the message says so",
         "resampling": f"{f'runs of column {run}' if run else 'rows'}, drawn with replacement",
         "resamples": resamples,
         "random_seed": random_seed,

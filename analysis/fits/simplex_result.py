@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
+from analysis.fits.interval import ends
 from analysis.fits.mixture import Quadratics, grid, within
 from analysis.fits.runs import Runs
 from analysis.fits.types import Estimate, Fit, with_doubt
@@ -101,7 +102,7 @@ class SimplexFit(Fit):
         if not (within(self._surfaces.corners_S3, x_X3) & (np.abs(x_X3.sum(1) - 1) < 1e-6)).all():
             raise AnalysisError("a mix lies outside the sampled region or its shares do not sum to 1; train trials there to say more")
         loss_BX = self._surfaces.at(x_X3)
-        low_X, high_X = np.quantile(loss_BX[1:], (0.025, 0.975), axis=0)
+        low_X, high_X = np.quantile(loss_BX[1:], ends(), axis=0)
         shares = dict(zip(self.pools, x_X3.T, strict=True))
         return pd.DataFrame({**shares, "loss": loss_BX[0], "low": low_X, "high": high_X, "tie": self._surfaces.tie(x_X3)})
 

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError, require_columns
+from analysis.fits.interval import percent, takes_level
 from analysis.fits.linear import TIE, LinearFit, Noise, combine, covariance, fit_linear, left_out_errors, leftover, part
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model
 from analysis.fits.power import ALPHA, box_cox, fit_means
@@ -142,7 +143,7 @@ class SlopeDifference:
         if low <= 0 <= high:
             return (
                 f"{self.first} and {self.second}: no difference of slope can be told from noise "
-                f"({value:+.4f} nats/token a tenfold, 95% interval {low:+.4f} to {high:+.4f})."
+                f"({value:+.4f} nats/token a tenfold, {percent()} interval {low:+.4f} to {high:+.4f})."
             )
         faster, slower = (self.first, self.second) if value < 0 else (self.second, self.first)
         _, size = signed(self.difference, "", "")
@@ -195,6 +196,7 @@ class SlotsFit(Fit):
             draw_fit(ax, self.drawn())
 
 
+@takes_level
 def fit_slots(
     frame: pd.DataFrame,
     mechanism: str = "mechanism",
@@ -240,14 +242,14 @@ def fit_slots(
         "loss_unit": "nats per token",
         "slope": f"nats per token for every tenfold of {x}",
         "objective": "weighted sum of squares of the means around the lines; a weight is the number of runs that a mean is worth",
-        "interval": "95%: Student's t for all that is linear in the losses, percentiles over resamples for the power law",
+        "interval": f"{percent()}: Student's t for all that is linear in the losses, percentiles over resamples for the power law",
         "noise": "residuals of runs after point and seed effects, pooled over mechanisms and the backbone",
         "runs_left_out": "those of a seed that stands at one point only, where that point has others: they say nothing of differences",
         "resampling": "Gaussian noise of that size on every run, its level from a scaled inverse chi-square, seed effects taken off again",
         "resamples": resamples,
         "random_seed": random_seed,
         "band": "pointwise, without what moves all points of a seed alike",
-        "differences": "each interval at 95% on its own",
+        "differences": f"each interval at {percent()} on its own",
         "held_out_set": "the same sequences for every run; intervals hold for that set",
     }
     common: dict[str, Any] = {"law": LINE, "seeds": len(np.unique(runs.seeds_N)), "rows": runs.rows, "conventions": conventions}

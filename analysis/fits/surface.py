@@ -16,6 +16,7 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.fits.counting import ways_of_counting
+from analysis.fits.interval import ends, percent, takes_level
 from analysis.fits.newton import Minimum
 from analysis.fits.points import Points, read_points
 from analysis.fits.power_sum import ALPHA, DELTA, PowerSum
@@ -100,7 +101,7 @@ class PowerFit(Fit):
         if not (x_TX > 0).all():
             raise AnalysisError("predict: sizes must be positive")
         losses_BX = law.losses(x_TX)
-        low_X, high_X = np.quantile(losses_BX[1:], (0.025, 0.975), axis=0)
+        low_X, high_X = np.quantile(losses_BX[1:], ends(), axis=0)
         return pd.DataFrame(dict(zip(self.columns, x_TX, strict=True)) | {"loss": losses_BX[0], "low": low_X, "high": high_X})
 
     def residuals(self) -> pd.DataFrame:
@@ -178,7 +179,7 @@ class SurfaceFit(PowerFit):
         log_n_BX = level_B[:, None] + (beta_B / (alpha_B + beta_B))[:, None] * log_nd_X
         table = {"flops": c_X}
         for name, log_BX in (("params", log_n_BX), ("tokens", log_nd_X - log_n_BX)):
-            low_X, high_X = np.quantile(log_BX[1:], (0.025, 0.975), axis=0)
+            low_X, high_X = np.quantile(log_BX[1:], ends(), axis=0)
             table |= {name: np.exp(log_BX[0]), f"{name}_low": np.exp(low_X), f"{name}_high": np.exp(high_X)}
         return pd.DataFrame(table)
 
@@ -198,6 +199,7 @@ class SurfaceFit(PowerFit):
         return super()._sentence() + optimum
 
 
+@takes_level
 def fit_surface(
     frame: pd.DataFrame,
     *,
@@ -252,6 +254,7 @@ def fit_surface(
     return SurfaceFit(**common, n_exponent=n_exponent, d_exponent=d_exponent, _law=law_of)
 
 
+@takes_level
 def fit_power(
     frame: pd.DataFrame,
     *,
@@ -292,7 +295,7 @@ def _fit(
         "objective": f"sum over rows of Huber(log fitted loss - log loss), delta {DELTA:g}, natural logarithms",
         "admissible": f"exponents {ALPHA[0]:g} to {ALPHA[1]:g}, coefficients and floor not negative",
         "flops": "C = 6 N D with the columns' own way of counting parameters",
-        "interval": f"95% percentile, not widened for few runs; below {FEW_RUNS} the message says so",
+        "interval": f"{percent()} percentile, not widened for few runs; below {FEW_RUNS} the message says so",
         "resampling": f"{f'runs of column {run}' if run else 'rows'}, drawn with replacement",
         "runs": int(points.clusters_N.max(initial=-1)) + 1,
         "resamples": resamples,
@@ -382,4 +385,4 @@ def _least_curvature(law: _Law) -> float:
 
 
 def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} (95% interval {estimate.low:.3f} to {estimate.high:.3f})"
+    return f"{estimate.value:.3f} ({percent()} interval {estimate.low:.3f} to {estimate.high:.3f})"

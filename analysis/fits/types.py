@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from abc import ABC, abstractmethod
@@ -11,6 +12,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from analysis.fits.interval import at_own_level, ends, level
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +49,7 @@ class Estimate:
     def of(cls, value: float, draws: np.ndarray) -> Estimate:
         """From the point estimate and its resamples, shape [resamples]."""
         with np.errstate(invalid="ignore"):  # `Fit` gives a status to what is not finite
-            low, high = np.quantile(draws, (0.025, 0.975))
+            low, high = np.quantile(draws, ends())
             size = float(np.abs(draws).max()) or 1.0  # squares of very large or small values would leave the range of numbers
             return cls(float(value), float(low), float(high), size * float(np.std(draws / size, ddof=1)))
 
@@ -93,6 +96,17 @@ class Fit(ABC):
     """Of the parameters, in their order."""
     objective: float | None = None
     """What was minimised, at the minimum; `conventions` says what it is."""
+    _level: float = field(default_factory=level, repr=False, compare=False)
+    """Of all intervals, those still to be made too; `conventions` says it."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """What a fit predicts, says and draws has intervals of the level that it was made at, not of the level in use by then."""
+        super().__init_subclass__(**options)
+        for name, method in list(vars(cls).items()):
+            if inspect.isfunction(method) and not name.startswith("_"):
+                setattr(cls, name, at_own_level(method))
+            elif isinstance(method, property) and method.fget:
+                setattr(cls, name, property(at_own_level(method.fget), doc=method.__doc__))
 
     def __post_init__(self) -> None:
         """A number that is not finite is no answer, whatever led to it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from analysis.fits.interval import percent
 from analysis.fits.types import Estimate
 
 
@@ -14,4 +15,7 @@ def signed(estimate: Estimate, positive: str, negative: str, unsure: str = "it m
     sign = 1 if estimate.value > 0 else -1
     low, high = sorted((sign * estimate.low, sign * estimate.high))
     doubt = f"; {unsure}" if unsure and low <= 0 <= high else ""
-    return positive if sign > 0 else negative, f"{sign * estimate.value:z.4f} nats/token (95% interval {low:z.4f} to {high:z.4f}{doubt})"
+    return (
+        positive if sign > 0 else negative,
+        f"{sign * estimate.value:z.4f} nats/token ({percent()} interval {low:z.4f} to {high:z.4f}{doubt})",
+    )

@@ -80,8 +80,28 @@ def test_the_example_of_every_law_fits(law: str, table: Path, capsys: pytest.Cap
     assert len(record["rows"]) == 36
     for each in record["parameters"].values():
         assert {"value", "low", "high", "se"} == set(each)
-    assert main(command) == 0
-    assert record["status"] in capsys.readouterr().out.splitlines()[0]
+    assert main([*command, "--interval", "0.5"]) == 0
+    printed = capsys.readouterr().out
+    assert record["status"] in printed.splitlines()[0]
+    assert ("50% low" in printed) == bool(record["parameters"])
+    assert "95%" not in printed
+    rows = {line.split("  ")[0]: line.split() for line in printed.splitlines()}
+    narrower = [float(rows[name][-2]) - float(rows[name][-3]) < each["high"] - each["low"] for name, each in record["parameters"].items()]
+    assert all(narrower)
+
+
+def test_a_fit_keeps_its_level_whatever_is_asked_later() -> None:
+    frame = runs()
+    wide, narrow = (fit_power(frame, x="flops", loss="loss", floor=False, resamples=200, level=level) for level in (None, 0.5))
+    assert narrow.parameters["alpha"].high < wide.parameters["alpha"].high
+    assert narrow.parameters["alpha"].se == wide.parameters["alpha"].se
+    bands = [fit.predict(1e20) for fit in (wide, narrow)]
+    assert bands[1]["high"].iloc[0] < bands[0]["high"].iloc[0]
+    assert "50% interval" in narrow.summary()
+    assert narrow.conventions["interval"].startswith("50% percentile")
+    assert narrow.drawn()["high"].max() <= wide.drawn()["high"].max()
+    with pytest.raises(AnalysisError, match="an interval of level 95 cannot be made"):
+        fit_power(frame, x="flops", loss="loss", level=95)
 
 
 def test_words_end_in_an_aligned_table(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
