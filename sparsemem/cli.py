@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -246,7 +247,13 @@ def _tune(arguments: argparse.Namespace) -> int:
     outcomes = tune_study(study, arguments.study.resolve().parent, arguments.results, _say)
     assert study.tune is not None
     winners = arguments.results / study.study / "tune" / "winners.yaml"
-    print(json.dumps(as_json(outcomes), indent=2) if arguments.json else f"{describe_outcomes(outcomes, study.tune)}\n\nwinners  {winners}")
+    if arguments.json:
+        print(json.dumps(as_json(outcomes), indent=2))
+    else:
+        path = os.path.relpath(winners.resolve(), arguments.study.resolve().parent)
+        line = f"tuned: {path if re.fullmatch(r'[A-Za-z0-9_./-]+', path) else json.dumps(path)}"
+        taken = f"winners  {winners}\nto take them, put this line into {arguments.study}:\n{line}"
+        print(f"{describe_outcomes(outcomes, study.tune)}\n\n{taken}")
     if any(outcome.statuses.get("failed") or not outcome.winner for outcome in outcomes):
         _say("running the same command again tries failed trials once more")
         return SOME_FAILED

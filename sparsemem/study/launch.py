@@ -6,12 +6,13 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from sparsemem.config import ConfigError, Study
+from sparsemem.config import ConfigError, Study, Trial
 from sparsemem.study.adapt import Adaptive
 from sparsemem.study.corpora import prepare_corpora, texts_begun
 from sparsemem.study.engine import ENGINES, Engine, Job, slots
@@ -71,6 +72,9 @@ def run_study(
         ledger.check_precision(study, trials)
         if not ledger.folder.exists():
             _make(ledger.folder, held)
+        if taken := _take_over(study, ledger, trials, corpora):
+            say(f"{study.study}: {taken} of its trials were trained to their end by `sparsemem tune`; their results are taken over")
+            waiting = ledger.unfinished()
         ledger.begin(study, trials, corpora, say)
         if shared:
             shared.send(waiting, folders, say)
@@ -102,6 +106,20 @@ def run_study(
                 say(f"{path}: a damaged checkpoint was found and set aside; its trial went on from the one before, or started again")
         _report(ledger, say)
     return ledger
+
+
+def _take_over(study: Study, ledger: Ledger, trials: Mapping[str, Trial], corpora: Mapping[str, Mapping[str, Any]]) -> int:
+    """Take over what the study's own tuning has trained: its winners are trials of the study. Returns their number."""
+    tuning = Ledger(ledger.folder / "tune", [])
+    if not study.tuned or not (tuning.folder / "journal.log").exists():
+        return 0
+    from sparsemem.study.search import texts_searched
+
+    digests, _ = texts_searched(tuning.folder / "journal.log")
+    texts = {name: manifest["digest"] for name, manifest in corpora.items()}
+    same = [trials[id_] for id_ in ledger.unfinished() if digests.get(name := data_id(trials[id_].data)) == texts.get(name)]
+    gpu = study.run.gpus_per_trial > 0
+    return sum(ledger.take_over(tuning, trial.id, trial.train.precision_on(gpu)) for trial in same)
 
 
 def _plan(adaptive: Adaptive, ledger: Ledger) -> list[PlannedTrial]:

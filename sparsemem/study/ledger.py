@@ -253,6 +253,22 @@ class Ledger:
         if not description.exists():
             write_text(description, yaml.safe_dump(trial.model_dump(mode="json"), sort_keys=False))
 
+    def take_over(self, other: Ledger, trial_id: str, precision: str) -> bool:
+        """Copy the result of a trial from another ledger, where it was trained to its end in this precision and has not begun here.
+
+        Returns:
+            Whether that was so.
+        """
+        source, folder = other.trial_folder(trial_id), self.trial_folder(trial_id)
+        found = other.state(trial_id)
+        whole = found.status == "finished" and not (source / "failure.json").exists()  # beside a result: a search judged it bad
+        if not whole or found.result.get("precision", precision) != precision or self.state(trial_id).status != "pending":
+            return False
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (*sorted((*source.glob("*.csv"), *source.glob("*.yaml"))), source / "result.json"):
+            write_text(folder / path.name, path.read_text(encoding="utf-8"))
+        return True
+
     def _write_study(self, study: Study, corpora: Mapping[str, Mapping[str, Any]]) -> None:
         provenance = self._provenance()
         if corpora or not provenance:

@@ -24,7 +24,7 @@ import yaml
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, Trial, Tune, Winner, load_study
 from sparsemem.failure import record_failure
-from sparsemem.study import tune
+from sparsemem.study import launch, tune
 from sparsemem.study.engine import Job
 from sparsemem.study.plan import describe, plan
 from sparsemem.study.tuned import Outcome, describe_outcomes, movements
@@ -161,6 +161,48 @@ def test_each_point_has_its_own_winner_which_a_study_takes(
     assert planned[0].row()["train.lr"] == rates[0]
     assert "train.lr (tuned)" in describe(planned, None)
     assert not {p.trial.id for p in planned} & {p.trial.id for p in plan(load_study(write_study(vary=VARY)))}
+
+
+def test_the_line_that_tune_prints_is_one_that_the_study_takes(
+    write_study: Callable[..., Path],
+    workers: FakeWorkers,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From another folder than the study's, and with a name that YAML would read as something else."""
+    file = write_study(vary=VARY, tune=TUNE)
+    elsewhere = tmp_path / "else: where #1"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert main(["tune", str(file)]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("tuned:"))
+    file.write_text(f"{file.read_text()}{line}\n", encoding="utf-8")
+    assert next(p.tuned["train.lr"] for p in plan(load_study(file))) != 0.01
+
+
+def test_a_study_takes_over_the_winners_that_tune_has_trained(
+    run: Callable[..., list[Outcome]],
+    workers: FakeWorkers,
+    write_study: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outcomes = run(trials=12)
+    won = {str(outcome.winner.trial_id) for outcome in outcomes if outcome.winner}
+    trained: list[str] = []
+    monkeypatch.setattr(launch, "find_engine", lambda *a: lambda jobs, run: trained.extend(job.trial_folder.name for job in jobs))
+    study = load_study(write_study(vary=VARY, tuned="runs/tiny/tune/winners.yaml"))
+    planned = {p.trial.id for p in plan(study)}
+    judged_bad, said = sorted(won)[0], list[str]()
+    record_failure(tmp_path / "runs/tiny/tune/trials" / judged_bad, "others were better", "pruned")
+    ledger = launch.run_study(study, tmp_path, tmp_path / "runs", say=said.append)
+    assert set(trained) == planned - won | {judged_bad}
+    (taken,) = won - {judged_bad}
+    assert ledger.state(taken).status == "finished"
+    assert any("1 of its trials were trained to their end by `sparsemem tune`" in line for line in said)
+    other = load_study(write_study(vary=VARY, tuned="runs/tiny/tune/winners.yaml", study="other"))
+    assert launch.run_study(other, tmp_path, tmp_path / "runs", say=said.append).counts()["finished"] == 0  # its own tuning alone
 
 
 def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
