@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sparsemem.accounting import STEP_OVER_FORWARD, Account, always_active
 from sparsemem.config import HASHED, MEMORY_POOLS, PRODUCT_KEY, Model
 from sparsemem.layers.attention import Attention, attention_account, rotations
+from sparsemem.layers.documents import documents
 from sparsemem.layers.engram import EngramMemory, engram_account
 from sparsemem.layers.feed_forward import FeedForward, feed_forward_account
 from sparsemem.layers.head import head_loss, head_losses
@@ -78,11 +79,12 @@ class Block(nn.Module):
         self.skips = {pool: getattr(config, pool).skip for pool in product_keys}
 
     def forward(
-        self, x_BTD: Tensor, tokens_BT: Tensor, turns_2THK: Tensor, arrivals: dict[int, list[Tensor]]
+        self, x_BTD: Tensor, tokens_BT: Tensor, documents_BT: Tensor | None, turns_2THK: Tensor, arrivals: dict[int, list[Tensor]]
     ) -> tuple[Tensor, list[Tensor]]:
         """Returns the residual stream and the block's auxiliary losses.
 
         Args:
+            documents_BT: of the tokens, where a product-key memory asks for them.
             arrivals: block -> what memories add after it. This block takes out its own and puts in what it read for later ones.
         """
         if self.memory is not None:
@@ -91,7 +93,7 @@ class Block(nn.Module):
         normed_BTD = self.ffn_norm(x_BTD)
         auxiliary = []
         for pool, memory in self.product_keys.items():
-            y_BTD, loss = memory(normed_BTD)
+            y_BTD, loss = memory(normed_BTD, documents_BT)
             arrivals.setdefault(self.layer + self.skips[pool], []).append(y_BTD)
             auxiliary += [] if loss is None else [loss]
         if isinstance(self.ffn, MixtureOfExperts):
@@ -127,6 +129,7 @@ class Transformer(nn.Module):
             for layer, rows in zip(config.engram.layers if config.engram else (), sizes.tables.get("engram", ()), strict=False)
         }
         product_keys = _product_keys(config, sizes)
+        self.separator, self.asks_for_documents = separator, any(k.conv_reset_at_document_end for k in config.product_keys.values())
         self.blocks = nn.ModuleList(
             Block(config, sizes, layer, engrams.get(layer), product_keys.get(layer, {})) for layer in range(1, config.layers + 1)
         )
@@ -162,9 +165,10 @@ class Transformer(nn.Module):
         if self.ngrams is not None:
             x_BTD = self.ngrams(x_BTD, tokens_BT)
         auxiliary = x_BTD.new_zeros(())
+        documents_BT = documents(tokens_BT, self.separator) if self.asks_for_documents else None
         arrivals: dict[int, list[Tensor]] = {}
         for block in self.blocks:
-            x_BTD, losses = block(x_BTD, tokens_BT, self.turns_2THK[:, : tokens_BT.shape[1]], arrivals)
+            x_BTD, losses = block(x_BTD, tokens_BT, documents_BT, self.turns_2THK[:, : tokens_BT.shape[1]], arrivals)
             auxiliary = sum(losses, auxiliary)
         return self.norm(x_BTD), auxiliary
 

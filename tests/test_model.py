@@ -87,6 +87,25 @@ def test_losses_are_the_negative_log_probabilities_of_the_targets() -> None:
     assert model.loss(tokens, targets, 7)[0].item() == pytest.approx(losses.flatten()[:7].mean().item(), rel=1e-6)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_memory_is_told_where_documents_end(reset: bool) -> None:
+    """Without attention, which reads across documents in any case, the last document's logits then depend on it alone."""
+    memory = {"layers": [2], "placement": "parallel", "top_m": 2, "key_dim": 4, "value_dim": 4, "conv_reset_at_document_end": reset}
+    config = Model.model_validate({"layers": 3, "width": 16, "heads": 2, "init_std": 0.3, "ultramem": memory})
+    model = Transformer(config, Sizes(0, 12, {"ultramem": ((7, 5),)}), CONTEXT, torch.arange(VOCABULARY), SEPARATOR).initialize(0).eval()
+    for name, weight in model.named_parameters():
+        if name.endswith("taps_JD"):
+            weight.normal_()
+        elif name.endswith("project_out"):
+            weight.zero_()
+    tokens = _tokens().where(_tokens() != SEPARATOR, 7)
+    tokens[:, 9] = SEPARATOR
+    other = tokens.clone()
+    other[:, :9] = 11
+    assert torch.equal(model(tokens)[0][:, 10:], model(other)[0][:, 10:]) == reset
+
+
 def test_the_auxiliary_losses_of_all_layers_are_summed() -> None:
     moe = {"expert_width": 8, "top_k": 2, "balance_loss": 0.1, "z_loss": 0.2, "leading_dense": 1}
     model, tokens = _build(moe=moe).eval(), _tokens()

@@ -72,6 +72,8 @@ class Engram(_Memory):
     """The depthwise causal convolution after the gate."""
     conv_kernel: Few = 4
     """Taps of that convolution; its dilation is the largest order."""
+    conv_reset_at_document_end: StrictBool = False
+    """Nor does the convolution reach across document separators. (The released code's does; attention always does, within a sequence.)"""
     compression: StrictBool = True
     """Hash canonical tokens (case, accents and spaces folded) in place of raw ids."""
     reset_at_document_end: StrictBool = True
@@ -142,6 +144,8 @@ class ProductKey(_Memory):
     """Each Tucker rank has a query of its own (UltraMemV2)."""
     query_conv: Count = 0
     """Taps of a causal depthwise convolution before the query; 0: none (UltraMem: 4)."""
+    conv_reset_at_document_end: StrictBool = False
+    """That convolution does not reach across document separators."""
     norm: Literal["none", "batch", "layer"] = "batch"
     """`batch`: batch norm of the query (PKM); `layer`: layer norm of query and keys (UltraMem)."""
     softmax: StrictBool = True
@@ -188,6 +192,8 @@ class ProductKey(_Memory):
             raise ValueError(f"`heads` {self.heads} must be even with `shared_query`: pairs of heads share a query")
         if self.norm == "layer" and self.key_dim < 2:
             raise ValueError(f"`key_dim` {self.key_dim} with `norm: layer` makes every score 0; use 2 or more")
+        if self.conv_reset_at_document_end and not self.query_conv:
+            raise ValueError("`conv_reset_at_document_end` needs a `query_conv` of 1 or more")
         for name in ("query_per_rank", "tucker_penalty"):
             if getattr(self, name) and not self.tucker_rank:
                 raise ValueError(f"`{name}` needs a `tucker_rank` of 1 or more")

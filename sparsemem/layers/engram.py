@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
 from sparsemem.config import Engram, Model
+from sparsemem.layers.documents import documents, earlier
 from sparsemem.layers.norm import RMSNorm, norm_account
 from sparsemem.layers.product import linear
 from sparsemem.layers.usage import Usage
@@ -52,7 +53,7 @@ class NgramHash(nn.Module):
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """(B, T) raw token ids -> (B, T, H) row numbers, int64."""
         ids_BT = self.canonical[tokens_BT]
-        document_BT = (tokens_BT == self.separator).cumsum(1) - (tokens_BT == self.separator).long()  # separators before t
+        document_BT = documents(tokens_BT, self.separator)
         mix_BT = ids_BT * self.multipliers[0]
         rows, order = [], 1
         for n, wanted in enumerate(self.orders):
@@ -103,7 +104,8 @@ class EngramMemory(nn.Module):
         value_BTD = linear(memory_BTM, self.value, self.value_bias)
         gate_BT1 = self.gate(hidden_BTD, key_BTD)
         value_BTD = gate_BT1.to(value_BTD.dtype) * value_BTD
-        out_BTD = value_BTD + self._convolve(value_BTD) if self.config.conv else value_BTD
+        documents_BT = documents(tokens_BT, self.hash.separator) if self.config.conv_reset_at_document_end else None
+        out_BTD = value_BTD + self._convolve(value_BTD, documents_BT) if self.config.conv else value_BTD
         if not self.training:
             self._usage = self._usage or Usage(len(self.table.rows_RC))
             self._usage.add(rows_BTH + self.table.first_H, out_BTD, gate_mean=gate_BT1)
@@ -121,13 +123,13 @@ class EngramMemory(nn.Module):
             score_BT1 = score_BT1.sign() * score_BT1.abs().clamp_min(1e-6).sqrt()
         return score_BT1.sigmoid()
 
-    def _convolve(self, value_BTD: Tensor) -> Tensor:
-        """SiLU of a depthwise causal convolution; tap j reads j x (largest order) positions back."""
+    def _convolve(self, value_BTD: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """SiLU of a depthwise causal convolution; tap j reads j x (largest order) positions back, given documents not out of its own."""
         x_BTD = self.conv_norm(value_BTD)
         T, dilation = x_BTD.shape[1], self.config.orders[-1]
         out_BTD = x_BTD * self.taps_KD[0]
         for tap in range(1, min(self.config.conv_kernel, 1 + (T - 1) // dilation)):
-            out_BTD = out_BTD + F.pad(x_BTD[:, : T - tap * dilation], (0, 0, tap * dilation, 0)) * self.taps_KD[tap]
+            out_BTD = out_BTD + earlier(x_BTD, tap * dilation, documents_BT) * self.taps_KD[tap]
         return F.silu(out_BTD)
 
 

@@ -78,9 +78,9 @@ class ProductKeyMemory(nn.Module):
             self.register_buffer("shuffle_A", shuffle_A, persistent=False)
         self._usage: Usage | None = None
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x_BTD: Tensor, documents_BT: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(B, T, D) -> what the memory adds, (B, T, D), and the retrieval's weighted auxiliary loss, a scalar or None."""
-        addresses_SHM, scores_SHMG, auxiliary = self.retrieval(x_BTD)
+        addresses_SHM, scores_SHMG, auxiliary = self.retrieval(x_BTD, documents_BT)
         reads, weights_SMG, x_SD = self._reads(addresses_SHM), scores_SHMG.flatten(1, 2), x_BTD.flatten(0, 1)
         if self.table.pre_values is not None:
             x_SK = x_SD if self.pre_KD is None else linear(x_SD, self.pre_KD)

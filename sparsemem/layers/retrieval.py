@@ -35,6 +35,7 @@ from sparsemem import parallel
 from sparsemem.accounting import Account, always_active
 from sparsemem.config import Model, ProductKey
 from sparsemem.layers.best import best
+from sparsemem.layers.documents import earlier
 from sparsemem.layers.product import linear, linears
 from sparsemem.parameter import parameter
 
@@ -76,8 +77,8 @@ class ProductKeyRetrieval(nn.Module):
             start_2HR[0].fill_(1.0)  # from all ones, the nearer u is the one of positive sum
             self.register_buffer("filters_2HR", start_2HR)
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What each token reads, best row first.
+    def forward(self, x_BTD: Tensor, documents_BT: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What each token reads, best row first. Given documents, the query's convolution stays in its own where that is configured.
 
         Returns:
             addresses (S, H, M), int64: row key x column keys + column key, below E x rows;
@@ -85,7 +86,7 @@ class ProductKeyRetrieval(nn.Module):
             the weighted penalty on the cores' singular values, a scalar, or None without one.
         """
         memory, cores_GHRR = self.memory, self.cores_GHRR if self.memory.tucker_rank else None
-        query_SF = self._query(x_BTD).to(self.row_keys_HRNK.dtype)
+        query_SF = self._query(x_BTD, documents_BT if memory.conv_reset_at_document_end else None).to(self.row_keys_HRNK.dtype)
         with torch.autocast(x_BTD.device.type, enabled=False):  # in bf16 near-equal scores would tie
             row_HRSN, column_HRSN = self._key_scores(query_SF)
             if cores_GHRR is not None and (self.training or not self.filters_2HR[1].any()):
@@ -96,12 +97,13 @@ class ProductKeyRetrieval(nn.Module):
             weights_SHMG = scores_SHMG.softmax(2) if memory.softmax else scores_SHMG
             return (rows_HSM * self.column_keys + columns_HSM).transpose(0, 1), weights_SHMG, self._penalty()
 
-    def _query(self, x_BTD: Tensor) -> Tensor:
+    def _query(self, x_BTD: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """Convolve, project and flatten: (B, T, D) -> (S, F)."""
         if self.taps_JD is not None:
-            T, taps_JD, mixed_BTD = x_BTD.shape[1], self.taps_JD.to(x_BTD.dtype), x_BTD
-            for back in range(min(T, len(taps_JD))):
-                mixed_BTD = mixed_BTD + F.pad(x_BTD[:, : T - back], (0, 0, back, 0)) * taps_JD[back]
+            T, taps_JD = x_BTD.shape[1], self.taps_JD.to(x_BTD.dtype)
+            mixed_BTD = x_BTD + x_BTD * taps_JD[0]
+            for back in range(1, min(T, len(taps_JD))):
+                mixed_BTD = mixed_BTD + earlier(x_BTD, back, documents_BT) * taps_JD[back]
             x_BTD = mixed_BTD
         return linear(x_BTD.flatten(0, 1), self.query_FD)
 

@@ -181,7 +181,8 @@ def _formula(memory: EngramMemory, config: Engram, hidden: np.ndarray, tokens: l
         total = np.zeros(WIDTH)
         for tap in range(config.conv_kernel):
             place = t - tap * max(config.orders)
-            if place >= 0:
+            within = not config.conv_reset_at_document_end or SEPARATOR not in tokens[max(place, 0) : t]
+            if place >= 0 and within:
                 total += weights["taps_KD"][tap] * _rms(values[place], weights["conv_norm.gain"])
         out.append(value + total / (1 + np.exp(-total)))
     return np.array(out)
@@ -190,8 +191,9 @@ def _formula(memory: EngramMemory, config: Engram, hidden: np.ndarray, tokens: l
 @pytest.mark.parametrize("gate", ["signed-root", "plain"])
 @pytest.mark.parametrize("orders", ORDERS)
 @pytest.mark.parametrize(("bias", "conv", "kernel"), [(False, True, 4), (True, True, 3), (True, False, 4), (False, True, 1)])
-def test_the_module_equals_its_formulas(gate: str, orders: tuple[int, ...], bias: bool, conv: bool, kernel: int) -> None:
-    memory, config = _memory(gate=gate, orders=orders, bias=bias, conv=conv, conv_kernel=kernel)
+@pytest.mark.parametrize("reset", [False, True])
+def test_the_module_equals_its_formulas(gate: str, orders: tuple[int, ...], bias: bool, conv: bool, kernel: int, reset: bool) -> None:
+    memory, config = _memory(gate=gate, orders=orders, bias=bias, conv=conv, conv_kernel=kernel, conv_reset_at_document_end=reset)
     assert config.engram is not None
     if conv:
         memory.taps_KD.data.normal_()
@@ -201,6 +203,21 @@ def test_the_module_equals_its_formulas(gate: str, orders: tuple[int, ...], bias
     primes = distinct_primes(11, len(orders) * 2)
     expected = _formula(memory, config.engram, hidden[0].double().numpy(), tokens[0].tolist(), primes)
     np.testing.assert_allclose(memory(hidden, tokens)[0].detach().numpy(), expected, rtol=1e-3, atol=2e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_document_is_read_alike_whatever_stands_before_it(reset: bool) -> None:
+    """With the reset of the convolution too; without, the published module lets the end of one document into the next."""
+    memory, _ = _memory(conv_reset_at_document_end=reset)
+    memory.taps_KD.normal_()
+    tokens, hidden = torch.randint(SEPARATOR + 1, VOCABULARY, (1, 12)), torch.randn(1, 12, WIDTH)
+    tokens[0, 4] = SEPARATOR
+    other = tokens.clone()
+    other[0, :4] = other[0, :4].flip(0) - 1
+    one, two = memory(hidden, tokens), memory(hidden, other)
+    assert not torch.equal(one[:, :5], two[:, :5])
+    assert torch.equal(one[:, 5:], two[:, 5:]) == reset
 
 
 @pytest.mark.parametrize("orders", [(2,), (2, 3), (4,)])

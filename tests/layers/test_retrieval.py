@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparsemem import parallel
 from sparsemem.config import Model, ProductKey
 from sparsemem.layers import retrieval
+from sparsemem.layers.documents import documents
 from sparsemem.layers.retrieval import (
     BatchNorm,
     IndexCost,
@@ -391,6 +392,20 @@ def test_the_convolution_is_torchs_and_starts_as_the_identity(length: int) -> No
     kernel = with_conv.taps_JD + F.one_hot(torch.tensor(0), 4).unsqueeze(1)
     mixed = F.conv1d(F.pad(x.mT, (3, 0)), kernel.flip(0).T.unsqueeze(1), groups=WIDTH).mT  # conv1d's last tap is the present
     torch.testing.assert_close(with_conv._query(x), without._query(mixed))
+
+
+@torch.no_grad()
+def test_the_convolution_may_stay_within_its_document() -> None:
+    """The queries of each document are those of the document alone; without the field it reads across."""
+    x, separator = torch.randn(1, 9, WIDTH), 0
+    numbers = documents(torch.tensor([[5, 7, separator, 6, separator, separator, 8, 9, 4]]), separator)
+    for reset in (True, False):
+        retrieval = _retrieval("ultramem", top_m=3, conv_reset_at_document_end=reset).eval()
+        assert retrieval.taps_JD is not None
+        retrieval.taps_JD.normal_()
+        alone = torch.cat([retrieval(x[:, start:end])[1] for start, end in ((0, 3), (3, 5), (5, 6), (6, 9))])
+        together = retrieval(x, numbers)[1]
+        assert torch.allclose(together, alone, rtol=1e-4, atol=1e-6) == reset
 
 
 @torch.no_grad()

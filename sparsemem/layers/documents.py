@@ -1,0 +1,23 @@
+"""Where documents end inside a sequence, for what must not read across.
+
+Shape letters: B sequences, T positions, D width.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def documents(tokens_BT: Tensor, separator: int) -> Tensor:
+    """Number of each position's document in its sequence, (B, T); a separator belongs to the document that it ends."""
+    ends_BT = tokens_BT == separator
+    return ends_BT.cumsum(1) - ends_BT.long()
+
+
+def earlier(x_BTD: Tensor, back: int, documents_BT: Tensor | None) -> Tensor:
+    """What stood `back` positions (1 to T - 1) before each; 0 before the sequence or, given documents, in another one."""
+    before_BTD = x_BTD[:, :-back]
+    if documents_BT is not None:
+        before_BTD = before_BTD * (documents_BT[:, :-back] == documents_BT[:, back:]).unsqueeze(-1)
+    return F.pad(before_BTD, (0, 0, back, 0))
