@@ -20,6 +20,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import threading
 import time
@@ -30,10 +31,12 @@ from typing import Any, Protocol, Self
 
 from sparsemem.config import ConfigError, Trial
 from sparsemem.study.ledger import FINAL, Ledger
-from sparsemem.study.progress import axes_of, label
+from sparsemem.study.progress import axes_of, label, shown
 
 LOOK_SECONDS = 2.0
 END_SECONDS = 60.0  # the end of a study waits so long for a tracker that does not answer
+LONGEST_NAME = 120  # of a folder, beside the trial's id
+LONGEST_TAG = 64  # of W&B
 BATCH = 100  # MLflow takes so many parameters at once, and more metrics
 
 _LIBRARIES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
@@ -55,7 +58,9 @@ class Told:
     study: str
     trial_id: str
     label: str
-    """What distinguishes it in its study, such as `rho 0.75, seed 1`."""
+    """Its rho, its seed and what else distinguishes it in its study, such as `rho 0.75, seed 1`."""
+    axes: Mapping[str, str]
+    """The same, by name."""
     config: Mapping[str, str | int | float | bool]
     """Dotted path -> value of every field that it uses; lists as JSON."""
     folder: Path
@@ -165,7 +170,9 @@ class _Follower:
     def _told(self, id_: str) -> Told:
         self._folder.mkdir(parents=True, exist_ok=True)
         config = dict(_flat(self._trials[id_].model_dump(mode="json", exclude_none=True)))
-        return Told(self._ledger.study, id_, label(self._left[id_], self._axes), config, self._folder)
+        row, axes = self._left[id_], list(dict.fromkeys(("rho", "seed", *self._axes)))
+        values = {axis: shown(axis, row[axis]) for axis in axes}
+        return Told(self._ledger.study, id_, label(row, axes), values, config, self._folder)
 
 
 def _curve(path: Path) -> list[Row]:
@@ -187,7 +194,7 @@ def _flat(fields: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, str
 
 
 class _TensorBoard:
-    """`logs/tensorboard/<trial id>/`, for `tensorboard --logdir`; the config and the result stand under its tab HParams too.
+    """`logs/tensorboard/<label and trial id>/`, for `tensorboard --logdir`; config and result stand under its tab HParams too.
 
     Events are written one by one: the library's own writer would lose an error in a thread and put the machine's name into the file's.
     """
@@ -196,8 +203,10 @@ class _TensorBoard:
         from tensorboardX.record_writer import RecordWriter
         from tensorboardX.summary import hparams, text
 
-        folder = trial.folder / trial.trial_id
-        shutil.rmtree(folder, ignore_errors=True)
+        for left in trial.folder.glob(f"*{trial.trial_id}"):
+            shutil.rmtree(left)
+        name = re.sub(r"[^\w.,+ -]+", "-", trial.label, flags=re.ASCII)[:LONGEST_NAME]
+        folder = trial.folder / f"{name} {trial.trial_id}"
         folder.mkdir()
         self._file = RecordWriter(str(folder / "events.out.tfevents"))
         self._write(0, file_version="brain.Event:2")
@@ -245,10 +254,12 @@ class _MLflow:
         run = found[0] if found else self._client.create_run(experiment, run_name=trial.label, tags={"trial_id": trial.trial_id})
         self._run: str = run.info.run_id
         self._known = {(name, m.step) for name in run.data.metrics for m in self._client.get_metric_history(self._run, name)}
+        tags = [RunTag(axis, value) for axis, value in trial.axes.items()]
+        self._client.log_batch(self._run, tags=[RunTag("status", "running"), *tags])
         params = [Param(path, str(value)) for path, value in trial.config.items()]
         for start in range(0, len(params), BATCH):
-            self._client.log_batch(self._run, params=params[start : start + BATCH], tags=[RunTag("status", "running")])
-        self._client.update_run(self._run, status="RUNNING")
+            self._client.log_batch(self._run, params=params[start : start + BATCH])
+        self._client.update_run(self._run, status="RUNNING", name=trial.label)
 
     def rows(self, rows: Sequence[Row]) -> None:
         from mlflow.entities import Metric
@@ -314,6 +325,7 @@ class _WandB:
             project=trial.study,
             id=trial.trial_id,
             name=trial.label,
+            tags=list(dict.fromkeys(f"{axis} {value}"[:LONGEST_TAG] for axis, value in trial.axes.items())),
             config=dict(trial.config),
             resume="allow",
             mode=mode,

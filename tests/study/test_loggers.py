@@ -64,8 +64,8 @@ def _run(file: Path, said: list[str] | None = None) -> Ledger:
 # --- reading back -----------------------------------------------------------------------------------------------------------
 
 
-Read = tuple[dict[str, list[tuple[int, float]]], dict[str, str], str]
-"""Name -> (step, value) in the order that they were told, config, status."""
+Read = tuple[dict[str, list[tuple[int, float]]], dict[str, str], str, str, set[str]]
+"""Name -> (step, value) in the order that they were told, config, status, the run's name, its tags."""
 
 
 def _read(name: str, logs: Path, trial: str) -> Read:
@@ -76,13 +76,14 @@ def _read_tensorboard(folder: Path, trial: str) -> Read:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    events = EventAccumulator(str(folder / trial))
+    (run,) = folder.glob(f"*{trial}")
+    events = EventAccumulator(str(run))
     events.Reload()
     metrics = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     start = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
     config = {path: str(value.string_value or value.number_value) for path, value in start.session_start_info.hparams.items()}
     (status,) = events.Tensors("status/text_summary")
-    return metrics, config, status.tensor_proto.string_val[0].decode()
+    return metrics, config, status.tensor_proto.string_val[0].decode(), run.name.removesuffix(f" {trial}"), set()
 
 
 def _read_mlflow(folder: Path, trial: str) -> Read:
@@ -93,7 +94,8 @@ def _read_mlflow(folder: Path, trial: str) -> Read:
     (run,) = client.search_runs([experiment.experiment_id], f"tags.trial_id = '{trial}'")
     metrics = {name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in run.data.metrics}
     assert run.info.status == "FINISHED"
-    return metrics, run.data.params, run.data.tags["status"]
+    tags = {f"{name} {value}" for name, value in run.data.tags.items() if name in ("rho", "seed")}
+    return metrics, run.data.params, run.data.tags["status"], run.info.run_name, tags
 
 
 def _read_wandb(folder: Path, trial: str) -> Read:
@@ -102,10 +104,11 @@ def _read_wandb(folder: Path, trial: str) -> Read:
     (file,) = folder.glob(f"offline-run-*-{trial}/run-{trial}.wandb")
     metrics: dict[str, list[tuple[int, float]]] = {}
     config: dict[str, str] = {}
-    status = ""
+    status, run, tags = "", "", set[str]()
     for content in _leveldb_records(file.read_bytes()):
         record = Record.FromString(content)
         if record.HasField("run"):
+            run, tags = record.run.display_name or run, tags | set(record.run.tags)
             config |= {item.key or item.nested_key[0]: str(json.loads(item.value_json)) for item in record.run.config.update}
         if record.HasField("history"):
             row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
@@ -117,7 +120,7 @@ def _read_wandb(folder: Path, trial: str) -> Read:
                 status = value if key == "status" else status
                 if key.startswith("result/"):
                     metrics[key] = [(16, value)]
-    return metrics, config, status
+    return metrics, config, status, run, tags
 
 
 def _leveldb_records(content: bytes) -> list[bytes]:
@@ -159,9 +162,13 @@ def test_each_trial_is_told_once_also_after_a_killed_driver(
     told = write_study(run={"loggers": [name]})
     _run(told, said)
     assert not [line for line in said if "logger" in line]
-    _run(told, said)  # once more: nothing is told twice
+    ledger = _run(told, said)  # once more: nothing is told twice
+    rows = {row["trial_id"]: row for row in ledger.rows}
     for id_ in engine.ran[:3]:
-        metrics, config, status = _read(name, folder / "logs", id_)
+        metrics, config, status, run, tags = _read(name, folder / "logs", id_)
+        row = rows[id_]
+        assert run == f"rho {row['rho']}, seed {row['seed']}"
+        assert tags == ({f"rho {row['rho']}", f"seed {row['seed']}"} if name != "tensorboard" else set())
         assert metrics["train_loss"] == TRAIN_LOSS
         assert metrics["val_loss"] == VAL_LOSS
         assert metrics["tokens"] == [(4, 1024), (8, 2048), (16, 4096)]
