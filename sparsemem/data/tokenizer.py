@@ -90,9 +90,12 @@ def load_tokenizer(path: Path, vocab_size: int, separator: str | None = None) ->
         raise refused("tokenizer", path.name, f"{known}; {remedy}") from None
     entries = tokenizer.get_vocab(with_added_tokens=True)
     size = max(entries.values(), default=-1) + 1
+    most = len(entries) + max(MOST_PADDING, len(entries))
+    if size > most:
+        raise refused("tokenizer", path.name, f"its {len(entries)} entries have ids up to {size - 1}; number them with fewer gaps")
     if vocab_size < size:
         raise refused("vocab_size", vocab_size, f"{path.name} has {size} entries; write `vocab_size: {size}`, or more to pad it")
-    if vocab_size - len(entries) > max(MOST_PADDING, len(entries)):
+    if vocab_size > most:
         remedy = f"{path.name} has {len(entries)} entries, and so much padding is a slip; write `vocab_size: {size}`"
         raise refused("vocab_size", vocab_size, remedy)
     found = _separator_of(tokenizer, path.name, separator)

@@ -229,6 +229,12 @@ def test_a_size_beyond_the_entries_is_padding(tmp_path: Path, vocab_size: int, r
             load_tokenizer(path, vocab_size)
 
 
+def test_ids_far_apart_are_refused(tmp_path: Path) -> None:
+    path = _saved(Tokenizer(models.WordLevel({"ka": 0, "Lo": 4_000_000})), tmp_path)
+    with pytest.raises(ConfigError, match=r"`data.tokenizer` has the value 'mine.json': its 3 entries have ids up to 4000000; number them"):
+        load_tokenizer(path, 4_000_001)
+
+
 def test_a_padded_vocabulary_is_stated(text_folder: Path, small: Settings) -> None:
     _saved(_byte_level(), text_folder)
     said: list[str] = []
