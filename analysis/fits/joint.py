@@ -31,8 +31,23 @@ from analysis.errors import AnalysisError, require_columns
 from analysis.fits.allocation import require_apart
 from analysis.fits.counting import unit_of_flops
 from analysis.fits.interval import ends, percent, takes_level
-from analysis.fits.joint_law import BOUNDS, POSITION, SHAPES, Curve, Law, Means, aiccs, deviations, fit_curve, nested
+from analysis.fits.joint_law import (
+    BOUNDS,
+    POSITION,
+    PRIOR_SD,
+    SHAPES,
+    SOFT,
+    VALLEYS,
+    Curve,
+    Law,
+    Means,
+    aiccs,
+    deviations,
+    fit_curve,
+    nested,
+)
 from analysis.fits.joint_result import FACTORS, UNITS, VARIES, JointFit, LeftOut, Model
+from analysis.fits.newton import SETTLED
 from analysis.fits.noise import SeedModel, resample, seed_model, tied_with_best
 from analysis.fits.runs import MIXED, NO_LOSS, listed, places, read_shares, require_one_budget, require_resamples, same_losses, same_seeds
 from analysis.fits.types import REFUTED, Estimate, Status
@@ -41,6 +56,8 @@ Array = np.ndarray
 BUDGET = ("tokens", "budget.total_params", "budget.active_params")
 """Columns that set budgets apart, as a study's `trials.csv` has them where they vary."""
 LEAST_SHARES = 4
+AT_BOUND = 0.01
+"""So near to an end of its admissible range, as a part of it, a parameter stopped there."""
 
 
 @takes_level
@@ -124,6 +141,10 @@ def fit_joint(
         "budgets_left_out": few,
         "z": "decimal logarithm less its mean over the budgets",
         "objective": "sum of squared deviations of the share means from the law, in units of their noise",
+        "settled": f"a further full Newton step would lower half of that by less than {SETTLED:g} of it; unsettled resamples are counted",
+        "starts": f"the {VALLEYS} lowest minima of the data, the best point known, and any lower minimum of another resample",
+        "prior": f"normal, sd {PRIOR_SD:g} in each parameter's own unit: one answer where the data give none",
+        "bounds": f"parameters of the shape near {BOUNDS} smoothly, within about {SOFT:.0%} of the range",
         "noise": "residuals of runs after share and seed effects, a level for each budget",
         "resampling": "Gaussian noise of that size on every run, its level from a scaled inverse chi-square, seed effects taken off again",
         "choice_of_model": "least AICc, chosen anew in every resample; cubic or two-power by AICc of the fullest model, once",
@@ -154,14 +175,16 @@ def fit_joint(
     means = _means(seed_models, np.log10([[budget[name] for name in factors] for budget in budgets]), seeds_C, resamples, rng)
     fullest = _determined(means, factors)
     fits = {curve: fit_curve(curve, means) for curve in fullest}
-    full = min(fullest, key=lambda curve: (aiccs(curve, fits[curve], means)[0], curve.shape))
+    full = min(fullest, key=lambda curve: (aiccs(curve, fits[curve].theta_BK, means)[0], curve.shape))
     shape = full.shape
     curves = tuple(replace(full, moves_with=moves) for moves in nested(factors))
-    theta = tuple(fits[full] if curve == full else fit_curve(curve, means) for curve in curves)
+    found = tuple(fits[full] if curve == full else fit_curve(curve, means) for curve in curves)
+    theta = tuple(each.theta_BK for each in found)
     low, high = float(means.x_I.min()), float(means.x_I.max())
     score_MB = np.stack([aiccs(*each, means) for each in zip(curves, theta, strict=True)])
     law = Law(curves, theta, score_MB.argmin(0), means.z_CF.mean(0), low, high)
     chosen = int(law.chosen_B[0])
+    settled_B = np.stack([each.settled_B for each in found]).all(0)
     optima_CB = np.stack([law.optimum(z_F) for z_F in means.z_CF])
     alone_CB = _alone(shape, means)
     left_out, errors = _left_out(shape, budgets, means, alone_CB)
@@ -170,8 +193,8 @@ def fit_joint(
     tied_C = np.array(
         [tied_with_best(model, sd, int(df), rng).all() for model, sd, df in zip(seed_models, means.sd_C, means.df_C, strict=True)]
     )
-    status, message = _verdict(curves[chosen], theta[chosen][0], optima_CB, (low, high), models[chosen], means, tied_C)
-    own_BK = theta[chosen]
+    status, message = _verdict(curves[chosen], theta[chosen][0], optima_CB, (low, high), models[chosen], means, tied_C, settled_B)
+    own_BK = curves[chosen].stated(theta[chosen])
     return JointFit(
         status=status,
         message=message,
@@ -187,6 +210,7 @@ def fit_joint(
         moved=_moved(full, models, shifts, alone_CB[:, 0], means),
         models=models,
         left_out=left_out,
+        unsettled=int((~settled_B[1:]).sum()),
         _law=law,
         **common,
     )
@@ -312,7 +336,7 @@ def _alone(shape: str, means: Means) -> Array:
         curve = Curve(shape, (), (), ())
         if len(own.x_I) <= len(curve.names) + 1:
             curve = replace(curve, shape="cubic")
-        optima.append(curve.optimum(fit_curve(curve, own), np.zeros(0), float(means.x_I.min()), float(means.x_I.max())))
+        optima.append(curve.optimum(fit_curve(curve, own).theta_BK, np.zeros(0), float(means.x_I.min()), float(means.x_I.max())))
     return np.stack(optima)
 
 
@@ -346,7 +370,7 @@ def _left_out(
     z_F = np.log10([budgets[largest][name] for name in factors]) - others.z_CF.mean(0)
     bends = next((curve.bends_with for curve in _determined(others, factors) if curve.shape == shape), ())
     curves = [Curve(shape, factors, moves, bends) for moves in nested(factors)]
-    theta = [fit_curve(curve, others) for curve in curves]
+    theta = [fit_curve(curve, others).theta_BK for curve in curves]
     chosen_B = np.stack([aiccs(*each, others) for each in zip(curves, theta, strict=True)]).argmin(0)
     wide_IF = np.repeat(z_F[None], len(own.x_I), axis=0)
     off_MBI = np.stack([curve.value(each, own.x_I, wide_IF) for curve, each in zip(curves, theta, strict=True)]) - own.y_BI
@@ -398,6 +422,7 @@ def _verdict(
     model: Model,
     means: Means,
     tied_C: Array,
+    settled_B: Array,
 ) -> tuple[Status, str]:
     """The status of a fitted law and what there is to doubt about it; the last status set is the gravest."""
     status, doubts = Status.CONVERGED, []
@@ -410,7 +435,9 @@ def _verdict(
     hits = [
         name
         for name, value_1C in own.items()
-        if any((abs(value_1C - limits[name][side]) < 1e-3).any() and (name, side) not in ordinary for side in (0, 1))
+        if any(
+            (abs(value_1C - limits[name][side]) < AT_BOUND * np.ptp(limits[name])).any() and (name, side) not in ordinary for side in (0, 1)
+        )
     ]
     if hits:
         status = Status.BOUND_HIT
@@ -427,6 +454,11 @@ def _verdict(
     if tied_C.any():
         which = "any budget" if tied_C.all() else f"{tied_C.sum()} of {len(tied_C)} budgets"
         doubts.insert(0, f"no sampled share can be told from the best at {which}: train more seeds.")
+    if not settled_B[0]:
+        status = Status.NO_INTERIOR_MINIMUM
+        doubts.append("the descent found no point where the sum of squares is level: look at the runs for outliers.")
+    elif not settled_B.all():
+        doubts.append(f"{np.mean(~settled_B[1:]):.1%} of the resamples did not settle; they are kept as they are.")
     if not curve.bends_with:
         doubts.append(
             "the shares are too few to let the curves change their shape, so no movement of the best one can be told from that: train more."

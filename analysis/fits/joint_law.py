@@ -6,12 +6,17 @@ Letters: B resamples, R those still moving, C budgets, F factors, I means over a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations_with_replacement
 
 import numpy as np
 from scipy.special import expit
 
+from analysis.fits.exponential import growth
 from analysis.fits.laws import Cubic, TwoPower, inside
+from analysis.fits.newton import Minimum
 from analysis.fits.noise import SeedModel
+from analysis.fits.refits import fit_rows
 
 Array = np.ndarray
 SHAPES = {"cubic": ("g",), "two-power": ("p", "q")}
@@ -19,7 +24,19 @@ SHAPES = {"cubic": ("g",), "two-power": ("p", "q")}
 POSITION = {"cubic": (-1.0, 2.0), "two-power": (-15.0, 15.0)}
 BOUNDS = {"g": (-3.0, 3.0), "p": TwoPower.P, "q": TwoPower.Q, "log amplitude": (-25.0, 10.0)}
 SLOPE = (-30.0, 30.0)
-IDLE = 8
+SOFT = 0.02
+"""A parameter of the shape nears its bounds smoothly, within about this part of its range."""
+PRIOR_SD = 30.0
+"""Of a normal prior on every parameter, in the parameter's own unit, about `CENTRES`, slopes about 0: so weak that it moves no number
+that the data say anything of, and where they say nothing, as of the shape of a curve without depth, one answer is left."""
+CENTRES = {
+    "cubic": {"position": 0.5, "log amplitude": -2.0, "g": 0.0},
+    "two-power": {"position": 0.0, "log amplitude": -2.0, "p": 0.6, "q": 2.0},
+}
+EXACT = 1e-20
+"""Sum of squares, in units of the noise, below which a fit is exact."""
+VALLEYS = 3
+"""From so many minima of the data every resample starts, beside the best of all points known."""
 
 
 @dataclass(frozen=True)
@@ -85,27 +102,65 @@ class Curve:
     def bounds(self) -> Array:
         """[K, 2]."""
         ranges = {**BOUNDS, "position": POSITION[self.shape]}
+        for name in SHAPES[self.shape]:  # as far as its value still changes
+            low, high = BOUNDS[name]
+            ranges[name] = (low - 40 * SOFT * (high - low), high + 40 * SOFT * (high - low))
         return np.array([limits for name, by in self.terms for limits in (ranges[name], *[SLOPE] * len(by))])
 
-    def at(self, theta_BK: Array, z_XF: Array) -> dict[str, Array]:
-        """The terms at budgets, z less its mean -> name -> [B, X]; those of the shape stop at their bounds."""
+    @property
+    def centre_K(self) -> Array:
+        """Middle of the prior."""
+        return np.array([value for name, by in self.terms for value in (CENTRES[self.shape][name], *[0.0] * len(by))])
+
+    def raw(self, theta_BK: Array, z_XF: Array) -> dict[str, Array]:
+        """The terms at budgets, z less its mean, before those of the shape stop at their bounds -> name -> [B, X]."""
         found, first = {}, 0
         for name, by in self.terms:
             slope_XS = z_XF[:, [self.factors.index(factor) for factor in by]]
-            value_BX = theta_BK[:, [first]] + theta_BK[:, first + 1 : first + 1 + len(by)] @ slope_XS.T
-            found[name] = np.clip(value_BX, *BOUNDS[name]) if name in SHAPES[self.shape] else value_BX
+            found[name] = theta_BK[:, [first]] + theta_BK[:, first + 1 : first + 1 + len(by)] @ slope_XS.T
             first += 1 + len(by)
         return found
 
+    def at(self, theta_BK: Array, z_XF: Array) -> dict[str, Array]:
+        """The terms at budgets, z less its mean -> name -> [B, X]; those of the shape stop at their bounds."""
+        return {
+            name: _bounded(raw_BX, *BOUNDS[name])[0] if name in SHAPES[self.shape] else raw_BX
+            for name, raw_BX in self.raw(theta_BK, z_XF).items()
+        }
+
+    def stated(self, theta_BK: Array) -> Array:
+        """Parameters as they are reported: those of the shape at the mean of the budgets stop at their bounds -> [B, K]."""
+        stated_BK = theta_BK.copy()
+        for name in SHAPES[self.shape]:
+            k = self.names.index(name)
+            stated_BK[:, k] = _bounded(theta_BK[:, k], *BOUNDS[name])[0]
+        return stated_BK
+
     def value(self, theta_BK: Array, x_I: Array, z_IF: Array) -> Array:
         """Loss less the level -> [B, I]."""
-        own = self.at(theta_BK, z_IF)
-        if self.shape == "cubic":
-            u_BI = x_I - own["position"]
-            curve_BI = u_BI**2 * (1 + own["g"] * u_BI)
-        else:
-            curve_BI = _weight(own) * TwoPower().fall(x_I, own["q"]) - (1 - x_I) ** own["p"]
-        return np.asarray(np.exp(own["log amplitude"]) * curve_BI)
+        return self.derivatives(theta_BK, x_I, z_IF)[0]
+
+    def derivatives(self, theta_BK: Array, x_I: Array, z_IF: Array) -> tuple[Array, Array, Array]:
+        """Loss less the level, and its derivatives by the terms (before they stop at a bound) -> [B, I], [B, I, T], [B, I, T, T]."""
+        raw = self.raw(theta_BK, z_IF)
+        shape = {name: _bounded(raw[name], *BOUNDS[name]) for name in SHAPES[self.shape]}
+        own = [raw["position"], *(each[0] for each in shape.values())]
+        h_BI, first, second = (_cubic if self.shape == "cubic" else _two_power)(x_I, *own)
+        for t, (_, slope, bend) in enumerate(shape.values(), 1):  # from the bounded term to the raw one
+            for other in range(len(own)):
+                key = (min(t, other), max(t, other))
+                second[key] = second[key] * slope
+            second[t, t] = second[t, t] * slope + first[t] * bend
+            first[t] = first[t] * slope
+        size_BI, order = np.exp(raw["log amplitude"]), [0, *range(2, len(own) + 1)]  # the amplitude stands second among the terms
+        slope_BIT = np.empty((*h_BI.shape, len(own) + 1))
+        bend_BITT = np.empty((*slope_BIT.shape, len(own) + 1))
+        slope_BIT[..., 1], bend_BITT[..., 1, 1] = h_BI, h_BI
+        for t, place in enumerate(order):
+            slope_BIT[..., place] = bend_BITT[..., 1, place] = bend_BITT[..., place, 1] = first[t]
+            for u, beside in enumerate(order):
+                bend_BITT[..., place, beside] = second[min(t, u), max(t, u)]
+        return size_BI * h_BI, size_BI[..., None] * slope_BIT, size_BI[..., None, None] * bend_BITT
 
     def optimum(self, theta_BK: Array, z_F: Array, low: float, high: float) -> Array:
         """Best share at one budget, an end where none is inside -> [B]."""
@@ -121,13 +176,51 @@ class Curve:
         return np.where(np.isnan(vertex_B), np.where(ends_B2[:, 0] <= ends_B2[:, 1], low, high), vertex_B)
 
 
-def _weight(own: dict[str, Array]) -> Array:
-    """Of the falling term, such that the two slopes cancel at the best share (1 + o) / (1 + e^-m) - o, o = `TwoPower.OFFSET`."""
-    m, p, q, o = own["position"], own["p"], own["q"], TwoPower.OFFSET
-    scale = np.expm1(-q * np.log(o)) - np.expm1(-q * np.log(1 + o))
-    rising = np.log(p) + (p - 1) * (np.log(1 + o) - np.logaddexp(0, m))
-    falling = np.log(q / scale) - (q + 1) * (np.log(1 + o) - np.logaddexp(0, -m))
-    return np.asarray(np.exp(rising - falling))
+def _bounded(raw: Array, low: float, high: float) -> tuple[Array, Array, Array]:
+    """The number itself well inside its bounds, and nearing them smoothly outside; with both derivatives -> each as raw."""
+    width = SOFT * (high - low)
+    above, below = (raw - low) / width, (high - raw) / width
+    value = raw + width * (np.logaddexp(0, -above) - np.logaddexp(0, -below))
+    rise, fall = expit(-above), expit(-below)
+    return np.clip(value, low, high), 1 - rise - fall, (rise * (1 - rise) - fall * (1 - fall)) / width
+
+
+Parts = tuple[Array, dict[int, Array], dict[tuple[int, int], Array]]
+
+
+def _cubic(x_I: Array, m: Array, g: Array) -> Parts:
+    """H, its first and its second derivatives by m and g."""
+    u = x_I - m
+    first = {0: -u * (2 + 3 * g * u), 1: u**3}
+    return u**2 * (1 + g * u), first, {(0, 0): 2 + 6 * g * u, (0, 1): -3 * u**2, (1, 1): np.zeros_like(u)}
+
+
+def _two_power(x_I: Array, m: Array, p: Array, q: Array) -> Parts:
+    """H, its first and its second derivatives by m, p and q.
+
+    The falling term is `e^l G`, G the rise of `-((x + o)^-q - 1) / q` from x to 1 and l such that the slopes of both terms cancel at the
+    best share (1 + o) / (1 + e^-m) - o, o = `TwoPower.OFFSET`.
+    """
+    o, part = TwoPower.OFFSET, expit(m)
+    gap, gap_at_best = np.log(1 + o) - np.logaddexp(0, m), np.log(1 + o) - np.logaddexp(0, -m)  # logs of 1 - x and of x + o there
+    log_l = {0: -(p - 1) * part + (q + 1) * (1 - part), 1: 1 / p + gap, 2: gap_at_best}
+    bends = {(0, 0): -(p + q) * part * (1 - part), (0, 1): -part, (0, 2): 1 - part, (1, 1): -1 / p**2, (1, 2): 0.0, (2, 2): 0.0}
+    scale = np.exp(np.log(p) + (p - 1) * gap + (q + 1) * gap_at_best)
+    log_x, log_1 = np.log(x_I + o), np.log(1 + o)
+    here, last = growth(-q * log_x), growth(-q * log_1)
+    g0 = log_1 * last[0] - log_x * here[0]
+    g1 = log_x**2 * here[1] - log_1**2 * last[1]
+    g2 = log_1**3 * last[2] - log_x**3 * here[2]
+    falling, by_q = scale * g0, scale * g1
+    left = np.maximum(1 - x_I, 1e-300)
+    gain, log_left = (1 - x_I) ** p, np.log(left)
+    first = {0: falling * log_l[0], 1: falling * log_l[1] - gain * log_left, 2: falling * log_l[2] + by_q}
+    second = {(t, u): falling * (log_l[t] * log_l[u] + bend) for (t, u), bend in bends.items()}
+    second[1, 1] = second[1, 1] - gain * log_left**2
+    for t in range(3):
+        second[t, 2] = second[t, 2] + by_q * log_l[t] * (2 if t == 2 else 1)
+    second[2, 2] = second[2, 2] + scale * g2
+    return falling - gain, first, second
 
 
 @dataclass(frozen=True)
@@ -153,61 +246,74 @@ def nested(factors: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [(), *((name,) for name in factors), *([factors] if len(factors) > 1 else [])]
 
 
-def fit_curve(curve: Curve, means: Means) -> Array:
-    """Parameters of every row of means -> [B, K]. The data from a grid of starts, the resamples from the best of those."""
-    z_IF = (means.z_CF - means.z_CF.mean(0))[means.budget_I]
-    target_BI = means.y_BI @ means.weigh_II.T
-    firsts = np.linspace(0, 1, 6) if curve.shape == "cubic" else np.linspace(-3, 3, 6)
-    shapes = [(g,) for g in (-0.7, 0.0, 0.7)] if curve.shape == "cubic" else [(p, q) for p in (0.4, 0.9) for q in (0.5, 3.0)]
-    places = [curve.names.index(name) for name, _ in curve.terms]
-    starts = np.zeros((len(firsts) * len(shapes) * 2, len(curve.names)))
-    starts[:, places] = [(first, amplitude, *rest) for first in firsts for rest in shapes for amplitude in (-3.0, -1.0)]
-    tried, squares = _descend(curve, starts, np.repeat(target_BI[:1], len(starts), axis=0), means, z_IF, 60)
-    best = tried[squares.argmin()]
-    theta_BK = _descend(curve, np.repeat(best[None], len(target_BI), axis=0), target_BI, means, z_IF, 25)[0]
-    theta_BK[0] = best
-    return theta_BK
+@dataclass(frozen=True)
+class _Rows:
+    """The fits of a curve to all rows of means: half the squared deviations in units of the noise, and half the prior's."""
+
+    curve: Curve
+    means: Means
+
+    @cached_property
+    def z_IF(self) -> Array:
+        return (self.means.z_CF - self.means.z_CF.mean(0))[self.means.budget_I]
+
+    def bounds(self) -> tuple[Array, Array]:
+        low_K, high_K = self.curve.bounds.T
+        return low_K, high_K
+
+    def starts(self) -> Array:
+        curve = self.curve
+        firsts = np.linspace(0, 1, 6) if curve.shape == "cubic" else np.linspace(-3, 3, 6)
+        shapes = [(g,) for g in (-0.7, 0.0, 0.7)] if curve.shape == "cubic" else [(p, q) for p in (0.4, 0.9) for q in (0.5, 3.0)]
+        places = [curve.names.index(name) for name, _ in curve.terms]
+        starts = np.zeros((len(firsts) * len(shapes) * 2, len(curve.names)))
+        starts[:, places] = [(first, amplitude, *rest) for first in firsts for rest in shapes for amplitude in (-3.0, -1.0)]
+        return starts
+
+    def objectives(self, theta_GK: Array, rows_R: Array) -> Array:
+        target_RI = self.means.y_BI[rows_R] @ self.means.weigh_II.T
+        value_GI = self.curve.value(theta_GK, self.means.x_I, self.z_IF) @ self.means.weigh_II.T
+        prior_G = ((theta_GK - self.curve.centre_K) ** 2).sum(1) / PRIOR_SD**2
+        return np.asarray(((target_RI**2).sum(1)[:, None] - 2 * target_RI @ value_GI.T + (value_GI**2).sum(1) + prior_G) / 2)
+
+    def derivatives(self, theta_RK: Array, rows_R: Array) -> tuple[Array, Array, Array]:
+        means, (term_K, by_KI, blocks) = self.means, self._linear
+        value_RI, slope_RIT, bend_RITT = self.curve.derivatives(theta_RK, means.x_I, self.z_IF)
+        rest_RI = (means.y_BI[rows_R] - value_RI) @ means.weigh_II.T
+        pull_RI = rest_RI @ means.weigh_II
+        slope_RKI = slope_RIT[:, :, term_K].swapaxes(1, 2) * by_KI
+        white_RKI = slope_RKI @ means.weigh_II.T
+        off_RK = (theta_RK - self.curve.centre_K) / PRIOR_SD**2
+        f_R = ((rest_RI**2).sum(1) + (off_RK**2).sum(1) * PRIOR_SD**2) / 2
+        g_RK = off_RK - (slope_RKI @ pull_RI[:, :, None])[:, :, 0]
+        h_RKK = white_RKI @ white_RKI.swapaxes(1, 2) + np.eye(len(term_K)) / PRIOR_SD**2
+        for (t, u), (first, last, products_IZ) in blocks.items():
+            block_RKK = ((pull_RI * bend_RITT[:, :, t, u]) @ products_IZ).reshape(len(theta_RK), len(first), len(last))
+            h_RKK[:, first[:, None], last] -= block_RKK
+            if t < u:
+                h_RKK[:, last[:, None], first] -= block_RKK.swapaxes(1, 2)
+        return np.where(np.isfinite(f_R), f_R, np.inf), g_RK, h_RKK
+
+    @cached_property
+    def _linear(self) -> tuple[Array, Array, dict[tuple[int, int], tuple[Array, Array, Array]]]:
+        """Term of each parameter, what multiplies it there [K, I], and for two terms their parameters and the products of these."""
+        terms, z_IF, factors = self.curve.terms, self.z_IF, self.curve.factors
+        term_K = np.repeat(np.arange(len(terms)), [1 + len(by) for _, by in terms])
+        ones_I = np.ones(len(z_IF))
+        by_KI = np.stack([ones_I if by is None else z_IF[:, factors.index(by)] for _, own in terms for by in (None, *own)])
+        blocks = {}
+        for t, u in combinations_with_replacement(range(len(terms)), 2):
+            first, last = np.flatnonzero(term_K == t), np.flatnonzero(term_K == u)
+            blocks[t, u] = first, last, (by_KI[first][:, None] * by_KI[last]).reshape(-1, len(ones_I)).T
+        return term_K, by_KI, blocks
 
 
-def _descend(curve: Curve, theta_BK: Array, target_BI: Array, means: Means, z_IF: Array, steps: int) -> tuple[Array, Array]:
-    """Levenberg-Marquardt within the bounds, all rows that still move at once -> parameters [B, K], squares [B]."""
-    limits = curve.bounds
-    theta_BK = np.clip(theta_BK, limits[:, 0], limits[:, 1])
-    count = theta_BK.shape[1]
-
-    def rest(theta_RK: Array, target_RI: Array) -> Array:
-        return target_RI - curve.value(theta_RK, means.x_I, z_IF) @ means.weigh_II.T
-
-    rest_BI = rest(theta_BK, target_BI)
-    squares_B, damping_B = (rest_BI**2).sum(1), np.full(len(theta_BK), 1e-2)
-    idle_B = np.zeros(len(theta_BK), int)  # steps in a row that gained next to nothing; after IDLE of them a row rests
-    for _ in range(steps):
-        live_R = np.flatnonzero(idle_B < IDLE)
-        if not len(live_R):
-            break
-        at_RK, target_RI, rest_RI = theta_BK[live_R], target_BI[live_R], rest_BI[live_R]
-        slope_RIK = np.empty((*rest_RI.shape, count))
-        for k in range(count):
-            moved_RK = at_RK.copy()
-            moved_RK[:, k] += np.where(at_RK[:, k] + 1e-6 > limits[k, 1], -1e-6, 1e-6)
-            slope_RIK[:, :, k] = (rest_RI - rest(moved_RK, target_RI)) / (moved_RK - at_RK)[:, [k]]
-        downhill_RK = (slope_RIK * rest_RI[:, :, None]).sum(1)
-        held_RK = ((at_RK <= limits[:, 0]) & (downhill_RK < 0)) | ((at_RK >= limits[:, 1]) & (downhill_RK > 0))
-        slope_RIK = np.where(held_RK[:, None], 0, slope_RIK)
-        normal_RKK = slope_RIK.swapaxes(1, 2) @ slope_RIK
-        size_RK = np.einsum("rkk->rk", normal_RKK) + 1e-9 + held_RK
-        normal_RKK = normal_RKK + (damping_B[live_R, None] * size_RK + 1e-12 + held_RK)[:, :, None] * np.eye(count)
-        move_RK = np.linalg.solve(normal_RKK, np.where(held_RK, 0, downhill_RK)[:, :, None])[:, :, 0]
-        trial_RK = np.clip(at_RK + np.clip(move_RK, -2, 2), limits[:, 0], limits[:, 1])
-        new_RI = rest(trial_RK, target_RI)
-        new_R = (new_RI**2).sum(1)
-        gain_R = squares_B[live_R] - new_R
-        idle_B[live_R] = np.where(gain_R > 1e-6, 0, idle_B[live_R] + 1)
-        better_R = gain_R > 0
-        better = live_R[better_R]
-        theta_BK[better], rest_BI[better], squares_B[better] = trial_RK[better_R], new_RI[better_R], new_R[better_R]
-        damping_B[live_R] = np.clip(np.where(better_R, damping_B[live_R] / 5, damping_B[live_R] * 5), 1e-10, 1e8)
-    return theta_BK, squares_B
+def fit_curve(curve: Curve, means: Means) -> Minimum:
+    """Parameters of every row of means -> [B, K]. The data start from a grid; a resample from the best of all points that the data's
+    descents know and from the data's own minima, and again wherever another resample's minimum is lower than its own (`refits.fit_rows`).
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # a step too far is not lower, and so not taken
+        return fit_rows(_Rows(curve, means), len(means.y_BI), EXACT, VALLEYS)
 
 
 def deviations(curve: Curve, theta_BK: Array, means: Means) -> Array:

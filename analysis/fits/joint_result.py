@@ -97,6 +97,8 @@ class JointFit(Fit):
     """Factors along which the best share is shown to move; `conventions` says how."""
     models: tuple[Model, ...] = ()
     left_out: LeftOut | None = None
+    unsettled: int = 0
+    """Resamples in which the descent of a model did not come to rest (`conventions` says what that is)."""
     _law: Law | None = field(default=None, repr=False, compare=False)
 
     def extrapolate(self, compute: float | None = None, sparsity: float | None = None) -> Extrapolation:

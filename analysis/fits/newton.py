@@ -9,7 +9,7 @@ Letters: B rows, R those still moving, K parameters.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,13 +18,13 @@ Derivatives = Callable[[Array, Array], tuple[Array, Array, Array]]
 """(theta [R, K], row numbers [R]) -> objective [R], gradient [R, K], Hessian [R, K, K]."""
 STEPS = 300  # nearly all rows rest after fifteen
 SETTLED, DONE = 1e-10, 1e-14  # what a full step would still gain, relative to the objective
+POLISH = 4  # full steps at the end, judged by the gradient: there the objective is level within its rounding, a parameter is not yet
 TINY = 1e-12  # so near to an end of its range a parameter is put there
 FLAT = 1e-9  # least curvature, relative to the diagonal, that a step relies on
 HUGE = 1e12  # beyond it, beside a diagonal of 0, eigenvalues may not converge where a process flushes denormal numbers, as training does
 
 
-@dataclass(frozen=True)
-class Minimum:
+class Minimum(NamedTuple):
     """Where every row came to rest."""
 
     theta_BK: Array
@@ -34,7 +34,7 @@ class Minimum:
 
 
 def minimise(derivatives: Derivatives, theta_BK: Array, low_K: Array, high_K: Array, negligible: float, steps: int = STEPS) -> Minimum:
-    """Descend from `theta_BK`; no row ever rises.
+    """Descend from `theta_BK`; no row ever rises by more than rounding.
 
     Steps are damped after Levenberg and Marquardt. A parameter at an end of its range that wants to leave it is held; a step that would
     leave the range ends there, so that parameters which balance each other keep their balance.
@@ -72,7 +72,31 @@ def minimise(derivatives: Derivatives, theta_BK: Array, low_K: Array, high_K: Ar
         better = live_R[lower_R]
         theta_BK[better], f_B[better], g_BK[better], h_BKK[better] = trial_RK[lower_R], f_R[lower_R], g_RK[lower_R], h_RKK[lower_R]
         damping_B[live_R] = np.maximum(np.where(lower_R, damping_B[live_R] / 5, damping_B[live_R] * 8), 1e-12)
-    return Minimum(theta_BK, f_B, (gain_B <= SETTLED * f_B) | (f_B <= negligible))
+    settled_B = (gain_B <= SETTLED * f_B) | (f_B <= negligible)
+    _polish(derivatives, theta_BK, f_B, g_BK, h_BKK, low_K, high_K, np.flatnonzero(settled_B))
+    return Minimum(theta_BK, f_B, settled_B)
+
+
+def _polish(
+    derivatives: Derivatives, theta_BK: Array, f_B: Array, g_BK: Array, h_BKK: Array, low_K: Array, high_K: Array, live_R: Array
+) -> None:
+    """Full Newton steps, in place, as long as they make a further one gain less: to where rounding alone moves a parameter."""
+    none_R = np.zeros(len(live_R))
+
+    def step(at_RK: Array, g_RK: Array, h_RKK: Array) -> tuple[Array, Array]:
+        held_RK = ((at_RK <= low_K) & (g_RK > 0)) | ((at_RK >= high_K) & (g_RK < 0))
+        return _step(g_RK, h_RKK, held_RK, none_R[: len(at_RK)])
+
+    move_RK, gain_R = step(theta_BK[live_R], g_BK[live_R], h_BKK[live_R])
+    for _ in range(POLISH):
+        trial_RK = np.clip(theta_BK[live_R] + move_RK, low_K, high_K)
+        f_R, g_RK, h_RKK = derivatives(trial_RK, live_R)
+        move_RK, left_R = step(trial_RK, g_RK, h_RKK)
+        better_R = (left_R < gain_R) & (f_R <= f_B[live_R] * (1 + 1e-12))
+        live_R, gain_R, move_RK = live_R[better_R], left_R[better_R], move_RK[better_R]
+        if not len(live_R):
+            return
+        theta_BK[live_R], f_B[live_R] = trial_RK[better_R], f_R[better_R]
 
 
 def _step(g_RK: Array, h_RKK: Array, held_RK: Array, damping_R: Array) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ Letters: B resamples, R those still moving, G points known, N runs, K parameters
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -21,10 +22,34 @@ FIRST_STEPS, FOLLOWED = 20, 16
 """All starts descend so many steps, then the lowest of them to their minima."""
 ROUNDS, LOOKED_AT = 5, 500
 """How often the resamples are compared, and with how many minima of others."""
+SAME = 1e-9
+"""Part of the objective by which another minimum must be lower to be taken: of equal ones the first found stays."""
+APART = 1e-3
+"""Minima of the data farther apart than this in a parameter are two."""
 UNSETTLED = 0.03
 """Part of the resamples without a minimum beyond which their intervals are not to be quoted."""
 FEW_RUNS = 8
 """Below it the percentile intervals of a bootstrap are too narrow: with 5 or 6 runs they cover some 87 of 100 times."""
+
+
+class Problem(Protocol):
+    """Many fits of one law: its objective differs from row to row."""
+
+    def bounds(self) -> tuple[Array, Array]:
+        """Ends of the admissible range of each parameter -> [K], [K]."""
+        ...
+
+    def starts(self) -> Array:
+        """Points to descend from -> [G, K]."""
+        ...
+
+    def objectives(self, theta_GK: Array, rows_R: Array) -> Array:
+        """Objective of each row at each point -> [R, G]."""
+        ...
+
+    def derivatives(self, theta_RK: Array, rows_R: Array) -> tuple[Array, Array, Array]:
+        """Objective, gradient and Hessian of each row at its own point -> [R], [R, K], [R, K, K]."""
+        ...
 
 
 class Law(Protocol):
@@ -47,39 +72,81 @@ class Law(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Weighted:
+    """A law under rows of weights, row 0 the runs as they are."""
+
+    law: Law
+    w_BN: Array
+
+    def bounds(self) -> tuple[Array, Array]:
+        return self.law.bounds()
+
+    def starts(self) -> Array:
+        return self.law.starts()
+
+    def objectives(self, theta_GK: Array, rows_R: Array) -> Array:
+        return np.asarray(self.w_BN[rows_R] @ self.law.losses(theta_GK).T)
+
+    def derivatives(self, theta_RK: Array, rows_R: Array) -> tuple[Array, Array, Array]:
+        return self.law.derivatives(theta_RK, self.w_BN[rows_R])
+
+
 def fit_all(law: Law, w_BN: Array) -> tuple[Minimum, Minimum]:
     """The fit of the runs (one row) and of every row of weights."""
-    low_K, high_K = law.bounds()
-    negligible = 1e-24 * w_BN.shape[1]
+    every = fit_rows(_Weighted(law, np.vstack([np.ones((1, w_BN.shape[1])), w_BN])), len(w_BN) + 1, 1e-24 * w_BN.shape[1])
+    return Minimum(*(each[:1] for each in every)), Minimum(*(each[1:] for each in every))
 
-    def descend(theta_BK: Array, own_BN: Array, steps: int = STEPS) -> Minimum:
-        return minimise(lambda theta_RK, rows: law.derivatives(theta_RK, own_BN[rows]), theta_BK, low_K, high_K, negligible, steps)
 
-    def objectives(theta_GK: Array, own_BN: Array) -> Array:
-        return own_BN @ law.losses(theta_GK).T
+def fit_rows(problem: Problem, count: int, negligible: float, valleys: int = 0) -> Minimum:
+    """The lowest minimum of every row, row 0 that of the data, restarted from the resamples' minima as those are.
 
-    starts_GK = np.clip(law.starts(), low_K, high_K)
-    ones_GN = np.ones((len(starts_GK), w_BN.shape[1]))
-    first = descend(starts_GK, ones_GN, FIRST_STEPS)
+    Args:
+        count: rows.
+        negligible: objective below which a row is an exact fit and rests.
+        valleys: from so many of the lowest minima of the data every row descends too, not only from the lowest of all points known.
+    """
+    low_K, high_K = problem.bounds()
+
+    def descend(theta_BK: Array, rows_B: Array, steps: int = STEPS) -> Minimum:
+        return minimise(lambda theta_RK, own: problem.derivatives(theta_RK, rows_B[own]), theta_BK, low_K, high_K, negligible, steps)
+
+    starts_GK = np.clip(problem.starts(), low_K, high_K)
+    data_G = np.zeros(len(starts_GK), int)
+    first = descend(starts_GK, data_G, FIRST_STEPS)
     lowest = np.argsort(first.objective_B, kind="stable")[:FOLLOWED]
-    found = descend(first.theta_BK[lowest], ones_GN[lowest])
+    found = descend(first.theta_BK[lowest], data_G[lowest])
     known_GK = np.vstack([found.theta_BK, first.theta_BK, starts_GK])
-    all_BN = np.vstack([ones_GN[:1], w_BN])  # row 0: the runs as they are, restarted from the resamples' minima as those are
-    every = descend(known_GK[objectives(known_GK, all_BN).argmin(1)], all_BN)
-    theta_BK, f_B, settled_B = every.theta_BK, every.objective_B, every.settled_B
+    every_B = np.arange(count)
+    start_B = problem.objectives(known_GK, every_B).argmin(1)
+    theta_BK, f_B, settled_B = descend(known_GK[start_B], every_B)
+
+    def lower(more: Minimum, rows_R: Array) -> bool:
+        """Keep the minima that are lower than a row's own; whether there were any."""
+        below = more.objective_B < f_B[rows_R] * (1 - SAME)
+        rows = rows_R[below]
+        theta_BK[rows], f_B[rows], settled_B[rows] = more.theta_BK[below], more.objective_B[below], more.settled_B[below]
+        return bool(below.any())
+
+    for theta_K in _apart(found)[:valleys]:
+        elsewhere_R = np.flatnonzero(np.abs(known_GK[start_B] - theta_K).max(1) > APART)
+        lower(descend(np.repeat(theta_K[None], len(elsewhere_R), axis=0), elsewhere_R), elsewhere_R)
     for _ in range(ROUNDS):
         others_GK = theta_BK[:: max(1, len(theta_BK) // LOOKED_AT)]
-        others_BG = objectives(others_GK, all_BN)
-        again = np.flatnonzero((others_BG.min(1) < f_B * (1 - 1e-9)) & (f_B > negligible))
-        if not len(again):
+        others_BG = problem.objectives(others_GK, every_B)
+        again_R = np.flatnonzero((others_BG.min(1) < f_B * (1 - SAME)) & (f_B > negligible))
+        if not len(again_R) or not lower(descend(others_GK[others_BG[again_R].argmin(1)], again_R), again_R):
             break
-        more = descend(others_GK[others_BG[again].argmin(1)], all_BN[again])
-        lower = more.objective_B < f_B[again]
-        if not lower.any():
-            break
-        again = again[lower]
-        theta_BK[again], f_B[again], settled_B[again] = more.theta_BK[lower], more.objective_B[lower], more.settled_B[lower]
-    return Minimum(theta_BK[:1], f_B[:1], settled_B[:1]), Minimum(theta_BK[1:], f_B[1:], settled_B[1:])
+    return Minimum(theta_BK, f_B, settled_B)
+
+
+def _apart(found: Minimum) -> list[Array]:
+    """Distinct minima, the lowest first."""
+    kept: list[Array] = []
+    for theta_K in found.theta_BK[np.argsort(found.objective_B, kind="stable")]:
+        if all(np.abs(theta_K - other).max() > APART for other in kept):
+            kept.append(theta_K)
+    return kept
 
 
 def verdict(data: Minimum, draws: Minimum, ends: Sequence[tuple[Array, str]], remedy: str, runs: int) -> tuple[Status, str]:
