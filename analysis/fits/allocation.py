@@ -106,6 +106,8 @@ class AllocationFit(Fit):
     lack_of_fit_p: float | None = None
     """That of the law used; None where it interpolates or nothing is repeated."""
     candidates: tuple[Candidate, ...] = ()
+    unsettled: int = 0
+    """Resamples in which the descent of a law did not come to rest: a further full Newton step would gain more than rounding."""
     means: tuple[float, ...] = ()
     """Loss of each share for the average seed; empty without a curve."""
     _runs: Runs = field(repr=False, compare=False)
@@ -282,6 +284,7 @@ def fit_allocation(
         conventions["noise"] = f"nothing is repeated: residuals around the {loosest.name} curve stand in for it"
     y_BI = np.vstack([model.mean_I, resample(model, sd, df, resamples, rng)])
     theta = tuple(each.fit(model.x_I, weights_I, y_BI) for each in laws)
+    settled_B = np.stack([each.settled(model.x_I, weights_I, y_BI, own) for each, own in zip(laws, theta, strict=True)]).all(0)
     squares_LB = np.stack([_squares(each, own, model, weights_I, y_BI) for each, own in zip(laws, theta, strict=True)])
     score_LB = _scores(laws, model, squares_LB, common["seeds"])
     chosen_B, refuted_B = score_LB.argmin(0), np.isinf(score_LB).all(0)
@@ -308,6 +311,8 @@ def fit_allocation(
     status, message = _verdict(
         winner, theta_BK[0], vertex, interior, end, falls, p_interior, tied_I, lack, refuted, louder, model, common["seeds"]
     )
+    if not settled_B.all():
+        message = f"{message} {np.mean(~settled_B):.1%} of the resamples did not settle; they are kept as they are.".strip()
     candidates = zip(laws, (each[0] for each in theta), squares_LB[:, 0], left_out_LAI[:, 0], strict=True)
     return AllocationFit(
         status=status,
@@ -327,6 +332,7 @@ def fit_allocation(
         lack_of_fit_p=lack,
         objective=objective,
         candidates=tuple(_candidate(*each, model, common["seeds"]) for each in candidates),
+        unsettled=int((~settled_B[1:]).sum()),
         means=tuple(map(float, model.mean_I)),
         _curves=curves,
         **common,

@@ -20,6 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.interpolate import Akima1DInterpolator
 
+from analysis.fits.exponential import growth
+from analysis.fits.newton import SAME, SETTLED, full_step, minimise
+
 Array = np.ndarray
 EDGE = 0.01  # an argmin within this part of the sampled range from an end counts as that end
 
@@ -48,6 +51,10 @@ class Law(ABC):
     def vertex(self, theta_BK: Array, low: float, high: float) -> Array:
         """Where the loss is least -> [B]; NaN where that is not inside (low, high)."""
 
+    def settled(self, x_I: Array, w_I: Array, y_BI: Array, theta_BK: Array) -> Array:
+        """Whether a further full Newton step would gain next to nothing -> bool [B]; always so where the fit is in closed form."""
+        return np.ones(len(theta_BK), bool)
+
     def at_bound(self, theta_K: Array) -> str:
         """Names of the parameters that stopped at the end of their admissible range, or ''."""
         return ""
@@ -62,6 +69,11 @@ def inside(vertex_B: Array, low: float, high: float) -> Array:
 def _polynomial(x_I: Array, w_I: Array, y_BI: Array, terms: int) -> Array:
     root_I = np.sqrt(w_I)
     return np.linalg.lstsq(np.vander(x_I, terms, increasing=True) * root_I[:, None], (y_BI * root_I).T, rcond=None)[0].T
+
+
+def _exact(target_BI: Array) -> float:
+    """Half a sum of squares so small beside that of the losses that a fit is exact."""
+    return 1e-26 * float((target_BI**2).sum(1).max(initial=0))
 
 
 def _lowest(cubics_BS4: Array, start_S: Array, length_S: Array, end_B: Array, low: float, high: float) -> Array:
@@ -137,28 +149,49 @@ class TwoPower(Law):
     SIGNS = (0, -1, 1)  # of c (free), a and b
     P = (0.25, 1.0)
     Q = (1e-6, 8.0)
+    BANDS, STEPS = 3, 60
+    """Bands of q from each of which a resample descends, and for how many steps at most."""
 
     def fit(self, x_I: Array, w_I: Array, y_BI: Array, *, polish: bool = True) -> Array:
         level_B1, root_I = y_BI.mean(1, keepdims=True), np.sqrt(w_I)
         target_BI = (y_BI - level_B1) * root_I
-        theta_BK = self._search(x_I, root_I, target_BI)
+        theta_BK, others_NBK = self._search(x_I, root_I, target_BI)
         if polish:
-            both_B = (theta_BK[:, 1] < 0) & (theta_BK[:, 2] > 0)
-            theta_BK[both_B] = self._polish(x_I, root_I, target_BI[both_B], theta_BK[both_B])
+            lone_B1 = ((theta_BK[:, 1] == 0) | (theta_BK[:, 2] == 0))[:, None]
+            for start_BK in (np.where(lone_B1, theta_BK, np.nan), *others_NBK):
+                rows = np.flatnonzero(np.isfinite(start_BK[:, 0]))
+                low_K, high_K = self.box
+                found = minimise(
+                    lambda at_RK, own, rows=rows: self._derivatives(x_I, root_I, target_BI[rows[own]], at_RK),
+                    start_BK[rows],
+                    low_K,
+                    high_K,
+                    _exact(target_BI),
+                    self.STEPS,
+                )
+                before_R = self._derivatives(x_I, root_I, target_BI[rows], theta_BK[rows])[0]
+                lower_R = found.objective_B < before_R * (1 - SAME)
+                theta_BK[rows[lower_R]] = found.theta_BK[lower_R]
+            for k, other in ((1, 3), (2, 4)):
+                theta_BK[theta_BK[:, k] == 0, other] = 1.0
         theta_BK[:, 0] += level_B1[:, 0]
         return theta_BK
 
-    def _search(self, x_I: Array, root_I: Array, target_BI: Array) -> Array:
-        """Best point of a grid over (p, q). For given (p, q) the rest is linear, and the best sign-constrained fit is an unconstrained one
-        with both terms, with one of them or with none."""
+    def _search(self, x_I: Array, root_I: Array, target_BI: Array) -> tuple[Array, list[Array]]:
+        """Best point of a grid over (p, q) -> [B, K], and the best with both terms in each band of q -> [B, K] each, NaN where none is.
+
+        For given (p, q) the rest is linear, and the best sign-constrained fit is an unconstrained one with both terms, with one of them
+        or with none.
+        """
         theta_BK = np.zeros((len(target_BI), 5))
         least_B = np.full(len(target_BI), np.inf)
         p_axis, q_axis, unused = np.linspace(*self.P, 9), np.linspace(*self.Q, 11), np.ones(1)
+        bands = []
         for columns, p_values, q_values in (
             ([0], unused, unused),
             ([0, 1], p_axis, unused),
             ([0, 2], unused, q_axis),
-            ([0, 1, 2], p_axis, q_axis),
+            *(([0, 1, 2], p_axis, band) for band in np.array_split(q_axis, self.BANDS)),
         ):
             p_G, q_G = (axis.ravel() for axis in np.meshgrid(p_values, q_values, indexing="ij"))
             q_GIK, r_GKK = np.linalg.qr(self._basis(x_I, p_G, q_G)[:, :, columns] * root_I[:, None])
@@ -168,51 +201,48 @@ class TwoPower(Law):
             for k, column in enumerate(columns):
                 if column:
                     excess_GB[linear_GKB[:, k] * self.SIGNS[column] <= 0] = np.inf
-            g_B = excess_GB.argmin(0)
-            rows = np.flatnonzero(excess_GB[g_B, np.arange(len(g_B))] < least_B)
-            g_R = g_B[rows]
-            least_B[rows] = excess_GB[g_R, rows]
-            theta_BK[rows] = 0
-            theta_BK[rows[:, None], columns] = linear_GKB[g_R, :, rows]
-            theta_BK[rows, 3], theta_BK[rows, 4] = p_G[g_R], q_G[g_R]
-        return theta_BK
+            g_B, rows = excess_GB.argmin(0), np.arange(len(target_BI))
+            found_BK = np.zeros_like(theta_BK)
+            found_BK[rows[:, None], columns] = linear_GKB[g_B, :, rows]
+            found_BK[:, 3], found_BK[:, 4] = p_G[g_B], q_G[g_B]
+            excess_B = excess_GB[g_B, rows]
+            theta_BK[excess_B < least_B] = found_BK[excess_B < least_B]
+            least_B = np.minimum(least_B, excess_B)
+            if len(columns) == 3:
+                bands.append(np.where(np.isfinite(excess_B)[:, None], found_BK, np.nan))
+        return theta_BK, bands
 
-    def _polish(self, x_I: Array, root_I: Array, target_BI: Array, theta_BK: Array) -> Array:
-        """Levenberg-Marquardt over (p, q), all rows at once, the linear part solved inside (variable projection, Kaufman's Jacobian)."""
-        limits = np.array([self.P, self.Q])
+    @property
+    def box(self) -> tuple[Array, Array]:
+        """Ends of the admissible range of each parameter -> [K], [K]."""
+        low_K, high_K = np.array([(-np.inf, np.inf), (-np.inf, 0), (0, np.inf), self.P, self.Q]).T
+        return low_K, high_K
+
+    def settled(self, x_I: Array, w_I: Array, y_BI: Array, theta_BK: Array) -> Array:
+        root_I = np.sqrt(w_I)
+        f_B, g_BK, h_BKK = self._derivatives(x_I, root_I, y_BI * root_I, theta_BK)
+        gain_B = full_step(theta_BK, g_BK, h_BKK, *self.box)[1]
+        return np.asarray((gain_B <= SETTLED * f_B) | (f_B <= _exact((y_BI - y_BI.mean(1, keepdims=True)) * root_I)))
+
+    def _derivatives(self, x_I: Array, root_I: Array, target_RI: Array, theta_RK: Array) -> tuple[Array, Array, Array]:
+        """Half the weighted squares, gradient and Hessian -> [R], [R, K], [R, K, K]."""
+        c, a, b, p, q = theta_RK.T[:, :, None]
         log_I = np.log(np.maximum(1 - x_I, 1e-300))
-        damping_B11 = np.full((len(theta_BK), 1, 1), 1e-3)
-
-        def project(pq_B2: Array) -> tuple[Array, Array, Array]:
-            q_BIK, r_BKK = np.linalg.qr(self._basis(x_I, *pq_B2.T) * root_I[:, None])
-            along_BK1 = q_BIK.swapaxes(1, 2) @ target_BI[:, :, None]
-            return q_BIK, np.linalg.solve(r_BKK, along_BK1)[:, :, 0], target_BI - (q_BIK @ along_BK1)[:, :, 0]
-
-        pq_B2 = theta_BK[:, 3:]
-        q_BIK, linear_BK, rest_BI = project(pq_B2)
-        for _ in range(30):
-            p_B1, q_B1 = pq_B2[:, :1], pq_B2[:, 1:]
-            step = 1e-6
-            along_q = (self.fall(x_I, q_B1 + step) - self.fall(x_I, np.maximum(q_B1 - step, 1e-9))) / (
-                q_B1 + step - np.maximum(q_B1 - step, 1e-9)
-            )
-            slope_BI2 = -np.stack([linear_BK[:, [1]] * (1 - x_I) ** p_B1 * log_I, linear_BK[:, [2]] * along_q], axis=2) * root_I[:, None]
-            slope_BI2 -= q_BIK @ (q_BIK.swapaxes(1, 2) @ slope_BI2)
-            downhill_B2 = -(slope_BI2 * rest_BI[:, :, None]).sum(1)
-            held_B2 = ((pq_B2 <= limits[:, 0]) & (downhill_B2 < 0)) | ((pq_B2 >= limits[:, 1]) & (downhill_B2 > 0))
-            slope_BI2 = np.where(held_B2[:, None], 0, slope_BI2)
-            normal_B22 = slope_BI2.swapaxes(1, 2) @ slope_BI2
-            scale_B22 = normal_B22 * np.eye(2) + np.eye(2) * (1e-30 + held_B2[:, None])
-            move_B21 = np.linalg.solve(
-                normal_B22 + damping_B11 * scale_B22 + np.eye(2) * 1e-30, np.where(held_B2, 0, downhill_B2)[:, :, None]
-            )
-            trial_B2 = np.clip(pq_B2 + move_B21[:, :, 0], limits[:, 0], limits[:, 1])
-            q_new, linear_new, rest_new = project(trial_B2)
-            better_B = ((rest_new**2).sum(1) < (rest_BI**2).sum(1)) & (linear_new[:, 1] < 0) & (linear_new[:, 2] > 0)
-            damping_B11 = np.clip(np.where(better_B[:, None, None], damping_B11 / 10, damping_B11 * 10), 1e-12, 1e6)
-            pq_B2, linear_BK = np.where(better_B[:, None], trial_B2, pq_B2), np.where(better_B[:, None], linear_new, linear_BK)
-            rest_BI, q_BIK = np.where(better_B[:, None], rest_new, rest_BI), np.where(better_B[:, None, None], q_new, q_BIK)
-        return np.hstack([linear_BK, pq_B2])
+        gain_RI = (1 - x_I) ** p
+        fall_RI, slope_RI, bend_RI = self.falls(x_I, q)
+        rest_RI = target_RI - root_I * (c + a * gain_RI + b * fall_RI)
+        each = [np.ones_like(gain_RI), gain_RI, fall_RI, a * gain_RI * log_I, b * slope_RI]
+        slope_RIK = np.stack(each, axis=2) * root_I[:, None]
+        h_RKK = slope_RIK.swapaxes(1, 2) @ slope_RIK
+        bends = {(1, 3): gain_RI * log_I, (2, 4): slope_RI, (3, 3): a * gain_RI * log_I**2, (4, 4): b * bend_RI}
+        for (k, other), bend in bends.items():
+            h_RKK[:, k, other] -= (rest_RI * root_I * bend).sum(1)
+            h_RKK[:, other, k] = h_RKK[:, k, other]
+        for k, other in ((1, 3), (2, 4)):  # a power whose term is nothing has no say
+            none_R = theta_RK[:, k] == 0
+            h_RKK[none_R, k, other] = h_RKK[none_R, other, k] = 0
+            h_RKK[none_R, other, other] = 1
+        return (rest_RI**2).sum(1) / 2, -(slope_RIK * rest_RI[:, :, None]).sum(1), h_RKK
 
     def value(self, x_X: Array, theta_BK: Array) -> Array:
         c, a, b, p, q = theta_BK.T[:, :, None]
@@ -245,8 +275,17 @@ class TwoPower(Law):
 
     def fall(self, x: Array, q: Array) -> Array:
         """g_q(x)."""
-        power, first, last = (np.expm1(-q * np.log(u)) for u in (x + self.OFFSET, self.OFFSET, 1 + self.OFFSET))
-        return (power - last) / (first - last)
+        return self.falls(x, q)[0]
+
+    def falls(self, x: Array, q: Array) -> tuple[Array, Array, Array]:
+        """g_q(x) and its first two derivatives by q."""
+        logs = [np.log(u) for u in (x + self.OFFSET, np.asarray(self.OFFSET), np.asarray(1 + self.OFFSET))]
+        # of -(u^-q - 1) / q, for each u
+        here, first, last = ((v * g, -(v**2) * g1, v**3 * g2) for v in logs for g, g1, g2 in [growth(-q * v)])
+        over, under = [a - b for a, b in zip(here, last, strict=True)], [a - b for a, b in zip(first, last, strict=True)]
+        value = over[0] / under[0]
+        slope = (over[1] - value * under[1]) / under[0]
+        return value, slope, (over[2] - 2 * slope * under[1] - value * under[2]) / under[0]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ Derivatives = Callable[[Array, Array], tuple[Array, Array, Array]]
 """(theta [R, K], row numbers [R]) -> objective [R], gradient [R, K], Hessian [R, K, K]."""
 STEPS = 300  # nearly all rows rest after fifteen
 SETTLED, DONE = 1e-10, 1e-14  # what a full step would still gain, relative to the objective
+SAME = 1e-9  # part of the objective by which another minimum must be lower to be taken: of equal ones the first found stays
 POLISH = 4  # full steps at the end, judged by the gradient: there the objective is level within its rounding, a parameter is not yet
 TINY = 1e-12  # so near to an end of its range a parameter is put there
 FLAT = 1e-9  # least curvature, relative to the diagonal, that a step relies on
@@ -81,22 +82,22 @@ def _polish(
     derivatives: Derivatives, theta_BK: Array, f_B: Array, g_BK: Array, h_BKK: Array, low_K: Array, high_K: Array, live_R: Array
 ) -> None:
     """Full Newton steps, in place, as long as they make a further one gain less: to where rounding alone moves a parameter."""
-    none_R = np.zeros(len(live_R))
-
-    def step(at_RK: Array, g_RK: Array, h_RKK: Array) -> tuple[Array, Array]:
-        held_RK = ((at_RK <= low_K) & (g_RK > 0)) | ((at_RK >= high_K) & (g_RK < 0))
-        return _step(g_RK, h_RKK, held_RK, none_R[: len(at_RK)])
-
-    move_RK, gain_R = step(theta_BK[live_R], g_BK[live_R], h_BKK[live_R])
+    move_RK, gain_R = full_step(theta_BK[live_R], g_BK[live_R], h_BKK[live_R], low_K, high_K)
     for _ in range(POLISH):
         trial_RK = np.clip(theta_BK[live_R] + move_RK, low_K, high_K)
         f_R, g_RK, h_RKK = derivatives(trial_RK, live_R)
-        move_RK, left_R = step(trial_RK, g_RK, h_RKK)
-        better_R = (left_R < gain_R) & (f_R <= f_B[live_R] * (1 + 1e-12))
+        move_RK, left_R = full_step(trial_RK, g_RK, h_RKK, low_K, high_K)
+        better_R = (left_R < gain_R) & (f_R <= f_B[live_R] * (1 + SAME))
         live_R, gain_R, move_RK = live_R[better_R], left_R[better_R], move_RK[better_R]
         if not len(live_R):
             return
         theta_BK[live_R], f_B[live_R] = trial_RK[better_R], f_R[better_R]
+
+
+def full_step(at_RK: Array, g_RK: Array, h_RKK: Array, low_K: Array, high_K: Array) -> tuple[Array, Array]:
+    """The undamped step from a point in the box, and what it would gain -> [R, K], [R]."""
+    held_RK = ((at_RK <= low_K) & (g_RK > 0)) | ((at_RK >= high_K) & (g_RK < 0))
+    return _step(g_RK, h_RKK, held_RK, np.zeros(len(at_RK)))
 
 
 def _step(g_RK: Array, h_RKK: Array, held_RK: Array, damping_R: Array) -> tuple[Array, Array]:
@@ -112,4 +113,4 @@ def _step(g_RK: Array, h_RKK: Array, held_RK: Array, damping_R: Array) -> tuple[
     size_RK = np.maximum(np.abs(size_RK), FLAT)
     along_RK = np.einsum("rkj,rk->rj", axes_RKK, np.where(held_RK, 0, g_RK / scale_RK))
     move_RK = -np.einsum("rkj,rj->rk", axes_RKK, along_RK / (size_RK + damping_R[:, None])) / scale_RK
-    return move_RK, (along_RK**2 / size_RK).sum(1) / 2
+    return np.where(held_RK, 0, move_RK), (along_RK**2 / size_RK).sum(1) / 2

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from analysis.fits.newton import STEPS, Minimum, minimise
+from analysis.fits.newton import SAME, STEPS, Minimum, minimise
 from analysis.fits.types import Status
 
 Array = np.ndarray
@@ -22,8 +22,6 @@ FIRST_STEPS, FOLLOWED = 20, 16
 """All starts descend so many steps, then the lowest of them to their minima."""
 ROUNDS, LOOKED_AT = 5, 500
 """How often the resamples are compared, and with how many minima of others."""
-SAME = 1e-9
-"""Part of the objective by which another minimum must be lower to be taken: of equal ones the first found stays."""
 APART = 1e-3
 """Minima of the data farther apart than this in a parameter are two."""
 UNSETTLED = 0.03
