@@ -21,6 +21,7 @@ from markupsafe import Markup, escape
 
 from analysis import prose
 from analysis.figures.style import save
+from analysis.fits.types import plain
 from analysis.results import Results
 from analysis.studies import analyse
 from analysis.studies.tables import PLANNED, as_text, number
@@ -62,7 +63,7 @@ def summarize(results_dir: Path | str) -> str:
 
 
 def _fits_record(results: Results, analysis: Analysis) -> dict[str, Any]:
-    fits = analysis.fits()
+    fits = plain(analysis.fits())
     readings = [asdict(reading) for reading in analysis.readings()]
     provenance = {
         "trials_csv_sha256": hashlib.sha256((results.folder / "trials.csv").read_bytes()).hexdigest(),

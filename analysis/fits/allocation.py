@@ -165,8 +165,9 @@ class AllocationFit(Fit):
             noun: what the shares are called.
         """
         lines = []
-        open_ended = {self.shares[0], self.shares[-1]} <= set(self.tied)
-        if len(self.tied) == len(self.shares):
+        ends = {*self.shares[:1], *self.shares[-1:]}
+        open_ended = bool(ends) and ends <= set(self.tied)
+        if self.tied and len(self.tied) == len(self.shares):
             lines.append(f"All sampled {noun}s are statistically tied.")
         elif self.best_end is not None and open_ended:
             lines.append(f"The ends {self.shares[0]:.2f} and {self.shares[-1]:.2f} are both statistically tied with the best {noun}.")

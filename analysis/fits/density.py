@@ -32,8 +32,8 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fits.linear import TIE, LinearFit, Noise, fit_linear, left_out_errors, leftover, nested
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, seed_model
-from analysis.fits.runs import Runs, read_runs
-from analysis.fits.types import Estimate, Fit, Status
+from analysis.fits.runs import LENGTH, NO_LOSS, Runs, distinct, read_runs, require_one_budget, same_losses, same_seeds
+from analysis.fits.types import REFUTED, Estimate, Fit, Status, with_doubt
 from analysis.fits.words import signed
 
 if TYPE_CHECKING:
@@ -148,9 +148,7 @@ class DensityFit(Fit):
             )
         if self.paired_sd is not None:
             lines.append(f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd).")
-        if self.message:
-            lines.append(f"{'Caution' if self.status is Status.CONVERGED else f'Status {self.status}'}: {self.message}")
-        return " ".join(lines)
+        return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:
         """The means and the surface of `figures.density.density_data`; empty without a surface."""
@@ -185,8 +183,8 @@ def fit_density(
         A fit whose status says whether its numbers may be quoted. Poor data give a status, not an exception.
 
     Raises:
-        AnalysisError: a column is missing or holds text, a count is not positive, a trial id is repeated, or one seed stands twice at one
-            point.
+        AnalysisError: a column is missing or holds text, a count is not positive, a trial id is repeated, one seed stands twice at one
+            point, or the runs are of several lengths or vocabularies.
     """
     runs = read_runs(frame, (rows, read), loss, seed, "fit_density")
     if not (runs.x_NK > 0).all():
@@ -206,6 +204,7 @@ def fit_density(
         "band": "pointwise, without what moves all points of a seed alike",
         "held_out_set": "the same sequences for every run; intervals hold for that set",
     }
+    require_one_budget(frame, rows, "fit_density", LENGTH)
     points_I2, point_N = np.unique(runs.x_NK, axis=0, return_inverse=True) if len(runs.rows) else (np.zeros((0, 2)), np.zeros(0, int))
     common: dict[str, Any] = {
         "points": tuple((float(size), float(reads)) for size, reads in points_I2),
@@ -228,7 +227,12 @@ def fit_density(
     least = min((each.aicc for each in surfaces if each.aicc is not None), default=0.0)
     drawn = next((each for each in surfaces if each.aicc is not None and each.aicc <= least + TIE), surfaces[0])
     status, doubts = Status.CONVERGED, []
-    if drawn.lack_of_fit_p is not None and drawn.lack_of_fit_p < 0.01:
+    copied = same_seeds(model.sd, runs.y_N)
+    if copied:
+        status = Status.TOO_FEW_POINTS
+        doubts.append(copied)
+    elif drawn.lack_of_fit_p is not None and drawn.lack_of_fit_p < REFUTED:
+        status = Status.POOR_FIT
         doubts.append(f"the means miss the surface by more than noise explains (p = {drawn.lack_of_fit_p:.1g}): trust the points first.")
     if model.df == 0:
         status = Status.TOO_FEW_POINTS
@@ -265,9 +269,12 @@ def _refusal(runs: Runs, points_I2: Array) -> tuple[Status, str] | None:
     """Why nothing can be fitted, or None."""
     bad = runs.unusable()
     if bad:
-        return Status.NOT_FINITE, f"the loss of {bad} is not a number or is negative: leave such runs out and say so, or repeat them."
-    sizes, reads = (len(np.unique(values)) for values in points_I2.T)
-    if len(points_I2) <= TERMS["plane"] or not _allowed(_logs(points_I2, points_I2)):
+        return Status.NOT_FINITE, NO_LOSS.format(bad)
+    equal = same_losses(runs.y_N)
+    if equal:
+        return Status.TOO_FEW_POINTS, equal
+    sizes, reads = (distinct(values) for values in points_I2.T)
+    if min(sizes, reads) < 2 or len(points_I2) <= TERMS["plane"] or not _allowed(_logs(points_I2, points_I2)):
         return (
             Status.TOO_FEW_POINTS,
             f"too small a grid (points: {len(points_I2)}, row counts: {sizes}, counts of rows read: {reads}): cross at least two of each.",

@@ -18,8 +18,8 @@ import pandas as pd
 
 from analysis.fits.linear import LEVEL, Noise, chance, combine, covariance, holm
 from analysis.fits.noise import seed_model
-from analysis.fits.runs import read_runs
-from analysis.fits.types import Estimate, Fit, Status
+from analysis.fits.runs import LENGTH, NO_LOSS, read_runs, require_one_budget, same_losses, same_seeds
+from analysis.fits.types import Estimate, Fit, Status, with_doubt
 from analysis.fits.words import signed
 
 if TYPE_CHECKING:
@@ -82,9 +82,7 @@ class LadderFit(Fit):
             lines.append(f"No finished run of rung {', '.join(map(str, missing))}: the steps to and from there are left out.")
         if self.paired_sd is not None:
             lines.append(f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd).")
-        if self.message:
-            lines.append(f"Status {self.status}: {self.message}")
-        return " ".join(lines)
+        return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:
         """The steps of `figures.ladder.ladder_data`."""
@@ -113,9 +111,11 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
         A fit whose status says whether its numbers may be quoted. Poor data give a status, not an exception.
 
     Raises:
-        AnalysisError: a column is missing or holds text, a trial id is repeated, or one seed stands twice at one rung.
+        AnalysisError: a column is missing or holds text, a trial id is repeated, one seed stands twice at one rung, or the
+            runs are of several lengths or vocabularies.
     """
     runs = read_runs(frame, (rung,), loss, seed, "fit_ladder")
+    require_one_budget(frame, rung, "fit_ladder", LENGTH)
     common: dict[str, Any] = {
         "law": "paired steps",
         "seeds": len(np.unique(runs.seeds_N)),
@@ -134,9 +134,11 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
     bad, places = runs.unusable(), [int(place) for place in np.unique(runs.x_NK[:, 0])]
     if bad or len(places) < 2:
         status = Status.NOT_FINITE if bad else Status.TOO_FEW_POINTS
-        words = f"the loss of {bad} is not a number or is negative: leave such runs out and say so, or repeat them."
         few = f"rungs with a finished run: {len(places)}; a step needs two."
-        return LadderFit(status=status, message=words if bad else few, **common)
+        return LadderFit(status=status, message=NO_LOSS.format(bad) if bad else few, **common)
+    equal = same_losses(runs.y_N)
+    if equal:
+        return LadderFit(status=Status.TOO_FEW_POINTS, message=equal, **common)
 
     model = seed_model(runs.x_NK[:, 0], runs.y_N, runs.seeds_N)
     noise = Noise(model.sd, model.df)
@@ -159,6 +161,9 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
     if model.df == 0:
         status = Status.TOO_FEW_POINTS
         message = "no repeats, so seed noise is not measured and no step can be told from it: train a second seed."
+    copied = same_seeds(model.sd, runs.y_N)
+    if copied:
+        status, message = Status.TOO_FEW_POINTS, copied
     return LadderFit(
         status=status,
         message=message,

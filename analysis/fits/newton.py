@@ -84,20 +84,23 @@ def _polish(
     """Full Newton steps, in place, as long as they make a further one gain less: to where rounding alone moves a parameter."""
     move_RK, gain_R = full_step(theta_BK[live_R], g_BK[live_R], h_BKK[live_R], low_K, high_K)
     for _ in range(POLISH):
+        if not len(live_R):
+            return
         trial_RK = np.clip(theta_BK[live_R] + move_RK, low_K, high_K)
         f_R, g_RK, h_RKK = derivatives(trial_RK, live_R)
         move_RK, left_R = full_step(trial_RK, g_RK, h_RKK, low_K, high_K)
         better_R = (left_R < gain_R) & (f_R <= f_B[live_R] * (1 + SAME))
         live_R, gain_R, move_RK = live_R[better_R], left_R[better_R], move_RK[better_R]
-        if not len(live_R):
-            return
         theta_BK[live_R], f_B[live_R] = trial_RK[better_R], f_R[better_R]
 
 
 def full_step(at_RK: Array, g_RK: Array, h_RKK: Array, low_K: Array, high_K: Array) -> tuple[Array, Array]:
     """The undamped step from a point in the box, and what it would gain -> [R, K], [R]."""
+    finite_R = np.isfinite(h_RKK).all((1, 2)) & np.isfinite(g_RK).all(1)
+    g_RK, h_RKK = np.where(finite_R[:, None], g_RK, 0), np.where(finite_R[:, None, None], h_RKK, np.eye(g_RK.shape[1]))
     held_RK = ((at_RK <= low_K) & (g_RK > 0)) | ((at_RK >= high_K) & (g_RK < 0))
-    return _step(g_RK, h_RKK, held_RK, np.zeros(len(at_RK)))
+    move_RK, gain_R = _step(g_RK, h_RKK, held_RK, np.zeros(len(at_RK)))
+    return move_RK, np.where(finite_R, gain_R, np.inf)
 
 
 def _step(g_RK: Array, h_RKK: Array, held_RK: Array, damping_R: Array) -> tuple[Array, Array]:

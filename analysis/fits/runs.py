@@ -150,18 +150,27 @@ def distinct(x_N: Array) -> int:
     return count
 
 
-def require_one_budget(frame: pd.DataFrame, x: str, caller: str) -> None:
+LENGTH = ("tokens", "embedding_params")
+SIZES = (*LENGTH, "total_params", "active_params")
+"""Columns that are alike in the runs of one budget; only `LENGTH` where a point sets the sizes itself."""
+
+
+def require_one_budget(frame: pd.DataFrame, x: str, caller: str, columns: Sequence[str] = SIZES) -> None:
     """Refuse runs of several budgets or vocabularies in one curve, as in two results put together.
+
+    Args:
+        x: column that sets the points apart; rows that lack it are left out.
+        columns: that must be alike.
 
     Raises:
         AnalysisError: naming the column and its values.
     """
     used = finished(frame[frame[x].notna()])
-    for column in ("tokens", "embedding_params", "total_params", "active_params"):
+    for column in columns:
         if column in used and used[column].notna().any():
             held = floats(used[column], lambda row: f"{caller}: {places(used)[row]}")
             least, most = np.nanmin(held), np.nanmax(held)
-            if most > least * (MIXED if column in ("total_params", "active_params") else 1):
+            if most > least * (MIXED if column not in LENGTH else 1 + 1e-6):
                 raise AnalysisError(
                     f"{caller}: column `{column}` runs from {least:,.0f} to {most:,.0f}, so the losses cannot be compared; fit one cell "
                     "at a time, as `analysis.split_cells` gives them, or all budgets at once with `analysis.fit_joint`"

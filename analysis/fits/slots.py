@@ -24,7 +24,7 @@ from analysis.fits.interval import percent, takes_level
 from analysis.fits.linear import TIE, LinearFit, Noise, combine, covariance, fit_linear, left_out_errors, leftover, part
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model
 from analysis.fits.power import ALPHA, box_cox, fit_means
-from analysis.fits.runs import NO_LOSS, Runs, distinct, read_runs, require_resamples, same_losses, same_seeds
+from analysis.fits.runs import LENGTH, NO_LOSS, Runs, distinct, read_runs, require_one_budget, require_resamples, same_losses, same_seeds
 from analysis.fits.types import REFUTED, Estimate, Fit, Status, with_doubt
 from analysis.fits.words import signed
 from analysis.table import si
@@ -223,8 +223,8 @@ def fit_slots(
         Fits whose status says whether their numbers may be quoted. Poor data give a status, not an exception.
 
     Raises:
-        AnalysisError: a column is missing or holds text, rows are not positive, a trial id is repeated, or one seed stands twice at one
-            point.
+        AnalysisError: a column is missing or holds text, rows are not positive, a trial id is repeated, one seed stands twice at one
+            point, or the runs are of several lengths or vocabularies.
     """
     require_columns(frame.columns, (mechanism, x, loss, seed), "fit_slots")
     require_resamples(resamples, "fit_slots")
@@ -232,6 +232,7 @@ def fit_slots(
     alphabet = sorted(names, key=str)
     codes = frame[mechanism].map({name: code for code, name in enumerate(alphabet)}).fillna(-1).astype(int)
     runs = read_runs(frame.assign(**{mechanism: codes, x: frame[x].where(codes >= 0, 0)}), (mechanism, x), loss, seed, "fit_slots")
+    require_one_budget(frame, seed, "fit_slots", LENGTH)
     bad, runs = runs.unusable(), _linked(runs)
     code_N, x_N = runs.x_NK.T
     if not ((x_N > 0) & np.isfinite(x_N))[code_N >= 0].all():

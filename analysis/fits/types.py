@@ -57,16 +57,45 @@ class Estimate:
         return asdict(self)
 
 
+DIGITS = 7
+"""Significant digits that are written, those of a loss in single precision. Fits converge to some five digits more, so that what a
+processor rounds differently is not among them."""
+
+
+def written(value: float) -> float:
+    """A number to `DIGITS`; a count, and what is not finite, as it is.
+
+    >>> written(1 / 3), written(123456789.0)
+    (0.3333333, 123456789.0)
+    """
+    return value if not math.isfinite(value) or float(value).is_integer() else float(f"{value:.{DIGITS}g}")
+
+
+def _written_matrix(matrix: tuple[tuple[float, ...], ...]) -> list[list[float]]:
+    """A covariance to as many digits of the standard errors' product: what is smaller is rounding, also where it should be 0."""
+    if not matrix:
+        return []
+    entries = np.array(matrix, float)
+    size = np.sqrt(np.abs(np.diag(entries)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        unit = 10.0 ** (np.floor(np.log10(np.outer(size, size))) - DIGITS)
+        rounded = np.where((unit > 0) & np.isfinite(unit), np.round(entries / unit) * unit, entries)
+    return (rounded + 0.0).tolist()  # -0 is 0
+
+
 def plain(value: Any) -> Any:
-    """Values that JSON knows: dataclasses become mappings of their public fields, tuples lists, a status its word; None is not finite."""
+    """Values that JSON knows: dataclasses become mappings of their public fields, tuples lists, a status its word; None is not finite.
+
+    Numbers are those that are `written`.
+    """
     if is_dataclass(value):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value) if not field.name.startswith("_")}
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    if isinstance(value, float):
+        return written(float(value)) if math.isfinite(value) else None
     return str(value) if isinstance(value, Status) else value
 
 
@@ -120,7 +149,8 @@ class Fit(ABC):
         """Plain values for JSON: law, status, parameters, objective, rows and conventions first, then everything else."""
         head = ("law", "status", "message", "parameters", "covariance", "objective", "rows", "conventions")
         names = [each.name for each in fields(self) if not each.name.startswith("_")]
-        return {name: plain(getattr(self, name)) for name in (*head, *(name for name in names if name not in head))}
+        record = {name: getattr(self, name) for name in (*head, *(name for name in names if name not in head))}
+        return plain(record | {"covariance": _written_matrix(self.covariance)})
 
     def to_json(self) -> str:
         """`to_dict` as JSON, NaN-free."""

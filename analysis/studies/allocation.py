@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -116,17 +116,17 @@ class Allocation(Analysis):
         if not self.drawable:
             return []
         data = allocation_data(self.drawable)
-        drawn = [Drawing("allocation", prose.allocation_caption(set(data["series"])), allocation_figure(data), data), *self._optima()]
+        drawn = [Drawing("allocation", prose.allocation_caption(set(data["series"])), allocation_figure, data), *self._optima()]
         drawn += self._beside()
         differences = differences_data(self.drawable, self.results.sequence_losses)
         if len(differences):
-            drawn.append(Drawing("differences", prose.DIFFERENCES_CAPTION, differences_figure(differences), differences))
+            drawn.append(Drawing("differences", prose.DIFFERENCES_CAPTION, differences_figure, differences))
         lines = curves_data([cell for cell, _ in self.drawable], self.results.curves)
         if len(lines):
-            drawn.append(Drawing("curves", prose.CURVES_CAPTION, curves_figure(lines), lines))
+            drawn.append(Drawing("curves", prose.CURVES_CAPTION, curves_figure, lines))
         errors = diagnostics_data(self.drawable)
         if len(errors):
-            drawn.append(Drawing("diagnostics", prose.DIAGNOSTICS_CAPTION, diagnostics_figure(errors, self.point), errors))
+            drawn.append(Drawing("diagnostics", prose.DIAGNOSTICS_CAPTION, partial(diagnostics_figure, noun=self.point), errors))
         return drawn
 
     def _beside(self) -> list[Drawing]:
@@ -142,7 +142,7 @@ class Allocation(Analysis):
                 data = optimum_data(law, factor, [(factors_of(cell.trials)[factor], fit) for cell, fit in fitted])
                 name = f"optimum-{factor}" + (f"-{place + 1}" if len(self.joint) > 1 else "")
                 caption = prose.OPTIMUM_CAPTION + (f" {label}." if len(self.joint) > 1 else "")
-                drawn.append(Drawing(name, caption, optimum_figure(data, factor), data))
+                drawn.append(Drawing(name, caption, partial(optimum_figure, factor=factor), data))
         return drawn
 
     def sections(self) -> list[Section]:

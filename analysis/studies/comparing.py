@@ -110,7 +110,7 @@ class Comparison:
         if not self.fit.differences:
             return None
         data = comparison_data(self.fit)
-        return Drawing(name, f"{self.label}. {CAPTION}" if self.label else CAPTION, comparison_figure(data), data)
+        return Drawing(name, f"{self.label}. {CAPTION}" if self.label else CAPTION, comparison_figure, data)
 
 
 def compare(cells: Sequence[Cell], apart: Sequence[str] = ()) -> list[Comparison]:

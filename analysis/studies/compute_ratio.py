@@ -85,7 +85,7 @@ class ComputeRatio(Allocation):
         if not self.drawable:
             return []
         data = allocation_data(self.drawable)
-        return [Drawing("compute-ratio", _caption(set(data["series"])), compute_ratio_figure(data), data)]
+        return [Drawing("compute-ratio", _caption(set(data["series"])), compute_ratio_figure, data)]
 
     def sections(self) -> list[Section]:
         return [*self._laws(), self._held(), *rates_sections(self.cells, self.point)]

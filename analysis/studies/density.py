@@ -97,7 +97,7 @@ class Density(Analysis):
         if not drawn:
             return []
         data = density_data(drawn)
-        return [Drawing("density", _CAPTION, density_figure(data), data)]
+        return [Drawing("density", _CAPTION, density_figure, data)]
 
     def sections(self) -> list[Section]:
         tables = []

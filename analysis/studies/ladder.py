@@ -144,7 +144,7 @@ class Ladder(Analysis):
             if any(rung.step for rung in fit.rungs):
                 data = ladder_data(fit, self.labels, self.published)
                 name, caption = ("ladder", _CAPTION) if len(self.fitted) == 1 else (f"ladder-{place}", f"{cell.label}. {_CAPTION}")
-                drawn.append(Drawing(name, caption, ladder_figure(data), data))
+                drawn.append(Drawing(name, caption, ladder_figure, data))
         return drawn
 
     def sections(self) -> list[Section]:

@@ -62,7 +62,7 @@ class Simplex(Analysis):
         data = simplex_data([(cell, fit) for cell, fit in self.fitted if len(cell.trials)])
         if data.empty:
             return []
-        return [Drawing("simplex", _caption(set(data["series"])), simplex_figure(data), data)]
+        return [Drawing("simplex", _caption(set(data["series"])), simplex_figure, data)]
 
     def sections(self) -> list[Section]:
         sections = [Section(cell.label, self._tables(fit)) for cell, fit in self.fitted]

@@ -124,7 +124,7 @@ class Slots(Analysis):
         if not drawn:
             return []
         data = slots_data(drawn, ("OverEncoding, published", PUBLISHED))
-        return [Drawing("slots", _CAPTION, slots_figure(data), data)]
+        return [Drawing("slots", _CAPTION, slots_figure, data)]
 
     def sections(self) -> list[Section]:
         tables = []

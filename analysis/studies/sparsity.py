@@ -73,7 +73,7 @@ class Sparsity(Allocation):
     def drawings(self) -> list[Drawing]:
         if self.points.empty:
             return super().drawings()
-        return [Drawing("sparsity", _CAPTION, sparsity_figure(self.points), self.points), *super().drawings()]
+        return [Drawing("sparsity", _CAPTION, sparsity_figure, self.points), *super().drawings()]
 
     def sections(self) -> list[Section]:
         rows = [

@@ -7,13 +7,15 @@ computes; `report` is what reads and writes files. A study in progress has a rep
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.errors import AnalysisError
+from analysis.fits.types import written
 from analysis.results import Results
 
 
@@ -34,8 +36,15 @@ class Drawing:
 
     name: str
     caption: str
-    figure: Figure
+    draw: Callable[[pd.DataFrame], Figure]
     data: pd.DataFrame
+    """To the digits that are written (`fits.types.written`), also for the figure: so both are the same on every processor."""
+    figure: Figure = field(init=False)
+
+    def __post_init__(self) -> None:
+        numbers = {name: column.map(written) for name, column in self.data.items() if column.dtype == float}
+        object.__setattr__(self, "data", self.data.assign(**numbers))
+        object.__setattr__(self, "figure", self.draw(self.data))
 
 
 @dataclass(frozen=True)

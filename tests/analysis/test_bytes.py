@@ -9,7 +9,36 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 New = Callable[..., Path]
+RESULTS = Path(__file__).parents[2] / "results"
+# NumPy and OpenBLAS take their code for other processors where their environment variables say so.
+PLAIN = " ".join(np._core._multiarray_umath.__cpu_dispatch__)
+SETTINGS = (
+    {"OMP_NUM_THREADS": "1"},
+    {"OMP_NUM_THREADS": "2", "OPENBLAS_CORETYPE": "Haswell"},
+    {"OMP_NUM_THREADS": "1", "OPENBLAS_CORETYPE": "Nehalem", "NPY_DISABLE_CPU_FEATURES": PLAIN},
+)
+FITS = """
+import numpy as np, pandas as pd
+from analysis import fit_allocation, fit_joint, fit_slots
+rng = np.random.default_rng(3)
+shares = np.array([1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
+parts = []
+for tokens in (500_000, 2_000_000):
+    for seed in range(2):
+        loss = 5 - tokens / 4e6 - 0.1 * (1 - shares) ** 0.5 + 0.02 / (shares + 0.1) ** 0.5 + 0.01 * rng.standard_normal(6)
+        sizes = {"tokens": tokens, "total_params": 1e6, "active_params": 1e5, "seed": seed}
+        parts.append(pd.DataFrame({**sizes, "share_moe": shares, "val_loss": loss}))
+runs = pd.concat(parts, ignore_index=True)
+print(fit_joint(runs, resamples=60).to_json())
+print(fit_allocation(runs[runs["tokens"] == 500_000], law="two-power", resamples=300).to_json())
+rows = pd.DataFrame({"mechanism": "engram", "memory_rows": np.tile(4.0 ** np.arange(2, 8), 2), "seed": np.repeat([0, 1], 6)})
+print(fit_slots(rows.assign(val_loss=3 + rows["memory_rows"] ** -0.4 + 0.01 * rng.standard_normal(12)), resamples=300).to_json())
+print((np.exp(rng.standard_normal((50, 50))) @ np.exp(rng.standard_normal((50, 50)))).sum(0).tolist())
+"""
 POINTS = [
     {
         "memory_rows": rows,
@@ -59,3 +88,27 @@ def test_bytes_do_not_depend_on_process_place_locale_style_or_order_of_files(new
     assert {Path(name).suffix for name in first} == {".json", ".html", ".svg", ".png", ".csv"}
     figures = {name.rsplit(".", 1)[0] for name in first if "figures/" in name}
     assert all(f"{figure}.{suffix}" in first for figure in figures for suffix in ("svg", "png", "csv"))  # no figure without its data
+
+
+def test_fits_do_not_depend_on_the_processor() -> None:
+    said = []
+    for setting in SETTINGS:
+        done = subprocess.run([sys.executable, "-c", FITS], env=os.environ | setting, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.splitlines())
+    assert said[0][:-1] == said[1][:-1] == said[2][:-1]
+    if said[0][-1] == said[2][-1]:
+        pytest.skip("NumPy rounds alike under all settings here, so nothing was compared")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["allocation-cpu", "memory-slots"])
+def test_a_report_does_not_depend_on_the_processor(name: str, tmp_path: Path) -> None:
+    written = []
+    for place, setting in enumerate(SETTINGS):
+        folder = tmp_path / f"copy-{place}" / name
+        shutil.copytree(RESULTS / name, folder)
+        written.append(report([folder], tmp_path / f"home-{place}", **setting))
+    assert len(written[0]) > 4
+    for other in written[1:]:
+        assert [path for path in written[0] if written[0][path] != other[path]] == []

@@ -278,3 +278,17 @@ def test_results_of_another_kind_are_refused_by_folder_and_remedy(new_points: Ne
     one = [point for point in points() if point["memory_rows_read"] == READS[0]]
     with pytest.raises(AnalysisError, match=r"density: column `memory_rows_read` has one value in all trials.*; vary `model.POOL.top_m`"):
         write_report(new_points("density", one))
+
+
+def test_a_refuted_surface_copies_equal_losses_and_two_budgets_are_told_before_any_number() -> None:
+    runs = simulate(lambda size, read: 4 + 0.1 * float((np.log2(size) + np.log2(read)) % 4 > 1), noise=0.002)
+    poor = fit_density(runs)
+    assert poor.status is Status.POOR_FIT
+    assert poor.summary().startswith("Status poor_fit: the means miss the surface")
+    one = simulate(seeds=1)
+    copies = fit_density(pd.concat([one, one.assign(seed=1, trial_id="c" + one["trial_id"])]))
+    assert copies.status is Status.TOO_FEW_POINTS
+    assert copies.summary().startswith("Status too_few_points: different seeds have the same losses")
+    assert "all losses are equal" in fit_density(one.assign(val_loss=4.0)).summary()
+    with pytest.raises(AnalysisError, match=r"fit_density: column `tokens` runs from 1,000,000 to 2,000,000"):
+        fit_density(runs.assign(tokens=np.where(runs["memory_rows"] == SIZES[0], 1e6, 2e6)))

@@ -39,7 +39,7 @@ def drawn(folder: Path, name: str) -> dict[str, pd.DataFrame]:
         runs = data[data["trial_id"].notna()].set_index("trial_id")
         losses = load_trials(folder).set_index("trial_id")["val_loss"]
         apart = (runs["loss"] - losses[runs.index]).groupby(runs["seed"])
-        assert apart.max().to_numpy() == pytest.approx(apart.min().to_numpy(), abs=1e-9)  # a run, or a run less its seed's effect
+        assert apart.max().to_numpy() == pytest.approx(apart.min().to_numpy(), abs=2e-6)  # a run, or that less its seed effect, to 7 digits
     return {str(key): group for key, group in data.groupby("series" if "series" in data else "quantity", sort=False)}
 
 

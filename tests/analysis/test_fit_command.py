@@ -31,6 +31,11 @@ def runs() -> pd.DataFrame:
     )
 
 
+def one_length() -> pd.DataFrame:
+    """`runs` as a study of rows has them."""
+    return runs().drop(columns="tokens")
+
+
 def shares(*tokens: float) -> pd.DataFrame:
     """36 runs over the share of routed experts, two seeds at each of these budgets."""
     each = 18 // len(tokens)
@@ -67,7 +72,9 @@ def table(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """`runs`, or where the test has a law the table that it needs."""
     law = request.node.callspec.params.get("law") if hasattr(request.node, "callspec") else None
     path = tmp_path / "runs.csv"
-    {"allocation": lambda: shares(1e6), "allocation-joint": lambda: shares(1e6, 4e6)}.get(law, runs)().to_csv(path, index=False)
+    {"allocation": lambda: shares(1e6), "allocation-joint": lambda: shares(1e6, 4e6), "slots": one_length}.get(law, runs)().to_csv(
+        path, index=False
+    )
     return path
 
 
@@ -386,7 +393,7 @@ def test_dates_and_truth_values_are_no_numbers(value: object, tmp_path: Path) ->
 
 def test_seeds_of_json_lines_may_be_text_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "runs.jsonl"
-    runs().assign(seed=lambda frame: frame["seed"].map({0: "a", 1: 1})).to_json(path, orient="records", lines=True)
+    one_length().assign(seed=lambda frame: frame["seed"].map({0: "a", 1: 1})).to_json(path, orient="records", lines=True)
     assert main(["fit", "--law", "slots", str(path), *LAWS["slots"].example.split(), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["seeds"] == 2
 

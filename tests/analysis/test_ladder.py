@@ -271,3 +271,13 @@ def test_the_sweep_makes_all_published_steps_in_their_order() -> None:
     steps = [published_change(*pair) for pair in pairwise(settings)]
     assert steps[:11] == [line.loss for line in PUBLISHED]
     assert steps[11:] == [None] * 7
+
+
+def test_copies_equal_losses_and_two_budgets_are_told_before_any_number() -> None:
+    one = simulate(seeds=1)
+    copies = fit_ladder(pd.concat([one, one.assign(seed=1, trial_id="c" + one["trial_id"])]))
+    assert copies.status is Status.TOO_FEW_POINTS
+    assert copies.summary().startswith("Status too_few_points: different seeds have the same losses")
+    assert "all losses are equal" in fit_ladder(one.assign(val_loss=4.0)).summary()
+    with pytest.raises(AnalysisError, match=r"fit_ladder: column `embedding_params` runs from 1,000 to 2,000"):
+        fit_ladder(one.assign(embedding_params=np.where(one["rung"] == 0, 1000, 2000)))

@@ -426,3 +426,9 @@ def test_two_memories_in_one_trial_are_refused_by_name(new_points: New) -> None:
     both = [point | {"model.pkm.rows": 4096} for point in points()]
     with pytest.raises(AnalysisError, match=r"trial 000000000001, .* gives `rows` to several memories.*grid of its own"):
         write_report(new_points("slots", both))
+
+
+def test_two_budgets_are_refused() -> None:
+    runs = simulate()
+    with pytest.raises(AnalysisError, match=r"fit_slots: column `tokens` runs from 1,000,000 to 2,000,000"):
+        fit_slots(runs.assign(tokens=np.where(runs["mechanism"].isna(), 1e6, 2e6)))
