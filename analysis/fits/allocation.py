@@ -165,8 +165,8 @@ class AllocationFit(Fit):
             noun: what the shares are called.
         """
         lines = []
-        ends = {*self.shares[:1], *self.shares[-1:]}
-        open_ended = bool(ends) and ends <= set(self.tied)
+        outer = {*self.shares[:1], *self.shares[-1:]}
+        open_ended = bool(outer) and outer <= set(self.tied)
         if self.tied and len(self.tied) == len(self.shares):
             lines.append(f"All sampled {noun}s are statistically tied.")
         elif self.best_end is not None and open_ended:
