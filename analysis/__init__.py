@@ -31,6 +31,8 @@ _HOMES = {
     "RoutingFit": "analysis.fits.routing",
     "SlotsFit": "analysis.fits.slots",
     "SurfaceFit": "analysis.fits.surface",
+    "DataConstrainedFit": "analysis.fits.data_constrained",
+    "fit_data_constrained": "analysis.fits.data_constrained",
     "fit_density": "analysis.fits.density",
     "fit_isoflop": "analysis.fits.isoflop",
     "fit_joint": "analysis.fits.joint",

@@ -18,6 +18,7 @@ from analysis.errors import AnalysisError
 OPTIONS = {
     "n": "parameters (activated ones, where --total is given)",
     "d": "training tokens",
+    "unique": "unique tokens among the training tokens",
     "total": "total parameters",
     "x": "the size, whichever it is",
     "flops": "training budget",
@@ -73,6 +74,14 @@ LAWS = {
         _call("surface", "fit_surface", {"n": "params", "d": "tokens"}),
         "--n params --d tokens --loss loss",
         ("n", "d", "total"),
+    ),
+    "data-constrained": Law(
+        "the same where tokens are repeated: what repeats and excess parameters are worth (arXiv 2305.16264)",
+        ("n", "d", "unique", "loss"),
+        ("run",),
+        _call("data_constrained", "fit_data_constrained", {"n": "params", "d": "tokens"}),
+        "--n params --d tokens --unique unique_tokens --loss loss",
+        ("n", "d", "unique"),
     ),
     "power": Law("L = A x^-alpha", ("x", "loss"), ("run",), _call("surface", "fit_power", floor=False), "--x flops --loss loss", ("x",)),
     "saturating-power": Law("L = E + A x^-alpha", ("x", "loss"), ("run",), _call("surface", "fit_power"), "--x flops --loss loss", ("x",)),

@@ -23,6 +23,7 @@ def runs() -> pd.DataFrame:
     loss = (1.7 + 400 * n**-0.34 + 410 * d**-0.28) * np.exp(0.005 * rng.standard_normal(36))
     frame = pd.DataFrame({"trial_id": [f"t{i}" for i in range(36)], "params": n, "tokens": d, "flops": 6 * n * d, "loss": loss})
     return frame.assign(
+        unique_tokens=np.minimum(d, 5e9),
         experts=np.repeat(2.0 ** np.arange(6), 6),
         seed=np.repeat([0, 1], 18),
         mechanism=np.tile(np.repeat(["engram", "pkm", "peer"], 6), 2),
