@@ -161,8 +161,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     from sparsemem.study.plan import describe, estimate_seconds, foresee, plan
 
     planned = plan(study)
-    foreseen = foresee(study, planned)
-    found = _detect(arguments, study.study, [p.row() for p in planned])
+    listed = [p.row() for p in planned]
+    foreseen = foresee(study, listed)
+    found = _detect(arguments, study.study, listed)
     compared = diff(study, planned, arguments.diff if arguments.diff != Path() else None) if arguments.diff is not None else None
     base = arguments.study.resolve().parent
     for data in {p.trial.data for p in planned}:

@@ -18,7 +18,7 @@ from analysis.fits.allocation import LEAST_SHARES, AllocationFit, called, fit_al
 from analysis.fits.joint import BUDGET, factors_of, fit_joint
 from analysis.fits.joint_result import JointFit
 from analysis.fits.types import Status
-from analysis.studies.comparing import Comparison, compare
+from analysis.studies.comparing import MOST, Comparison, compare
 from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
@@ -151,7 +151,12 @@ class Allocation(Analysis):
     def caveats(self) -> list[str]:
         fixed = not {"budget.total_params", "budget.active_params"} & set(varied_fields(self.results.trials))
         alone = "One total and one activated parameter count: whether the optimum moves with sparsity or with size cannot be told."
-        return [*([alone] if fixed else []), *prose.designs(self.results)]
+        many = f"More than {MOST} curves: the differences between them are not tested."
+        return [
+            *([alone] if fixed else []),
+            *([many] if len(self.cells) > MOST and not self.compared else []),
+            *prose.designs(self.results),
+        ]
 
     def _laws(self) -> list[Section]:
         sections = [Section(cell.label, fit_tables(fit, self.point)) for cell, fit in self.fitted]

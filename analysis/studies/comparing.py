@@ -19,6 +19,8 @@ from analysis.table import RHO, si
 from sparsemem.config import MEMORY_POOLS
 
 EXPERTS, DENSE = "routed experts alone", "the dense baseline"
+MOST = 12
+"""Cells at one budget beyond which their pairs are too many to be read, or told from noise."""
 HALF = 0.5
 """Part of the shared experts' width that a memory may take before the report warns."""
 NOTE = (
@@ -114,7 +116,8 @@ class Comparison:
 
 
 def compare(cells: Sequence[Cell], apart: Sequence[str] = ()) -> list[Comparison]:
-    """The cells beside each other, apart for each budget and text. One that is alone at its budget has nothing beside it.
+    """The cells beside each other, apart for each budget and text. One that is alone at its budget has nothing beside it, and more than
+    `MOST` are not compared.
 
     Args:
         apart: fields beside those of `budget` and `data` whose values are not held against each other.
@@ -128,7 +131,7 @@ def compare(cells: Sequence[Cell], apart: Sequence[str] = ()) -> list[Comparison
         label = named_fields({path: value for path, value in cell.fields.items() if is_apart(path)})
         own = {path: value for path, value in cell.fields.items() if not is_apart(path)}
         groups.setdefault(label, []).append(replace(cell, fields=own))
-    return [_compared(label, own) for label, own in groups.items() if len(own) > 1]
+    return [_compared(label, own) for label, own in groups.items() if 1 < len(own) <= MOST]
 
 
 def _compared(label: str, cells: Sequence[Cell]) -> Comparison:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from analysis.cells import Cell, split_cells
-from analysis.studies.comparing import Comparison, compare
+from analysis.studies.comparing import MOST, Comparison, compare
 from analysis.studies.tables import rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section
 
@@ -30,9 +30,8 @@ class Memories(Analysis):
     def compared(self) -> list[Comparison]:
         found = compare(self.cells)
         remedy = "give two memories one share, such as `shares: [{moe: 0.5, engram: 0.5}, {moe: 0.5, ngram_embedding: 0.5}]`"
-        self.require(
-            any(each.has_pairs for each in found), "no two memories, or designs of one, stand at the same share of one budget", remedy
-        )
+        problem = f"no budget has from 2 to {MOST} alternatives to compare, and two of them at one share"
+        self.require(any(each.has_pairs for each in found), problem, remedy)
         return found
 
     def check(self) -> None:

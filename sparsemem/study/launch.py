@@ -65,7 +65,7 @@ def run_study(
                 shared.pull(shared.storage)
         trials = {p.trial.id: p.trial for p in planned}
         waiting = ledger.unfinished()
-        for line in foresee(adaptive.study, planned) if waiting else ():
+        for line in foresee(adaptive.study, ledger.rows) if waiting else ():
             say(f"note: {line}")
         begun, fetch = texts_begun(ledger, trials.values()), partial(corpus_in, storage) if storage else None
         folders, corpora = prepare_corpora([trials[id_] for id_ in waiting], base, begun, say, fetch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import heapq
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -119,8 +119,11 @@ def plan(study: Study) -> list[PlannedTrial]:
     return list(planned.values())
 
 
-def foresee(study: Study, planned: Sequence[PlannedTrial]) -> list[str]:
+def foresee(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the study's `analysis` will make of the trials, as far as can be said before they are trained.
+
+    Args:
+        rows: `PlannedTrial.row` of each.
 
     Raises:
         ConfigError: it will not be able to read them; names the kinds that will.
@@ -137,11 +140,11 @@ def foresee(study: Study, planned: Sequence[PlannedTrial]) -> list[str]:
         "vary": [dict(grid) for grid in study.vary],
         "model": study.base.get("model"),
     }
-    results = Results.planned(Path(study.study), described, [p.row() for p in planned])
+    results = Results.planned(Path(study.study), described, rows)
     try:
         analysis = analyse(results)
         analysis.check()
-        return analysis.foresee() if len(planned) > 1 else []
+        return analysis.foresee() if len(rows) > 1 else []
     except AnalysisError as error:
         problem = str(error).removeprefix(f"{results.folder}: ")
         others = ", ".join(f"`analysis: {kind}`" for kind in readable_by(results))

@@ -15,6 +15,7 @@ from analysis import AnalysisError, summarize, write_report
 from analysis.fits.comparison import fit_comparison
 from analysis.fits.types import Status
 from analysis.results import Results
+from analysis.studies.allocation import Allocation
 from analysis.studies.memories import Memories
 
 New = Callable[..., Path]
@@ -54,7 +55,7 @@ def test_intervals_cover_and_few_true_ties_are_told() -> None:
             true = TRUE[each.first] - TRUE[each.second]
             covered.append(each.difference.low <= true <= each.difference.high)
             ties += [each.told] if true == 0 else []
-        covered += [each.difference.low <= TRUE[each.first] + each.share - 1.02 <= each.difference.high for each in fit.gains]
+        covered += [each.difference.low <= TRUE[each.first] + (each.share or 0) - 1.02 <= each.difference.high for each in fit.gains]
     assert 0.92 <= np.mean(covered) <= 0.98
     assert np.mean(ties) <= 0.05
 
@@ -113,7 +114,7 @@ def test_budgets_are_compared_apart(new_points: New) -> None:
 
 def test_a_study_without_two_memories_at_one_share_is_refused(new_points: New) -> None:
     folder = new_points("memories", [point for point in points() if not point["share_ultramem_v2"] and not point["share_ngram_embedding"]])
-    with pytest.raises(AnalysisError, match="no two memories, or designs of one, stand at the same share"):
+    with pytest.raises(AnalysisError, match="from 2 to 12 alternatives to compare, and two of them at one share"):
         write_report(folder)
 
 
@@ -134,3 +135,17 @@ def test_the_values_of_a_varied_field_are_compared_on_one_axis_with_an_interval(
     assert len(fit["differences"]) == 4
     assert (folder / "figures" / "comparison.svg").is_file()
     assert "Mean difference over the shares that both have" in summarize(folder)
+
+
+def test_too_many_alternatives_are_not_compared_and_it_is_said(new_points: New) -> None:
+    """200 values of a field would be 19,900 pairs."""
+    runs = [
+        {"rho": rho, "share_moe": rho, "share_engram": 1 - rho, "train.weight_decay": decay / 100, "loss": 4 + 0.1 * rho}
+        for decay in range(13)
+        for rho in (0.8, 0.4)
+    ]
+    analysis = Allocation(Results(new_points("allocation", runs, seeds=1)))
+    assert analysis.compared == []
+    assert "More than 12 curves: the differences between them are not tested." in analysis.caveats()
+    with pytest.raises(AnalysisError, match="from 2 to 12 alternatives"):
+        Memories(analysis.results).check()
