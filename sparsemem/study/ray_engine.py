@@ -38,7 +38,7 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the driver's
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",  # progress lines say how many wait for a node
 }
-_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # every port on 127.0.0.1
+_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_grpc_enable_http_proxy": "0"}  # every port on 127.0.0.1, past any proxy
 _PRIVATE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "20"}  # a control store that was killed does not come back; its agents wait so long
 
 
@@ -61,7 +61,7 @@ def run_trials(jobs: Sequence[Job], run: Run, address: str | None = None) -> Non
         resources = {"cpu": run.cpus_per_trial, "gpu": run.gpus_per_trial}  # one bundle: all of it on one node
         if address and run.memory_per_trial:  # on this machine, `slots` has seen to it
             resources["memory"] = run.memory_per_trial
-        with ray, ends_with_ray():
+        with home_or(scratch) if not address else contextlib.nullcontext(), ray, ends_with_ray():
             for _ in range(1 + LOST_NODES):
                 jobs = _fit(jobs, run, resources, scratch)
                 if not jobs:
@@ -150,7 +150,7 @@ def _init(**arguments: Any) -> None:
 
 @contextmanager
 def _started(cpus: int, scratch: Path) -> Iterator[None]:
-    os.environ.update(_ENVIRONMENT | _ON_LOOPBACK | _PRIVATE)
+    os.environ.update(_ENVIRONMENT | _ON_LOOPBACK | _PRIVATE | past_proxies())
     import ray
 
     try:
@@ -173,11 +173,32 @@ def _started(cpus: int, scratch: Path) -> Iterator[None]:
 
 
 @contextmanager
+def home_or(folder: Path) -> Iterator[None]:
+    """Ray keeps a token in the user's home. Where there is none that can be written, as in a container, it is this folder for the body."""
+    home, before = Path(os.path.expanduser("~")), os.environ.get("HOME")
+    if home.is_absolute() and ((home.is_dir() and os.access(home, os.W_OK)) or (home / ".ray" / "auth_token").exists()):
+        yield
+        return
+    os.environ["HOME"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["HOME"]
+        os.environ.update({"HOME": before} if before is not None else {})
+
+
+def past_proxies() -> dict[str, str]:
+    """Environment variables by which what is on this machine is reached without a proxy; other addresses as before."""
+    given = {name: filter(None, os.environ.get(name, "").split(",")) for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy")}
+    return {name: ",".join(dict.fromkeys((*hosts, "127.0.0.1", "localhost", "::1"))) for name, hosts in given.items()}
+
+
+@contextmanager
 def _connected(address: str, jobs: Sequence[Job]) -> Iterator[None]:
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", address)
     offer_token()
-    os.environ.update(_ENVIRONMENT | (_ON_LOOPBACK if address.startswith(("127.0.0.1:", "localhost:")) else {}))
+    os.environ.update(_ENVIRONMENT | (_ON_LOOPBACK if address.startswith(("127.0.0.1:", "localhost:", "[::1]:")) else {}) | past_proxies())
     import ray
 
     remedy = "start one with `ray start --head`, or name its head as HOST:PORT"
@@ -203,7 +224,7 @@ def _connected(address: str, jobs: Sequence[Job]) -> Iterator[None]:
 
 def offer_token() -> None:
     """Let Ray send the user's token where there is one; of its own accord it does so for a private Ray only."""
-    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or Path("~/.ray/auth_token").expanduser().exists():
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or os.path.exists(os.path.expanduser("~/.ray/auth_token")):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import shutil
 import sys
@@ -17,7 +18,7 @@ from sparsemem.config import ConfigError, Study
 from sparsemem.files import write_text
 from sparsemem.study.launch import terminated_like_interrupted, to_stderr
 from sparsemem.study.ledger import study_fields
-from sparsemem.study.ray_engine import offer_token
+from sparsemem.study.ray_engine import offer_token, past_proxies
 
 SCHEME = "ray-job:"
 UPLOAD_BYTES = 100 * 2**20
@@ -49,6 +50,7 @@ def run_as_job(study: Study, base: Path, results: Path, address: str) -> int:
             f"field `run.storage` has the value {storage!r}: a job's own folder goes with it; give an absolute path or an address"
         )
     offer_token()
+    os.environ.update(past_proxies())
     try:
         import aiohttp  # noqa: F401
         from ray.job_submission import JobSubmissionClient
