@@ -169,17 +169,18 @@ def _failures(results: Results) -> list[dict[str, str]]:
     points = as_text(trials[["rho", *varied_fields(results.trials), "seed"]]).to_dict("records")
     found = []
     for trial, point in zip(trials.to_dict("records"), points, strict=True):
-        path = results.folder / "trials" / trial["trial_id"] / "failure.json"
+        name, field, otherwise = (
+            ("result.json", "why", "the loss left the range in which training goes on; the curve is kept")
+            if trial["status"] == "diverged"
+            else ("failure.json", "message", "stopped before its end; run the study again to go on")
+        )
+        path = results.folder / "trials" / trial["trial_id"] / name
         try:
-            message = str(json.loads(path.read_text(encoding="utf-8"))["message"])
+            message = str(json.loads(path.read_text(encoding="utf-8")).get(field, otherwise))
         except FileNotFoundError:
-            message = (
-                "the loss left the range in which training goes on; the curve is kept"
-                if trial["status"] == "diverged"
-                else "stopped before its end; run the study again to go on"
-            )
-        except (OSError, ValueError, TypeError, KeyError):
-            message = "failure.json cannot be read"
+            message = otherwise
+        except (OSError, ValueError, TypeError, AttributeError):
+            message = f"{name} cannot be read"
         where = ", ".join(f"{name} {value}" for name, value in point.items() if value)
         found.append({"id": trial["trial_id"], "status": trial["status"].replace("_", " "), "point": where, "message": message})
     return found

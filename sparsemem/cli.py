@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sparsemem.config import ConfigError, load_study
 from sparsemem.config.reading import read_value
+from sparsemem.failure import impersonal
 from sparsemem.study.engine import ENGINES
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -55,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     parsed = _parser().parse_args(given)
     try:
-        return int(parsed.command(parsed))
+        with _libraries_in_a_line():
+            return int(parsed.command(parsed))
     except ConfigError as error:
         message, file = str(error), str(getattr(parsed, "study", ""))
         _say(f"sparsemem: refused: {message if message.startswith(file) else f'{file}: {message}'}")
@@ -71,6 +75,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say("\ninterrupted; finished trials are kept, the others go on from their last checkpoint. To continue:")
             _say(f"  {shlex.join([_name(), *given])}")
         return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _libraries_in_a_line() -> Iterator[None]:
+    """Warnings of libraries are said in a line each, without the place in their source; Python's `-W` shows them whole."""
+
+    def show(message: Warning | str, *place: Any, **more: Any) -> None:
+        if str(message).strip():
+            _say(f"warning: {impersonal(str(message).strip().splitlines()[0])}")
+
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that there is no home to keep the list of fonts in
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.showwarning = show
+        yield
 
 
 def _name() -> str:
@@ -230,10 +249,11 @@ def _run(arguments: argparse.Namespace) -> int:
     ledger = run_study(study, arguments.study.resolve().parent, arguments.results, arguments.engine, _say, arguments.address)
     print(results_table(ledger.table()))
     _print_findings(ledger.folder)
-    failed = [id_ for id_ in ledger.unfinished() if ledger.state(id_).message]
-    for id_ in failed:
+    for id_ in (row["trial_id"] for row in ledger.rows):
         state = ledger.state(id_)
-        _say(f"trial {id_} {state.status}: {state.message.splitlines()[0]} (more in {ledger.trial_folder(id_) / 'failure.json'})")
+        more = "" if state.result else f" (more in {ledger.trial_folder(id_) / 'failure.json'})"
+        if state.message:
+            _say(f"trial {id_} {state.status}: {state.message.splitlines()[0]}{more}")
     if ledger.unfinished():
         _say("running the same command again tries these trials once more, from their last checkpoint")
         return SOME_FAILED

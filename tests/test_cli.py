@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
+from sparsemem import cli
 from sparsemem.cli import main
 
 STUDY = """
@@ -157,3 +159,28 @@ def test_the_help_of_each_command_shows_an_example(command: str, capsys: pytest.
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     assert f"example:\n  sparsemem {command} " in capsys.readouterr().out
+
+
+def test_a_warning_of_a_library_is_a_line_without_its_source(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warn(arguments: object) -> int:
+        warnings.warn("the driver in /usr/lib/x/driver.so is old\nand more", UserWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(cli, "_plan", warn)
+    monkeypatch.setattr("sys.warnoptions", [])
+    assert main(["plan", str(study)]) == 0
+    assert capsys.readouterr().err == "warning: the driver in .../driver.so is old\n"
+
+
+def test_an_axis_of_one_share_is_drawn_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    from matplotlib.figure import Figure
+
+    from analysis.figures.style import share_axis
+
+    axes = Figure().subplots()
+    share_axis(axes, 1.0, 1.0, "share")
+    low, high = axes.get_xlim()
+    assert low < 1.0 < high
+    assert not recwarn.list

@@ -62,7 +62,7 @@ class State:
     result: Mapping[str, Any] = field(default_factory=dict)
     """Of a final trial: its `result.json`."""
     message: str = ""
-    """Of a failed trial: why."""
+    """Why a trial failed or diverged."""
 
 
 class Ledger:
@@ -341,7 +341,7 @@ def is_beating(path: Path) -> bool:
 def _state(folder: Path, trial_id: str) -> State:
     try:
         result = _result(folder / "result.json", trial_id)
-        return State(result["status"], result)
+        return State(result["status"], result, str(result.get("why", "")))
     except (OSError, ValueError):
         pass  # none yet, or not a whole one: `begin` sets that aside
     if is_held(folder / "lock") or is_beating(folder / "beat.json"):

@@ -253,12 +253,14 @@ def open_journal(journal: Path) -> JournalStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if journal.exists():  # a driver that was killed while writing leaves half a line, which nobody was told of
         content = journal.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
+        whole = b"".join(line for line in content[: content.rfind(b"\n") + 1].splitlines(keepends=True) if line.strip())
+        if whole != content:  # half a line, or the blank one of an editor
             write_atomically(journal, lambda file: file.write(whole))
     try:
+        if journal.exists() and (lines := journal.read_bytes().splitlines()):
+            json.loads(lines[-1])  # Optuna itself takes this one for being written, and fails when another follows
         storage = JournalStorage(JournalFileBackend(str(journal)))
         storage.get_all_studies()
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ConfigError(f"{journal}: not a journal of Optuna ({error}); move it away to search anew") from None
     return storage

@@ -118,6 +118,8 @@ def trial_log(folder: Path, trial_id: str) -> str:
         raise ConfigError(f"{folder}: {trial_id!r} begins the ids of {', '.join(path.name for path in known)}; give more of one")
     (trial,) = known
     parts = []
+    if why := Ledger(trial.parents[1], []).state(trial.name).result.get("why"):
+        parts.append(f"diverged: {why}")
     try:
         failure = json.loads((trial / "failure.json").read_text(encoding="utf-8"))
         parts.append(f"{failure['status']}: {failure['message']}\n{failure['traceback']}".rstrip())

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparsemem.model import Transformer
 
 TOKENS_AT_ONCE = 8192  # as fast as more of them
+DIVERGED_NATS = 0.5  # per token; a trial's losses vary by less from row to row
 
 
 @torch.inference_mode()
@@ -29,3 +30,20 @@ def sequence_losses(model: Transformer, inputs_ST: Tensor, targets_ST: Tensor, p
             sums.append(losses_BT.double().sum(1).cpu())
     model.train(training)
     return torch.cat(sums) / ((targets_ST >= 0).sum().item() / len(targets_ST))
+
+
+def why_diverged(held_out: float, best: float, chance: float) -> str:
+    """Why a trial that was trained to its end has diverged; '' where it has not: it ends worse than chance, and much worse than it was. One
+    that has hardly begun to learn is near chance too, but no worse than it was.
+
+    Args:
+        held_out: its last held-out loss, nats per token, as the other two.
+        best: the best row of its training curve.
+        chance: of equally likely tokens, the logarithm of the vocabulary's size.
+
+    >>> why_diverged(6.24, 6.23, 6.238), why_diverged(9.0, 3.0, 6.238)
+    ('', 'the held-out loss ended at 9.000 nats, above chance (6.238), after a training loss of 3.000')
+    """
+    if held_out < chance or held_out < best + DIVERGED_NATS:
+        return ""
+    return f"the held-out loss ended at {held_out:.3f} nats, above chance ({chance:.3f}), after a training loss of {best:.3f}"

@@ -37,7 +37,7 @@ from sparsemem.locks import locked
 from sparsemem.model import Sizes, Transformer, check_account, usage_of
 from sparsemem.train import checkpoint
 from sparsemem.train.allocator import claim_gpus, is_out_of_memory, keep_freed_memory
-from sparsemem.train.evaluate import sequence_losses
+from sparsemem.train.evaluate import sequence_losses, why_diverged
 from sparsemem.train.optim import Optimizer, learning_rate
 from sparsemem.train.ranks import started
 
@@ -232,7 +232,7 @@ class _Run:
             self._gather(loss, norm, time.perf_counter() - start)
             if not math.isfinite(loss):
                 self._row(rate, None)
-                return self._finish("diverged", loss, None)
+                return self._finish(loss, None, f"the loss of step {self.step} is {loss}")
             if self.step in self.row_steps or self.step in self.evaluation_steps:
                 evaluation = self._evaluate() if self.step in self.evaluation_steps else None
                 final = evaluation if self.step == self.steps else None
@@ -244,8 +244,8 @@ class _Run:
                 saved = time.monotonic()
                 spent = saved - began
         assert final is not None
-        chance = math.log(self.trial.data.vocab_size)
-        return self._finish("finished" if float(final.mean()) < chance else "diverged", self.curve[-1]["train_loss"], final)
+        why = why_diverged(float(final.mean()), min(row["train_loss"] for row in self.curve), math.log(self.trial.data.vocab_size))
+        return self._finish(self.curve[-1]["train_loss"], final, why)
 
     # --- one step ---
 
@@ -347,10 +347,16 @@ class _Run:
         self.step, self.seconds, self.curve, self.usage = state["step"], state["seconds"], state["curve"], state["usage"]
         self.since = since  # nothing of a state that turns out to be another version's is left in this run
 
-    def _finish(self, status: str, train_loss: float, final: torch.Tensor | None) -> dict[str, Any]:
+    def _finish(self, train_loss: float, final: torch.Tensor | None, why: str) -> dict[str, Any]:
+        """Write the result down.
+
+        Args:
+            why: it has diverged; '' where it has not.
+        """
         self._write_curve()
-        result: dict[str, Any] = {"trial_id": self.trial.id, "status": status, "val_loss": None, "val_loss_se": None, "val_bpb": None}
-        if final is not None and status == "finished":
+        result: dict[str, Any] = {"trial_id": self.trial.id, "status": "diverged" if why else "finished"}
+        result |= {"val_loss": None, "val_loss_se": None, "val_bpb": None} | ({"why": why} if why else {})
+        if final is not None and not why:
             rows = "".join(f"{number},{loss:.9g}\n" for number, loss in enumerate(final.tolist()))
             write_text(self.folder / "val_losses.csv", "sequence,nats_per_token\n" + rows)
             scored = (self.held_out[1].flatten() >= 0).numpy()

@@ -90,8 +90,12 @@ def test_the_same_ledger_gives_the_same_bytes_whatever_the_users_style(study: Pa
 
 
 def test_failures_are_listed_and_their_messages_are_text(new_study: New) -> None:
-    html = write_report(new_study(statuses={3: "out_of_memory", 9: "diverged", 11: "pending"}, dense=True)).read_text()
+    folder = new_study(statuses={3: "out_of_memory", 9: "diverged", 11: "pending"}, dense=True)
+    diverged = next(row for row in load_trials(folder).to_dict("records") if row["status"] == "diverged")
+    (folder / "trials" / diverged["trial_id"] / "result.json").write_text('{"why": "the loss of step 7 is nan"}')
+    html = write_report(folder).read_text()
     assert "<b>12 GB</b>" not in html
+    assert "the loss of step 7 is nan" in html
     page = Page(html)
     assert "<b>12 GB</b> asked for" in page.text
     assert "15 of 18 trials finished" in page.text
@@ -257,7 +261,7 @@ def test_the_command_names_what_is_wrong_with_a_damaged_study(
 def test_neither_torch_nor_ray_is_imported(study: Path) -> None:
     code = (
         "import sys, analysis.report; analysis.report.write_report(sys.argv[1]); print(sorted({'torch', 'ray'} & set(sys.modules)), "
-        "sorted(name for name in sys.modules if name.startswith('sparsemem.') and name.split('.')[1] not in ('config', 'files')))"
+        "sorted(name for name in sys.modules if name.startswith('sparsemem.') and name.split('.')[1] not in ('config', 'files', 'locks')))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(study)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] []"

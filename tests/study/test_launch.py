@@ -19,6 +19,8 @@ from sparsemem.config import ConfigError, load_study
 from sparsemem.failure import record_failure
 from sparsemem.study import launch
 from sparsemem.study.ledger import Ledger, study_lock
+from sparsemem.study.progress import look, overview
+from sparsemem.study.watch import trial_log
 
 
 def run(file: Path, remarks: list[str] | None = None) -> Ledger:
@@ -130,7 +132,7 @@ def test_a_damaged_description_is_written_again(write_study: Callable[..., Path]
 def test_states_are_told_apart(write_study: Callable[..., Path], engine: Any) -> None:
     file = write_study(vary={"rho": [1.0, 0.8, 0.6, 0.4, 0.2]})
     engine.outcomes = {
-        0: lambda folder: engine.finish(folder, status="diverged", val_loss=99.0),
+        0: lambda folder: engine.finish(folder, status="diverged", val_loss=99.0, why="it left"),
         1: lambda folder: record_failure(folder, "boo"),
         2: lambda folder: record_failure(folder, "too large", "out_of_memory"),
         3: lambda folder: (folder / "curve.csv").touch(),
@@ -139,6 +141,9 @@ def test_states_are_told_apart(write_study: Callable[..., Path], engine: Any) ->
     ledger = run(file)
     assert [row["status"] for row in rows(file)] == ["diverged", "failed", "out_of_memory", "interrupted", "pending"]
     assert all(row["val_loss"] == "" for row in rows(file))
+    assert [ledger.state(id_).message for id_ in engine.ran[:2]] == ["it left", "boo"]
+    assert "it left" in overview(look(ledger))
+    assert trial_log(ledger.folder, engine.ran[0]) == "diverged: it left"
     assert ledger.unfinished() == engine.ran[1:]
     engine.outcomes.clear()
     run(file)

@@ -231,8 +231,15 @@ def test_half_a_line_of_a_killed_driver_is_cut_off_and_a_damaged_journal_is_name
     outcomes = run()
     journal = tmp_path / "runs" / "tiny" / "tune" / "journal.log"
     whole = journal.read_bytes()
-    journal.write_bytes(whole + whole[:40])
-    assert run() == outcomes
+    for left in (whole[:40], b"\n", b"\r\n", b"\n\n  \n", b" "):
+        journal.write_bytes(whole + left)
+        assert run() == outcomes
+    journal.write_bytes(whole + b"\n")
+    assert run(trials=7)[0].statuses["finished"] == 7  # written on after it
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b"\0\0\0\n")
+    with pytest.raises(ConfigError, match=r"journal.log: not a journal of Optuna .* move it away"):
+        run()
     journal.write_bytes(b"{}\n" + whole)
     with pytest.raises(ConfigError, match=r"journal.log: not a journal of Optuna .* move it away"):
         run()

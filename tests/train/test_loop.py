@@ -8,6 +8,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -399,6 +400,7 @@ def test_a_loss_that_is_not_finite_ends_as_diverged_with_its_curve(
     monkeypatch.setattr(loop, "train_step", lambda *arguments: (loss, math.nan) if next(calls) == step else real(*arguments))
     result = run_trial(make_trial(), tokens_folder, tmp_path, threads=1)
     assert (result["status"], result["steps"], result["val_loss"]) == ("diverged", step, None)
+    assert result["why"] == f"the loss of step {step} is {loss}"
     assert len(_rows(tmp_path / "curve.csv")) == step
     assert not (tmp_path / "failure.json").exists()
     assert json.loads((tmp_path / "result.json").read_text()) == result  # JSON without NaN
@@ -458,6 +460,16 @@ def test_a_validation_loss_worse_than_guessing_is_diverged(make_trial: Make, tok
     """The exact end of such a trial; its held-out losses are kept, its loss is no result."""
     result = run_trial(make_trial(train={"lr": 3.0, "warmup": 0, "final_lr": 1.0}), tokens_folder, tmp_path, threads=1)
     assert result["status"] == "diverged"
+    assert re.fullmatch(r"the held-out loss ended at [\d.]+ nats, above chance \([\d.]+\), after a training loss of [\d.]+", result["why"])
+
+
+def test_a_trial_that_has_hardly_begun_to_learn_has_not_diverged(make_trial: Make, tokens_folder: Path, tmp_path: Path) -> None:
+    """Of a new model, the loss is a little above that of equally likely tokens, and a rate of next to nothing leaves it there."""
+    trial = make_trial(train={"lr": 1e-9, "warmup": 0}, budget={"tokens": 256})
+    result = run_trial(trial, tokens_folder, tmp_path, threads=1)
+    assert result["val_loss"] > math.log(trial.data.vocab_size)
+    assert result["status"] == "finished"
+    assert "why" not in result
 
 
 def test_a_full_disk_leaves_no_half_result(make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
