@@ -57,6 +57,20 @@ def counts(trials: pd.DataFrame) -> str:
     return f"{found['finished']} of {len(trials)} trials finished" + (f"; {rest}." if rest else ".")
 
 
+def text(results: Results) -> str:
+    """Where the bytes of the text went, and how often it was read; empty where the manifest does not say."""
+    account, tokens = results.corpus.get("text"), results.corpus.get("train_tokens")
+    if not account or not tokens:
+        return ""
+    unused = ", ".join(f"{size:,} {reason}" for reason, size in account["unused"].items())
+    return (
+        f"Of {account['total']:,} bytes of text {account['train']:,} were trained on and {account['validation']:,} held out "
+        f"({account['validation'] / account['total']:.1%}), {sum(account['unused'].values()):,} were not used"
+        + (f" ({unused})" if unused else "")
+        + f". The longest training reads its text {results.trials['tokens'].max() / tokens:.2g} times."
+    )
+
+
 def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",)) -> list[str]:
     """What a study cannot tell, of whatever kind it is: what it did not vary, and what all its numbers rest on.
 
@@ -90,6 +104,8 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
         share = results.corpus.get("overlap", {}).get("4")
         seen = f": {share:.0%} of its held-out 4-grams also occur in the training text, which favours n-gram memory" if share else ""
         lines.append(f"One corpus, {name}{seen}.")
+        if len(finished) and (times := finished["tokens"].max() / (results.corpus.get("train_tokens") or float("inf"))) > 1:
+            lines.append(f"Trials read their text up to {times:.3g} times: a model that can remember it, as memory does, is favoured.")
     seeds = finished.groupby(list(axis), dropna=False)["seed"].nunique()
     if len(seeds):
         number = (

@@ -122,6 +122,7 @@ def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -
         statuses=[status.replace("_", " ") for status in trials["status"]],
         failures=_failures(results),
         corpus=results.corpus,
+        text_words=prose.text(results),
         provenance=_flat(described.get("provenance") or {}),
     )
 

@@ -98,6 +98,7 @@ class Results:
             raise AnalysisError(f"{path}: not the manifest of a corpus; `sparsemem run` the study again")
         _check(path, corpus, dict.fromkeys(COUNTS, _is_number), "a number belongs there")
         _check(path, corpus, {"overlap": _is_mapping, "packages": _are_mappings}, "several values belong there")
+        _check(path, corpus, {"text": _is_account}, "`total`, `train`, `validation` and `unused` bytes belong there")
         overlap = corpus.get("overlap") or {}
         _check(path, overlap, dict.fromkeys(overlap, _is_number), "a number belongs there")
         return corpus
@@ -134,6 +135,13 @@ def _check(path: Path, record: dict[str, Any], fields: dict[str, Callable[[Any],
     for name, right in fields.items():
         if record.get(name) is not None and not right(record[name]):
             raise AnalysisError(f"{path}: field `{name}` has the value {record[name]!r}; {words}")
+
+
+def _is_account(value: Any) -> bool:
+    if not _is_mapping(value) or not _is_mapping(value.get("unused")):
+        return False
+    sizes = [value.get(name) for name in ("total", "train", "validation")]
+    return all(map(_is_number, [*sizes, *value["unused"].values()])) and value["total"] > 0
 
 
 def _is_mapping(value: Any) -> bool:

@@ -174,8 +174,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _plan(arguments: argparse.Namespace) -> int:
     study = load_study(arguments.study, _overrides(arguments.set))
-    from sparsemem.data.prepare import given_tokenizer, open_corpus
+    from sparsemem.data.prepare import given_tokenizer
     from sparsemem.study.access import describe_access, memory_access
+    from sparsemem.study.corpora import describe_texts
     from sparsemem.study.diff import changed_texts, describe_diff, diff
     from sparsemem.study.plan import describe, estimate_seconds, foresee, plan
 
@@ -187,10 +188,14 @@ def _plan(arguments: argparse.Namespace) -> int:
     base = arguments.study.resolve().parent
     for data in {p.trial.data for p in planned}:
         given_tokenizer(data, base)
-        if not compared:
-            open_corpus(data, base)
     if compared:
         compared["text"] = changed_texts(study, planned, base, Path(compared["folder"]))
+    texts: tuple[list[dict[str, Any]], str] = ([], "")
+    try:
+        texts = describe_texts([p.trial for p in planned], base)
+    except ConfigError:
+        if not compared:  # else `run` has no need of the text, or goes on with its tokens
+            raise
     _say(f"{study.study}: {len(planned)} trials; timing a few training steps ...")
     estimate = estimate_seconds(planned, study)
     if arguments.json:
@@ -198,11 +203,11 @@ def _plan(arguments: argparse.Namespace) -> int:
         rows = [{**p.row(), "tuned": p.tuned, "estimated_seconds": each} for p, each in zip(planned, seconds, strict=True)]
         asked = {**({"detect": found[0]} if found else {}), **({"diff": compared} if compared else {})}
         most = {"most_trials": study.most_trials} if study.searches else {}
-        print(json.dumps({"trials": rows, "memory_access": memory_access(planned), **most, **asked}, indent=2))
+        print(json.dumps({"trials": rows, "memory_access": memory_access(planned), "texts": texts[0], **most, **asked}, indent=2))
     else:
         words = (found[1] if found else "", describe_diff(compared) if compared else "")
         whole = describe(planned, estimate, study.most_trials if study.searches else None)
-        print("\n\n".join(filter(None, (describe_access(memory_access(planned)), whole, *words))))
+        print("\n\n".join(filter(None, (describe_access(memory_access(planned)), texts[1], whole, *words))))
     for line in foreseen:
         _say(f"note: {line}")
     return DONE

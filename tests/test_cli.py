@@ -48,7 +48,9 @@ def test_plan_refuses_a_tokenizer_that_no_text_can_mend(study: Path, capsys: pyt
 def test_plan_as_a_table_ends_in_totals(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(study)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:3] == ["trial", "seed", "experts"]
+    assert lines[0] == "files: 4 bytes of text: 2 to train on, 2 held out (50.0%), 0 unused"
+    assert lines[1].startswith("note: trials read their text up to about 2.23e+03 times, which favours memory; use more text")
+    assert lines[3].split()[:3] == ["trial", "seed", "experts"]
     assert lines[-1].startswith("2 trials, 8k tokens, largest budget error")
 
 

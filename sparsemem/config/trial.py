@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,14 @@ FIRST_DATA_FIELDS = frozenset(
 )
 
 
+BLANK_LINES = "blank lines"
+
+
+def separating_pattern(separator: str | None) -> str | None:
+    """The regular expression of a `document_separator` between slashes; None of any other."""
+    return separator[1:-1] if separator and len(separator) > 2 and separator[0] == separator[-1] == "/" else None
+
+
 class Data(Strict):
     """Which text, how it is cut into tokens, and what is held out."""
 
@@ -51,7 +60,8 @@ class Data(Strict):
     max_bytes: Quantity = 32_000_000
     """Text kept after de-duplication. More is not read: a study needs `budget.tokens` tokens of about 3 bytes."""
     validation_tokens: Quantity = 131_072
-    """Size of the fixed held-out set, whole packages or whole documents never seen in training."""
+    """Size of the fixed held-out set, whole packages or documents never seen in training; of a document longer than
+    a quarter of it, the end. The default holds out at most a tenth of the text; another number is met or refused."""
     tokenizer: Location | None = None
     """A `tokenizer.json` to use in place of a trained one; relative to the study's file. Its truncation, padding, templates and dropout
     are not applied. Refused where over 1% of the text is unknown to it."""
@@ -61,9 +71,15 @@ class Data(Strict):
     """The first token of a document, which follows a separator, is no target, neither in training nor held out; it counts as a token of the
     budget. Attention reaches across documents in any case, within a sequence."""
     files: tuple[Location, ...] = ()
-    """Globs of `.txt`, `.py`, `.md`, `.jsonl` or `.parquet` files, relative to the study's file (corpus `files`)."""
+    """Globs of `.txt`, `.py`, `.md`, `.jsonl`, `.ndjson`, `.json` or `.parquet` files, also compressed (`.gz`, `.zst`), relative to the
+    study's file (corpus `files`)."""
+    validation_files: tuple[Location, ...] = ()
+    """Globs of files to hold out in place of a part of `files`, up to `validation_tokens`; what also matches `files` is not trained on."""
+    document_separator: str | None = None
+    """What divides a `.txt`, `.py` or `.md` file into documents: a line that reads so, such as `<|endoftext|>`; a pattern between slashes,
+    such as `/^= [^=]+ =$/`, whose lines begin a document; or `blank lines`. Without it a file is one document."""
     text_field: str = "text"
-    """The column that holds the text (JSON lines, Parquet, hub)."""
+    """The column that holds the text (JSON, Parquet, hub), or its dotted path, such as `meta.body`."""
     dataset: str | None = None
     """Hub data set, `owner/name` (corpus `hub`)."""
     subset: str | None = None
@@ -87,7 +103,20 @@ class Data(Strict):
             raise ValueError("corpus 'files' needs `files`: a list of globs such as ['corpus/*.txt']")
         if self.corpus == "hub" and not (self.dataset and self.revision):
             raise ValueError("corpus 'hub' needs `dataset` (owner/name) and `revision` (a branch, tag or commit)")
+        if self.corpus != "files" and (self.validation_files or self.document_separator):
+            name = "validation_files" if self.validation_files else "document_separator"
+            raise ValueError(f"`{name}` is for corpus 'files', and the corpus is '{self.corpus}'; leave it out")
+        if pattern := separating_pattern(self.document_separator):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"`document_separator` {pattern!r} is no regular expression ({error})") from None
         return self
+
+    @property
+    def most_held_out(self) -> float:
+        """Share of the text that is held out at most."""
+        return 0.1 if self.validation_tokens == type(self).model_fields["validation_tokens"].default else 0.5
 
     @property
     def unnamed(self) -> set[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,15 @@ class Corpus:
         identity: JSON value that differs where the text differs.
         versions: package -> version, for the manifest.
         documents: lists the documents. Raises ConfigError as `prepare.open_corpus` does.
+        validation: lists those that are held out, where the user names them.
+        remarks: what listing them left out, a line each.
     """
 
     identity: Any
     versions: dict[str, str]
     documents: Callable[[], list[Document]]
+    validation: Callable[[], list[Document]] | None = None
+    remarks: list[str] = field(default_factory=list)
 
 
 def refused(field: str, value: Any, remedy: str) -> ConfigError:

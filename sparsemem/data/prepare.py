@@ -24,18 +24,22 @@ import numpy.typing as npt
 import tokenizers
 
 from sparsemem.config import ConfigError, Data
+from sparsemem.data.account import accounts, describe_text
 from sparsemem.data.canonical import canonical_table
 from sparsemem.data.corpus import Corpus, Document, refused
 from sparsemem.data.files import open_files
 from sparsemem.data.hub import open_hub
 from sparsemem.data.python_source import open_python_source
-from sparsemem.data.selection import Selection, fair_share, select
+from sparsemem.data.selection import Selection, fair_share, hold_out_by_size, select
 from sparsemem.data.tokenizer import SEPARATOR, load_tokenizer, tokenize, train_tokenizer
 from sparsemem.files import write_json
 from sparsemem.locks import locked
 
 FORMAT = 1  # part of the digest: raise it when the same settings give other tokens
 VALIDATION_BYTES_A_TOKEN = 6  # text looked at per held-out token: more than a token stands for, as some of it turns out to be duplicates
+MORE_TEXT = "use more text that differs"
+VALIDATION_REMEDY = f"{MORE_TEXT}, or name texts to hold out by `validation_files`"
+NOT_IN_TOKENS = ("context", "mask_document_start")  # fields of `data` that studies vary over the same tokens
 OVERLAP_ORDERS = (2, 3, 4, 5, 8)
 STORED = ("train.npy", "val.npy", "val_bytes.npy", "canonical.npy", "tokenizer.json")
 
@@ -93,15 +97,18 @@ def named_corpus(config: Data, base: Path) -> tuple[Corpus, str]:
 
 
 def check_context(config: Data, folder: Path) -> None:
-    """Refuse a context that no document of a prepared corpus fills.
+    """Refuse a context that no document, or not all held-out text of a prepared corpus fills.
 
     Raises:
         ConfigError: naming both.
     """
-    longest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["longest_document"]
-    if longest <= config.context:
-        remedy = f"the longest document has {longest} tokens; use a context below that, or longer documents"
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    if manifest["longest_document"] <= config.context:
+        remedy = f"the longest document has {manifest['longest_document']} tokens; use a context below that, or longer documents"
         raise refused("context", config.context, remedy)
+    if manifest["validation_tokens"] <= config.context:
+        remedy = f"the text held out has {manifest['validation_tokens']} tokens, no whole sequence; use a context below that, or"
+        raise refused("context", config.context, f"{remedy} {VALIDATION_REMEDY}")
 
 
 def kept_folder(digest: str, cache: Path | None = None) -> Path | None:
@@ -152,7 +159,8 @@ def cache_folder() -> Path:
 
 
 def _digest(config: Data, corpus: Corpus, base: Path) -> str:
-    settings = config.model_dump(mode="json", exclude={"context", "tokenizer", "mask_document_start", *config.unnamed})
+    named = {"files", "validation_files"} if config.corpus == "files" else set()  # these are named by what they hold
+    settings = config.model_dump(mode="json", exclude={*NOT_IN_TOKENS, "tokenizer", *named, *config.unnamed})
     tokenizer = hashlib.sha256(_tokenizer_file(config, base).read_bytes()).hexdigest() if config.tokenizer else None
     text = json.dumps([FORMAT, tokenizers.__version__, settings, tokenizer, corpus.identity], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -203,7 +211,7 @@ def _is_whole(folder: Path, digest: str) -> bool:
 
 def _build(config: Data, corpus: Corpus, base: Path, folder: Path, digest: str, report: Callable[[str], None]) -> None:
     given = given_tokenizer(config, base)  # the quick check first
-    text = _select(config, corpus, report)
+    text, total = select_text(config, corpus, report)
     if given:
         tokenizer, separator = given
         padding = config.vocab_size - len(tokenizer.get_vocab())
@@ -218,7 +226,7 @@ def _build(config: Data, corpus: Corpus, base: Path, folder: Path, digest: str, 
     name = config.tokenizer or "trained"
     report(f"tokenizer: encoding {sum(len(kept.text) for kept in text.train) / 1e6:.1f} MB")
     held_out = zip(text.validation, tokenize(tokenizer, separator, [kept.text for kept in text.validation], name), strict=True)
-    val = _cut([(kept.document, *encoded) for kept, encoded in held_out], config.validation_tokens, separator)
+    val = _cut(config, [(kept.document, *encoded) for kept, encoded in held_out], text.near_held_out, separator)
     train = [ids for ids, _ in tokenize(tokenizer, separator, [kept.text for kept in text.train], name)]
     arrays: dict[str, npt.NDArray[Any]] = {
         "train": np.concatenate(train),
@@ -242,6 +250,8 @@ def _build(config: Data, corpus: Corpus, base: Path, folder: Path, digest: str, 
         "packages": packages,
         "documents": len(train) + len(val),
         "bytes": sum(package["bytes"] for package in packages),
+        "text": accounts(total, text, sum(package["bytes"] for package in packages if package["split"] == "validation")),
+        "remarks": corpus.remarks,
         "duplicates_exact": text.duplicates_exact,
         "duplicates_near": text.duplicates_near,
         "longest_document": max(map(len, train)) - 1,
@@ -255,32 +265,56 @@ def _build(config: Data, corpus: Corpus, base: Path, folder: Path, digest: str, 
         "stored": {name: (folder / name).stat().st_size for name in STORED},
     }
     write_json(folder / "manifest.json", manifest)
-    report(f"corpus {config.corpus}: {manifest['train_tokens']:,} tokens to train on, {manifest['validation_tokens']:,} held out")
+    report(f"corpus {config.corpus}: {describe_text(manifest)}")
 
 
-def _select(config: Data, corpus: Corpus, report: Callable[[str], None]) -> Selection:
+def select_text(config: Data, corpus: Corpus, report: Callable[[str], None] = lambda line: None) -> tuple[Selection, int]:
+    """What is trained on and what may be held out, and the bytes of all text that was looked at.
+
+    Raises:
+        ConfigError: as `prepare`, but for what only tokens show.
+    """
     report(f"corpus {config.corpus}: reading up to {config.max_bytes / 1e6:.1f} MB")
     documents = corpus.documents()
     if not documents:
         raise refused("corpus", config.corpus, "it holds no text; name files or a data set with text in them")
-    text = select(documents, config.max_bytes, config.validation_tokens * VALIDATION_BYTES_A_TOKEN)
+    held_out = corpus.validation() if corpus.validation else None
+    total = sum(document.size for document in (*documents, *(held_out or ())))
+    wanted = config.validation_tokens * VALIDATION_BYTES_A_TOKEN
+    if held_out is None:
+        wanted = min(wanted, int(min(total, config.max_bytes) * config.most_held_out))
+        if config.corpus != "python-source":
+            documents, held_out = hold_out_by_size(documents, wanted)
+    text = select(documents, config.max_bytes, wanted, held_out)
+    for line in corpus.remarks:
+        report(f"corpus {config.corpus}: {line}")
     report(
         f"corpus {config.corpus}: {len(text.train)} documents to train on, {len(text.validation)} to hold out from; "
         f"{text.duplicates_exact} copies and {text.duplicates_near} near-copies dropped"
     )
     if not text.train:
-        raise refused("corpus", config.corpus, "no text is left to train on beside the held-out text; use more text")
-    return text
+        raise refused("corpus", config.corpus, f"no text is left to train on beside the held-out text{_dropped(text.near)}; {MORE_TEXT}")
+    if not text.validation:
+        raise refused("corpus", config.corpus, f"no text is left to hold out{_dropped(text.near_held_out)}; {VALIDATION_REMEDY}")
+    return text, total
 
 
-def _cut(encoded: Sequence[Encoded], total: int, separator: int) -> list[Encoded]:
-    """Exactly `total` held-out tokens, no unit giving more than its fair share; a document that is cut still ends in a separator."""
+def _dropped(size: int) -> str:
+    """Why text is missing, where near-copies are the reason."""
+    return f", since {size:,} bytes were near-copies of other text (over half of their runs of six words) and were dropped" if size else ""
+
+
+def _cut(config: Data, encoded: Sequence[Encoded], near_held_out: int, separator: int) -> list[Encoded]:
+    """The held-out tokens asked for, no unit giving more than its fair share; a document that is cut still ends in a separator."""
     sizes: Counter[str] = Counter()
     for document, ids, _ in encoded:
         sizes[document.unit] += len(ids)
+    total = config.validation_tokens
     if sizes.total() < total:
-        remedy = f"the text held out has {sizes.total()} tokens; hold out fewer, or use more text (`max_bytes`, more files)"
-        raise refused("validation_tokens", total, remedy)
+        if config.most_held_out >= 0.5:
+            remedy = f"write `validation_tokens: {sizes.total()}` or fewer, or {VALIDATION_REMEDY}"
+            raise refused("validation_tokens", total, f"the text held out has {sizes.total()} tokens{_dropped(near_held_out)}; {remedy}")
+        total = sizes.total()
     room = dict.fromkeys(sizes, fair_share(sizes.values(), total))
     cut = []
     for document, ids, bytes_of_ids in encoded:

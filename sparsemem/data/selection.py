@@ -1,6 +1,8 @@
-"""Which documents are kept, and which are held out: whole units for validation, duplicates dropped, sizes capped.
+"""Which documents are kept, and which are held out: duplicates dropped, sizes capped.
 
-- Held-out units are chosen by a hash of their name, so that installing a package does not reshuffle the others.
+- Of packages, whole ones are held out, chosen by a hash of their name, so that installing one does not reshuffle the others.
+- Of the user's text, documents are held out by size and content, whatever files they stand in and however these are called; of a document
+  that is too long to be held out whole, its end.
 - Units fill like vessels to a common level: every unit gives its first bytes before any gives its second, until the cap is
   reached. A giant package therefore cannot crowd out the rest, and no more is read than is kept.
 - A document most of whose shingles were seen before is a near-duplicate. Exact copies are not enough: vendored copies and
@@ -13,9 +15,10 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -43,28 +46,31 @@ class Selection:
     validation: list[Kept] = field(default_factory=list)
     duplicates_exact: int = 0
     duplicates_near: int = 0
+    exact: int = 0
+    """Bytes of exact duplicates dropped."""
+    near: int = 0
+    """Bytes of near-duplicates dropped on the training side."""
+    near_held_out: int = 0
+    """Bytes of near-duplicates dropped on the held-out side."""
 
 
-def select(documents: Sequence[Document], max_bytes: int, validation_bytes: int) -> Selection:
+def select(documents: Sequence[Document], max_bytes: int, validation_bytes: int, held_out: Sequence[Document] | None = None) -> Selection:
     """Split, de-duplicate and cap.
 
     Args:
         documents: in any order; the result does not depend on it.
         max_bytes: text kept on both sides together.
-        validation_bytes: text aimed at for validation; at most half of `max_bytes` and of the units are taken.
+        validation_bytes: text aimed at for validation.
+        held_out: what `documents` lacks because it is held out; None: whole units are chosen, at most half of them.
 
     Returns:
         A selection in which no training document nearly equals one held out, nor one another.
     """
-    validation_bytes = min(validation_bytes, max_bytes // 2)
-    if len(documents) == 1:
-        documents = _halves(documents[0], max_bytes, validation_bytes)
-    units: dict[str, list[Document]] = {}
-    for document in documents:
-        units.setdefault(document.unit, []).append(document)
-    sizes = {name: sum(d.size for d in unit) for name, unit in units.items()}
-    held_out = choose_held_out(sizes, validation_bytes)
-    levelled = _levelled(units)
+    if held_out is None:
+        sizes = _unit_sizes(documents)
+        chosen = choose_held_out(sizes, validation_bytes)
+        held_out = [document for document in documents if document.unit in chosen]
+        documents = [document for document in documents if document.unit not in chosen]
 
     selection = Selection()
     exact: set[bytes] = set()
@@ -84,12 +90,17 @@ def select(documents: Sequence[Document], max_bytes: int, validation_bytes: int)
             digest = hashlib.sha256(text).digest()
             if digest in exact:
                 selection.duplicates_exact += 1
+                selection.exact += len(text)
                 continue
             exact.add(digest)
             text = cut_utf8(text, min(room, unit_room - taken[document.unit]))
             shingles = shingles_of(text)
             if share_seen(shingles, (table, *others)) >= NEAR_SHARE:
                 selection.duplicates_near += 1
+                if table is held_table:
+                    selection.near_held_out += len(text)
+                else:
+                    selection.near += len(text)
                 continue
             table.add(shingles)
             kept.append(Kept(document, text))
@@ -97,14 +108,61 @@ def select(documents: Sequence[Document], max_bytes: int, validation_bytes: int)
             room -= len(text)
         return kept
 
-    unit_room = fair_share([sizes[name] for name in held_out], validation_bytes)
-    held = keep((d for d in levelled if d.unit in held_out), validation_bytes, unit_room, held_table, ())
+    unit_room = fair_share(_unit_sizes(held_out).values(), validation_bytes)
+    held = keep(_levelled(held_out), validation_bytes, unit_room, held_table, ())
     room = max_bytes - sum(len(k.text) for k in held)
-    selection.train = keep((d for d in levelled if d.unit not in held_out), room, room, train_table, (held_table,))
+    selection.train = keep(_levelled(documents), room, room, train_table, (held_table,))
     # The other direction: a held-out document that is a small part of a large training document.
     selection.validation = [k for k in held if share_seen(shingles_of(k.text), (train_table,)) < NEAR_SHARE]
     selection.duplicates_near += len(held) - len(selection.validation)
+    selection.near_held_out += sum(len(k.text) for k in held) - sum(len(k.text) for k in selection.validation)
     return selection
+
+
+def hold_out_by_size(documents: Sequence[Document], validation_bytes: int) -> tuple[list[Document], list[Document]]:
+    """Training documents and those held out, at most so many bytes: from short and from long ones by their share of the text.
+
+    A unit (a file) no longer than one part in `MIN_UNITS` of `validation_bytes` is held out whole; of longer ones their documents; of a
+    document that is longer itself its end, from a paragraph's or a line's start on. Names decide nothing, only sizes and content.
+    """
+    total, limit = sum(document.size for document in documents), validation_bytes // MIN_UNITS
+    files = _unit_sizes(documents)
+    train, held, short = list[Document](), list[Document](), list[Document]()
+    for document in documents:
+        if files[document.unit] > limit:
+            document = replace(document, unit=hashlib.sha256(document.read() or b"").hexdigest())
+        if document.size > limit:
+            first, last = _divided(document, validation_bytes * document.size // total)
+            train.append(first)
+            held += [last] if last.size else []
+        else:
+            short.append(document)
+    sizes = _unit_sizes(short)
+    room, chosen = validation_bytes * sum(sizes.values()) // max(1, total), set[str]()
+    for unit in sorted(sizes, key=stable_order):
+        if sizes[unit] <= room:
+            chosen.add(unit)
+            room -= sizes[unit]
+    train += [document for document in short if document.unit not in chosen]
+    return train, held + [document for document in short if document.unit in chosen]
+
+
+def _unit_sizes(documents: Iterable[Document]) -> Counter[str]:
+    sizes: Counter[str] = Counter()
+    for document in documents:
+        sizes[document.unit] += document.size
+    return sizes
+
+
+def _divided(document: Document, size: int) -> tuple[Document, Document]:
+    """A document without its end, and its end: at most `size` bytes, from a paragraph or else a line that begins in their first half."""
+    text = document.read() or b""
+    start = len(cut_utf8(text, len(text) - size))
+    breaks = (re.compile(pattern).search(text, start, len(text) - size // 2) for pattern in (rb"\n[ \t\r]*\n\s*", rb"\n"))
+    cut = next((found.end() for found in breaks if found), start)
+    parts = ((document.unit, text[:cut]), (f"{document.unit} (end)", text[cut:]))
+    first, last = (replace(document, unit=unit, size=len(part), source=part) for unit, part in parts)
+    return first, last
 
 
 def choose_held_out(sizes: Mapping[str, int], validation_bytes: int) -> set[str]:
@@ -142,8 +200,11 @@ def cut_utf8(text: bytes, size: int) -> bytes:
     return text if len(text) <= size else codecs.getincrementaldecoder("utf-8")().decode(text[:size]).encode()
 
 
-def _levelled(units: Mapping[str, list[Document]]) -> list[Document]:
+def _levelled(documents: Iterable[Document]) -> list[Document]:
     """All documents by the bytes of their unit that precede them; within a unit in hashed order."""
+    units: dict[str, list[Document]] = {}
+    for document in documents:
+        units.setdefault(document.unit, []).append(document)
     keyed = []
     for name, unit in units.items():
         unit_key, start = stable_order(name), 0
@@ -151,16 +212,6 @@ def _levelled(units: Mapping[str, list[Document]]) -> list[Document]:
             keyed.append(((start, unit_key, document.name), document))
             start += document.size
     return [document for _, document in sorted(keyed, key=lambda pair: pair[0])]
-
-
-def _halves(document: Document, max_bytes: int, validation_bytes: int) -> list[Document]:
-    """A corpus of one document has nothing to hold out whole: its end is held out, from a line's start on where there is one."""
-    text = cut_utf8(document.read() or b"", max_bytes)
-    start = len(cut_utf8(text, len(text) - min(validation_bytes, len(text) // 2)))
-    line = text.find(b"\n", start) + 1
-    cut = line if 0 < line < len(text) else start
-    parts = {"": text[:cut], " (end)": text[cut:]}
-    return [Document(document.package, document.unit + name, document.name, len(part), part) for name, part in parts.items()]
 
 
 # --- shingles ---------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Its tokens are kept in the cache by their digest, which the study's folder names
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,19 @@ from typing import Any
 
 from sparsemem.config import ConfigError, Data, Trial
 from sparsemem.data import Batches, Tokens
+from sparsemem.data.account import accounts, describe_text
 from sparsemem.data.corpus import Corpus
-from sparsemem.data.prepare import cache_folder, check_context, kept_folder, named_corpus, open_corpus, prepare_named, whole_folder
+from sparsemem.data.prepare import (
+    NOT_IN_TOKENS,
+    cache_folder,
+    check_context,
+    kept_folder,
+    named_corpus,
+    open_corpus,
+    prepare_named,
+    select_text,
+    whole_folder,
+)
 from sparsemem.study.ledger import FINAL, Ledger, data_id
 
 MOST_NAMES = 4  # of what has changed, in a message
@@ -36,8 +48,8 @@ class Begun:
 
 
 def text_id(data: Data) -> str:
-    """Names a text as prepared: `data_id` of one context for all, as its tokens are the same."""
-    return data_id(data.model_copy(update={"context": Data.model_fields["context"].default}))
+    """Names a text as prepared: `data_id` without what leaves its tokens the same."""
+    return data_id(data.model_copy(update={name: Data.model_fields[name].default for name in NOT_IN_TOKENS}))
 
 
 def texts_begun(ledger: Ledger, trials: Iterable[Trial]) -> dict[str, Begun]:
@@ -80,10 +92,63 @@ def prepare_corpora(
     tokens = {name: Tokens.load(folder) for name, folder in folders.items()}
     for trial in trials:
         Batches(tokens[data_id(trial.data)].train, trial.data.context, trial.train.batch_tokens, trial.seed)
-    epochs = max((trial.budget.tokens / len(tokens[data_id(trial.data)].train) for trial in trials), default=0.0)
-    if epochs > 1:
-        say(f"note: trials read their text up to {epochs:.1f} times, which favours memory; `data.max_bytes` admits more")
+    for text in found:
+        own = [trial for trial in trials if text_id(trial.data) == text]
+        if note := _repetition(own, tokens[data_id(own[0].data)].manifest):
+            say(note)
     return folders, {name: each.manifest for name, each in tokens.items()}
+
+
+def describe_texts(trials: Iterable[Trial], base: Path) -> tuple[list[dict[str, Any]], str]:
+    """What the trials read, before it is prepared: a record a text, and in words; its tokens are counted where the cache has them.
+
+    Of a text that is not prepared, own files are read and split as they will be; of others only the sizes are known.
+    """
+    records, lines = [], []
+    texts: dict[str, list[Trial]] = {}
+    for trial in trials:
+        texts.setdefault(text_id(trial.data), []).append(trial)
+    for own in texts.values():
+        data = own[0].data
+        corpus, digest = named_corpus(data, base)
+        if folder := kept_folder(digest):
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        elif data.corpus == "files":
+            selection, total = select_text(data, corpus)
+            held = min(sum(len(kept.text) for kept in selection.validation), round(data.validation_tokens * _bytes_a_token(data)))
+            manifest = {"text": accounts(total, selection, held)}
+        else:
+            manifest = {}
+        if "text" in manifest:
+            lines.append(f"{data.corpus}: {describe_text(manifest)}{''.join(f'; {remark}' for remark in manifest.get('remarks', ()))}")
+        else:
+            lines.append(f"{data.corpus}: up to {data.max_bytes:,} bytes of text, which `run` prepares")
+        lines += filter(None, [_repetition(own, manifest)])
+        counted = {name: manifest[name] for name in ("train_tokens", "validation_tokens") if name in manifest}
+        times = {"repetition": repetition} if (repetition := _times_read(own, manifest)) else {}
+        records.append({"corpus": data.corpus, "digest": digest, **manifest.get("text", {}), **counted, **times})
+    return records, "\n".join(lines)
+
+
+def _bytes_a_token(data: Data) -> float:
+    """About, before there are tokens: one with the bytes themselves for a vocabulary, three with 4,096 entries."""
+    return max(1.0, 1 + math.log2(data.vocab_size / 256) / 2)
+
+
+def _times_read(trials: Sequence[Trial], manifest: Mapping[str, Any]) -> float | None:
+    """How often the longest trial reads its text; about, where its tokens are not counted yet, and None where nothing is known of it."""
+    tokens = manifest.get("train_tokens") or manifest.get("text", {}).get("train", 0) / _bytes_a_token(trials[0].data)
+    return round(max(trial.budget.tokens for trial in trials) / tokens, 2) if tokens else None
+
+
+def _repetition(trials: Sequence[Trial], manifest: Mapping[str, Any]) -> str:
+    """A warning where text is read more than once."""
+    times = _times_read(trials, manifest) or 0.0
+    if times <= 1:
+        return ""
+    about = "" if "train_tokens" in manifest else "about "
+    more = "`data.max_bytes` admits more" if "over max_bytes" in manifest.get("text", {}).get("unused", {}) else "use more text"
+    return f"note: trials read their text up to {about}{times:.3g} times, which favours memory; {more}, or fewer `budget.tokens`"
 
 
 def text_notes(trials: Iterable[Trial], base: Path, begun: Mapping[str, Begun], fetch: Fetch | None) -> list[str]:

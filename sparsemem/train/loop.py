@@ -199,7 +199,7 @@ class _Run:
         self.sizes: Sizes = solve(trial.model, trial.budget, trial.shares)
         unscored_after = self.tokens.separator_id if trial.data.mask_document_start else None
         self.batches = Batches(self.tokens.train, trial.data.context, trial.train.batch_tokens, trial.seed, unscored_after)
-        sequences = (trial.data.validation_tokens - 1) // trial.data.context
+        sequences = (min(trial.data.validation_tokens, len(self.tokens.val)) - 1) // trial.data.context
         self.held_out = validation_windows(self.tokens.val, trial.data.context, sequences, unscored_after)
         self.steps = -(-trial.budget.tokens // trial.train.batch_tokens)
         self.row_steps = _spread(self.steps, CURVE_ROWS)

@@ -287,3 +287,16 @@ def test_diagnostics_and_the_optimum_draw_their_tables(new_study: New) -> None:
     law = optimum[optimum["series"] == "law"]
     assert (law["low"] <= law["high"]).all()
     assert law["value"].iloc[-1] == pytest.approx(4 * law["value"].iloc[0])
+
+
+def test_the_report_says_where_the_bytes_of_the_text_went_and_how_often_it_was_read(study: Path) -> None:
+    text = {"total": 1000, "train": 880, "validation": 100, "unused": {"near-copies": 20}}
+    manifest = json.loads((study / "data.json").read_text()) | {"text": text, "train_tokens": 100_000}
+    (study / "data.json").write_text(json.dumps(manifest))
+    page = write_report(study).read_text()
+    assert "Of 1,000 bytes of text 880 were trained on and 100 held out (10.0%), 20 were not used (20 near-copies)." in page
+    times = load_trials(study)["tokens"].max() / 100_000
+    assert f"Trials read their text up to {times:.3g} times" in page
+    (study / "data.json").write_text(json.dumps(manifest | {"text": {"total": "many"}}))
+    with pytest.raises(AnalysisError, match="field `text`"):
+        write_report(study)

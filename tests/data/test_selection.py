@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsemem.data.corpus import Document
-from sparsemem.data.selection import SHINGLE_WORDS, Selection, ShingleTable, choose_held_out, fair_share, select, share_seen, shingles_of
+from sparsemem.data.selection import (
+    SHINGLE_WORDS,
+    Selection,
+    ShingleTable,
+    choose_held_out,
+    fair_share,
+    hold_out_by_size,
+    select,
+    share_seen,
+    shingles_of,
+)
 
 from .conftest import prose
 
@@ -128,7 +138,8 @@ def test_no_more_is_read_than_is_kept(packages: list[Document], monkeypatch: pyt
 
 def test_one_document_is_cut_at_a_line() -> None:
     text = prose(0, 20_000)
-    selection = select([document("book", "", text)], 100_000, 5_000)
+    train, held_out = hold_out_by_size([document("book", "", text)], 5_000)
+    selection = select(train, 100_000, 5_000, held_out)
     assert selection.train[0].text + selection.validation[0].text == text.encode()
     assert selection.train[0].text.endswith(b"\n")
     assert len(selection.validation[0].text) == pytest.approx(5_000, abs=200)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import machine
 import pytest
 import yaml
 
@@ -92,6 +93,28 @@ def test_text_that_was_mended_before_a_trial_was_finished_is_taken(write_study: 
     ledger, said = run(file)
     assert not digests(ledger) & first
     assert not [line for line in said if "began with" in line]
+
+
+def test_plan_says_where_the_bytes_go_and_how_often_they_are_read(
+    write_study: Callable[..., Path], engine: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_study(budget=machine.TINY["budget"] | {"tokens": "200k"})
+
+    def planned() -> dict[str, Any]:
+        assert main(["plan", str(file), "--json"]) == 0
+        (text,) = json.loads(capsys.readouterr().out)["texts"]
+        return dict(text)
+
+    before = planned()
+    assert before["total"] == sum(path.stat().st_size for path in (file.parent / "corpus").iterdir())
+    assert before["train"] + before["validation"] + sum(before["unused"].values()) == before["total"]
+    ledger, said = run(file)
+    after, manifest = planned(), json.loads((ledger.folder / "data.json").read_text())
+    assert {name: after[name] for name in manifest["text"]} == manifest["text"]
+    assert after["repetition"] == round(200_000 / manifest["train_tokens"], 2) > 1
+    assert [line for line in said if line.startswith(f"note: trials read their text up to {after['repetition']:.3g} times")]
+    assert before["repetition"] == pytest.approx(after["repetition"], rel=0.5)
+    assert before["train"] == after["train"]
 
 
 def test_another_context_of_a_begun_study_reads_the_same_text(write_study: Callable[..., Path], engine: Any) -> None:
