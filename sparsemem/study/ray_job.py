@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from sparsemem.config import ConfigError, Study
+from sparsemem.data.files import matching
 from sparsemem.files import write_text
 from sparsemem.study.launch import terminated_like_interrupted, to_stderr
 from sparsemem.study.ledger import study_fields
@@ -80,14 +81,14 @@ def run_as_job(study: Study, base: Path, results: Path, address: str) -> int:
 def _pack(study: Study, base: Path, folder: Path) -> None:
     """Write the study, with all that `--set` and `tuned` say, and the texts that it names by relative paths."""
     write_text(folder / "study.yaml", yaml.safe_dump(study_fields(study), sort_keys=False, allow_unicode=True))
-    patterns = {pattern for trial in study.trials() for pattern in trial.data.files}
+    patterns = {pattern for trial in study.trials() for pattern in (*trial.data.files, *trial.data.validation_files)}
     relative = sorted(pattern for pattern in patterns if not Path(pattern).is_absolute())  # others are looked for on the cluster
     for pattern in relative:
         if ".." in Path(pattern).parts:
             raise ConfigError(
                 f"field `data.files` names {pattern!r}, outside of the study's folder, which a job cannot take along; move it inside"
             )
-    files = sorted({path for pattern in relative for path in base.glob(pattern) if path.is_file()})
+    files = sorted({path for pattern in relative for path in matching(pattern, base)})
     if (size := sum(path.stat().st_size for path in files)) > UPLOAD_BYTES:
         raise ConfigError(
             f"field `data.files` names {size / 2**20:,.0f} MiB, more than the {UPLOAD_BYTES // 2**20} that a job takes along; "
