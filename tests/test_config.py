@@ -441,3 +441,10 @@ def test_the_defaults_that_ids_rest_on_have_not_changed() -> None:
     fields = ((model.__name__, name, field) for model in models for name, field in model.model_fields.items())
     defaults = {f"{model}.{name}": json.loads(json.dumps(field.get_default())) for model, name, field in fields if not field.is_required()}
     assert defaults == json.loads(Path(__file__).with_name("trial_defaults.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/a#b", "file:///mnt/a#b/c", "s3://bucket/a#"])
+def test_an_address_is_not_cut_at_its_number_sign(tmp_path: Path, address: str) -> None:
+    assert "write # as %23" in _refused(tmp_path, _with("run", {"storage": address}))
+    assert _load(tmp_path, _with("run", {"storage": address.replace("#", "%23")})).run.storage == address.replace("#", "%23")
+    assert _load(tmp_path, _with("run", {"storage": "/mnt/a#b"})).run.storage == "/mnt/a#b"

@@ -75,6 +75,8 @@ def parse_storage(value: Any) -> Any:
     parts = urlsplit(value) if "://" in value else urlsplit("")
     if parts.scheme not in _STORAGE_OPTIONS:
         raise ValueError("write the path of a folder, or an address that begins with s3://, gs:// or file://")
+    if "#" in value and parts.scheme:
+        raise ValueError("write # as %23, since an address ends before it")
     if "@" in parts.netloc:
         raise ValueError("leave out user and password: credentials come from the environment, such as AWS_ACCESS_KEY_ID, or the machine")
     known = _STORAGE_OPTIONS[parts.scheme]
