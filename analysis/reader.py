@@ -228,6 +228,8 @@ def _json(text: str, path: Path) -> tuple[pd.DataFrame, set[str]]:
     for place, record in zip(places, records, strict=True):
         if not isinstance(record, dict):
             raise ValueError(f"{place} is no object of names and values")
+    if len(records) == 1 and any(isinstance(value, dict | list) for value in records[0].values()):
+        raise ValueError("it holds columns; write an array of objects, one a run (in pandas orient='records')")
     frame = pd.DataFrame(records, index=places)
     if "trial_id" in frame:
         frame["trial_id"] = frame["trial_id"].map(str, na_action="ignore")

@@ -269,6 +269,7 @@ def test_text_is_named_by_its_line(tmp_path: Path) -> None:
         ("runs.parquet", "PAR", "cannot be read as parquet"),
         ("runs.csv.gz", "x,loss", "cannot be read as csv"),
         ("runs.json", '{"x": [1]', "give an array of objects"),
+        ("runs.json", '{"x": {"0": 1}, "loss": {"0": 2}}', "it holds columns; write an array of objects"),
         ("runs.parquet.gz", "PAR", "all but the last may be packed"),
     ],
 )
