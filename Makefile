@@ -1,5 +1,7 @@
 # Every target makes its own environment in .venv from requirements.lock; only Python 3.11 to 3.13 and make are assumed.
+# `make test-gpu PYTHON=python3 VENV=` takes a given interpreter as it is: nothing is made or fetched.
 PYTHON ?= python3
+VENV ?= .venv
 BIN := .venv/bin
 READY := .venv/ready
 TESTS := .venv/ready-for-tests
@@ -17,8 +19,8 @@ test: $(TESTS)  ## the tests, at most ten minutes on two cores
 test-all: $(TESTS)  ## the slow and fault tests too
 	$(BIN)/python -m pytest -m "not gpu" sparsemem analysis tests
 
-test-gpu: $(TESTS)  ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu tests
+test-gpu: $(if $(VENV),$(TESTS))  ## the tests that need a CUDA device; without a network: make test-gpu PYTHON=python3 VENV=
+	$(if $(VENV),$(BIN)/python,$(PYTHON)) -m pytest -o addopts=--import-mode=importlib -m gpu tests/gpu  # pytest's plugins may be missing
 
 lint: $(TESTS)
 	$(BIN)/ruff format --check .

@@ -23,7 +23,7 @@ from sparsemem.memory.table import MemoryTable
 from sparsemem.parameter import initialize
 from sparsemem.train.optim import Optimizer
 
-FIELDS = {"name", "shape", "threads", "dtype", "median", "low", "high", "unit"}
+FIELDS = {"name", "shape", "threads", "device", "dtype", "median", "low", "high", "unit"}
 TINY: dict[str, Any] = {
     "rounds": 3,
     "batch": (2, 16),
@@ -81,15 +81,15 @@ def test_a_measurement_holds_median_and_quartiles_of_values_and_of_the_ratios_of
     ours, theirs = [1.0, 2.0, 4.0], [2.0, 2.0, 2.0]
     row = measure.measurement("kind/a", "quick", ours, "ms", ratio_to_b=measure.over(ours, theirs))
     assert row == {
-        **{"name": "kind/a", "shape": "quick", "threads": torch.get_num_threads(), "dtype": "fp32"},
+        **{"name": "kind/a", "shape": "quick", "threads": torch.get_num_threads(), "device": "cpu", "dtype": "fp32"},
         **{"median": 2.0, "low": 1.0, "high": 4.0, "unit": "ms", "ratio_to_b": 1.0, "ratio_to_b_range": [0.5, 2.0]},
     }
     assert measure.line(row).split() == ["kind/a", "quick", "2", "[1,", "4]", "ms", "ratio", "to", "b", "1.00", "[0.50,", "2.00]"]
 
 
 def test_speeds_are_over_each_rival_and_the_peak_of_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "matrix_product", lambda: 1e-6)  # 2 x 32^3 FLOPs in it
-    rows = measure.speeds("step", "quick", 100, {"a": lambda: 0.5, "b": lambda: 0.25}, {"a": 10}, ("b", "absent"), 3)
+    monkeypatch.setattr(measure, "matrix_product", lambda place: 1e-6)  # 2 x 32^3 FLOPs in it
+    rows = measure.speeds(measure.ON_CPU, "step", "quick", 100, {"a": lambda: 0.5, "b": lambda: 0.25}, {"a": 10}, ("b", "absent"), 3)
     a, b, peak = rows
     assert (a["median"], a["ratio_to_b"]) == (200, 0.5)
     assert a["share_of_peak"] == pytest.approx(200 * 10 / (2 * 32**3 / 1e-6), abs=1e-4)
@@ -128,7 +128,7 @@ def test_an_update_changes_the_rows_that_were_read_and_no_other(pooled: bool) ->
     table = MemoryTable((40,), 4, std=0.02)
     initialize(table, seed=0)
     before_RC, rows_SM = table.rows_RC.detach().clone(), torch.randperm(40)[:12].view(4, 3)
-    turn = memory._update(table, Optimizer(table, memory.TRAIN), rows_SM, pooled, other=torch.zeros(3))
+    turn = memory._update(measure.ON_CPU, table, Optimizer(table, memory.TRAIN), rows_SM, pooled, other=torch.zeros(3))
     assert turn() > 0
     assert table.rows_RC.grad is None
     assert (table.rows_RC != before_RC).any(1).nonzero().flatten().tolist() == sorted(rows_SM.flatten().tolist())
@@ -138,7 +138,7 @@ def test_gathers_count_bytes_of_rows_and_copies_both_ways(monkeypatch: pytest.Mo
     monkeypatch.setattr(memory, "GATHER_READS", (4, 8))
     turns = {"pool": [4e-9] * 3, "random-read": [2e-9] * 3, "index_select": [8e-9] * 3, "copy": [1e-9] * 3}
     monkeypatch.setattr(memory, "take_turns", lambda contenders, number: {name: turns[name] for name in contenders})
-    pool, read, select, copy = memory._gathers(rows=1000, width=2)
+    pool, read, select, copy = memory._gathers(measure.ON_CPU, rows=1000, width=2)
     assert [row["median"] for row in (pool, read, select)] == [64, 128, 32]  # 4 x 8 rows of 2 floats, 256 bytes
     assert copy["median"] == 8000  # 500 rows read, 500 written
     assert (pool["share_of_random_read"], pool["ratio_to_index_select"]) == (0.5, 2.0)
@@ -250,7 +250,7 @@ def test_overhead_is_from_an_end_to_the_next_first_step_and_busy_what_lies_betwe
         return SimpleNamespace(trial_folder=lambda id_: tmp_path / id_)
 
     monkeypatch.setattr(sweep, "slots", lambda run: 2)
-    monkeypatch.setattr(sweep, "measure_step", lambda *_: 0.1)
+    monkeypatch.setattr(sweep, "measure_step", lambda *_, **__: 0.1)
     monkeypatch.setattr(sweep, "run_study", trained)
     monkeypatch.setattr(sweep, "_starts", lambda results: contextlib.nullcontext(starts))
     gaps, busy = sweep._trained(tmp_path / "study", "local", 3.0, 2)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsemem.bench.measure import Row, measurement, over, progress, take_turns, timed
+from sparsemem.bench.measure import ON_CPU, Place, Row, measurement, over, progress, take_turns, timed
 from sparsemem.bench.step import ROUNDS, SHAPES, SHARES
 from sparsemem.config import Trial
 from sparsemem.data import Batches
@@ -44,17 +44,28 @@ def _shares(shape: str, trial: Trial, folder: Path) -> Iterator[Row]:
     hashes = [module for module in timer.model.modules() if isinstance(module, NgramHash)]
     texts = [path.read_bytes() for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))]
     tokenizer = train_tokenizer(texts, data.vocab_size)
-    text, sample = b"".join(texts)[:TEXT_BYTES].decode(errors="ignore").encode(), torch.randint(data.vocab_size, (tokens,))
+    text, sample = (
+        b"".join(texts)[:TEXT_BYTES].decode(errors="ignore").encode(),
+        torch.randint(data.vocab_size, (tokens,), device=timer.device),
+    )
+    place = Place(timer.device, timer.precision)
     encoded = sum(len(document.ids) for document in encode(tokenizer, [text]))
     seconds = take_turns(
         {
             "step": timer.step,
-            "batch": lambda: timed(lambda: batches.batch(next(steps))),
-            "hash": lambda: timed(lambda: [module(sample.view(-1, data.context)) for module in hashes]),
+            "batch": lambda: place.timed(lambda: [part.to(timer.device) for part in batches.batch(next(steps))]),
+            "hash": lambda: place.timed(lambda: [module(sample.view(-1, data.context)) for module in hashes]),
             "tokenise": lambda: timed(lambda: list(encode(tokenizer, [text]))) * tokens / encoded,
         },
         ROUNDS[shape],
     )
     for name in ("batch", "hash", "tokenise"):
         milliseconds = [1e3 * spent for spent in seconds[name]]
-        yield measurement(f"data/{name}", shape, milliseconds, "ms", share_of_step=over(seconds[name], seconds["step"]))
+        yield measurement(
+            f"data/{name}",
+            shape,
+            milliseconds,
+            "ms",
+            ON_CPU if name == "tokenise" else place.in_fp32(),
+            share_of_step=over(seconds[name], seconds["step"]),
+        )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from sparsemem.bench.measure import Row, measurement, over, progress, take_turns, timed
+from sparsemem.bench.measure import Place, Row, measurement, over, progress, take_turns
 from sparsemem.bench.step import ROUNDS, SHAPES, SHARES
 from sparsemem.config import Trial
 from sparsemem.train.evaluate import TOKENS_AT_ONCE, sequence_losses
@@ -20,14 +20,15 @@ def bench_eval() -> Iterator[Row]:
             progress(f"eval: {shape}, {name}")
             trial = Trial.model_validate({**fields, "shares": shares})
             timer = StepTimer(trial, torch.get_num_threads())
-            seconds = take_turns({"training": timer.step, "evaluation": _evaluation(timer)}, ROUNDS[shape])
+            place = Place(timer.device, timer.precision)
+            seconds = take_turns({"training": timer.step, "evaluation": _evaluation(timer, place)}, ROUNDS[shape])
             training = [trial.train.batch_tokens / spent for spent in seconds["training"]]
             evaluation = [TOKENS_AT_ONCE / spent for spent in seconds["evaluation"]]
-            yield measurement(f"eval/{name}", shape, evaluation, "tokens/s", ratio_to_training=over(evaluation, training))
+            yield measurement(f"eval/{name}", shape, evaluation, "tokens/s", place, ratio_to_training=over(evaluation, training))
 
 
-def _evaluation(timer: StepTimer) -> Callable[[], float]:
+def _evaluation(timer: StepTimer, place: Place) -> Callable[[], float]:
     """On random tokens, as many as are evaluated at once."""
     data = timer.trial.data
-    windows_ST = torch.randint(data.vocab_size, (TOKENS_AT_ONCE // data.context, data.context + 1))
-    return lambda: timed(lambda: sequence_losses(timer.model, windows_ST[:, :-1], windows_ST[:, 1:], timer.precision))
+    windows_ST = torch.randint(data.vocab_size, (TOKENS_AT_ONCE // data.context, data.context + 1))  # held-out text waits in main memory
+    return lambda: place.timed(lambda: sequence_losses(timer.model, windows_ST[:, :-1], windows_ST[:, 1:], timer.precision))

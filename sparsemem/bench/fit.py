@@ -22,7 +22,7 @@ def bench_fit() -> Iterator[Row]:
     found = json.loads(subprocess.run(command, env=os.environ | one_thread, stdout=subprocess.PIPE, text=True, check=True).stdout)
     seconds = {"median": found["fast_s"], "low": found["fast_low_s"], "high": found["fast_high_s"]}
     yield {
-        **{"name": "fit/chinchilla", "shape": "240x4000", "threads": 1, "dtype": "fp64"},
+        **{"name": "fit/chinchilla", "shape": "240x4000", "threads": 1, "device": "cpu", "dtype": "fp64"},
         **{name: round(spent, 4) for name, spent in seconds.items()},
         "unit": "s",
         "ratio_to_scipy": round(found["ratio"], 1),

@@ -6,17 +6,61 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
+from sparsemem.config import Train
 from sparsemem.layers.product import by_onednn
+from sparsemem.train.loop import default_device, precision_on
 
 WARM_UP = 2
-SIDE = 1536  # of the square matrices whose product is the machine's peak
+SIDE, GPU_SIDE = 1536, 8192  # of the square matrices whose product is the device's peak
 Row = dict[str, Any]
 Name = TypeVar("Name")
+
+
+@dataclass(frozen=True)
+class Place:
+    """The device and the precision of a measurement and of all that it is compared with."""
+
+    device: torch.device
+    precision: torch.dtype
+
+    def timed(self, work: Callable[[], object]) -> float:
+        """Seconds until the device has done it."""
+        self._wait()
+        start = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - start
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """As around a training step's forward pass."""
+        return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @property
+    def side(self) -> int:
+        return SIDE if self.device.type == "cpu" else GPU_SIDE
+
+    def in_fp32(self) -> Place:
+        return Place(self.device, torch.float32)
+
+
+ON_CPU = Place(torch.device("cpu"), torch.float32)
+
+
+def training_place() -> Place:
+    """Where a trial trains by default: on the GPU where there is one."""
+    device = torch.device(default_device())
+    return Place(device, precision_on(device, Train(batch_tokens=1, lr=1.0)))
 
 
 def take_turns(contenders: Mapping[Name, Callable[[], float]], number: int) -> dict[Name, list[float]]:
@@ -35,16 +79,15 @@ def take_turns(contenders: Mapping[Name, Callable[[], float]], number: int) -> d
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    """Seconds of work on the processor."""
+    return ON_CPU.timed(work)
 
 
-def matrix_product() -> float:
-    """Seconds of the best of three large square products by either of torch's libraries: what the machine can do at most."""
-    a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
-    return min(timed(partial(multiply, a, b)) for multiply in (torch.matmul, by_onednn) for _ in range(3))
+def matrix_product(place: Place) -> float:
+    """Seconds of the best of three large square products by either of torch's libraries: what the device can do at most."""
+    a, b = (torch.randn(place.side, place.side, device=place.device, dtype=place.precision) for _ in range(2))
+    libraries = (torch.matmul, by_onednn) if place.device.type == "cpu" else (torch.matmul,)
+    return min(place.timed(partial(multiply, a, b)) for multiply in libraries for _ in range(3))
 
 
 def over(above: Sequence[float], below: Sequence[float]) -> list[float]:
@@ -52,9 +95,10 @@ def over(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
-def measurement(name: str, shape: str, values: Sequence[float], unit: str, **ratios: Sequence[float]) -> Row:
+def measurement(name: str, shape: str, values: Sequence[float], unit: str, place: Place = ON_CPU, **ratios: Sequence[float]) -> Row:
     """One line of the output: median and quartiles over the rounds, of the values and of each ratio."""
-    row: Row = {"name": name, "shape": shape, "threads": torch.get_num_threads(), "dtype": "fp32", **_spread(values), "unit": unit}
+    where = {"device": place.device.type, "dtype": "fp32" if place.precision == torch.float32 else "bf16"}
+    row: Row = {"name": name, "shape": shape, "threads": torch.get_num_threads(), **where, **_spread(values), "unit": unit}
     for ratio, of_rounds in ratios.items():
         spread = _spread(of_rounds)
         row |= {ratio: spread["median"], f"{ratio}_range": [spread["low"], spread["high"]]}
@@ -62,6 +106,7 @@ def measurement(name: str, shape: str, values: Sequence[float], unit: str, **rat
 
 
 def speeds(
+    place: Place,
     kind: str,
     shape: str,
     tokens: int,
@@ -70,21 +115,21 @@ def speeds(
     rivals: Sequence[str],
     number: int,
 ) -> list[Row]:
-    """Tokens/s of contenders that process `tokens` a round: as a share of the machine's peak, and over each rival.
+    """Tokens/s of contenders that process `tokens` a round: as a share of the device's peak, and over each rival.
 
     Args:
         flops: of one token, forward and backward, where known.
     """
-    seconds = take_turns({"peak": matrix_product, **contenders}, number)
-    peaks = [2 * SIDE**3 / spent for spent in seconds.pop("peak")]
+    seconds = take_turns({"peak": lambda: matrix_product(place), **contenders}, number)
+    peaks = [2 * place.side**3 / spent for spent in seconds.pop("peak")]
     rows = []
     for name, times in seconds.items():
         rates = [tokens / spent for spent in times]
         ratios = {f"ratio_to_{rival}": over(seconds[rival], times) for rival in rivals if rival in seconds and rival != name}
         if name in flops:
             ratios = {"share_of_peak": [rate * flops[name] / max(peaks) for rate in rates], **ratios}
-        rows.append(measurement(f"{kind}/{name}", shape, rates, "tokens/s", **ratios))
-    return [*rows, measurement("peak/matrix-product", shape, [peak / 1e9 for peak in peaks], "GFLOP/s")]
+        rows.append(measurement(f"{kind}/{name}", shape, rates, "tokens/s", place, **ratios))
+    return [*rows, measurement("peak/matrix-product", shape, [peak / 1e9 for peak in peaks], "GFLOP/s", place)]
 
 
 def progress(text: str) -> None:

@@ -1,4 +1,4 @@
-"""`sparsemem bench memory`: what memories cost on the processor, as ratios taken in one run.
+"""`sparsemem bench memory`: what memories cost on the device that trains, as ratios taken in one run.
 
 - `layer/*`: forward, backward and update of one layer of each mechanism, over those of a layer of routed experts alone (`moe`). Each memory
   has a feed-forward beside it, as wide as brings its activated parameters to those of the experts: what a budget does in a model, and so
@@ -6,7 +6,7 @@
 - `update/*`: one update of the rows that were read, with the forgetting of their gradient, in tables of growing size; `looked-up`: rows
   side by side, whose gradient the optimiser sorts; `pooled`: the values of a product-key memory. `same`: the very rows, so that time grows
   only if something passes over the whole table; `spread`: as many rows from all over the table, which leave the caches.
-- `gather/*`: bytes of rows per second of the pooled sum over random rows, as a share of what the machine reads of random rows: the plain
+- `gather/*`: bytes of rows per second of the pooled sum over random rows, as a share of what the device reads of random rows: the plain
   sum of as many, which writes next to nothing. `index_select` also writes what it reads, as a lookup does. Every turn draws new rows.
   `copy` counts the bytes that it reads and those that it writes.
 
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemem.accounting import BYTES_PER_PARAMETER, STEP_OVER_FORWARD, Account
-from sparsemem.bench.measure import Row, measurement, over, progress, speeds, take_turns, timed
+from sparsemem.bench.measure import Place, Row, measurement, over, progress, speeds, take_turns, training_place
 from sparsemem.config import MEMORY_POOLS, PRODUCT_KEY, Model, Train
 from sparsemem.layers.engram import EngramMemory, distinct_primes
 from sparsemem.layers.feed_forward import FeedForward, feed_forward_account
@@ -81,15 +81,16 @@ GATHER_TABLES, GATHER_READS, GATHER_ROUNDS = ((4_000_000, 32), (500_000, 256)), 
 
 def bench_memory() -> Iterator[Row]:
     """Measurements of layers, of updates and of gathers."""
+    place = training_place()
     for shape, fields in SHAPES.items():
         progress(f"memory: layers, {shape}")
-        yield from _layers(shape, **fields)
+        yield from _layers(place, shape, **fields)
     for pooled in (False, True):
         progress(f"memory: updates, {'pooled' if pooled else 'looked-up'}")
-        yield from _updates(pooled)
+        yield from _updates(place.in_fp32(), pooled)
     for rows, width in GATHER_TABLES:
         progress(f"memory: gathers, {_size(rows, width)}")
-        yield from _gathers(rows, width)
+        yield from _gathers(place.in_fp32(), rows, width)
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------------
@@ -147,30 +148,32 @@ def layer_account(config: Model, pool: str, sizes: Sizes) -> Account:
     return mechanism + feed_forward_account(config.width, sizes.shared_width)
 
 
-def _layers(shape: str, rounds: int, batch: tuple[int, int], rows: int, model: dict[str, Any]) -> list[Row]:
+def _layers(place: Place, shape: str, rounds: int, batch: tuple[int, int], rows: int, model: dict[str, Any]) -> list[Row]:
     config = Model.model_validate(model)
     sizes = equal_sizes(config, rows)
-    steps = {pool: _layer_step(Layer(config, pool, each), config.width, batch) for pool, each in sizes.items()}
+    steps = {pool: _layer_step(place, Layer(config, pool, each), config.width, batch) for pool, each in sizes.items()}
     flops = {pool: layer_account(config, pool, each).flops * STEP_OVER_FORWARD for pool, each in sizes.items()}
-    return speeds("layer", shape, math.prod(batch), steps, flops, ("moe",), rounds)
+    return speeds(place, "layer", shape, math.prod(batch), steps, flops, ("moe",), rounds)
 
 
-def _layer_step(layer: Layer, width: int, batch: tuple[int, int]) -> Callable[[], float]:
+def _layer_step(place: Place, layer: Layer, width: int, batch: tuple[int, int]) -> Callable[[], float]:
     initialize(layer, seed=0)
-    optimizer = Optimizer(layer, TRAIN)
+    optimizer = Optimizer(layer.to(place.device), TRAIN)
 
     def step(x_BTD: Tensor, gradient_BTD: Tensor, tokens_BT: Tensor) -> None:
-        y_BTD, auxiliary = layer(x_BTD, tokens_BT)
-        loss = torch.dot(y_BTD.flatten(), gradient_BTD.flatten())
+        with place.autocast():
+            y_BTD, auxiliary = layer(x_BTD, tokens_BT)
+        loss = torch.dot(y_BTD.flatten().float(), gradient_BTD.flatten())
         (loss if auxiliary is None else loss + auxiliary).backward()
         optimizer.step(RATE, done=0.0)
         if isinstance(layer.mechanism, MixtureOfExperts):
             layer.mechanism.rebalance()
 
     def turn() -> float:
-        x_BTD, gradient_BTD = torch.randn(*batch, width, requires_grad=True), torch.randn(*batch, width)
-        tokens_BT = torch.randint(VOCABULARY, batch)
-        return timed(lambda: step(x_BTD, gradient_BTD, tokens_BT))
+        x_BTD, gradient_BTD = (torch.randn(*batch, width, device=place.device) for _ in range(2))
+        tokens_BT = torch.randint(VOCABULARY, batch, device=place.device)
+        x_BTD.requires_grad_()
+        return place.timed(lambda: step(x_BTD, gradient_BTD, tokens_BT))
 
     return turn
 
@@ -178,32 +181,32 @@ def _layer_step(layer: Layer, width: int, batch: tuple[int, int]) -> Callable[[]
 # --- updates ----------------------------------------------------------------------------------------------------------------
 
 
-def _updates(pooled: bool) -> Iterator[Row]:
-    contenders, other = {}, torch.zeros(CACHE_BYTES // BYTES_PER_PARAMETER)
+def _updates(place: Place, pooled: bool) -> Iterator[Row]:
+    contenders, other = {}, torch.zeros(CACHE_BYTES // BYTES_PER_PARAMETER, device=place.device)
     tokens, reads = UPDATE_READS
     width = POOLED_WIDTH if pooled else LOOKED_UP_WIDTH
     for rows in UPDATE_ROWS:
         table = MemoryTable((rows,), width, std=0.02)
         initialize(table, seed=0)
-        optimizer = Optimizer(table, TRAIN)
+        optimizer = Optimizer(table.to(place.device), TRAIN)
         for which, among in (("same", UPDATE_ROWS[0]), ("spread", rows)):
             rows_SM = torch.randperm(among, generator=torch.Generator().manual_seed(0))[: tokens * reads].view(tokens, reads)
-            contenders[which, rows] = _update(table, optimizer, rows_SM, pooled, other)
+            contenders[which, rows] = _update(place, table, optimizer, rows_SM.to(place.device), pooled, other)
     seconds = take_turns(contenders, UPDATE_ROUNDS)
     for (which, rows), times in seconds.items():
         small = {} if rows == UPDATE_ROWS[0] else {"ratio_to_small": over(times, seconds[which, UPDATE_ROWS[0]])}
         name = f"update/{'pooled' if pooled else 'looked-up'}-{which}"
-        yield measurement(name, _size(rows, width), [1e3 * spent for spent in times], "ms", **small)
+        yield measurement(name, _size(rows, width), [1e3 * spent for spent in times], "ms", place, **small)
 
 
-def _update(table: MemoryTable, optimizer: Optimizer, rows_SM: Tensor, pooled: bool, other: Tensor) -> Callable[[], float]:
-    weights_SM1 = torch.rand(*rows_SM.shape, 1)
+def _update(place: Place, table: MemoryTable, optimizer: Optimizer, rows_SM: Tensor, pooled: bool, other: Tensor) -> Callable[[], float]:
+    weights_SM1 = torch.rand(*rows_SM.shape, 1, device=place.device)
 
     def turn() -> float:
         read = table.pool(Reads(rows_SM), weights_SM1) if pooled else table(rows_SM.view(1, -1, 1))
         read.sum().backward()
         other.add_(1.0)
-        return timed(lambda: optimizer.step(RATE, done=0.0))
+        return place.timed(lambda: optimizer.step(RATE, done=0.0))
 
     return turn
 
@@ -212,26 +215,28 @@ def _update(table: MemoryTable, optimizer: Optimizer, rows_SM: Tensor, pooled: b
 
 
 @torch.no_grad()
-def _gathers(rows: int, width: int) -> list[Row]:
+def _gathers(place: Place, rows: int, width: int) -> list[Row]:
     table = MemoryTable((rows,), width, std=0.02)
     initialize(table, seed=0)
-    weights_SM1, out_AC = torch.rand(*GATHER_READS, 1), torch.empty(math.prod(GATHER_READS), width)
+    table.to(place.device)
+    weights_SM1 = torch.rand(*GATHER_READS, 1, device=place.device)
+    out_AC = torch.empty(math.prod(GATHER_READS), width, device=place.device)
     first_half, second_half = table.rows_RC.chunk(2)
 
     def pool() -> float:
-        rows_SM = torch.randint(rows, GATHER_READS)
-        return timed(lambda: table.pool(Reads(rows_SM), weights_SM1))
+        rows_SM = torch.randint(rows, GATHER_READS, device=place.device)
+        return place.timed(lambda: table.pool(Reads(rows_SM), weights_SM1))
 
     def random_read() -> float:
-        rows_SM = torch.randint(rows, GATHER_READS)
-        return timed(lambda: F.embedding_bag(rows_SM, table.rows_RC, mode="sum"))
+        rows_SM = torch.randint(rows, GATHER_READS, device=place.device)
+        return place.timed(lambda: F.embedding_bag(rows_SM, table.rows_RC, mode="sum"))
 
     def index_select() -> float:
-        rows_A = torch.randint(rows, (len(out_AC),))
-        return timed(lambda: torch.index_select(table.rows_RC, 0, rows_A, out=out_AC))
+        rows_A = torch.randint(rows, (len(out_AC),), device=place.device)
+        return place.timed(lambda: torch.index_select(table.rows_RC, 0, rows_A, out=out_AC))
 
     def copy() -> float:
-        return timed(lambda: first_half.copy_(second_half))
+        return place.timed(lambda: first_half.copy_(second_half))
 
     seconds = take_turns({"pool": pool, "random-read": random_read, "index_select": index_select, "copy": copy}, GATHER_ROUNDS)
     ratios = {"share_of_random_read": over(seconds["random-read"], seconds["pool"])}
@@ -240,7 +245,7 @@ def _gathers(rows: int, width: int) -> list[Row]:
     for name, times in seconds.items():
         moved = BYTES_PER_PARAMETER * (rows * width if name == "copy" else out_AC.numel())  # of each half: one is read, one written
         rates = [moved / 1e9 / spent for spent in times]
-        found.append(measurement(f"gather/{name}", _size(rows, width), rates, "GB/s", **(ratios if name == "pool" else {})))
+        found.append(measurement(f"gather/{name}", _size(rows, width), rates, "GB/s", place, **(ratios if name == "pool" else {})))
     return found
 
 

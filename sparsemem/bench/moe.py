@@ -1,7 +1,7 @@
 """`sparsemem bench moe`: the routed experts alone, forward and backward, by several ways of dispatch.
 
 - `layer`: as training does it, which is one of the next two (`layers.moe`);
-- `grouped`: sorted, all experts at once by torch's grouped product; `apart`: sorted, one by one through oneDNN;
+- `grouped`: sorted, all experts at once by torch's grouped product; `apart`: sorted, one by one through oneDNN (on the processor);
 - `loop`: a plain loop over experts that autograd differentiates, as most code has it;
 - `padded`: batched products, each expert given as many rows as the busiest one.
 
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsemem.accounting import STEP_OVER_FORWARD
-from sparsemem.bench.measure import Row, progress, speeds, timed
+from sparsemem.bench.measure import Place, Row, progress, speeds, training_place
 from sparsemem.bench.step import SHAPES
 from sparsemem.budget import solve
 from sparsemem.config import Trial
@@ -35,26 +35,35 @@ ROUNDS = 15
 
 def bench_moe() -> Iterator[Row]:
     """Measurements at each shape of `bench step`."""
+    place = training_place()
     for shape, fields in SHAPES.items():
         progress(f"moe: {shape}")
         trial = Trial.model_validate({**fields, "shares": {"moe": 1.0}})
         layer = MixtureOfExperts(trial.model, solve(trial.model, trial.budget, trial.shares).routed_experts, 0)
         initialize(layer, seed=0)
+        layer.to(place.device)
         tokens, flops = trial.train.batch_tokens, feed_forward_account(trial.model.width, layer.config.expert_width).flops
-        ways = {name: _turn(layer, tokens, way) for name, way in WAYS.items()}
+        ways = {name: _turn(place, layer, tokens, way) for name, way in WAYS.items() if name != "apart" or place.device.type == "cpu"}
         counted = dict.fromkeys(ways, flops * layer.config.top_k * STEP_OVER_FORWARD)
-        yield from speeds("experts", shape, tokens, ways, counted, ("grouped", "loop"), ROUNDS)
+        yield from speeds(place, "experts", shape, tokens, ways, counted, ("grouped", "loop"), ROUNDS)
 
 
-def _turn(layer: MixtureOfExperts, tokens: int, way: Callable[[MixtureOfExperts, Tensor, Tensor, Tensor], Tensor]) -> Callable[[], float]:
+def _turn(
+    place: Place, layer: MixtureOfExperts, tokens: int, way: Callable[[MixtureOfExperts, Tensor, Tensor, Tensor], Tensor]
+) -> Callable[[], float]:
     experts, width = layer.gate_up_EDF.shape[:2]
-    popularity_E = torch.linspace(-0.4, 0.4, experts)
+    popularity_E = torch.linspace(-0.4, 0.4, experts, device=place.device)
+
+    def both_ways(x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor, gradient_SD: Tensor) -> None:
+        with place.autocast():
+            y_SD = way(layer, x_SD, gates_SK, experts_SK)
+        y_SD.backward(gradient_SD.to(y_SD.dtype))
 
     def turn() -> float:
-        x_SD, gradient_SD = torch.randn(2, tokens, width)
-        gates_SK, experts_SK = (popularity_E + torch.randn(tokens, experts)).topk(layer.config.top_k)
+        x_SD, gradient_SD = torch.randn(2, tokens, width, device=place.device)
+        gates_SK, experts_SK = (popularity_E + torch.randn(tokens, experts, device=place.device)).topk(layer.config.top_k)
         gates_SK = gates_SK.softmax(-1).requires_grad_()
-        spent = timed(lambda: way(layer, x_SD.requires_grad_(), gates_SK, experts_SK).backward(gradient_SD))
+        spent = place.timed(lambda: both_ways(x_SD.requires_grad_(), gates_SK, experts_SK, gradient_SD))
         layer.zero_grad(set_to_none=True)
         return spent
 
@@ -89,7 +98,7 @@ def _padded(layer: MixtureOfExperts, x_SD: Tensor, gates_SK: Tensor, experts_SK:
     load_E = torch.bincount(chosen, minlength=experts)
     room = int(load_E.max())
     sorted_ = chosen[order]
-    places = sorted_ * room + torch.arange(len(order)) - (load_E.cumsum(0) - load_E)[sorted_]
+    places = sorted_ * room + torch.arange(len(order), device=order.device) - (load_E.cumsum(0) - load_E)[sorted_]
     x_ECD = x_SD.new_zeros(experts * room, width).index_copy(0, places, x_SD[order // experts_SK.shape[1]]).view(experts, room, width)
     y_ECD = _expert(x_ECD, layer.gate_up_EDF, layer.down_EFD).flatten(0, 1)
     rows_SK = torch.empty_like(order).scatter_(0, order, places).view_as(experts_SK)

@@ -10,11 +10,12 @@ Shape letters: B sequences, T positions, D model width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from sparsemem.bench.measure import Row, measurement, over, progress, take_turns, timed
+from sparsemem.bench.measure import Place, Row, measurement, over, progress, take_turns
 from sparsemem.bench.step import SHAPES, SHARES
 from sparsemem.config import Trial
 from sparsemem.layers.head import head_loss
@@ -32,14 +33,22 @@ def bench_profile() -> Iterator[Row]:
         timer = StepTimer(Trial.model_validate({**fields, "shares": SHARES["engram"]}), torch.get_num_threads())
         seconds = take_turns({"step": timer.step} | parts(timer), ROUNDS.get(shape, 3))
         for name, spent in seconds.items():
-            yield measurement(f"part/{name}", shape, [1000 * each for each in spent], "ms", share_of_step=over(spent, seconds["step"]))
+            yield measurement(
+                f"part/{name}",
+                shape,
+                [1000 * each for each in spent],
+                "ms",
+                Place(timer.device, timer.precision),
+                share_of_step=over(spent, seconds["step"]),
+            )
 
 
 def parts(timer: StepTimer) -> dict[str, Callable[[], float]]:
     """Functions that run a part of the step once and return its seconds."""
-    trial, model = timer.trial, timer.model
+    trial, model, place = timer.trial, timer.model, Place(timer.device, timer.precision)
     shape = (trial.train.batch_tokens // trial.data.context, trial.data.context)
-    tokens_BT, gradient_BTD = torch.randint(trial.data.vocab_size, shape), torch.randn(*shape, trial.model.width)
+    tokens_BT = torch.randint(trial.data.vocab_size, shape, device=timer.device)
+    gradient_BTD = torch.randn(*shape, trial.model.width, device=timer.device)
     blocks, experts = [block for block in model.blocks if isinstance(block, Block)], model.expert_layers()
 
     def both_ways(*runs: Callable[[Tensor], Tensor]) -> Callable[[], float]:
@@ -49,7 +58,7 @@ def parts(timer: StepTimer) -> dict[str, Callable[[], float]]:
             spent = 0.0
             for run in runs:
                 x_BTD = torch.randn_like(gradient_BTD).requires_grad_()
-                spent += timed(lambda run=run, x_BTD=x_BTD: _backward(run(x_BTD), gradient_BTD))  # type: ignore[misc]
+                spent += place.timed(partial(_both_ways, place, run, x_BTD, gradient_BTD))
             model.zero_grad(set_to_none=True)
             return spent
 
@@ -64,9 +73,10 @@ def parts(timer: StepTimer) -> dict[str, Callable[[], float]]:
         return run
 
     def update() -> float:
-        loss, auxiliary = model.loss(tokens_BT, tokens_BT, tokens_BT.numel())
+        with place.autocast():
+            loss, auxiliary = model.loss(tokens_BT, tokens_BT, tokens_BT.numel())
         (loss + auxiliary).backward()
-        return timed(lambda: timer.optimizer.step(1e-6, 0.0)) + timed(lambda: [layer.rebalance() for layer in experts])
+        return place.timed(lambda: timer.optimizer.step(1e-6, 0.0)) + place.timed(lambda: [layer.rebalance() for layer in experts])
 
     shared = [layer.shared for layer in experts if layer.shared is not None]
     return {
@@ -81,8 +91,10 @@ def parts(timer: StepTimer) -> dict[str, Callable[[], float]]:
     }
 
 
-def _backward(y: Tensor, gradient_BTD: Tensor) -> None:
-    y.backward(gradient_BTD if y.ndim else None)
+def _both_ways(place: Place, run: Callable[[Tensor], Tensor], x_BTD: Tensor, gradient_BTD: Tensor) -> None:
+    with place.autocast():
+        y = run(x_BTD)
+    y.backward(gradient_BTD.to(y.dtype) if y.ndim else None)
 
 
 def _sum(values: tuple[Tensor, ...]) -> Tensor:

@@ -1,7 +1,8 @@
 """The mixture of experts of Hugging Face `transformers` (extra `compare`), stepping on demand in a process of its own.
 
-`python -m sparsemem.bench.rival` takes one JSON object, the config of a Qwen2-MoE with `threads`, `sequences`, `positions` and `kept` (our
-settings of the process, which its users do not have), makes a step for each further line and answers with its seconds.
+`python -m sparsemem.bench.rival` takes one JSON object, the config of a Qwen2-MoE with `threads`, `sequences`, `positions`, `device`,
+`bf16` and `kept` (our settings of the process, which its users do not have), makes a step for each further
+line and answers with its seconds.
 """
 
 from __future__ import annotations
@@ -10,21 +11,21 @@ import importlib.util
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
-from sparsemem.bench.measure import progress
+from sparsemem.bench.measure import Place, progress
 from sparsemem.budget import solve
 from sparsemem.config import Trial
 from sparsemem.train.loop import prepare_process
 
 
 @contextmanager
-def rivals(trial: Trial) -> Iterator[dict[str, Callable[[], float]]]:
+def rivals(trial: Trial, place: Place) -> Iterator[dict[str, Callable[[], float]]]:
     """Functions that make a step of the same shape and return its seconds; none where `transformers` is not installed."""
     if importlib.util.find_spec("transformers") is None:
         progress("step: transformers is not installed (pip install 'sparsemem[compare]'); measured without it")
@@ -47,6 +48,7 @@ def rivals(trial: Trial) -> Iterator[dict[str, Callable[[], float]]]:
     }
     batch = {"sequences": trial.train.batch_tokens // trial.data.context, "positions": trial.data.context}
     order = {"config": config, "threads": torch.get_num_threads(), **batch}
+    order |= {"device": place.device.type, "bf16": place.precision == torch.bfloat16}
     command = [sys.executable, "-m", __name__]
     with ExitStack() as stack:
         steps = {}
@@ -81,16 +83,21 @@ def main() -> None:
     from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
     config = Qwen2MoeConfig(**order["config"])
-    network = Qwen2MoeForCausalLM(config).train()
+    place = Place(torch.device(order["device"]), torch.bfloat16 if order["bf16"] else torch.float32)
+    network = Qwen2MoeForCausalLM(config).to(place.device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6, fused=True)
     print("ready", flush=True)
-    for _ in sys.stdin:
-        tokens_BT = torch.randint(config.vocab_size, (order["sequences"], order["positions"]))
-        start = time.perf_counter()
-        network(input_ids=tokens_BT, labels=tokens_BT).loss.backward()
+
+    def step(tokens_BT: torch.Tensor) -> None:
+        with place.autocast():
+            loss = network(input_ids=tokens_BT, labels=tokens_BT).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        print(time.perf_counter() - start, flush=True)
+
+    for _ in sys.stdin:
+        tokens_BT = torch.randint(config.vocab_size, (order["sequences"], order["positions"]), device=place.device)
+        print(place.timed(partial(step, tokens_BT)), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 - `transformers`: Hugging Face's Qwen2-MoE of the same widths and experts (extra `compare`), forward, backward and AdamW, in a process of
   its own as its users run it; `transformers-kept`: with our settings of the process (`train.loop.prepare_process`).
 
-The machine's peak is the fastest of several large matrix products in the same dtype, with the same threads, by either of torch's libraries.
+The machine's peak is the fastest of several large matrix products, with the same threads, by either of torch's libraries. All of them run
+on one device and in one precision, which each line names: bf16 on the GPU where there is one (CUDA_VISIBLE_DEVICES= hides it).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from sparsemem.bench.measure import Row, progress, speeds
+from sparsemem.bench.measure import Place, Row, progress, speeds
 from sparsemem.bench.rival import rivals
 from sparsemem.budget import solve
 from sparsemem.config import Trial
@@ -71,10 +72,12 @@ def bench_step() -> Iterator[Row]:
     for shape, fields in SHAPES.items():
         progress(f"step: {shape}")
         trials = {name: Trial.model_validate({**fields, "shares": shares}) for name, shares in SHARES.items()}
-        steps: dict[str, Callable[[], float]] = {name: StepTimer(trial, torch.get_num_threads()).step for name, trial in trials.items()}
+        timers = {name: StepTimer(trial, torch.get_num_threads()) for name, trial in trials.items()}
+        steps: dict[str, Callable[[], float]] = {name: timer.step for name, timer in timers.items()}
+        place = Place(timers["moe"].device, timers["moe"].precision)
         flops = {name: _flops(trial) for name, trial in trials.items()}
-        with rivals(trials["moe"]) as others:
-            yield from speeds("step", shape, trials["moe"].train.batch_tokens, steps | others, flops, RIVALS, ROUNDS[shape])
+        with rivals(trials["moe"], place) as others:
+            yield from speeds(place, "step", shape, trials["moe"].train.batch_tokens, steps | others, flops, RIVALS, ROUNDS[shape])
 
 
 def _flops(trial: Trial) -> int:

@@ -58,7 +58,7 @@ def _trained(folder: Path, engine: str, seconds: float, a_slot: int) -> tuple[li
     """Seconds between one trial's end and the next one's first step, slot by slot; and the share of the slots' time spent in trials."""
     study = load_study(_write(folder, HALF, tokens=10**6))
     trial, together = study.trials()[0], slots(study.run)
-    step = measure_step(trial, study.run.cpus_per_trial)
+    step = measure_step(trial, study.run.cpus_per_trial, device="cpu")  # as these trials train
     tokens = math.ceil(seconds / step) * trial.train.batch_tokens
     study = load_study(_write(folder, {**HALF, "seed": list(range(together * a_slot))}, tokens))
     with _starts(folder / "runs") as starts:

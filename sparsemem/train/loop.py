@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ class StepTimer:
         sizes = solve(trial.model, trial.budget, trial.shares)
         model = Transformer(trial.model, sizes, trial.data.context, torch.arange(trial.data.vocab_size), separator=0)
         self.model = model.initialize(trial.seed).to(self.device)
-        self.optimizer, self.precision = Optimizer(self.model, trial.train), _precision(trial.train, self.device)
+        self.optimizer, self.precision = Optimizer(self.model, trial.train), precision_on(self.device, trial.train)
 
     def step(self) -> float:
         """Seconds of one step."""
@@ -194,7 +194,7 @@ class _Run:
 
     def __init__(self, trial: Trial, tokens_folder: Path, folder: Path, device: torch.device) -> None:
         self.trial, self.folder, self.device = trial, folder, device
-        self.precision = _precision(trial.train, device)
+        self.precision = precision_on(device, trial.train)
         self.tokens = Tokens.load(tokens_folder)
         self.sizes: Sizes = solve(trial.model, trial.budget, trial.shares)
         unscored_after = self.tokens.separator_id if trial.data.mask_document_start else None
@@ -374,7 +374,7 @@ class _Run:
             "device": _device_name(self.device),
             "threads": torch.get_num_threads() * parallel.ranks(),
             "precision": "fp32" if self.precision == torch.float32 else "bf16",
-            "versions": {"python": platform.python_version(), "torch": version("torch"), "sparsemem": version("sparsemem")},
+            "versions": {"python": platform.python_version(), "torch": version("torch"), "sparsemem": _own_version()},
         }
         write_json(self.folder / "result.json", result)
         checkpoint.remove(self.folder)
@@ -396,7 +396,8 @@ def _spread(steps: int, points: int) -> frozenset[int]:
     return frozenset(-(-steps * (number + 1) // points) for number in range(points))
 
 
-def _precision(config: Train, device: torch.device) -> torch.dtype:
+def precision_on(device: torch.device, config: Train) -> torch.dtype:
+    """In which a trial multiplies there, by autocast if it is not fp32."""
     return torch.bfloat16 if config.precision_on(gpu=device.type == "cuda") == "bf16" else torch.float32
 
 
@@ -415,6 +416,14 @@ def _shown(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return str(value) if isinstance(value, int) else f"{value:.9g}"
+
+
+def _own_version() -> str | None:
+    """None where the code runs out of its checkout, without having been installed."""
+    try:
+        return version("sparsemem")
+    except PackageNotFoundError:
+        return None
 
 
 def _device_name(device: torch.device) -> str:

@@ -6,11 +6,13 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
+from sparsemem.bench import BENCHES
 from sparsemem.config import Trial
 from sparsemem.layers import moe
 from sparsemem.train.evaluate import sequence_losses
@@ -88,6 +90,39 @@ def planted_mistakes() -> dict[str, Any]:
         return {"caught": [name for name, mistake in mistakes.items() if _fails(mistake)]}
 
 
+def bench(name: str) -> dict[str, Any]:
+    """A bench with tiny shapes: the devices and precisions that its lines name. What mixes them fails."""
+    step_shape = {
+        "data": {"vocab_size": 300, "context": 16},
+        "model": MODEL
+        | {"engram": {"layers": [2], "heads": 2}}
+        | {"ultramem_v2": {"key_dim": 4, "top_m": 4, "value_dim": 4, "pre_value_dim": 4, "init": "flat"}},
+        "budget": {"total_params": "40k", "active_params": "9k", "tokens": "1k", "tolerance": "5%"},
+        "train": {"batch_tokens": 64, "lr": 0.01},
+    }
+    memories = {pool: fields | ({"placement": "parallel"} if pool in ("pkm", "peer") else {}) for pool, fields in MEMORIES.items()}
+    memories["engram"] = memories["engram"] | {"layers": [1]}
+    for pool in ("pkm", "memory_plus", "peer", "ultramem"):
+        memories[pool] = {key: value for key, value in memories[pool].items() if key not in ("layers", "skip")}
+    layers = {"rounds": 2, "batch": (2, 16), "rows": 64, "model": MODEL | {"layers": 1, "moe": {"expert_width": 8, "top_k": 8}} | memories}
+    values = {
+        "step.SHAPES": {"tiny": step_shape},
+        **{f"{module}.SHAPES": {"tiny": step_shape} for module in ("profile", "moe", "data", "eval")},
+        **{f"{module}.ROUNDS": {"tiny": 2} for module in ("step", "profile", "data", "eval")},
+        **{"moe.ROUNDS": 2, "measure.WARM_UP": 0, "measure.GPU_SIDE": 32, "eval.TOKENS_AT_ONCE": 64, "data.TEXT_TOKENS": 1000},
+        **{"memory.SHAPES": {"tiny": layers}, "memory.UPDATE_ROWS": (50, 500), "memory.UPDATE_READS": (4, 2), "memory.UPDATE_ROUNDS": 2},
+        **{"memory.CACHE_BYTES": 1000, "memory.GATHER_TABLES": ((1000, 4),), "memory.GATHER_READS": (4, 2), "memory.GATHER_ROUNDS": 2},
+        "measure.default_device": lambda: "cuda",
+    }
+    with ExitStack() as held:
+        for path, value in values.items():
+            held.enter_context(patch(f"sparsemem.bench.{path}", value))
+        held.enter_context(patch("sparsemem.train.loop.default_device", lambda: "cuda"))
+        held.enter_context(patch("sparsemem.bench.step.rivals", lambda *_: nullcontext({})))
+        rows = list(BENCHES[name]())
+    return {"rows": {row["name"]: [row["device"], row["dtype"]] for row in rows}}
+
+
 def _fails(work: Callable[[], object]) -> bool:
     try:
         work()
@@ -101,6 +136,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "moe": lambda: steps(trial({"moe": 1.0})),
     "many-experts": many_experts,
     "planted-mistakes": planted_mistakes,
+    **{f"bench-{name}": lambda name=name: bench(name) for name in ("step", "profile", "moe", "memory", "eval")},  # type: ignore[misc]
     **{pool: lambda pool=pool: steps(trial({"moe": 0.5, pool: 0.5})) for pool in MEMORIES},  # type: ignore[misc]
 }
 

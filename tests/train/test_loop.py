@@ -534,13 +534,3 @@ def test_a_trial_that_was_promised_a_gpu_does_not_train_without_one(
     failure = json.loads((tmp_path / "failure.json").read_text())
     assert failure["status"] == "failed"
     assert "sees 1 here" in failure["message"]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["auto", "fp32"])
-@pytest.mark.parametrize("rho", [1, 0.5, 0, "dense"])
-def test_a_gpu_comes_to_the_loss_of_the_cpu(make_trial: Make, tokens_folder: Path, tmp_path: Path, precision: str, rho: Any) -> None:
-    on_cpu = run_trial(make_trial(rho), tokens_folder, tmp_path / "cpu", threads=1, device="cpu")
-    on_gpu = run_trial(make_trial(rho, train={"precision": precision}), tokens_folder, tmp_path / "gpu", threads=1, device="cuda")
-    assert on_gpu["val_loss"] == pytest.approx(on_cpu["val_loss"], abs=0.05)
-    assert on_gpu["precision"] == ("bf16" if precision == "auto" else "fp32")
