@@ -27,16 +27,16 @@ runpy.run_module("tests.fake_cuda.cases", run_name="__main__", alter_sys=True)
 """torch looks once, while it is imported, whether there is CUDA."""
 
 BUDGETS: dict[str, dict[str, tuple[int, int, int]]] = {
-    "moe": {"training": (647, 4, 0), "evaluation": (243, 0, 3)},
-    "dense": {"training": (449, 2, 0), "evaluation": (165, 0, 3)},
-    "engram": {"training": (877, 6, 0), "evaluation": (321, 0, 3)},
-    "ngram_embedding": {"training": (705, 6, 0), "evaluation": (270, 0, 3)},
-    "pkm": {"training": (622, 5, 1), "evaluation": (251, 0, 6)},
-    "memory_plus": {"training": (900, 7, 2), "evaluation": (371, 0, 9)},
-    "peer": {"training": (659, 6, 1), "evaluation": (258, 0, 6)},
-    "ultramem": {"training": (883, 8, 0), "evaluation": (353, 2, 5)},
-    "ultramem_v2": {"training": (1045, 12, 0), "evaluation": (405, 2, 7)},
-    "many-experts": {"training": (735, 8, 0), "evaluation": (273, 4, 3)},
+    "moe": {"training": (671, 4, 0), "evaluation": (248, 0, 3)},
+    "dense": {"training": (465, 2, 0), "evaluation": (168, 0, 3)},
+    "engram": {"training": (900, 6, 0), "evaluation": (344, 0, 6)},
+    "ngram_embedding": {"training": (729, 6, 0), "evaluation": (288, 0, 5)},
+    "pkm": {"training": (642, 5, 1), "evaluation": (264, 0, 8)},
+    "memory_plus": {"training": (924, 7, 2), "evaluation": (394, 0, 13)},
+    "peer": {"training": (679, 6, 1), "evaluation": (271, 0, 8)},
+    "ultramem": {"training": (905, 8, 0), "evaluation": (366, 2, 7)},
+    "ultramem_v2": {"training": (1069, 12, 0), "evaluation": (428, 2, 11)},
+    "many-experts": {"training": (759, 8, 0), "evaluation": (278, 4, 3)},
 }
 """Case -> launches, host syncs and transfers between processor and GPU of a training step after the first, and of an evaluation.
 
