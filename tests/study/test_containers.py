@@ -35,14 +35,15 @@ def test_a_user_without_a_home_is_told_where_to_keep_texts(
 
 
 @pytest.mark.usefixtures("nobody")
-@pytest.mark.parametrize("home", [None, "/nonexistent", "/proc/version"])
+@pytest.mark.parametrize("home", [None, "file/home", "file"])
 def test_ray_has_a_home_where_the_user_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None) -> None:
+    (tmp_path / "file").touch()  # below a file even root makes no folder
     if home:
-        monkeypatch.setenv("HOME", home)
+        monkeypatch.setenv("HOME", str(tmp_path / home))
     offer_token()
     with home_or(tmp_path):
         assert os.environ["HOME"] == str(tmp_path)
-    assert os.environ.get("HOME") == home
+    assert os.environ.get("HOME") == (str(tmp_path / home) if home else None)
 
 
 def test_a_home_that_can_be_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +65,8 @@ def test_a_dead_proxy_and_a_missing_home_do_not_keep_ray_from_a_study(
     write_study: Callable[..., Path], start: Callable[..., Driver], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_grpc_enable_http_proxy", "1")
-    monkeypatch.setenv("HOME", "/nonexistent")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file" / "home"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "grpc_proxy", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     code, _, err = start(write_study(vary={"rho": [1.0]}), "ray", tmp_path / "runs").end()
