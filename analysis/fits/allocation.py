@@ -285,7 +285,7 @@ def fit_allocation(
         conventions["noise"] = f"nothing is repeated: residuals around the {loosest.name} curve stand in for it"
     y_BI = np.vstack([model.mean_I, resample(model, sd, df, resamples, rng)])
     theta = tuple(each.fit(model.x_I, weights_I, y_BI) for each in laws)
-    settled_B = np.stack([each.settled(model.x_I, weights_I, y_BI, own) for each, own in zip(laws, theta, strict=True)]).all(0)
+    settled_B = np.logical_and.reduce([each.settled(model.x_I, weights_I, y_BI, own) for each, own in zip(laws, theta, strict=True)])
     squares_LB = np.stack([_squares(each, own, model, weights_I, y_BI) for each, own in zip(laws, theta, strict=True)])
     score_LB = _scores(laws, model, squares_LB, common["seeds"])
     chosen_B, refuted_B = score_LB.argmin(0), np.isinf(score_LB).all(0)

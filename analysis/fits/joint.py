@@ -184,7 +184,7 @@ def fit_joint(
     score_MB = np.stack([aiccs(*each, means) for each in zip(curves, theta, strict=True)])
     law = Law(curves, theta, score_MB.argmin(0), means.z_CF.mean(0), low, high)
     chosen = int(law.chosen_B[0])
-    settled_B = np.stack([each.settled_B for each in found]).all(0)
+    settled_B = np.logical_and.reduce([each.settled_B for each in found])
     optima_CB = np.stack([law.optimum(z_F) for z_F in means.z_CF])
     alone_CB = _alone(shape, means)
     left_out, errors = _left_out(shape, budgets, means, alone_CB)

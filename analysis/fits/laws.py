@@ -160,15 +160,11 @@ class TwoPower(Law):
             lone_B1 = ((theta_BK[:, 1] == 0) | (theta_BK[:, 2] == 0))[:, None]
             for start_BK in (np.where(lone_B1, theta_BK, np.nan), *others_NBK):
                 rows = np.flatnonzero(np.isfinite(start_BK[:, 0]))
-                low_K, high_K = self.box
-                found = minimise(
-                    lambda at_RK, own, rows=rows: self._derivatives(x_I, root_I, target_BI[rows[own]], at_RK),
-                    start_BK[rows],
-                    low_K,
-                    high_K,
-                    _exact(target_BI),
-                    self.STEPS,
-                )
+
+                def derivatives(at_RK: Array, own_R: Array, rows: Array = rows) -> tuple[Array, Array, Array]:
+                    return self._derivatives(x_I, root_I, target_BI[rows[own_R]], at_RK)
+
+                found = minimise(derivatives, start_BK[rows], *self.box, _exact(target_BI), self.STEPS)
                 before_R = self._derivatives(x_I, root_I, target_BI[rows], theta_BK[rows])[0]
                 lower_R = found.objective_B < before_R * (1 - SAME)
                 theta_BK[rows[lower_R]] = found.theta_BK[lower_R]
