@@ -23,7 +23,7 @@ MEMORY = {
 BASE: dict[str, Any] = {
     "data": {"files": ["a.txt"], "tokenizer": "t.json", "dataset": "owner/name", "revision": "main"},
     "model": {
-        **{"layers": 4, "width": 64, "heads": 4, "moe": {"expert_width": 48, "top_k": 2}, "engram": {"layers": [2]}},
+        **{"layers": 4, "width": 64, "heads": 4, "moe": {"expert_width": 48, "top_k": 2, "leading_dense": 1}, "engram": {"layers": [2]}},
         **{"ngram_embedding": {}, "pkm": MEMORY, "memory_plus": MEMORY},
         **{"peer": MEMORY, "ultramem": MEMORY, "ultramem_v2": MEMORY},
     },
@@ -34,6 +34,14 @@ GUESSES = (None, False, True, 0, 1, 2, 3, 4, 8, 16, 64, 300, 4096, 0.001, 0.07, 
 LISTS = ([2], [3], [2, 3], ["a"], ["b"], [0.5, 0.5], [0.9, 0.99])
 NOT_VARIED = ("budget.flops_per_token", *(f"model.{pool}.rows" for pool in MEMORY_POOLS))
 """A check that no identity depends on, and rows, which leave a memory without a share."""
+
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "data.validation_files": {"data.corpus": "files"},
+    "data.document_separator": {"data.corpus": "files"},
+    **{f"model.{pool}.conv_reset_at_document_end": {f"model.{pool}.query_conv": 3} for pool in PRODUCT_KEY},
+}
+"""Other fields without which a field has but one value."""
 
 
 def leaves(group: type[BaseModel], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -56,7 +64,7 @@ def shares_of(path: str) -> list[dict[str, float]]:
 
 def two_values(path: str, annotation: Any) -> list[Any]:
     """Values of a field that make two trials of one."""
-    trial = Trial.model_validate(BASE | {"shares": shares_of(path)[1]})
+    trial = changed(Trial.model_validate(BASE | {"shares": shares_of(path)[1]}), NEEDED.get(path, {}))
     literals = [value for each in (annotation, *typing.get_args(annotation)) for value in typing.get_args(each)]
     found: dict[str, Any] = {}
     for value in (*(value for value in literals if isinstance(value, str)), *GUESSES, *LISTS):
@@ -95,7 +103,8 @@ def test_every_value_of_every_field_has_a_curve_of_its_own() -> None:
             assert path in NOT_VARIED, f"{path}: no two values of it were found; add some to GUESSES or LISTS"
             continue
         tried.append(path)
-        study = Study.model_validate({"study": "drawn", **BASE, "vary": {"shares": shares_of(path), path: values}})
+        needed = {name: [value] for name, value in NEEDED.get(path, {}).items()}
+        study = Study.model_validate({"study": "drawn", **BASE, "vary": {"shares": shares_of(path), path: values} | needed})
         trials = planned(study)
         for along in (lambda name: False, lambda name: True):
             cells = split_cells(trials, along=along)
