@@ -174,6 +174,8 @@ def encode(tokenizer: Tokenizer, texts: Sequence[bytes]) -> Iterator[Encoded]:
     unknown = _unknown_id(tokenizer)
     entry_sizes = _entry_sizes(tokenizer, unknown)
     whole = entry_sizes.any()
+    # Byte-level with every byte: it spells whatever a normalizer makes of the text.
+    spells_all = whole and tokenizer.get_vocab().keys() >= set(pre_tokenizers.ByteLevel.alphabet())
     lot: list[bytes] = []
     room = ENCODE_BYTES
     for number, text in enumerate(texts, 1):
@@ -187,7 +189,8 @@ def encode(tokenizer: Tokenizer, texts: Sequence[bytes]) -> Iterator[Encoded]:
                     yield Encoded(ids, np.append(entry_sizes[ids], 0))
                 else:
                     placed = tokenizer.encode(each.decode(), add_special_tokens=False) if whole else encoding
-                    yield _placed(each.decode(), ids, np.array(placed.offsets, dtype=np.int64).reshape(-1, 2), unknown)
+                    document = _placed(each.decode(), ids, np.array(placed.offsets, dtype=np.int64).reshape(-1, 2), unknown)
+                    yield Encoded(ids, document.sizes) if spells_all else document
             lot, room = [], ENCODE_BYTES
 
 
@@ -229,7 +232,8 @@ def _placed(text: str, ids: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64
         sizes[:-1] = (place + 1) * shared // count - place * shared // count
     under, known = (_covered(offsets[chosen], len(text)) for chosen in (slice(None), ids != unknown))
     lost = ~known & under
-    lost[[i for i in np.flatnonzero(~under) if not text[i].isspace()]] = True
+    # A mark that a normalizer joins to its letter (NFC) has no place of its own, and is not unknown for that.
+    lost[[i for i in np.flatnonzero(~under) if not (text[i].isspace() or unicodedata.combining(text[i]))]] = True
     start = int(lost.argmax()) if lost.any() else 0
     end = start + int(lost[start:].argmin()) if not lost[start:].all() else len(text)
     return Encoded(ids, sizes, int(widths[lost].sum()), text[start : min(end, start + 20)])

@@ -33,6 +33,8 @@ def _byte_level(**options: bool) -> Tokenizer:
         tokenizer.add_tokens([AddedToken(" " * count, normalized=False) for count in range(2, 8)])
     if options.get("strip"):
         tokenizer.add_tokens([AddedToken("ka", lstrip=True, rstrip=True)])
+    if options.get("composed"):
+        tokenizer.normalizer = normalizers.NFC()
     if options.get("lower"):
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     return tokenizer
@@ -78,6 +80,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "added runs of spaces": lambda: _byte_level(runs=True),
     "added token that strips": lambda: _byte_level(strip=True),
     "lower case": lambda: _byte_level(lower=True),
+    "composed, as Qwen's": lambda: _byte_level(composed=True),
     "unigram, byte fallback": lambda: _unigram(True),
     "unigram": lambda: _unigram(False),
     "BPE, byte fallback": _llama,
@@ -95,7 +98,7 @@ def _saved(tokenizer: Tokenizer, folder: Path, separator: str | None = "</s>") -
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=30, deadline=None)
-@given(text=st.text(st.sampled_from("ka Lo\u00e9\u00df\u65e5\U0001f600\n\u0130.\u00a0"), min_size=1))
+@given(text=st.text(st.sampled_from("ka Lo\u00e9\u00df\u65e5\U0001f600\n\u0130.\u00a0e\u0302\u0301\u1112\u1161\u11ab"), min_size=1))
 def test_bytes_are_those_of_the_text(kind: str, text: str) -> None:
     document = next(encode(KINDS[kind](), [text.encode()]))
     assert document.sizes.sum() == len(text.encode())
@@ -124,6 +127,9 @@ def test_unknown_bytes_by_hand() -> None:
     assert (document.unknown, document.example) == (5, "\u00e9t\u00e9")
     document = _pairs(_unigram(False, ["k", "\u2581"]), "k\u65e5\u65e5 k")[1]
     assert (document.unknown, document.example) == (6, "\u65e5\u65e5")
+    joining = _unigram(False, ["k", "\u1ebf", "\u2581"])
+    joining.normalizer = normalizers.NFC()
+    assert _pairs(joining, "e\u0302\u0301k")[1].unknown == 0  # two marks on one letter, of which the vocabulary knows all
     dropping = Tokenizer(models.BPE({"k": 0, "a": 1}, []))  # without an unknown token, what it does not know is left out
     dropping.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     assert _pairs(dropping, "ka \u00e9 ka")[1].unknown == 2
