@@ -67,6 +67,7 @@ def text(results: Results) -> str:
         f"Of {account['total']:,} bytes of text {account['train']:,} were trained on and {account['validation']:,} held out "
         f"({account['validation'] / account['total']:.1%}), {sum(account['unused'].values()):,} were not used"
         + (f" ({unused})" if unused else "")
+        + "".join(f"; {remark}" for remark in results.corpus.get("remarks") or ())
         + f". The longest training reads its text {results.trials['tokens'].max() / tokens:.2g} times."
     )
 

@@ -191,11 +191,12 @@ def _write_points(rows: list[list[str]], places: Sequence[int], path: Path, mark
     """
     fields = [row[place].strip() for row in rows for place in places]
     comma, point = (next((each for each in fields if kind.fullmatch(each)), None) for kind in (DECIMAL_COMMA, DECIMAL_POINT))
-    unsure = next((each for each in fields if re.fullmatch(r"[+-]?\d{1,3}[,.]\d{3}", each)), None)
+    unsure = [each for each in fields if re.fullmatch(r"[+-]?\d{1,3}[,.]\d{3}", each)]
     if comma and point:
         raise AnalysisError(f"{path}: numbers have a decimal comma ({comma}) and a decimal point ({point}); write all with a point")
-    if mark == ";" and unsure and not (comma or point):
-        raise AnalysisError(f"{path}: whether {unsure} has a decimal mark or groups of digits cannot be told; write it with neither")
+    doubtful = mark == ";" or (mark == "\t" and all("," in each for each in unsure))  # 2.345 beside 1,000 is a decimal point
+    if doubtful and unsure and not (comma or point):
+        raise AnalysisError(f"{path}: whether {unsure[0]} has a decimal mark or groups of digits cannot be told; write it with neither")
     if comma:
         for row in rows:
             for place in places:

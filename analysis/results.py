@@ -99,6 +99,7 @@ class Results:
         _check(path, corpus, dict.fromkeys(COUNTS, _is_number), "a number belongs there")
         _check(path, corpus, {"overlap": _is_mapping, "packages": _are_mappings}, "several values belong there")
         _check(path, corpus, {"text": _is_account}, "`total`, `train`, `validation` and `unused` bytes belong there")
+        _check(path, corpus, {"remarks": _are_texts}, "lines of text belong there")
         overlap = corpus.get("overlap") or {}
         _check(path, overlap, dict.fromkeys(overlap, _is_number), "a number belongs there")
         return corpus

@@ -76,7 +76,7 @@ def _no_match(pattern: str, base: Path) -> str:
 def _read(config: Data, paths: dict[str, Path], digests: dict[str, str], limit: int, remarks: list[str]) -> list[Document]:
     """Documents of the files, of all together about `limit` bytes."""
     documents: list[Document] = []
-    unread = 0
+    unread, stopped_in = 0, ""
     for name in sorted(paths, key=lambda name: (digests[name], name)):
         if limit <= 0:
             unread += paths[name].stat().st_size
@@ -91,6 +91,7 @@ def _read(config: Data, paths: dict[str, Path], digests: dict[str, str], limit: 
                 if row.text.strip():
                     found.append(Document(name, digests[name], row.name, len(row.text), row.text))
                 if limit <= 0:
+                    stopped_in = name
                     break
         except (OSError, EOFError) as error:
             remedy = f"the file cannot be read ({getattr(error, 'strerror', None) or error}); repair it or narrow the glob"
@@ -100,8 +101,9 @@ def _read(config: Data, paths: dict[str, Path], digests: dict[str, str], limit: 
         if empty:
             remarks.append(f"{name}: {empty} rows skipped whose `{config.text_field}` is null")
         documents += found
-    if unread:
-        remarks.append(f"{unread / 1e6:.2f} MB of files not read: `data.max_bytes` {config.max_bytes:,} is reached without them")
+    if stopped_in:
+        others = f", {unread / 1e6:.2f} MB of other files not read" if unread else ""
+        remarks.append(f"reading stopped in {stopped_in}{others}: what was read suffices for `data.max_bytes` {config.max_bytes:,}")
     return documents
 
 

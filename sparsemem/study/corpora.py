@@ -116,7 +116,7 @@ def describe_texts(trials: Iterable[Trial], base: Path) -> tuple[list[dict[str, 
         elif data.corpus == "files":
             selection, total = select_text(data, corpus)
             held = min(sum(len(kept.text) for kept in selection.validation), round(data.validation_tokens * _bytes_a_token(data)))
-            manifest = {"text": accounts(total, selection, held)}
+            manifest = {"text": accounts(total, selection, held), "remarks": corpus.remarks}
         else:
             manifest = {}
         if "text" in manifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import machine
 import pytest
 import yaml
 
+from analysis import prose
+from analysis.results import Results
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, load_study
 from sparsemem.data import python_source
@@ -115,6 +118,19 @@ def test_plan_says_where_the_bytes_go_and_how_often_they_are_read(
     assert [line for line in said if line.startswith(f"note: trials read their text up to {after['repetition']:.3g} times")]
     assert before["repetition"] == pytest.approx(after["repetition"], rel=0.5)
     assert before["train"] == after["train"]
+
+
+def test_files_that_are_not_read_to_their_end_are_told(
+    write_study: Callable[..., Path], engine: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_study(data=machine.TINY["data"] | {"max_bytes": "40k"})
+    told = re.compile(
+        r"reading stopped in corpus/\S+, \d\.\d\d MB of other files not read: what was read suffices for `data.max_bytes` 40,000"
+    )
+    assert main(["plan", str(file)]) == 0
+    assert told.search(capsys.readouterr().out)
+    ledger, _ = run(file)
+    assert told.search(prose.text(Results(ledger.folder)))
 
 
 def test_another_context_of_a_begun_study_reads_the_same_text(write_study: Callable[..., Path], engine: Any) -> None:
