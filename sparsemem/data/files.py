@@ -15,7 +15,7 @@ from sparsemem.data.readers import COMPRESSED, READERS, kind_of
 READ_AHEAD = 1.5  # text read of the user's files over what is kept: room for what de-duplication drops
 
 
-SPLIT = "by size"  # part of the digest: what is read and held out follows from content and sizes, not from names
+SPLIT = "by size, no short ends"  # part of the digest: what is read and held out follows from content and sizes, not from names
 
 
 def open_files(config: Data, base: Path) -> Corpus:

@@ -123,20 +123,24 @@ def hold_out_by_size(documents: Sequence[Document], validation_bytes: int) -> tu
     """Training documents and those held out, at most so many bytes: from short and from long ones by their share of the text.
 
     A unit (a file) no longer than one part in `MIN_UNITS` of `validation_bytes` is held out whole; of longer ones their documents; of a
-    document that is longer itself its end, from a paragraph's or a line's start on. Names decide nothing, only sizes and content.
+    document that is longer itself its end, from a paragraph's or a line's start on; where such ends would be short, those of fewer
+    documents. Names decide nothing, only sizes and content.
     """
     total, limit = sum(document.size for document in documents), validation_bytes // MIN_UNITS
     files = _unit_sizes(documents)
-    train, held, short = list[Document](), list[Document](), list[Document]()
+    train, held, long, short = list[Document](), list[Document](), list[Document](), list[Document]()
     for document in documents:
         if files[document.unit] > limit:
             document = replace(document, unit=hashlib.sha256(document.read() or b"").hexdigest())
-        if document.size > limit:
-            first, last = _divided(document, validation_bytes * document.size // total)
-            train.append(first)
-            held += [last] if last.size else []
-        else:
-            short.append(document)
+        (long if document.size > limit else short).append(document)
+    room = validation_bytes * sum(document.size for document in long) // max(1, total)
+    for document in sorted(long, key=lambda document: stable_order(document.unit)):
+        size = max(validation_bytes * document.size // total, limit // MIN_UNITS)
+        first, last = _divided(document, size) if size <= room else (document, None)
+        train.append(first)
+        if last and last.size:
+            held.append(last)
+            room -= size
     sizes = _unit_sizes(short)
     room, chosen = validation_bytes * sum(sizes.values()) // max(1, total), set[str]()
     for unit in sorted(sizes, key=stable_order):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sparsemem.data.corpus import Document
 from sparsemem.data.selection import (
+    MIN_UNITS,
     SHINGLE_WORDS,
     Selection,
     ShingleTable,
@@ -181,3 +182,12 @@ def test_the_table_remembers_all_and_mistakes_few() -> None:
     table.add(seen)
     assert share_seen(seen, [table]) == 1
     assert share_seen(np.random.default_rng(1).integers(0, 2**63, 150_000).astype(np.uint64), [table]) < 0.05
+
+
+def test_of_many_long_documents_few_give_their_end_and_no_crumbs() -> None:
+    texts = [prose(seed, 5000).encode() for seed in range(60)]
+    documents = [Document("f", "f", str(i), len(text), text) for i, text in enumerate(texts)]
+    train, held = hold_out_by_size(documents, 12_000)
+    assert min(document.size for document in held) >= 12_000 // MIN_UNITS // MIN_UNITS // 2  # a line's start may come later
+    assert 4000 < sum(document.size for document in held) <= 12_000
+    assert sum(document.size for document in (*train, *held)) == sum(map(len, texts))
