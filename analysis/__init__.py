@@ -33,6 +33,8 @@ _HOMES = {
     "SurfaceFit": "analysis.fits.surface",
     "DataConstrainedFit": "analysis.fits.data_constrained",
     "fit_data_constrained": "analysis.fits.data_constrained",
+    "MoeJointFit": "analysis.fits.moe_joint",
+    "fit_moe_joint": "analysis.fits.moe_joint",
     "fit_density": "analysis.fits.density",
     "fit_isoflop": "analysis.fits.isoflop",
     "fit_joint": "analysis.fits.joint",

@@ -101,6 +101,14 @@ LAWS = {
         "--n params --experts experts --loss loss",
         ("n", "experts"),
     ),
+    "moe-joint": Law(
+        "loss against active parameters, tokens and number of routed experts (arXiv 2502.05172)",
+        ("n", "d", "experts", "loss"),
+        ("run",),
+        _call("moe_joint", "fit_moe_joint", {"n": "params", "d": "tokens"}),
+        "--n params --d tokens --experts experts --loss loss",
+        ("n", "d", "experts"),
+    ),
     "allocation": Law(
         "loss against the share of routed experts, its optimum and what is tied with it",
         ("share", "loss", "seed"),
