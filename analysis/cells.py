@@ -116,7 +116,7 @@ def _mixes(trials: pd.DataFrame) -> list[str]:
         parts = {pool: 1.0 for pool, each in held.items() if each[row]}
         if isinstance(written, str):
             parts = {pool: share for pool in MEMORY_POOLS if (share := json.loads(written).get(pool, 0)) > 0}
-        proportion = " : ".join(f"{share / sum(parts.values()):.2f}" for share in parts.values())
+        proportion = " : ".join(f"{share / sum(parts.values()):.3g}" for share in parts.values())
         found.append(" + ".join(POOLS[pool] for pool in parts) + (f" ({proportion})" if len(parts) > 1 else ""))
     return found
 

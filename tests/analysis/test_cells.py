@@ -129,10 +129,15 @@ def test_memories_at_one_share_are_curves_of_their_own_and_have_the_pure_experts
 
 
 def test_mixes_of_two_memories_are_told_apart_by_their_proportion() -> None:
-    shares = [{"moe": 0.5, "engram": part, "pkm": 0.5 - part} for part in (0.5, 0.25, 0.125)]
+    shares = [{"moe": 0.5, "engram": part, "pkm": 0.5 - part} for part in (0.5, 0.25, 0.125, 0.127)]
     cells = split_cells(planned(Study.model_validate({"study": "mixes", **BASE, "vary": {"shares": shares}})))
-    assert [cell.label for cell in cells] == ["Engram", "Engram + PKM (0.50 : 0.50)", "Engram + PKM (0.25 : 0.75)"]
-    assert [len(cell.trials) for cell in cells] == [1, 1, 1]
+    assert [cell.label for cell in cells] == [
+        "Engram",
+        "Engram + PKM (0.5 : 0.5)",
+        "Engram + PKM (0.25 : 0.75)",
+        "Engram + PKM (0.254 : 0.746)",
+    ]
+    assert [len(cell.trials) for cell in cells] == [1, 1, 1, 1]
 
 
 def test_an_axis_of_fields_is_kept_where_it_tells_all_values_apart_and_split_where_not() -> None:
