@@ -198,7 +198,7 @@ def fit_moe_joint(
     experts: str,
     loss: str,
     run: str | None = None,
-    resamples: int = 400,
+    resamples: int = 200,
     random_seed: int = 0,
 ) -> MoeJointFit:
     """Fit the joint law of experts.
