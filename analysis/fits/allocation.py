@@ -313,7 +313,7 @@ def fit_allocation(
         winner, theta_BK[0], vertex, interior, end, falls, p_interior, tied_I, lack, refuted, louder, model, common["seeds"]
     )
     if not settled_B.all():
-        message = f"{message} {np.mean(~settled_B):.1%} of the resamples did not settle; they are kept as they are.".strip()
+        message = f"{message} {np.sum(~settled_B)} of {len(settled_B)} resamples did not settle; they are kept as they are.".strip()
     candidates = zip(laws, (each[0] for each in theta), squares_LB[:, 0], left_out_LAI[:, 0], strict=True)
     return AllocationFit(
         status=status,

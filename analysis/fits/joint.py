@@ -458,7 +458,7 @@ def _verdict(
         status = Status.NO_INTERIOR_MINIMUM
         doubts.append("the descent found no point where the sum of squares is level: look at the runs for outliers.")
     elif not settled_B.all():
-        doubts.append(f"{np.mean(~settled_B[1:]):.1%} of the resamples did not settle; they are kept as they are.")
+        doubts.append(f"{np.sum(~settled_B[1:])} of {len(settled_B) - 1} resamples did not settle; they are kept as they are.")
     if not curve.bends_with:
         doubts.append(
             "the shares are too few to let the curves change their shape, so no movement of the best one can be told from that: train more."

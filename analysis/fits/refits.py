@@ -160,7 +160,7 @@ def verdict(data: Minimum, draws: Minimum, ends: Sequence[tuple[Array, str]], re
     doubts = [f"{'; '.join(often)}: those intervals end where the admissible range does."] if often else []
     lost = float(np.mean(~draws.settled_B))
     if lost:
-        doubts.append(f"{lost:.1%} of the resamples did not settle; they are kept as they are.")
+        doubts.append(f"{np.sum(~draws.settled_B)} of {len(draws.settled_B)} resamples did not settle; they are kept as they are.")
     if runs < FEW_RUNS:
         doubts.append(f"{runs} runs to draw from: intervals over fewer than {FEW_RUNS} are too narrow, so train more.")
     status, first = Status.CONVERGED, []
