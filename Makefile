@@ -13,8 +13,8 @@ EXTRAS := cluster tensorboard mlflow wandb dashboard  # tested with the real lib
 demo: $(READY)  ## run the quick allocation study and open the way to its report
 	$(BIN)/sparsemem run sweeps/allocation-quick.yaml
 
-test: $(TESTS)  ## the tests, at most ten minutes on two cores
-	$(BIN)/python -m pytest sparsemem analysis tests
+test: $(TESTS)  ## the tests, on two cores at most six minutes
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal sparsemem analysis tests
 
 test-all: $(TESTS)  ## the slow and fault tests too
 	$(BIN)/python -m pytest -m "not gpu" sparsemem analysis tests

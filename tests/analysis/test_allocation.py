@@ -164,6 +164,7 @@ def coverage(curve: Curve, noise: float, studies: int, **options: bool) -> tuple
     return tuple(hits / studies)
 
 
+@pytest.mark.slow
 def test_intervals_cover_an_asymmetric_optimum() -> None:
     optimum, depth, tied = coverage(ASYMMETRIC, 0.01, 200)
     assert 0.90 <= optimum <= 0.98

@@ -117,6 +117,7 @@ def coverage(curve: Curve, noise: float, studies: int) -> tuple[float, float, fl
     return tuple(hits / studies)
 
 
+@pytest.mark.slow
 def test_intervals_cover() -> None:
     assert min(coverage(two_power(-0.7, -0.4), 0.01, 10)) >= 0.8
 
@@ -128,6 +129,7 @@ def test_intervals_cover_other_laws(curve: Curve, noise: float) -> None:
     assert min(coverage(curve, noise, 100)) >= 0.90
 
 
+@pytest.mark.slow
 def test_the_same_optimum_is_rarely_said_to_move() -> None:
     fits = [fit_joint(simulate(two_power(-0.7), THREE, 0.01, random), resamples=100) for random in range(10)]
     assert np.mean([fit.models[1].same_optimum_p < 0.05 for fit in fits]) <= 0.2

@@ -141,14 +141,13 @@ def test_a_held_out_set_has_the_bytes_of_its_text(kind: str, text_folder: Path, 
     path = _saved(KINDS[kind](), text_folder)
     size = Tokenizer.from_file(str(path)).get_vocab_size()
     tokens = Tokens.load(prepare(small(tokenizer="mine.json", vocab_size=size), text_folder, text_folder / "cache"))
-    for entry in (entry for entry in tokens.manifest["packages"] if entry["split"] == "train"):
-        assert entry["bytes"] == (text_folder / entry["name"]).stat().st_size
-    held_out = [entry for entry in tokens.manifest["packages"] if entry["split"] == "validation"]
+    trained, held_out = ([e for e in tokens.manifest["packages"] if e["split"] == split] for split in ("train", "validation"))
+    text, sizes = tokens.manifest["text"], [path.stat().st_size for path in (text_folder / "corpus").iterdir()]
+    assert (text["total"], text["train"]) == (sum(sizes), sum(entry["bytes"] for entry in trained))
     assert sum(entry["bytes"] for entry in held_out) == tokens.val_bytes.sum()
     ends = np.flatnonzero(tokens.val == tokens.separator_id) + 1
-    sizes = [int(part.sum()) for part in np.split(tokens.val_bytes, ends[:-1])]
-    whole = {(text_folder / "corpus" / path.name).stat().st_size for path in (text_folder / "corpus").iterdir()}
-    assert all(0 < size <= max(whole) for size in sizes)
+    parts = [int(part.sum()) for part in np.split(tokens.val_bytes, ends[:-1])]
+    assert all(0 < size <= max(sizes) for size in parts)
     assert tokens.manifest["bytes_per_token"] == pytest.approx(tokens.val_bytes.mean(), rel=0.2)
 
 

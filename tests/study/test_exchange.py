@@ -123,7 +123,7 @@ def test_a_study_over_a_storage_ends_as_one_without(
     there = Storage(place, "tiny").list()
     for id_ in elsewhere.ran:
         kept = {path.name for path in ledger.trial_folder(id_).iterdir()}
-        assert kept == {"trial.yaml", "curve.csv", "val_losses.csv", "result.json"}
+        assert kept - {"usage.csv"} == {"trial.yaml", "curve.csv", "val_losses.csv", "result.json"}  # use, where there is a memory
         assert {name.rpartition("/")[2] for name in there if f"/{id_}/" in name} == kept
     assert "driver.json" not in there
     run(file)

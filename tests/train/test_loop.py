@@ -89,7 +89,7 @@ def test_a_result_says_what_was_trained_and_what_came_out(make_trial: Make, toke
     assert (result["tokens"], result["steps"]) == (2010, 16)
     assert 0 < result["val_loss"] < math.log(260) - 0.5  # it has learned something
     assert result["peak_memory_bytes"] > 1e6
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.csv", "lock", "result.json", "val_losses.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.csv", "lock", "result.json", "usage.csv", "val_losses.csv"]
 
 
 def test_the_curve_counts_every_token_of_the_budget_once(make_trial: Make, tokens_folder: Path, tmp_path: Path) -> None:
