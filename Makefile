@@ -14,7 +14,7 @@ demo: $(READY)  ## run the quick allocation study and open the way to its report
 	$(BIN)/sparsemem run sweeps/allocation-quick.yaml
 
 test: $(TESTS)  ## the tests, on two cores at most six minutes
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal sparsemem analysis tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile sparsemem analysis tests
 
 test-all: $(TESTS)  ## the slow and fault tests too
 	$(BIN)/python -m pytest -m "not gpu" sparsemem analysis tests
