@@ -31,6 +31,6 @@ def test_the_gpu_tests_import_only_what_such_a_machine_has() -> None:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is missing")
 def test_a_given_interpreter_is_taken_as_it_is() -> None:
-    command = ["make", "--dry-run", "--always-make", "test-gpu", "PYTHON=an-interpreter", "VENV="]
+    command = ["make", "--no-print-directory", "--dry-run", "--always-make", "test-gpu", "PYTHON=an-interpreter", "VENV="]
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     assert [line.split()[:4] for line in lines] == [["an-interpreter", "-m", "pytest", "-o"]]
