@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from analysis.fits.interval import percent
 from analysis.fits.newton import SAME, STEPS, Minimum, minimise
 from analysis.fits.types import Status
 
@@ -88,6 +89,17 @@ class _Weighted:
 
     def derivatives(self, theta_RK: Array, rows_R: Array) -> tuple[Array, Array, Array]:
         return self.law.derivatives(theta_RK, self.w_BN[rows_R])
+
+
+def of_bootstrap(run: str | None, resamples: int, random_seed: int) -> dict[str, Any]:
+    """How intervals were made, for the conventions of a fit."""
+    return {
+        "interval": f"{percent()} percentile, not widened for few runs; below {FEW_RUNS} the message says so",
+        "resampling": f"{f'runs of column {run}' if run else 'rows'}, drawn with replacement",
+        "resamples": resamples,
+        "random_seed": random_seed,
+        "numpy": np.__version__,
+    }
 
 
 def fit_all(law: Law, w_BN: Array) -> tuple[Minimum, Minimum]:

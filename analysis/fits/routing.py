@@ -18,7 +18,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fits.interval import ends, percent, takes_level
 from analysis.fits.points import Points, read_points
-from analysis.fits.refits import FEW_RUNS, covariance_of, fit_all, resampled_weights, verdict
+from analysis.fits.refits import covariance_of, fit_all, of_bootstrap, resampled_weights, verdict
 from analysis.fits.runs import distinct, require_resamples
 from analysis.fits.scatter import judge_scatter, slopes_of, with_scatter
 from analysis.fits.types import Estimate, Fit, Status, with_doubt
@@ -188,11 +188,7 @@ def fit_routing(
         "form": "log10 loss = a log10 N + b log10 E^ + c log10 N log10 E^ + d, 1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max",
         "objective": "mean over rows of (log10 fitted loss - log10 loss)^2",
         "admissible": f"E_start {START[0]:g} to {START[1]:g}, E_max / E_start {RATIO[0]:g} to {RATIO[1]:g}",
-        "interval": f"{percent()} percentile, not widened for few runs; below {FEW_RUNS} the message says so",
-        "resampling": f"{f'runs of column {run}' if run else 'rows'}, drawn with replacement",
-        "resamples": resamples,
-        "random_seed": random_seed,
-        "numpy": np.__version__,
+        **of_bootstrap(run, resamples, random_seed),
     }
     common: dict[str, Any] = {"law": "routing", "columns": (params, experts), "rows": points.rows, "conventions": conventions}
     refusal = _refusal(points, params, experts)

@@ -20,7 +20,7 @@ from analysis.fits.interval import ends, percent, takes_level
 from analysis.fits.newton import Minimum
 from analysis.fits.points import Points, read_points
 from analysis.fits.power_sum import ALPHA, DELTA, PowerSum
-from analysis.fits.refits import FEW_RUNS, covariance_of, fit_all, resampled_weights, verdict
+from analysis.fits.refits import covariance_of, fit_all, of_bootstrap, resampled_weights, verdict
 from analysis.fits.runs import distinct, require_resamples
 from analysis.fits.scatter import judge_scatter, slopes_of, with_scatter
 from analysis.fits.types import Estimate, Fit, Status, with_doubt
@@ -295,12 +295,8 @@ def _fit(
         "objective": f"sum over rows of Huber(log fitted loss - log loss), delta {DELTA:g}, natural logarithms",
         "admissible": f"exponents {ALPHA[0]:g} to {ALPHA[1]:g}, coefficients and floor not negative",
         "flops": "C = 6 N D with the columns' own way of counting parameters",
-        "interval": f"{percent()} percentile, not widened for few runs; below {FEW_RUNS} the message says so",
-        "resampling": f"{f'runs of column {run}' if run else 'rows'}, drawn with replacement",
         "runs": int(points.clusters_N.max(initial=-1)) + 1,
-        "resamples": resamples,
-        "random_seed": seed,
-        "numpy": np.__version__,
+        **of_bootstrap(run, resamples, seed),
     }
     common: dict[str, Any] = {"law": law, "columns": columns, "rows": points.rows, "conventions": conventions}
     refusal = _refusal(points, columns, floor)

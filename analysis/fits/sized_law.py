@@ -1,0 +1,186 @@
+"""A law of loss against three sizes, fitted by least squares of log loss: what such laws share.
+
+A law names its parameters, its range, its starts and its formula; the fit, its intervals, its status and its figure are these.
+
+Letters: T sizes, R rows of parameters, B resamples, G starts, N runs, X points, K parameters.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import AnalysisError
+from analysis.fits.interval import ends
+from analysis.fits.points import Points
+from analysis.fits.refits import covariance_of, fit_all, resampled_weights, verdict
+from analysis.fits.scatter import judge_scatter, slopes_of, with_scatter
+from analysis.fits.types import Estimate, Fit, Status, with_doubt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Array = np.ndarray
+F = TypeVar("F", bound="SizedFit")
+
+
+@dataclass(frozen=True)
+class SizedLaw(ABC):
+    """A law at given runs, sizes and losses in logs; its objective is the sum of squares of log loss."""
+
+    NAMES: ClassVar[tuple[str, ...]]
+    """Of the parameters as published."""
+    LIMITED: ClassVar[tuple[str, ...]]
+    """Of the parameters in which it descends, as a message names one that stopped at an end of its range."""
+    FLAT: ClassVar[float]
+    """Curvature, relative to the diagonal, below which other parameters fit as well."""
+
+    log_x_TN: Array
+    log_y_N: Array
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """Of the logs of the sizes."""
+        return tuple(float(log_x_N.mean()) for log_x_N in self.log_x_TN)
+
+    @abstractmethod
+    def bounds(self) -> tuple[Array, Array]:
+        """Ends of the admissible range of each parameter -> [K], [K]."""
+
+    @abstractmethod
+    def starts(self) -> Array:
+        """Points to descend from -> [G, K]."""
+
+    @abstractmethod
+    def log_value(self, theta_RK: Array, *log_x: Array) -> Array:
+        """log L^ -> [R, X]."""
+
+    @abstractmethod
+    def derivatives(self, theta_RK: Array, w_RN: Array) -> tuple[Array, Array, Array]:
+        """Weighted objective, gradient and Hessian -> [R], [R, K], [R, K, K]."""
+
+    @abstractmethod
+    def table(self, theta_BK: Array, level: float) -> dict[str, Array]:
+        """The parameters as published, by name -> [B]."""
+
+    def at_runs(self, theta_RK: Array) -> Array:
+        """log L^ of the runs -> [R, N]."""
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a step too far is not lower, and so not taken
+            return self.log_value(theta_RK, *self.log_x_TN)
+
+    def losses(self, theta_GK: Array) -> Array:
+        return np.minimum(np.nan_to_num((self.at_runs(theta_GK) - self.log_y_N) ** 2, nan=1e9), 1e9)
+
+    @staticmethod
+    def squares(r_RN: Array, slope_RNK: Array, w_RN: Array) -> tuple[Array, Array, Array]:
+        """Weighted squares of residuals, their gradient and Hessian from how log L^ changes with each parameter.
+
+        The Hessian is Gauss and Newton's: the law fits to a hundredth, so what it leaves out is small.
+        """
+        slope_RNK, f_R = np.nan_to_num(slope_RNK), (w_RN * r_RN**2).sum(1)
+        weighted_RKN = (slope_RNK * w_RN[:, :, None]).swapaxes(1, 2)
+        gradient_RK = 2 * (weighted_RKN @ np.nan_to_num(r_RN)[:, :, None])[:, :, 0]
+        return np.where(np.isfinite(f_R), f_R, np.inf), gradient_RK, 2 * weighted_RKN @ slope_RNK
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizedFit(Fit):
+    """Intervals are percentile intervals over resampled runs; losses are in the unit of their column."""
+
+    columns: tuple[str, str, str]
+    """Of parameters, training tokens and what the law adds to them."""
+    scatter: float | None = None
+    """Root mean square of log loss around the law."""
+    _law: SizedLaw | None = field(default=None, repr=False, compare=False)
+    _theta_BK: Array = field(default_factory=lambda: np.zeros((0, 0)), repr=False, compare=False)
+    """Row 0 is the fit of the data, the others are those of the resamples."""
+    _points: Points | None = field(default=None, repr=False, compare=False)
+
+    def _band(self, *sizes: Any) -> pd.DataFrame:
+        """The law with its pointwise band -> the columns of the sizes, loss, low, high."""
+        if self._law is None or self._points is None:
+            raise AnalysisError(f"this fit has no law: {self.status}. {self.message}")
+        x_TX = np.array([each.ravel() for each in np.broadcast_arrays(*(np.atleast_1d(np.asarray(x, float)) for x in sizes))])
+        if not (x_TX > 0).all():
+            raise AnalysisError("predict: sizes must be positive")
+        losses_BX = self._points.level * np.exp(self._law.log_value(self._theta_BK, *np.log(x_TX)))
+        low_X, high_X = np.quantile(losses_BX[1:], ends(), axis=0)
+        return pd.DataFrame(dict(zip(self.columns, x_TX, strict=True)) | {"loss": losses_BX[0], "low": low_X, "high": high_X})
+
+    def residuals(self) -> pd.DataFrame:
+        """Every run against the law -> row, the columns of the sizes, measured, predicted, low, high (the band of the law there)."""
+        if self._points is None:
+            raise AnalysisError(f"this fit has no law: {self.status}. {self.message}")
+        return self._points.against(self._band)
+
+    def _found(self) -> str:
+        """What the parameters say, in a sentence."""
+        raise NotImplementedError
+
+    def summary(self) -> str:
+        lines = [self._found()] if self.parameters else []
+        if self.scatter is not None:
+            lines.append(f"Runs lie {self.scatter:.2%} around the law (root mean square).")
+        return with_doubt(self.status, self.message, lines)
+
+    def drawn(self) -> pd.DataFrame:
+        """What `plot` draws, at the median parameters -> series (run, curve), group (the third size), x (tokens), loss, low, high."""
+        from analysis.figures.law import curves_of, runs_of
+
+        size, tokens, third = self.columns
+        runs = self.residuals()
+        d_X = np.geomspace(runs[tokens].min(), runs[tokens].max(), 61)
+        tables = [runs_of(runs[tokens], runs["measured"], runs[third])]
+        tables += [curves_of(self._band(runs[size].median(), d_X, value), tokens, value) for value in np.unique(runs[third])]
+        return pd.concat(tables, ignore_index=True)
+
+    def plot(self, ax: Axes) -> None:
+        from analysis.figures.law import draw_law
+
+        draw_law(ax, self.drawn(), self.columns[1], self.conventions["loss"], self.columns[2])
+
+
+def fit_sized(kind: Callable[..., F], law_of: Callable[[Array, Array], SizedLaw], points: Points, common: dict[str, Any], remedy: str) -> F:
+    """Fit a law to runs that can tell it.
+
+    Args:
+        kind: the class of the fit.
+        law_of: the law at given logs of sizes [T, N] and of losses over their level [N].
+        common: `law`, `columns`, `rows` and `conventions` of the fit; the last say how to resample.
+        remedy: what to train where other parameters fit as well, a sentence.
+    """
+    law = law_of(np.log(points.x_TN), np.log(points.y_N / points.level))
+    resamples, random_seed = (common["conventions"][name] for name in ("resamples", "random_seed"))
+    data, draws = fit_all(law, resampled_weights(points.clusters_N, resamples, np.random.default_rng(random_seed)))
+    theta_BK = np.vstack([data.theta_BK, draws.theta_BK])
+    low_K, high_K = law.bounds()
+    limits = [
+        (each_BK[:, k], f"{name} stopped at an end of its range")
+        for k, name in enumerate(law.LIMITED)
+        for each_BK in (theta_BK <= low_K, theta_BK >= high_K)
+    ]
+    status, message = verdict(data, draws, limits, remedy, int(points.clusters_N.max()) + 1)
+    slopes_NK = slopes_of(law.at_runs, theta_BK[0], (theta_BK[0] > low_K) & (theta_BK[0] < high_K))
+    size_K = np.linalg.svd(slopes_NK / np.maximum(np.linalg.norm(slopes_NK, axis=0), 1e-300), compute_uv=False)
+    if status is Status.CONVERGED and size_K[-1] ** 2 < law.FLAT:
+        status, message = Status.NO_INTERIOR_MINIMUM, f"other parameters fit as well: {remedy[0].lower()}{remedy[1:]} {message}".strip()
+    rest_N = law.log_y_N - law.at_runs(theta_BK[:1])[0]
+    status, message = with_scatter(status, message, *judge_scatter(points, rest_N, slopes_NK))
+    table = law.table(theta_BK, points.level)
+    return kind(
+        status=status,
+        message=points.with_left_out(message),
+        parameters={name: Estimate.of(values[0], values[1:]) for name, values in table.items()},
+        covariance=covariance_of(table),
+        objective=float(data.objective_B[0]),
+        scatter=float(np.sqrt(np.mean(rest_N**2))),
+        _law=law,
+        _theta_BK=theta_BK,
+        _points=points,
+        **common,
+    )
