@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from sparsemem.config import (
     PEER,
@@ -31,6 +34,7 @@ from sparsemem.config import (
     parse_real,
     parse_share,
 )
+from sparsemem.config.refusal import named_errors
 
 STUDY: dict[str, Any] = {  # ARCHITECTURE.md's example
     "study": "allocation-quick",
@@ -187,7 +191,7 @@ def test_a_refusal_names_ten_problems_and_counts_the_rest(tmp_path: Path) -> Non
         ("vary", {"rho": ["half"]}, ["rho", "'half'", "dense"]),
         ("vary", {"rho": 0.5}, ["vary"]),
         ("vary", {"shares": [{"moe": 0.5, "engram": 0.4}]}, ["sum to 0.9", "sum to 1"]),
-        ("vary", {"shares": [{"moe": 0.5, "pkn": 0.5}]}, ["'pkn'", "moe, engram"]),
+        ("vary", {"shares": [{"moe": 0.5, "pkn": 0.5}]}, ["'pkn'", "did you mean `pkm`?"]),
         ("vary", {"shares": [{"moe": 0.5, "pkm": 0.5}]}, ["0.5 to pkm", "add `model.pkm`"]),
         ("vary", {"shares": [{"moe": 1.5, "engram": -0.5}]}, ["shares"]),
         ("vary", {"rho": [0.5], "model.engram": [None]}, ["rho", "memory"]),
@@ -236,6 +240,72 @@ def test_objects_are_never_built_from_yaml(tmp_path: Path) -> None:
     ):
         assert "not valid YAML" in _refused(tmp_path, f"study: x\nquestion: {tag}\n")
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "remedy"),
+    [
+        ("data.files", "mytext.txt", "write a list, such as files: [mytext.txt]"),
+        ("data.corpus", "mytext.txt", "write corpus: files, and files: [mytext.txt]"),
+        ("data.context", "1M", "such as context: 1000000"),
+        ("data.context", "128", "without a unit or quotes, such as context: 128"),
+        ("data.mask_document_start", "maybe", "such as mask_document_start: true"),
+        ("study", "My Study!", "such as study: my-study"),
+        ("study", 2024, "study: '2024'"),
+        ("analysis", "memory", "did you mean `memories`?"),
+        ("train.lr", "2,5e-3", "did you mean 2.5e-3?"),
+        ("train.schedule", "cosin", "did you mean `cosine`?"),
+        ("train.warmup", 2, "such as 0.02, or 2%"),
+        ("train.betas", [0.9, 0.95, 0.99], "write 2 values, not 3"),
+        ("budget.tokens", "40k tokens", "did you mean 40k?"),
+        ("budget.tokens", "1,000,000", "did you mean 1000000?"),
+        ("budget.tokens", "30m", "did you mean 30M?"),
+        ("budget.tokens", -5, "write more than 0"),
+        ("model.heads", 0, "write at least 1"),
+        ("model.moe", 50, "such as moe: {expert_width: 48, top_k: 2}"),
+        ("model.expert_width", 48, "did you mean `model.moe.expert_width`?"),
+        ("tokens", "40k", "did you mean `budget.tokens`?"),
+        ("vary", "rho", "such as vary: {rho: "),
+        ("vary", {"shares": [{"moe": 0.5, "engram": 0.6}]}, "lower one of them by 0.1"),
+    ],
+)
+def test_a_refusal_says_what_to_write(tmp_path: Path, path: str, value: Any, remedy: str) -> None:
+    message = _refused(tmp_path, _with(path, value))
+    assert remedy in message
+
+
+def test_a_point_is_named_only_where_it_matters(tmp_path: Path) -> None:
+    assert "at the point" not in _refused(tmp_path, _with("train.lr", "fast"))
+    assert "at the point" in _refused(tmp_path, _with("vary", {"train.lr": ["fast"]}))
+
+
+def _groups(group: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """A group of fields and all groups inside it."""
+    yield group
+    for field in group.model_fields.values():
+        if inner := _group_of(field.annotation):
+            yield from _groups(inner)
+
+
+def _group_of(annotation: Any) -> type[BaseModel] | None:
+    kinds = [annotation, *typing.get_args(annotation)]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+@pytest.mark.parametrize("group", list(dict.fromkeys(_groups(Trial))), ids=lambda group: group.__name__)
+def test_each_field_of_a_group_is_asked_for_with_an_example(group: type[BaseModel]) -> None:
+    """A list and a group that are given as one value, and every required field that is missing."""
+    for name, field in group.model_fields.items():
+        is_list = any(typing.get_origin(kind) is tuple for kind in (field.annotation, *typing.get_args(field.annotation)))
+        if (_group_of(field.annotation) or is_list) and group is not Trial:
+            with pytest.raises(ConfigError) as refused, named_errors("", group, given={}):
+                group.model_validate({name: 7})
+            example = str(refused.value).split(f"field `{name}` has the value 7: ")[1].split(f"such as {name}: ")[1].split("; ")[0]
+            assert isinstance(yaml.safe_load(example), list if is_list else dict), (name, example)
+    if required := [name for name, field in group.model_fields.items() if field.is_required()]:
+        with pytest.raises(ConfigError) as refused, named_errors("", group, given={}):
+            group.model_validate({"shares": {}} if group is Trial else {})
+        assert [name for name in required if f"`{name}` is missing; add {name}: " not in str(refused.value) and name != "shares"] == []
 
 
 def test_files_that_cannot_be_read_are_refused_with_the_nearest_name(tmp_path: Path) -> None:

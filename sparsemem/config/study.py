@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import os
-import re
-import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from sparsemem.config.optimum import FIRST_SHARES, Optimum
 from sparsemem.config.reading import read_mapping
+from sparsemem.config.refusal import named_errors
 from sparsemem.config.trial import Run, Trial
 from sparsemem.config.tune import Tune, Tuned
 from sparsemem.config.values import ConfigError, Strict, brief, shortened
 
 MOST_POINTS = 10**5  # of a study
-MOST_PROBLEMS = 10  # named in a refusal
 
 
 class Study(Strict):
@@ -96,7 +92,7 @@ class Study(Strict):
                 if isinstance(values, dict) and "search" in values:
                     if path != "rho":
                         raise ValueError(f"field `vary.{path}` is a search, and only `vary.rho` can be searched; write a list of values")
-                    with _named_errors("", Optimum, given={}, within="vary.rho."):
+                    with named_errors("", Optimum, given={}, within="vary.rho."):
                         Optimum.model_validate(values)
                 elif not isinstance(values, list | tuple | Optimum):
                     raise ValueError(
@@ -161,7 +157,7 @@ class Study(Strict):
                 raw = dict(self.base)
                 for path, value in varied.items():
                     _assign(raw, path, value)
-                with _named_errors("vary" if varied else "", Trial, given=varied):
+                with named_errors("vary" if varied else "", Trial, given=varied):
                     trial = Trial.model_validate(raw)
                 if self.tuned:
                     try:
@@ -180,7 +176,7 @@ def changed(trial: Trial, values: Mapping[str, Any]) -> Trial:
     raw = trial.model_dump(mode="json")
     for path, value in values.items():
         _assign(raw, path, value)
-    with _named_errors("values", Trial, given=values):
+    with named_errors("values", Trial, given=values):
         return Trial.model_validate(raw)
 
 
@@ -242,7 +238,7 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
                 _assign(raw, dotted, value)
         if isinstance(raw.get("tuned"), str):
             raw["tuned"] = load_tuned(path.parent / raw["tuned"])
-        with _named_errors("", Study, given=raw):
+        with named_errors("", Study, given=raw):
             study = Study.model_validate(raw)
         for _ in study.points():
             pass
@@ -263,7 +259,7 @@ def load_tuned(path: Path) -> Tuned:
         raise ConfigError(f"field `tuned`: {shortened(str(path))}: no such file; `sparsemem tune` writes it")
     raw = read_mapping(path)
     try:
-        with _named_errors("", Tuned, given=raw):
+        with named_errors("", Tuned, given=raw):
             return Tuned.model_validate(raw)
     except ConfigError as error:
         raise ConfigError(f"field `tuned`: {path}: {error}") from None
@@ -273,55 +269,3 @@ def _is_varied(vary: Any, path: str) -> bool:
     """Whether every grid sets this field, so that its value in the base is never used."""
     grids = vary if isinstance(vary, list) else [vary]
     return bool(grids) and all(isinstance(grid, dict) and path in grid for grid in grids)
-
-
-class _named_errors:
-    """Turns pydantic's report into one ConfigError that names field, value and remedy."""
-
-    def __init__(self, prefix: str, root: type[BaseModel], given: Mapping[str, Any], within: str = "") -> None:
-        self.prefix, self.root, self.given, self.within = prefix, root, given, within
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: types.TracebackType | None) -> None:
-        if not isinstance(error, ValidationError):
-            return
-        lines = []
-        for problem in error.errors()[:MOST_PROBLEMS]:
-            parts = [str(part) for part in problem["loc"]]
-            name = shortened(f"{self.within}{'.'.join(parts)}".rstrip("."))
-            message = problem["msg"].removeprefix("Value error, ")
-            if problem["type"] == "extra_forbidden":
-                lines.append(f"unknown field `{name}`{_nearest(self.root, parts)}")
-            elif problem["type"] == "missing":
-                lines.append(f"field `{name}` is missing")
-            elif problem["type"] == "value_error" and len(parts) <= 1 and isinstance(problem["input"], dict):
-                lines.append(f"field `{name}`: {message}" if name else message)
-            else:
-                value = brief(problem["input"])
-                if name == "run.storage":  # it may hold a secret
-                    value = re.sub(r"//[^/?]*@|\?.*", "...", value)
-                lines.append(f"field `{name}` has the value {value}: {message}")
-        if error.error_count() > MOST_PROBLEMS:
-            lines.append(f"and {error.error_count() - MOST_PROBLEMS} more")
-        point = ", ".join(f"{key}={brief(value)}" for key, value in self.given.items()) if self.prefix else ""
-        raise ConfigError("; ".join(lines) + (f" (at the point {point})" if point else "")) from None
-
-
-def _nearest(root: type[BaseModel], parts: list[str]) -> str:
-    """A remedy for a misspelt field: the closest name in the same group."""
-    group: Any = root
-    for part in parts[:-1]:
-        field = group.model_fields.get(part)
-        candidates = [field.annotation, *typing.get_args(field.annotation)] if field else []
-        group = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-        if group is None:
-            return ""
-    names = list(group.model_fields)
-    if group is Study:
-        names = [name for name in names if name != "base"]
-    if group in (Study, Trial):
-        names += [*Trial.model_fields, "rho"]
-    close = difflib.get_close_matches(parts[-1], names, n=1)
-    return f"; did you mean `{close[0]}`?" if close else f"; known here: {', '.join(dict.fromkeys(names))}"

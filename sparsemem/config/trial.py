@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from sparsemem.config.model import MEMORY_POOLS, POOLS, Model
-from sparsemem.config.values import Count, Quantity, Real, Share, Size, Strict, brief, parse_share, parse_storage
+from sparsemem.config.values import Count, Quantity, Real, Share, Size, Strict, brief, nearest_name, parse_share, parse_storage
 
 Location = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 """A path, or a glob; no system has one with a zero byte in it."""
@@ -249,10 +249,11 @@ class Trial(Strict):
     def _consistent(self) -> Trial:
         total = sum(self.shares.values())
         if self.shares and abs(total - 1) > 1e-6:
-            raise ValueError(f"`shares` {self.shares} sum to {total:g}; they must sum to 1")
+            way = "lower" if total > 1 else "raise"
+            raise ValueError(f"`shares` {self.shares} sum to {total:g} and must sum to 1; {way} one of them by {abs(total - 1):.6g}")
         for pool in self.shares:
             if pool not in POOLS:
-                raise ValueError(f"`shares` names the pool {brief(pool)}; known pools: {', '.join(POOLS)}")
+                raise ValueError(f"`shares` names the pool {brief(pool)}; {nearest_name(pool, POOLS)}")
             if getattr(self.model, pool) is None:
                 raise ValueError(f"`shares` gives {self.shares[pool]:g} to {pool}, which `model` does not configure; add `model.{pool}`")
             if pool in self.model.on_top:

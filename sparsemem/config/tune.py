@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from sparsemem.config.trial import Train, Trial
-from sparsemem.config.values import Count, Real, Size, Strict, parse_share
+from sparsemem.config.values import Count, Real, Size, Strict, nearest_name, parse_share
 
 Bound = Annotated[float, BeforeValidator(parse_share)]
 
@@ -141,6 +140,4 @@ def check_field(path: str) -> None:
     """
     names = [f"train.{name}" for name in Train.model_fields if name not in NOT_TUNED]
     if path not in names:
-        close = difflib.get_close_matches(path, names, n=1)
-        remedy = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(names)}"
-        raise ValueError(f"`{path}` is not a field that can be tuned; {remedy}")
+        raise ValueError(f"`{path}` is not a field that can be tuned; {nearest_name(path, names)}")

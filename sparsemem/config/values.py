@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -27,7 +29,10 @@ def parse_quantity(value: Any) -> Any:
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:[eE]\+?\d+)?)\s*([kKMBGT]?)\s*", value.replace("_", ""))
         if not match:
-            raise ValueError("write a count such as 500000, 500k, 1.24M or 26.7B")
+            meant = re.sub(r"(?<=\d),(?=\d{3}\b)", "", value).replace(",", ".").strip()
+            near = re.fullmatch(r"(\d+(?:\.\d+)? ?[kKmMbBgGtT]?)(?: *\b[a-z]+)?", meant)
+            offered = f"; did you mean {near[1].replace(' ', '').replace('K', 'k').replace('m', 'M').replace('b', 'B')}?" if near else ""
+            raise ValueError(f"write a count such as 500000, 500k, 1.24M or 26.7B{offered}")
         value = float(match[1]) * _UNITS[match[2]]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or abs(value - round(value)) > 1e-6:
         raise ValueError("write a whole number, such as 500000, 500k or 1.24M")
@@ -42,7 +47,9 @@ def parse_real(value: Any) -> Any:
         try:
             value = float(value)
         except ValueError:
-            raise ValueError("write a number such as 0.01 or 1e-2") from None
+            meant = value.replace(",", ".", 1)
+            offered = f"; did you mean {meant}?" if meant != value and re.fullmatch(r"[-+.\deE]+", meant) else ""
+            raise ValueError(f"write a number such as 0.01 or 1e-2{offered}") from None
     if isinstance(value, int | float) and not math.isfinite(value):
         raise ValueError("write a finite number")
     return value
@@ -113,6 +120,16 @@ def brief(value: Any) -> str:
 
 def shortened(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
+
+
+def nearest_name(wrong: str, names: Sequence[str]) -> str:
+    """A remedy for a misspelt name.
+
+    >>> nearest_name("cosin", ["cosine", "wsd"]), nearest_name("x", ["cosine", "wsd"])
+    ('did you mean `cosine`?', 'known here: cosine, wsd')
+    """
+    close = difflib.get_close_matches(wrong.lower(), names, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(dict.fromkeys(names))}"
 
 
 class Strict(BaseModel):
