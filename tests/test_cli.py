@@ -133,6 +133,9 @@ def test_set_replaces_fields_and_axes(study: Path, capsys: pytest.CaptureFixture
         (["plan", "{study}", "--set", "data.files=[none/*.txt]"], ["small.yaml", "data.files", "none/*.txt"]),
         (["status", "{folder}"], ["not the results folder of a study"]),
         (["report", "{folder}"], ["not the results folder of a study"]),
+        (["report", "runs/nowhere"], ["runs/nowhere: no such folder", "`sparsemem run` makes it"]),
+        (["status", "runs/nowhere"], ["runs/nowhere: no such folder"]),
+        (["plan", "{study}", "--set", "tokens=4k"], ["unknown field `tokens`", "did you mean `budget.tokens`?"]),
     ],
 )
 def test_bad_input_is_refused_with_words_and_nothing_is_written(
@@ -186,3 +189,14 @@ def test_an_axis_of_one_share_is_drawn_without_a_warning(recwarn: pytest.Warning
     low, high = axes.get_xlim()
     assert low < 1.0 < high
     assert not recwarn.list
+
+
+def test_a_results_folder_that_is_not_there_is_refused_with_the_nearest_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "first-study").mkdir(parents=True)
+    (tmp_path / "runs" / "first-study" / "study.yaml").write_text("study: first-study\n")
+    for wrong in ("runs/frst-study", "first-study", "results/first-study"):
+        assert main(["report", wrong]) == 2
+        assert f"{wrong}: no such folder; did you mean runs/first-study?" in capsys.readouterr().err

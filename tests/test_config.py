@@ -231,6 +231,22 @@ def test_what_is_no_mapping_of_fields_is_refused(tmp_path: Path, text: str) -> N
     _refused(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("\tx: 1", "indent by spaces"),
+        ("study: [", "is not closed"),
+        ("study: a: b", "between quotes"),
+        ("study: *a", "name it before by `&`"),
+        ("study: {a: 1 b: 2}", "a comma is missing"),
+        ("study: a\nx y z\n", "with a space after the colon"),
+        ("", "this file holds nothing"),
+    ],
+)
+def test_what_is_no_yaml_is_refused_with_a_remedy(tmp_path: Path, text: str, remedy: str) -> None:
+    assert remedy in _refused(tmp_path, text)
+
+
 def test_objects_are_never_built_from_yaml(tmp_path: Path) -> None:
     marker = tmp_path / "built"
     for tag in (

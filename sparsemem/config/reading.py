@@ -22,6 +22,18 @@ _NAMES = {f"{_KIND}{kind}" for kind in ("int", "float", "bool", "null")}
 _AS_TEXT = {f"{_KIND}timestamp", f"{_KIND}value"}
 _WHOLE = re.compile(r"[-+]?(0|[1-9]\d*(_\d+)*|0x[0-9a-fA-F]+|0b[01]+)")
 
+_YAML_REMEDIES = {
+    r"'\t'": "indent by spaces, not by tabs",
+    "mapping values are not allowed": "one `name: value` a line, fields of a group indented alike, a text that holds `: ` between quotes",
+    "end of stream": "a quote, `[` or `{` is not closed",
+    "stream end": "a quote, `[` or `{` is not closed",
+    "expected ',' or": "a comma is missing between two values, or a `]` or `}` at the end",
+    "could not find expected ':'": "a field is written `name: value`, with a space after the colon",
+    "undefined alias": "name it before by `&`, or put a text that begins with `*` between quotes",
+    "cannot start any token": "put a text that begins with this character between quotes",
+}
+"""Words in the reader's report -> what to do."""
+
 
 class _Loader(yaml.SafeLoader):
     """Builds plain values only. A date, and a lone `=`, are text."""
@@ -55,7 +67,8 @@ def read_mapping(path: Path) -> dict[Any, Any]:
     except ConfigError as error:
         raise ConfigError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: a study is a mapping of fields that starts with `study: NAME`; this file holds {type(raw).__name__}")
+        held = {"NoneType": "nothing", "list": "a list", "str": f"the text {brief(raw)}"}.get(type(raw).__name__, brief(raw))
+        raise ConfigError(f"{path}: a study is a mapping of fields that starts with `study: NAME`; this file holds {held}")
     return raw
 
 
@@ -78,7 +91,9 @@ def read_value(text: str) -> Any:
             raise
         where = getattr(error, "problem_mark", None)
         place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
-        raise ConfigError(f"not valid YAML{place}: {getattr(error, 'problem', None) or error}") from None
+        problem = str(getattr(error, "problem", None) or error)
+        remedy = next((f"; {words}" for part, words in _YAML_REMEDIES.items() if part in problem), "")
+        raise ConfigError(f"not valid YAML{place}: {problem}{remedy}") from None
 
 
 def _is_apart(key: yaml.Node) -> bool:

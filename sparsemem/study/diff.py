@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sparsemem.config import ConfigError, Study, Trial
-from sparsemem.study.ledger import FINAL, Ledger, study_fields
+from sparsemem.study.ledger import FINAL, Ledger, nearest_study, study_fields
 from sparsemem.study.plan import PlannedTrial
 from sparsemem.study.progress import look, shown
 from sparsemem.study.text import table
@@ -38,6 +38,7 @@ def diff(study: Study, planned: Sequence[PlannedTrial], folder: Path | None) -> 
     if found is None:
         raise ConfigError(
             f"--diff needs the results of a study, and {folder or ' and '.join(map(str, usual))} holds none; name their folder"
+            + nearest_study(folder or usual[0])
         )
     axes = list(planned[0].varied) or ["rho", "seed"]
     there = {path.parent.name: _fields(path) for path in sorted(found.glob("trials/*/trial.yaml"))}

@@ -12,6 +12,7 @@ Files are the only state. A trial's status follows from what lies in its folder:
 from __future__ import annotations
 
 import csv
+import difflib
 import hashlib
 import io
 import json
@@ -88,6 +89,8 @@ class Ledger:
         """
         rows = _listed(folder / "trials.csv")
         if not (folder / "study.yaml").exists() or not rows or not set(COLUMNS) <= rows[0].keys():
+            if not folder.exists():
+                raise ConfigError(f"{folder}: no such folder{nearest_study(folder)}")
             inside = sorted(path.parent.name for path in folder.glob("*/study.yaml"))
             usual = Path("runs") / folder.stem
             raise ConfigError(
@@ -377,6 +380,15 @@ def _result(path: Path, trial_id: str) -> dict[str, Any]:
         if not losses or not math.isclose(math.fsum(losses) / len(losses), result["val_loss"], rel_tol=1e-6):
             raise ValueError("val_losses.csv beside it is not the one it was made from")
     return result
+
+
+def nearest_study(folder: Path) -> str:
+    """A remedy for the folder of a study that is not there: the most similar one beside it, or those of the usual places."""
+    places = dict.fromkeys((folder.parent, Path("runs"), Path("results")))
+    there = {path.parent.name: path.parent for place in places for path in sorted(place.glob("*/study.yaml"))}
+    close = difflib.get_close_matches(folder.name, list(there), n=1)
+    names = [close[0]] if close else list(there)[:5]
+    return f"; did you mean {' or '.join(str(there[name]) for name in names)}?" if names else "; `sparsemem run` makes it"
 
 
 def _listed(path: Path) -> list[dict[str, str]]:
