@@ -19,6 +19,11 @@ NO_NUMBER |= {"failed", "failure", "crashed", "error", "oom", "timeout", "killed
 """Words, in any case, that stand where a run has no number."""
 FINISHED = ("finished", "done", "complete", "completed", "success", "succeeded", "terminated", "ok")
 """What a column `status` says, in any case, of a run that counts: here, in W&B, MLflow, Slurm, Ray Tune (`TERMINATED`) and by hand."""
+UNFINISHED = {"fail", "failed", "failure", "crashed", "error", "killed", "running", "pending", "pruned", "waiting", "queued"}
+UNFINISHED |= {"scheduled", "preempted", "preempting", "stopped", "diverged", "oom", "timeout"}
+"""Words, in any case, by which a column `state` is known to say how a run ended, though no run finished."""
+LOST_UNIT = 1e4
+"""A plain number smaller by this factor than all numbers with a unit has lost its own."""
 _GROUPED = re.compile(r"[+-]?\d{1,3}(?:([,_' \u00a0\u202f])\d{3})(?:\1\d{3})*(?!\d)")
 _NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([a-z%]*)")
 
@@ -41,9 +46,19 @@ def number(text: str) -> float | None:
     return float(word) if word.lstrip("+-") in ("inf", "infinity") else None
 
 
+def _states(status: pd.Series) -> pd.Series:
+    """The words in lower case, without the class that Python writes before them: `TrialState.COMPLETE`."""
+    return status.astype(str).str.strip().str.lower().str.rpartition(".")[2]
+
+
 def is_finished(status: pd.Series) -> pd.Series:
     """Which rows say that they finished."""
-    return status.astype(str).str.strip().str.lower().isin(FINISHED)
+    return _states(status).isin(FINISHED)
+
+
+def says_states(column: pd.Series) -> bool:
+    """Whether the column tells how runs ended; a column `state` may hold something else."""
+    return bool(_states(column.dropna()).isin({*FINISHED, *UNFINISHED}).any())
 
 
 def floats(column: pd.Series, place: Callable[[int], str]) -> np.ndarray:
@@ -69,3 +84,27 @@ def floats(column: pd.Series, place: Callable[[int], str]) -> np.ndarray:
         raise AnalysisError(f"{place(int(wrong[0]))}, column `{column.name}` holds {said}; a number belongs there")
     typed[odd] = [read[place] for place in odd]
     return typed
+
+
+def refuse_lost_units(column: pd.Series, typed: np.ndarray, place: Callable[[int], str]) -> None:
+    """Refuse 20 beside 10M: a plain number so much smaller than every number with a unit has most likely lost its own.
+
+    Args:
+        column: as written.
+        typed: its `floats`.
+        place: as for `floats`.
+
+    Raises:
+        AnalysisError: it holds one.
+    """
+    written = [_NUMBER.fullmatch(value.strip().lower()) if isinstance(value, str) else None for value in column]
+    large = np.array([found is not None and UNITS.get(found[2], 0) > 0 for found in written], bool)
+    if not large.any():
+        return
+    lost = np.flatnonzero(~large & (typed > 0) & (typed * LOST_UNIT <= typed[large].min()))
+    if len(lost):
+        row, known = int(lost[0]), column[large].iloc[0]
+        raise AnalysisError(
+            f"{place(row)}, column `{column.name}` holds {column.iloc[row]} beside {known}; "
+            "write its unit too, or write every number of the column without one"
+        )

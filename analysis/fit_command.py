@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,24 @@ OPTIONS = {
 }
 """Option -> what its column holds."""
 TEXT = ("mechanism", "seed", "run")
+QUANTITIES = {
+    "parameters": ("n", "total"),
+    "tokens": ("d", "unique"),
+    "compute": ("flops",),
+    "steps": ("d",),
+    "loss": ("loss", "loss-se"),
+    "perplexity": (),
+}
+"""Quantity -> the options whose column it may be. `--x` takes any size, so it is not looked at."""
+HEADINGS = {
+    "parameters": r"params?|parameters?",
+    "tokens": r"tokens?",
+    "compute": r"[a-z]*flops?|compute",
+    "steps": r"steps?|iterations?|iters?",
+    "loss": r"loss(es)?|nll|bpb",
+    "perplexity": r"ppl|perplexity",
+}
+"""Quantity -> the words of a heading that name it."""
 
 
 @dataclass(frozen=True)
@@ -200,14 +219,17 @@ def _run(chosen: argparse.Namespace, law: Law, columns: dict[str, str]) -> str:
         _check_place(chosen.figure, chosen.table)
         if chosen.group:
             raise AnalysisError("--figure draws one fit: give it without --group, for a table of one group")
+    _check_headings(columns, chosen.table)
     from analysis.reader import read_table
 
     numbers, texts = ([columns[o] for o in columns if (o in TEXT) == text] for text in (False, True))
     table = read_table(chosen.table, numbers, [*texts, *([chosen.group] if chosen.group else [])])
     fits = {}
-    for group, rows in _groups(table, chosen.group, chosen.table).items():
+    table, nameless = _with_group(table, chosen.group, chosen.table)
+    for group, rows in _groups(table, chosen.group).items():
         try:
-            fits[group] = _fit(law, rows, columns, chosen.table, chosen.best_of_cell)
+            fit, left_out = _fit(law, rows, columns, chosen.table, chosen.best_of_cell)
+            fits[group] = fit, [*nameless, *left_out]
         except AnalysisError as error:
             raise AnalysisError(f"{chosen.group} {group}: {error}" if chosen.group else str(error)) from None
     if chosen.figure:
@@ -219,6 +241,25 @@ def _run(chosen: argparse.Namespace, law: Law, columns: dict[str, str]) -> str:
     return "\n\n".join(heads[group] + _words(chosen.law, *each) for group, each in fits.items())
 
 
+def _check_headings(columns: dict[str, str], path: Path) -> None:
+    """Refuse a column whose heading names another quantity than its option's.
+
+    Raises:
+        AnalysisError: it does; a heading that also names its option's quantity, or several others, passes.
+    """
+    checked = {option for options in QUANTITIES.values() for option in options}
+    for option in columns.keys() & checked:
+        words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", columns[option]).lower())
+        named = [quantity for quantity, word in HEADINGS.items() if any(re.fullmatch(word, each) for each in words)]
+        if not named or len(named) > 1 or option in QUANTITIES[named[0]]:
+            continue
+        remedy = "add a column of its natural logarithm and name that" if named == ["perplexity"] else "name the column that does"
+        raise AnalysisError(
+            f"{path}: --{option} {columns[option]}: the heading says {named[0]}, but --{option} is {OPTIONS[option]}; "
+            f"{remedy}, or rename the heading if it is wrong"
+        )
+
+
 def _fit(law: Law, table: pd.DataFrame, columns: dict[str, str], path: Path, best: bool) -> tuple[Any, list[str]]:
     """The fit of the rows that can be used, and which cannot."""
     frame, left_out = usable(table, columns, path)
@@ -228,13 +269,25 @@ def _fit(law: Law, table: pd.DataFrame, columns: dict[str, str], path: Path, bes
     return law.fit(frame, columns), left_out
 
 
-def _groups(table: pd.DataFrame, column: str | None, path: Path) -> dict[str, pd.DataFrame]:
+def _with_group(table: pd.DataFrame, column: str | None, path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The rows that name their group, and a sentence on those that do not.
+
+    Raises:
+        AnalysisError: no row names one.
+    """
+    from analysis.fits.runs import listed
+
+    empty = table[column].isna() if column else pd.Series(False, table.index)
+    if empty.all():
+        raise AnalysisError(f"{path}: column `{column}` is empty in every row; name the group of each row, or leave --group out")
+    said = f"Left out: {empty.sum()} of {len(table)} rows, whose `{column}` is empty: {listed(table.index[empty])}."
+    return table[~empty], [said] if empty.any() else []
+
+
+def _groups(table: pd.DataFrame, column: str | None) -> dict[str, pd.DataFrame]:
     """The rows of each value of the column, by that value; all of them by '' where there is none to divide by."""
     if column is None:
         return {"": table}
-    empty = table[column].isna()
-    if empty.any():
-        raise AnalysisError(f"{path}: {table.index[int(empty.argmax())]}: column `{column}` is empty; name the group of every row")
     return {str(value): rows for value, rows in table.groupby(column, sort=True)}
 
 

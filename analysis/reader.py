@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.columns import floats, is_finished, number
+from analysis.columns import floats, number, refuse_lost_units, says_states
 from analysis.errors import AnalysisError, require_columns
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
@@ -65,13 +65,15 @@ def read_table(path: Path | str, numbers: Iterable[str] = (), others: Iterable[s
             raise AnalysisError(f"{path}: heading `{name}` stands twice; keep one of them")
     frame = frame.rename(columns=_as_asked(frame.columns, (*asked, "status")))
     for name in frame.columns.difference(asked):
-        if "status" not in frame and str(name).strip().lower() == "state" and is_finished(frame[name]).any():  # as W&B calls it
+        if "status" not in frame and str(name).strip().lower() == "state" and says_states(frame[name]):  # as W&B calls it
             frame = frame.rename(columns={name: "status"})
     require_columns(frame.columns, asked, str(path))
     if frame.empty:
         raise AnalysisError(f"{path}: holds no row")
     for name in numbers:
-        frame[name] = floats(frame[name], lambda row: f"{path}: {frame.index[row]}")
+        typed = floats(frame[name], lambda row: f"{path}: {frame.index[row]}")
+        refuse_lost_units(frame[name], typed, lambda row: f"{path}: {frame.index[row]}")
+        frame[name] = typed
     for name in frame.columns.difference([*asked, "trial_id"]):  # such as `tokens`, by which some fits look whether runs compare
         if all(isinstance(value, str) and _reads(value) for value in frame[name].dropna()) and frame[name].notna().any():
             frame[name] = floats(frame[name], lambda row: f"{path}: {frame.index[row]}")
@@ -131,6 +133,10 @@ def _text(raw: bytes) -> str:
 
 def _csv(text: str, path: Path, separators: Sequence[str], numbers: Sequence[str]) -> tuple[pd.DataFrame, set[str]]:
     """pandas shifts all columns where rows have more fields than there are headings, so the fields are counted first."""
+    declared = re.match(r'\s*"?sep=([,;\t|])"?[ \t,;]*(?=[\r\n])', text, re.I)  # Excel's own first line
+    if declared:
+        separators, text = (declared[1],), text[declared.end() :]
+        text = "\n" * (declared[0].count("\n")) + text
     text = _without_comments(text, separators)
     first = next((line for line in text.splitlines() if line.strip()), "")
     mark = next((mark for mark in separators if len(next(csv.reader([first], delimiter=mark), [])) > 1), separators[0])

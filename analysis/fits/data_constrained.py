@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.errors import AnalysisError
 from analysis.fits.interval import percent, takes_level
 from analysis.fits.points import Points, read_points
 from analysis.fits.refits import of_bootstrap
@@ -30,6 +31,8 @@ ALPHA, FADES = (0.02, 2.0), (0.1, 1000.0)
 """Admissible exponents, and R_D* and R_N*."""
 NAMES = ("E", "A", "B", "alpha", "beta", "R_D", "R_N")
 LEAST_RUNS = 10
+MOST_REPEATS = 1e4
+"""Epochs of the median run beyond which the unique tokens are in another unit; the paper goes up to 1,500."""
 
 
 def faded(base: Array, log_ratio: Array, fade: Array) -> Array:
@@ -138,11 +141,18 @@ def fit_data_constrained(
         A fit whose status says whether its numbers may be quoted. Poor data give a status, not an exception.
 
     Raises:
-        AnalysisError: a column is missing, holds text or a size that is not positive, or a trial id is repeated.
+        AnalysisError: a column is missing, holds text or a size that is not positive, a trial id is repeated, or unique tokens are in
+            another unit than tokens.
     """
     require_resamples(resamples, "fit_data_constrained")
     columns = (params, tokens, unique)
     points = read_points(frame, columns, loss, run, "fit_data_constrained")
+    repeats = float(np.median(points.x_TN[1] / points.x_TN[2])) if len(points.y_N) else 1.0
+    if repeats > MOST_REPEATS:
+        raise AnalysisError(
+            f"fit_data_constrained: `{tokens}` is {repeats:,.0f} times `{unique}` in the median run, more often than data are repeated; "
+            f"write `{unique}` in the unit of `{tokens}`"
+        )
     conventions = {
         "columns": {"N": params, "D": tokens, "U": unique},
         "loss": loss,

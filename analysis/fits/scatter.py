@@ -53,8 +53,9 @@ def judge_scatter(points: Points, rest_N: Array, slopes_NK: Array | None = None)
         worst = int(above_N.argmax())
         return f"runs of one size differ by up to {np.expm1(above_N[worst]):.0%} ({points.at[worst]}), more than seeds do: {REMEDY}", ""
     if (size_N > np.log1p(GROSS)).sum() > max(1, MANY * len(rest_N)):
-        scatter = f"{np.sqrt(np.mean(rest_N**2)):.0%}"
-        return f"runs lie {scatter} around the law, so it is not theirs, or they are of several kinds: {REMEDY}", ""
+        worst = int(size_N.argmax())
+        scatter = f"{np.expm1(np.median(size_N)):.0%} (median; {points.at[worst]}: {np.expm1(rest_N[worst]):+.0%})"
+        return f"runs lie {scatter} off the law, so it is not theirs, or they are of several kinds: {REMEDY}", ""
     doubts = []
     off = np.flatnonzero(size_N > np.log1p(max(GROSS, 6 * float(np.median(size_N)))))
     if len(off):

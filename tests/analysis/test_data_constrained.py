@@ -106,3 +106,9 @@ def test_without_excess_parameters_their_worth_is_not_quoted() -> None:
 def test_a_figure_shows_a_curve_for_each_amount_of_unique_tokens() -> None:
     drawn = fit(runs(0.005), 20).drawn()
     assert drawn["series"].value_counts().to_dict() == {"curve": 4 * 61, "run": 120}
+
+
+def test_unique_tokens_in_another_unit_are_refused() -> None:
+    frame = runs()
+    with pytest.raises(AnalysisError, match="write `u` in the unit of `d`"):
+        fit(frame.assign(u=frame["u"] / 1e6))

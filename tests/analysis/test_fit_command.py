@@ -365,10 +365,10 @@ def test_a_row_is_named_by_its_line_or_counted_from_one(name: str, content: str,
 
 def test_words_for_no_number_are_empty_and_json_names_may_not_stand_twice(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    path.write_text('{"x": 1, "loss": "NaN"}\n{"x": "7b", "loss": NaN}\n{"x": 1, "loss": "Diverged"}\n{"x": 1, "loss": null}\n')
+    path.write_text('{"x": 1e9, "loss": "NaN"}\n{"x": "7b", "loss": NaN}\n{"x": 1e9, "loss": "Diverged"}\n{"x": 1e9, "loss": null}\n')
     frame = read_table(path, ["x", "loss"])
     assert frame["loss"].isna().all()
-    assert frame["x"].tolist() == [1, 7e9, 1, 1]
+    assert frame["x"].tolist() == [1e9, 7e9, 1e9, 1e9]
     path.write_text('{"x": 1, "y": 2, "y": 3}\n')
     assert len(read_table(path, ["x"])) == 1
     with pytest.raises(AnalysisError, match="heading `y` stands twice"):
@@ -408,3 +408,82 @@ def test_checkpoints_may_share_the_id_of_their_run(tmp_path: Path) -> None:
     columns = ["--n", "params", "--d", "tokens", "--loss", "loss"]
     assert main(["fit", "--law", "chinchilla", str(tmp_path / "runs.csv"), *columns]) == 2
     assert main(["fit", "--law", "chinchilla", str(tmp_path / "runs.csv"), *columns, "--run", "trial_id"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("heading", "finished", "crashed"),
+    [
+        ("Status", "FINISHED", "FAILED"),
+        ("State", "TrialState.COMPLETE", "TrialState.FAIL"),
+        ("state", "COMPLETED", "crashed"),
+        ("status", "RunStatus.FINISHED", "RunStatus.KILLED"),
+    ],
+)
+def test_the_states_of_every_tracker_are_known(heading: str, finished: str, crashed: str, tmp_path: Path) -> None:
+    frame = runs().assign(**{heading: [crashed] * 3 + [finished] * 33})
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    read = read_table(tmp_path / "runs.csv", ["params", "tokens", "loss"])
+    assert fit_power(read, x="params", loss="loss").rows == fit_power(runs()[3:], x="params", loss="loss").rows
+
+
+def test_a_state_in_which_nobody_finished_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "runs.csv"
+    runs().assign(State="crashed").to_csv(path, index=False)
+    assert main(["fit", "--law", "power", str(path), "--x", "params", "--loss", "loss"]) == 2
+    assert "36 of 36 rows, whose `status` says crashed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "\ufeffsep=;", "SEP=;\r"])
+def test_the_separator_that_excel_declares_is_read(first: str, tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text(f"{first}\nparams;loss\n10;2.5\n20;2.25\n", newline="")
+    read = read_table(path, ["params", "loss"])
+    assert read["loss"].tolist() == [2.5, 2.25]
+    assert list(read.index) == ["line 3", "line 4"]
+
+
+def test_rows_without_a_group_are_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, arguments = tmp_path / "runs.csv", ["--x", "params", "--loss", "loss", "--group", "kind"]
+    runs().assign(kind=[None, *["a"] * 17, *["b"] * 18]).to_csv(path, index=False)
+    assert main(["fit", "--law", "power", str(path), *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "Left out: 1 of 36 rows, whose `kind` is empty: line 2." in said
+    assert "kind a" in said
+    assert "kind b" in said
+    runs().assign(kind=None).to_csv(path, index=False)
+    assert main(["fit", "--law", "power", str(path), *arguments]) == 2
+    assert "`kind` is empty in every row" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "heading", "words"),
+    [
+        ("flops", "tokens", "the heading says tokens"),
+        ("flops", "Train Steps", "the heading says steps"),
+        ("flops", "numParams", "the heading says parameters"),
+        ("n", "training_flops", "the heading says compute"),
+        ("loss", "val_ppl", "natural logarithm"),
+        ("loss", "Perplexity", "natural logarithm"),
+    ],
+)
+def test_a_heading_of_another_quantity_is_refused(
+    option: str, heading: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = {"flops": "c", "n": "n", "loss": "l"} | {option: heading}
+    path = tmp_path / "runs.csv"
+    own = {"flops": "flops", "n": "params", "loss": "loss"}
+    pd.DataFrame({columns[each]: runs()[name] for each, name in own.items()}).to_csv(path, index=False)
+    given = [part for each, column in columns.items() for part in (f"--{each}", column)]
+    assert main(["fit", "--law", "isoflop", str(path), *given]) == 2
+    said = capsys.readouterr().err
+    assert f"--{option} {heading}" in said
+    assert words in said
+
+
+def test_a_plain_number_that_lost_its_unit_is_refused_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("params,loss\n10M,2.5\n20,2.25\n")
+    with pytest.raises(AnalysisError, match="line 3, column `params` holds 20 beside 10M; write its unit too"):
+        read_table(path, ["params", "loss"])
+    path.write_text("params,loss\n10M,2.5\n20000000,2.25\n1.5k,2\n900,1\n")
+    assert read_table(path, ["params", "loss"])["params"].tolist() == [1e7, 2e7, 1500, 900]

@@ -63,6 +63,7 @@ def test_pooled_experiments_are_a_poor_fit(same_sizes: bool) -> None:
     assert status is Status.POOR_FIT
     assert "--group" in message
     assert ("runs lie" in message) != same_sizes
+    assert same_sizes or "(median; index " in message
 
 
 def test_seeds_are_no_sweep_and_one_odd_run_is_named() -> None:
