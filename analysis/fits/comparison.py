@@ -92,7 +92,10 @@ class ComparisonFit(Fit):
             lines.append(f"Mean difference over the shares that both have, nats/token: {each}.")
         if self.gains:
             told = ", ".join(f"{_at(gain.first, gain.share)} {_size(gain)}" for gain in self.gains if gain.told)
-            lines.append(f"Told from noise against {self.reference}, of {len(self.gains)} differences, nats/token: {told or 'none'}.")
+            lines.append(
+                f"Told from noise against {self.reference} after Holm's correction, of {len(self.gains)} differences, nats/token: "
+                f"{told or 'none'}."
+            )
         if not self.differences and self.levels:
             lines += [f"Losses: {', '.join(f'{_at(each.name, each.share)} {each.loss:.4f}' for each in self.levels)}."]
         if self.paired_sd is not None:
@@ -255,7 +258,10 @@ def _answers(questions: Sequence[Question], model: SeedModel, noise: Noise) -> t
 
 
 def _size(each: Difference) -> str:
-    return f"{each.difference.value:+.4f} ({each.difference.low:+.4f} to {each.difference.high:+.4f})"
+    """A difference with the interval that it has on its own, and p where the correction decides otherwise than that interval would."""
+    value = each.difference
+    corrected = f"; p {each.p:.2g} after Holm's correction" if (value.low > 0 or value.high < 0) and not each.told else ""
+    return f"{value.value:+.4f} ({value.low:+.4f} to {value.high:+.4f}{corrected})"
 
 
 def _at(name: str, share: float | None) -> str:

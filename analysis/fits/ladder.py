@@ -76,7 +76,8 @@ class LadderFit(Fit):
             lines.append(f"From {names[0]} to {there} the loss {verb} by {size}.")
         if steps:
             told = [f"{step.value:.4f} ({step.low:.4f} to {step.high:.4f}) by {names[rung.rung]}" for rung, step in steps if rung.told]
-            lines.append(f"Of {len(steps)} steps {len(told) or 'none'} can be told from noise{': ' if told else ''}{'; '.join(told)}.")
+            each = f": {'; '.join(told)}" if told else ""
+            lines.append(f"Of {len(steps)} steps {len(told) or 'none'} can be told from noise after Holm's correction{each}.")
         missing = sorted(set(range(len(names))) - {rung.rung for rung in self.rungs})
         if missing and self.rungs:
             lines.append(f"No finished run of rung {', '.join(map(str, missing))}: the steps to and from there are left out.")

@@ -60,6 +60,19 @@ def test_intervals_cover_and_few_true_ties_are_told() -> None:
     assert np.mean(ties) <= 0.05
 
 
+def test_an_interval_without_zero_that_is_not_told_says_why() -> None:
+    """The interval is for one difference, the verdict for all of them together."""
+    torn = 0
+    for random in range(20):
+        fit = fit_comparison(simulate(random), reference="experts")
+        for each in fit.differences:
+            best = min((level for level in fit.levels if level.share == each.share), key=lambda level: level.loss).name
+            if best in (each.first, each.second) and not each.told and (each.difference.low > 0 or each.difference.high < 0):
+                assert f"; p {each.p:.2g} after Holm's correction)" in fit.summary()
+                torn += 1
+    assert torn
+
+
 def test_one_seed_has_a_status_and_no_difference() -> None:
     fit = fit_comparison(simulate(0, seeds=1))
     assert (fit.status, fit.differences) == (Status.TOO_FEW_POINTS, ())
