@@ -48,7 +48,7 @@ def number(text: str) -> float | None:
 
 def _states(status: pd.Series) -> pd.Series:
     """The words in lower case, without the class that Python writes before them: `TrialState.COMPLETE`."""
-    return status.astype(str).str.strip().str.lower().str.rpartition(".")[2]
+    return status.astype(str).str.strip().str.lower().str.replace(r"^.*\.", "", regex=True)
 
 
 def is_finished(status: pd.Series) -> pd.Series:

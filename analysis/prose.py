@@ -11,7 +11,7 @@ from analysis.cells import RATE
 from analysis.figures.allocation import PUBLISHED
 from analysis.results import Results
 from analysis.table import RHO, si, varied_fields
-from sparsemem.config import MEMORY_POOLS
+from sparsemem.config import MEMORY_POOLS, Tuned
 
 DIFFERENCES_CAPTION = (
     f"Loss less that of the pure mixture of experts ({RHO} = 1) with the same seed, mean over seeds; bars are one standard error between "
@@ -90,7 +90,9 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
         lines.append("One training length: whether the answer moves with compute cannot be told.")
     elif lengths[-1] < 10 * lengths[0]:
         lines.append(f"Training lengths a factor of {lengths[-1] / lengths[0]:.3g} apart: only a fast movement of the answer would show.")
-    if RATE in varied:
+    if results.tuned and RATE in results.tuned.fields:
+        lines.append(_rates_tuned(results.tuned, noun))
+    elif RATE in varied:
         lines.append(
             f"The learning rate was chosen per {noun} on the held-out set itself: a {noun} with more rates tried is flattered by a little."
         )
@@ -121,6 +123,20 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
     lines += _searched(results)
     lines.append("All runs are judged on the same held-out sequences, and a seed changes data order and initial weights together.")
     return lines
+
+
+def _rates_tuned(tuned: Tuned, noun: str) -> str:
+    """How the rates of `sparsemem tune` were found, and which of them to doubt."""
+    paths = list(dict.fromkeys(path for winner in tuned.winners for path in winner.at))
+    own = f"for each {' and '.join(paths)} apart" if paths else f"once for every {noun}"
+    doubted = sum(RATE in winner.doubts() for winner in tuned.winners)
+    line = f"The learning rate was tuned {own} on the held-out set itself (`sparsemem tune`, one seed a trial): see Tuned settings."
+    if doubted:
+        line += (
+            f" {doubted} of {len(tuned.winners)} rates lie at the edge of what was tried: a better one may lie beyond, and part of the "
+            f"differences between {plural(noun)} may be one of tuning."
+        )
+    return line
 
 
 def _searched(results: Results) -> list[str]:

@@ -20,14 +20,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from analysis import prose
+from analysis.cells import RATE
 from analysis.figures.style import save
 from analysis.fits.types import plain
 from analysis.results import Results
 from analysis.studies import analyse
-from analysis.studies.tables import PLANNED, as_text, number
+from analysis.studies.tables import PLANNED, as_text, number, tuned_sections
 from analysis.studies.types import Analysis, Drawing
 from analysis.table import si, trials_for_reading, varied_fields
 from sparsemem.files import write_json, write_text
+
+MOST_LISTED = 6
+"""Tuned values that a line of settings lists; of more it gives the ends."""
 
 
 def write_report(results_dir: Path | str) -> Path:
@@ -113,10 +117,10 @@ def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -
         terms=analysis.terms,
         figures=figures,
         caveats=[*prose.caveats(results, analysis.point, analysis.axis), *analysis.caveats()],
-        sections=analysis.sections(),
+        sections=[*analysis.sections(), *tuned_sections(results.tuned)],
         plan=_plan(trials),
         lengths=", ".join(si(tokens) for tokens in sorted(trials["tokens"].dropna().unique())),
-        settings=_settings(described),
+        settings=_settings(results),
         trials=trials_for_reading(trials),
         ids=list(trials["trial_id"]),
         statuses=[status.replace("_", " ") for status in trials["status"]],
@@ -135,15 +139,24 @@ def _plan(trials: pd.DataFrame) -> pd.DataFrame:
     return as_text(trials[[*names[:2], *shares, *varied, *names[2:]]].drop_duplicates())
 
 
-def _settings(described: dict[str, Any]) -> list[tuple[str, str]]:
-    """The study as written, one line a field."""
+def _settings(results: Results) -> list[tuple[str, str]]:
+    """The study as written, one line a field; of a tuned one what its trials have."""
+    described = results.described
     names = ("analysis", "data", "model", "budget", "train", "shares", "rho", "seed")
     fields: dict[str, Any] = {name: described[name] for name in names if name in described}
     vary = described.get("vary") or {}
     for place, grid in enumerate(vary if isinstance(vary, list) else [vary], 1):
         for path, values in grid.items():
             fields[f"vary {path}" if not isinstance(vary, list) else f"vary (grid {place}) {path}"] = values
-    return _flat(fields)
+    tuned = {path: _tuned_values(results.trials, path) for path in (results.tuned.fields if results.tuned else ())}
+    written = dict(_flat(fields))
+    return list((written | {path: f"{values}, tuned" for path, values in tuned.items()}).items())
+
+
+def _tuned_values(trials: pd.DataFrame, path: str) -> str:
+    """The values of a tuned field in the trials, by the column that the ledger gives it."""
+    values = sorted(trials[path if path == RATE else f"tuned.{path}"].dropna().unique())
+    return ", ".join(map(str, values)) if len(values) <= MOST_LISTED else f"{values[0]} to {values[-1]}"
 
 
 def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:

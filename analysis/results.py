@@ -12,9 +12,11 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from pydantic import ValidationError
 
 from analysis.errors import AnalysisError
 from analysis.table import load_curves, load_sequence_losses, load_trials, typed_trials
+from sparsemem.config import Tuned
 
 COUNTS = (
     *("documents", "train_tokens", "validation_tokens", "duplicates_exact", "duplicates_near"),
@@ -83,6 +85,17 @@ class Results:
             path, described, {"vary": lambda value: _is_mapping(value) or _are_mappings(value)}, "a grid or a list of grids belongs there"
         )
         return described
+
+    @cached_property
+    def tuned(self) -> Tuned | None:
+        """What the study took from `sparsemem tune`, if anything."""
+        found = self.described.get("tuned")
+        try:
+            return None if found is None else Tuned.model_validate(found)
+        except ValidationError as error:
+            raise AnalysisError(
+                f"{self.folder / 'study.yaml'}: `tuned` is not what `sparsemem tune` writes: {error.errors()[0]['msg']}"
+            ) from None
 
     @cached_property
     def corpus(self) -> dict[str, Any]:

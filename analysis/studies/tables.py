@@ -11,6 +11,7 @@ from analysis.cells import RATE, Cell
 from analysis.fits.types import Estimate
 from analysis.studies.types import Section, Table
 from analysis.table import POOLS, RHO, shown, si
+from sparsemem.config import Tuned
 
 
 def number(value: Any, digits: int = 4, sign: bool = False) -> str:
@@ -72,6 +73,23 @@ def as_text(frame: pd.DataFrame) -> pd.DataFrame:
         heading, write = PLANNED.get(name, (f"share of {POOLS[pool]}", _share) if pool in POOLS else (name, shown))
         text[heading] = [write(value) for value in frame[name]]
     return pd.DataFrame(text)
+
+
+def tuned_sections(tuned: Tuned | None) -> list[Section]:
+    """What each point took from `sparsemem tune`; empty for a study that took nothing."""
+    if tuned is None or not tuned.winners:
+        return []
+    rows = []
+    for winner in tuned.winners:
+        row = {path: shown(value) for path, value in winner.at.items()} or {"point": "all trials"}
+        row |= {f"{path} (tuned)": shown(value) for path, value in winner.values.items()}
+        row["val loss (nats/token)"] = "" if winner.val_loss is None else number(winner.val_loss)
+        row["values tried"] = ", ".join(f"{tried}" for tried in winner.tried.values())
+        row["doubt"] = "; ".join(f"{path} {why}" for path, why in winner.doubts().items())
+        rows.append(row)
+    table = pd.DataFrame(rows).fillna("")
+    note = f"Found by `sparsemem tune` for the study {tuned.study}, on the held-out set, with one seed; trials took these values."
+    return [Section("Tuned settings", (Table(table.loc[:, (table != "").any()], "", wide=True),), note)]
 
 
 def rates_sections(cells: Sequence[Cell], noun: str) -> list[Section]:

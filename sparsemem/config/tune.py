@@ -85,12 +85,25 @@ class Winner(Strict):
     """Its folder under `tune/trials/`."""
     edges: tuple[str, ...] = ()
     """Fields whose best value lies at the edge of what was searched."""
+    tried: dict[str, int] = Field(default_factory=dict)
+    """Field of a range -> how many values were tried. Empty in files of before it was kept."""
+    unbracketed: tuple[str, ...] = ()
+    """Those whose best value is the least or the largest that was tried: no worse one bounds it on that side."""
 
     @model_validator(mode="after")
     def _fields_exist(self) -> Winner:
         for path in self.values:
             check_field(path)
         return self
+
+    def doubts(self) -> dict[str, str]:
+        """Fields whose best value may lie beyond what was tried -> why."""
+        found = dict.fromkeys(self.edges, "lies at the edge of what was searched")
+        for path in self.unbracketed:
+            tried = self.tried.get(path, 0)
+            outermost = f"is the outermost of {tried} values tried, so a better one may lie beyond"
+            found.setdefault(path, "is the only value tried" if tried == 1 else outermost)
+        return found
 
 
 class Tuned(Strict):

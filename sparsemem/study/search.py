@@ -147,6 +147,7 @@ class PointSearch:
         tied = [trial for trial in trials if trial.state == TrialState.COMPLETE and (trial.value or 0.0) <= best.value + (se or 0.0)]
         ranges = [path for path in self.fields if isinstance(self.fields[path], FloatDistribution)]
         values = self.values(best)
+        tried = {path: sorted({self.values(trial)[path] for trial in trials}) for path in ranges}
         winner = Winner(
             at=self.at,
             values=values,
@@ -154,6 +155,8 @@ class PointSearch:
             val_loss_se=se,
             trial_id=best.user_attrs["trial_id"],
             edges=edges(self.fields, values),
+            tried={path: len(found) for path, found in tried.items()},
+            unbracketed=tuple(path for path, found in tried.items() if values[path] in (found[0], found[-1])),
         )
         near = {path: [self.values(trial)[path] for trial in tied] for path in ranges}
         return Outcome(self.at, dict(statuses), winner, {path: (min(found), max(found)) for path, found in near.items()})

@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from sparsemem.config import Tune, Winner, named
 from sparsemem.study.text import table
 
+BRACKET = 3  # values tried of which the best may have a worse one on either side
 EDGE = 0.1  # share of a range, at each end, that counts as its edge
 
 
@@ -69,11 +70,13 @@ def describe_outcomes(outcomes: Sequence[Outcome], settings: Tune) -> str:
     lines += [f"no winner at {named(outcome.at) or 'all trials'}: no trial finished" for outcome in outcomes if not outcome.winner]
     lines += [line for path in ranges for line in movements(outcomes, settings, path)]
     for winner in (outcome.winner for outcome in outcomes if outcome.winner):
-        for path in winner.edges:
-            lines.append(
-                f"warning: {path} {winner.values[path]} at {named(winner.at) or 'all trials'} lies at the edge of what was searched "
-                f"({_searched(settings, path)}); widen it and tune again"
+        for path, why in winner.doubts().items():
+            remedy = (
+                f" ({_searched(settings, path)}); widen it and tune again"
+                if path in winner.edges
+                else f"; tune with more trials, such as --set tune.trials={2 * settings.trials}"
             )
+            lines.append(f"warning: {path} {winner.values[path]} at {named(winner.at) or 'all trials'} {why}{remedy}")
     return "\n".join(lines)
 
 
@@ -95,7 +98,8 @@ def movements(outcomes: Sequence[Outcome], settings: Tune, path: str) -> list[st
         factor = f", a factor of {most / least:.3g}" if least > 0 else ""
         line = f"{where}: best {path} between {least} ({axis}={low.at[axis]}) and {most} ({axis}={high.at[axis]}){factor}"
         if least == most:
-            line = f"{where}: best {path} is {least} throughout"
+            fewest = min((winner.tried.get(path, 0) for winner, _ in group), default=0)
+            line = f"{where}: best {path} is {least} " + ("throughout" if fewest >= BRACKET else f"everywhere, of {fewest} values tried")
         elif max(near[0] for _, near in group) <= min(near[1] for _, near in group):
             line += "; the values within one standard error overlap at all of them: no movement can be told"
         lines.append(line)

@@ -329,9 +329,27 @@ def test_winners_at_an_edge_and_movements_are_said(run: Callable[..., list[Outco
     assert all(winner.values["train.batch_tokens"] in (256, 512, 1024) for winner in winners)
 
 
+def test_the_better_of_two_values_is_no_best(run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path) -> None:
+    settings = load_study(tmp_path / "tiny.yaml").tune if (outcomes := run(trials=2)) else None
+    assert settings
+    text = describe_outcomes(outcomes, settings)
+    for outcome in outcomes:
+        assert outcome.winner
+        assert outcome.winner.tried == {"train.lr": 2}
+        assert outcome.winner.unbracketed == ("train.lr",)
+        at = f"train.lr {outcome.winner.values['train.lr']} at rho={outcome.at['rho']}"
+        assert f"warning: {at} is the outermost of 2 values tried, so a better one may lie beyond; tune with more trials" in text
+    assert "--set tune.trials=4" in text
+    assert "throughout" not in text
+    assert [outcome.winner.unbracketed for outcome in run("more", trials=12) if outcome.winner] == [(), ()]
+
+
 def test_movements_within_the_noise_are_called_that() -> None:
     def outcome(rho: float, rate: float, near: tuple[float, float]) -> Outcome:
-        return Outcome({"rho": rho}, {"finished": 6}, Winner(at={"rho": rho}, values={"train.lr": rate}), {"train.lr": near})
+        return Outcome({"rho": rho}, {"finished": 6}, winner(rho, rate), {"train.lr": near})
+
+    def winner(rho: float, rate: float) -> Winner:
+        return Winner(at={"rho": rho}, values={"train.lr": rate}, tried={"train.lr": 6})
 
     settings = Tune.model_validate(TUNE)
     apart = [outcome(1.0, 0.004, (0.003, 0.006)), outcome(0.0, 0.02, (0.01, 0.02))]

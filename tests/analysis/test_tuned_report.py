@@ -1,0 +1,60 @@
+"""The report of a study with tuned settings says what its trials had, and which settings to doubt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.report import write_report
+
+POOLS = ("engram", "ngram_embedding")
+
+
+def words(folder: Path) -> str:
+    page = write_report(folder).read_text(encoding="utf-8")
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page[page.index("<body") :]))
+
+
+def tuned_study(new_points: Callable[..., Path], winners: list[dict[str, Any]], rates: list[float]) -> Path:
+    points = [
+        {"rho": rho, "share_moe": rho, "loss": 4.0, "train.lr": rate, **{f"share_{other}": (1 - rho) * (other == pool) for other in POOLS}}
+        for pool, rate in zip(POOLS, rates, strict=True)
+        for rho in (0.75, 0.5)
+    ]
+    train = {"batch_tokens": 256, "lr": 0.0025}
+    tuned = {"study": "before", "winners": winners}
+    return new_points("memories", points, described={"train": train, "tuned": tuned})
+
+
+def test_a_tuned_rate_is_told_and_the_written_one_is_not(new_points: Callable[..., Path]) -> None:
+    winners = [
+        {"at": {"rho": 0.75}, "values": {"train.lr": 0.0071}, "val_loss": 4.01, "tried": {"train.lr": 8}},
+        {"at": {"rho": 0.5}, "values": {"train.lr": 0.0093}, "tried": {"train.lr": 2}, "unbracketed": ["train.lr"]},
+    ]
+    page = words(tuned_study(new_points, winners, [0.0071, 0.0093]))
+    assert "0.0025" not in page
+    assert "0.0071, 0.0093, tuned" in page
+    assert "One learning rate for every" not in page
+    assert "tuned for each rho apart on the held-out set itself" in page
+    assert "1 of 2 rates lie at the edge of what was tried" in page
+    table = page[page.index("Tuned settings", page.index("Settings") if "Tuned settings" not in page else 0) :]
+    assert "0.0093" in table
+    assert "train.lr is the outermost of 2 values tried" in table
+
+
+def test_one_tuned_rate_for_all_is_told_as_one(new_points: Callable[..., Path]) -> None:
+    page = words(tuned_study(new_points, [{"at": {}, "values": {"train.lr": 0.0071}, "tried": {"train.lr": 8}}], [0.0071, 0.0071]))
+    assert "tuned once for every memory and share" in page
+    assert "at the edge" not in page
+
+
+@pytest.mark.parametrize("described", [None, {"train": {"batch_tokens": 256, "lr": 0.0025}}])
+def test_an_untuned_study_says_that_one_rate_served_all(new_points: Callable[..., Path], described: dict[str, Any] | None) -> None:
+    points = [{"rho": 0.5, "share_moe": 0.5, "loss": 4.0, **{f"share_{other}": 0.5 * (other == pool) for other in POOLS}} for pool in POOLS]
+    page = words(new_points("memories", points, described=described))
+    assert "One learning rate for every memory and share" in page
+    assert "Tuned settings" not in page
