@@ -15,6 +15,7 @@ from analysis.errors import AnalysisError
 from analysis.fits.noise import LEVEL, POWER, detectable, power, seed_model, seeds_needed
 from analysis.results import Results
 from analysis.studies import analyse
+from analysis.studies.memories import Memories
 from analysis.table import si
 
 UNEVEN = 2.0
@@ -59,9 +60,15 @@ def paired_noise(folder: Path | str) -> list[dict[str, Any]]:
         AnalysisError: no seed is repeated.
     """
     results = Results(Path(folder))
-    axis = analyse(results).axis
-    found = []
-    for cell in split_cells(results.trials, axis):
+    analysis = analyse(results)
+    axis, found = analysis.axis, []
+    for each in (
+        analysis.compared if isinstance(analysis, Memories) else ()
+    ):  # its points are memories beside each other, cells of one share
+        if each.fit.paired_sd and each.fit.noise_df:
+            tokens = float(each.runs["tokens"].median())
+            found.append({"label": each.label, "tokens": tokens, "paired_sd": each.fit.paired_sd, "df": each.fit.noise_df})
+    for cell in split_cells(results.trials, axis) if not found else ():
         runs = cell.trials.dropna(subset=list(axis))
         if len(runs):
             point_N = np.unique(runs[list(axis)].to_numpy(float).round(9), axis=0, return_inverse=True)[1].ravel()

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from analysis import AnalysisError, summarize, write_report
+from analysis.detect import detect
 from analysis.fits.comparison import fit_comparison
 from analysis.fits.types import Status
 from analysis.results import Results
@@ -162,3 +163,14 @@ def test_too_many_alternatives_are_not_compared_and_it_is_said(new_points: New) 
     assert "More than 12 curves: the differences between them are not tested." in analysis.caveats()
     with pytest.raises(AnalysisError, match="from 2 to 12 alternatives"):
         Memories(analysis.results).check()
+
+
+@pytest.mark.parametrize("shares", [(0.5,), (0.75, 0.5)])
+def test_its_noise_tells_what_a_plan_can_detect(new_points: New, shares: tuple[float, ...]) -> None:
+    """Memories at one share are points beside each other: each of them alone repeats no seed."""
+    folder = new_points("memories", points(shares))
+    found = detect(0.01, Results(folder).trials, folder)
+    (comparison,) = Memories(Results(folder)).compared
+    assert (found["noise"]["paired_sd"], found["noise"]["df"]) == (comparison.fit.paired_sd, comparison.fit.noise_df)
+    (design,) = found["designs"]
+    assert (design["points"], design["seeds"]) == (1 + 3 * len(shares), 2)
