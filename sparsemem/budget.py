@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from sparsemem.config import HASHED, PRODUCT_KEY, Budget, ConfigError, Model, key_counts
+from sparsemem.config import HASHED, PRODUCT_KEY, Budget, BudgetError, ConfigError, Model, key_counts
 from sparsemem.layers.engram import distinct_primes
 from sparsemem.layers.retrieval import initial_gain
 from sparsemem.model import ModelAccount, Sizes, count_model
@@ -76,9 +76,11 @@ def _routed_experts(config: Model, budget: Budget, shares: Mapping[str, float]) 
     idle_experts = round(share * sparse / one_expert)
     if share > 0 and idle_experts == 0:
         feasible = budget.active_params + math.ceil(one_expert / share)
-        raise ConfigError(
+        raise BudgetError(
+            "total_params",
             f"field `budget.total_params` has the value {budget.total_params:,}: the routed experts' share does not hold one of them; "
-            f"raise it to {feasible:,} or more, or make `model.moe.expert_width` smaller"
+            "raise it to {} or more, or make `model.moe.expert_width` smaller",
+            feasible,
         )
     return config.moe.top_k + idle_experts
 
@@ -108,9 +110,11 @@ def _fit_shared_width(config: Model, budget: Budget, sizes: Sizes) -> Sizes:
         parts = ["attention", *(["router", f"the top-{config.moe.top_k} experts"] if config.moe and sizes.routed_experts else [])]
         parts += ["the memory's projections"]
         smaller = "`model.moe.expert_width`" if config.moe and sizes.routed_experts else "the memory's widths"
-        raise ConfigError(
+        raise BudgetError(
+            "active_params",
             f"field `budget.active_params` has the value {budget.active_params:,}: {', '.join(parts[:-1])} and {parts[-1]} alone activate "
-            f"{floor:,}; raise it to {floor + slope:,} or more, or make {smaller} smaller"
+            f"{floor:,}; raise it to {{}} or more, or make {smaller} smaller",
+            floor + slope,
         )
     return replace(sizes, shared_width=steps * step)
 
@@ -124,9 +128,11 @@ def _fit_rows(config: Model, budget: Budget, pool: str, sizes: Sizes) -> Sizes:
     low = _least(config, pool)
     if excess(low) > 0:
         feasible = budget.total_params + math.ceil(excess(low))
-        raise ConfigError(
+        raise BudgetError(
+            "total_params",
             f"field `budget.total_params` has the value {budget.total_params:,}: the share of the memory leaves it no rows; "
-            f"raise it to {feasible:,} or more, or give the memory a larger share"
+            "raise it to {} or more, or give the memory a larger share",
+            feasible,
         )
     return _with_tables(config, pool, _nearest(low, excess), sizes)
 
@@ -208,10 +214,12 @@ def _check(config: Model, budget: Budget, shares: Mapping[str, float], sizes: Si
     checks = [("active_params", error_active, account.active_params), ("total_params", error_total, account.total_params)]
     for name, error, got in checks[: 2 if shares else 1]:
         if abs(error) > budget.tolerance:
-            raise ConfigError(
+            raise BudgetError(
+                name,
                 f"field `budget.{name}` has the value {getattr(budget, name):,}, which no integer sizes meet within "
-                f"{budget.tolerance:.2%}; the nearest feasible value is {got:,} ({error:+.2%})"
-                + (_remedies(config) if config.moe and config.moe.shared_experts == 0 else "")
+                f"{budget.tolerance:.2%} (off by {error:+.2%}); the nearest feasible value is {{}}"
+                + (_remedies(config) if config.moe and config.moe.shared_experts == 0 else ""),
+                got,
             )
     for pool, share in shares.items():
         if abs(account.share(pool) - share) > SHARE_TOLERANCE:

@@ -27,9 +27,9 @@ from sparsemem.config.model import (
 )
 from sparsemem.config.optimum import FIRST_SHARES, GRID_SHARES, Optimum
 from sparsemem.config.study import Study, changed, load_study
-from sparsemem.config.trial import Budget, Data, Run, Train, Trial
+from sparsemem.config.trial import WIDEST_TOLERANCE, Budget, Data, Run, Train, Trial
 from sparsemem.config.tune import Search, Tune, Tuned, Winner, named, point
-from sparsemem.config.values import ConfigError, parse_quantity, parse_real, parse_share
+from sparsemem.config.values import BudgetError, ConfigError, parse_quantity, parse_real, parse_share
 
 __all__ = [
     "FIRST_SHARES",
@@ -40,7 +40,9 @@ __all__ = [
     "PKM",
     "POOLS",
     "PRODUCT_KEY",
+    "WIDEST_TOLERANCE",
     "Budget",
+    "BudgetError",
     "ConfigError",
     "Data",
     "Engram",

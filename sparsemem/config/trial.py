@@ -125,6 +125,9 @@ class Data(Strict):
         return {name for name, field in fields.items() if getattr(self, name) == field.get_default()}
 
 
+WIDEST_TOLERANCE = 0.1
+
+
 class Budget(Strict):
     """What is held fixed while shares vary. Parameters exclude the vocabulary embedding and the LM head."""
 
@@ -134,7 +137,7 @@ class Budget(Strict):
     """Training tokens, met exactly: the last batch is cut short."""
     flops_per_token: Quantity | None = None
     """Of a training step without the LM head. It is not solved for: a plan that misses it is refused."""
-    tolerance: Annotated[Share, Field(gt=0, le=0.1)] = 0.005
+    tolerance: Annotated[Share, Field(gt=0, le=WIDEST_TOLERANCE)] = 0.005
     """Largest relative error of each of these counts; a plan that misses it is refused."""
 
     @model_validator(mode="after")

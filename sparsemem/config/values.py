@@ -16,6 +16,18 @@ class ConfigError(ValueError):
     """A refused input. The message names the file, the field, the value and what would be right."""
 
 
+class BudgetError(ConfigError):
+    """No integer sizes meet a field of the budget at one point; `{}` in its words stands for the value offered instead."""
+
+    def __init__(self, field: str, words: str, offer: int) -> None:
+        super().__init__(words.replace("{}", f"{offer:,}"))
+        self.field, self.words, self.offer = field, words, offer
+
+    def offering(self, value: int) -> BudgetError:
+        """The same with another offer."""
+        return BudgetError(self.field, self.words, value)
+
+
 SHOWN = 300  # characters of a refused value that a message shows
 _UNITS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import heapq
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from sparsemem.config import MEMORY_POOLS, Budget, ConfigError, Model, Run, Study, Trial
+from sparsemem.config import MEMORY_POOLS, WIDEST_TOLERANCE, Budget, BudgetError, ConfigError, Model, Run, Study, Trial
 from sparsemem.study.engine import slots
 from sparsemem.study.text import count, duration, table
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 LARGEST_STEP = {"cpu": 5e11, "cuda": 5e13}  # FLOPs of a training step that is still tried out for its time: some seconds
 MEASURED_SIZES = 3  # steps are measured at so many sizes at most; the others are interpolated
 START_SECONDS = 4.0  # a trial's process, its imports and its corpus
+EXPERT_WIDTH = "model.moe.expert_width"
+WHOLE_ROWS = 8  # that width is a multiple of this
+MOST_OFFERS = 24  # values that are tried for a remedy
 CHECKED_MODELS = 32  # whose accounts a plan holds against tensors; every model is checked once more where it is trained
 HELD_OUT_PASSES = 2  # the last evaluation reads the held-out set once, the ones before it about once together
 
@@ -108,7 +112,8 @@ def plan(study: Study) -> list[PlannedTrial]:
             sizes, account = solved(trial.model, trial.budget, tuple(trial.shares.items()), trial.data.context, trial.data.vocab_size)
         except ConfigError as error:
             point = ", ".join(f"{path}={value}" for path, value in varied.items())
-            refusals.setdefault(str(error), f" (at the point {point})" if point else "")
+            words = _serving_all(error, trial.budget, [each for _, each in points]) if isinstance(error, BudgetError) else str(error)
+            refusals.setdefault(words, f" (at the point {point})" if point else "")
             continue
         planned[id_] = PlannedTrial(study.study, trial, _values(trial, axes), trial.at(filled_in), pools, sizes, account)
     if refusals:
@@ -164,6 +169,63 @@ def _solved(
     _check_flops(budget, account)
     check_start(model, sizes)
     return sizes, account
+
+
+def _serving_all(error: BudgetError, budget: Budget, trials: Sequence[Trial]) -> str:
+    """The refusal with an offer that every trial of the same budget takes, and narrower experts that fit, where they are found."""
+    from sparsemem.budget import solve
+
+    alike = {(trial.model, tuple(trial.shares.items())) for trial in trials if trial.budget == budget}
+
+    def refused(field: str, value: int) -> list[ConfigError]:
+        found = []
+        for model, shares in alike:
+            own = budget if field == EXPERT_WIDTH else budget.model_copy(update={field: value})
+            moe = model.moe and model.moe.model_copy(update={"expert_width": value})
+            try:
+                solve(model.model_copy(update={"moe": moe}) if field == EXPERT_WIDTH else model, own, dict(shares))
+            except ConfigError as other:
+                found.append(other)
+        return found
+
+    offers, served = [error.offer], None
+    for offer in offers:  # grows while it is read
+        others = refused(error.field, offer)
+        same = [other.offer for other in others if isinstance(other, BudgetError) and other.field == error.field]
+        if not same:
+            served = offer  # the other field of the budget may be next
+        if not others:
+            break
+        offers += sorted(set(same).difference(offers), reverse=True)[: MOST_OFFERS - len(offers)]
+    words = str(error if served is None else error.offering(served))
+    if served is None:
+        wide = _least_tolerance(alike, budget)
+        words += "; no value near it serves every point"
+        words += f": `budget.tolerance: {wide:g}` would do" if wide else ", so change the model"
+    widths = {model.moe.expert_width for model, _ in alike if model.moe}
+    if f"`{EXPERT_WIDTH}`" in words and len(widths) == 1:
+        (width,) = widths
+        narrower = range((width - 1) // WHOLE_ROWS * WHOLE_ROWS, 0, -WHOLE_ROWS * max(1, width // (WHOLE_ROWS * MOST_OFFERS)))
+        fits = next((each for each in narrower if not refused(EXPERT_WIDTH, each)), None)
+        words += f"; `{EXPERT_WIDTH}: {fits}` would do" if fits else ""
+    return words
+
+
+def _least_tolerance(models: Iterable[tuple[Model, tuple[tuple[str, float], ...]]], budget: Budget) -> float | None:
+    """At which every model meets the budget, rounded up; None where none is allowed to be so wide."""
+    from sparsemem.budget import budget_errors, solve
+    from sparsemem.model import count_model
+
+    errors = []
+    for model, shares in models:
+        try:
+            account = count_model(
+                model, solve(model, budget.model_copy(update={"tolerance": WIDEST_TOLERANCE}), dict(shares)), context=1, vocabulary=0
+            )
+        except ConfigError:
+            return None
+        errors += [abs(error) for error in budget_errors(model, account, budget)]
+    return math.ceil(1e4 * max(errors)) / 1e4
 
 
 def _check_flops(budget: Budget, account: ModelAccount) -> None:

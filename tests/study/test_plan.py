@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,47 @@ def test_a_missed_budget_is_refused_with_its_point(write_study: Callable[..., Pa
     study = load_study(write_study(budget={"total_params": "30k", "active_params": "2k", "tokens": 4096}))
     with pytest.raises(ConfigError, match=r"budget.active_params.* 2,000.*raise it to.*rho=1.0"):
         plan(study)
+
+
+@pytest.mark.parametrize(
+    ("field", "budget"),
+    [
+        ("active_params", {"total_params": "1.24M", "active_params": "100k"}),
+        ("active_params", {"total_params": "1.24M", "active_params": "130k"}),
+        ("active_params", {"total_params": "1.24M", "active_params": "141k", "tolerance": "0.05%"}),
+        ("total_params", {"total_params": "170k", "active_params": "160k"}),
+        ("total_params", {"total_params": "400k", "active_params": "160k", "tolerance": "0.1%"}),
+    ],
+)
+def test_what_a_refused_budget_is_offered_serves_every_point(
+    write_study: Callable[..., Path], field: str, budget: dict[str, object]
+) -> None:
+    """Three memories at one share need different least budgets; what is typed after the message must not be refused in its turn."""
+    memories = {
+        "engram": {"layers": [2], "orders": [2, 3], "heads": 4, "row_dim": 8},
+        "ngram_embedding": {"orders": [2, 3], "heads": 4, "row_dim": 8},
+        "ultramem_v2": {"layers": [2], "key_dim": 32, "heads": 1, "top_m": 8},
+    }
+    model = {"layers": 3, "width": 64, "heads": 4, "moe": {"expert_width": 48, "top_k": 2, "shared_experts": 1}, **memories}
+    shares = [{"moe": 0.5, name: 0.5} for name in memories] + [{"moe": 1}]
+
+    def refused(changed: dict[str, object], expert_width: int = 48) -> str:
+        own = model | {"moe": {"expert_width": expert_width, "top_k": 2, "shared_experts": 1}}
+        vary = {"shares": shares, "seed": [0, 1]}
+        try:
+            plan(load_study(write_study(model=own, budget={"tokens": "8k", "tolerance": "1%"} | budget | changed, vary=vary)))
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    words = refused({})
+    if tolerance := re.search(r"no value near it serves every point: `budget.tolerance: ([\d.]+)` would do", words):
+        assert refused({"tolerance": float(tolerance[1])}) == ""
+        return
+    (offer,) = set(re.findall(rf"field `budget\.{field}`.*?(?:raise it to|nearest feasible value is) ([\d,]+)", words))
+    assert f"field `budget.{field}`" not in refused({field: int(offer.replace(",", ""))})
+    for width in set(re.findall(r"`model.moe.expert_width: (\d+)` would do", words)):
+        assert refused({}, int(width)) == ""
 
 
 def test_estimates_grow_with_the_tokens_and_share_the_slots(write_study: Callable[..., Path]) -> None:
