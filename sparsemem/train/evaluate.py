@@ -12,6 +12,7 @@ from sparsemem.model import Transformer
 
 TOKENS_AT_ONCE = 8192  # as fast as more of them
 DIVERGED_NATS = 0.5  # per token; a trial's losses vary by less from row to row
+DEAD_NATS = 1e-4  # from chance, at every sequence; a model as it starts is further off
 
 
 @torch.inference_mode()
@@ -32,18 +33,21 @@ def sequence_losses(model: Transformer, inputs_ST: Tensor, targets_ST: Tensor, p
     return torch.cat(sums) / ((targets_ST >= 0).sum().item() / len(targets_ST))
 
 
-def why_diverged(held_out: float, best: float, chance: float) -> str:
-    """Why a trial that was trained to its end has diverged; '' where it has not: it ends worse than chance, and much worse than it was. One
-    that has hardly begun to learn is near chance too, but no worse than it was.
+def why_diverged(held_out_S: Tensor, best: float, chance: float) -> str:
+    """Why a trial that was trained to its end has diverged; '' where it has not: it ends worse than chance, and much worse than it was, or
+    holds all tokens equally likely everywhere. One that has hardly begun to learn is near chance too, but neither of these.
 
     Args:
-        held_out: its last held-out loss, nats per token, as the other two.
+        held_out_S: its last held-out loss of each sequence, nats per token, as the other two.
         best: the best row of its training curve.
         chance: of equally likely tokens, the logarithm of the vocabulary's size.
 
-    >>> why_diverged(6.24, 6.23, 6.238), why_diverged(9.0, 3.0, 6.238)
+    >>> why_diverged(torch.tensor([6.2, 6.3]), 6.23, 6.238), why_diverged(torch.tensor([9.0]), 3.0, 6.238)
     ('', 'the held-out loss ended at 9.000 nats, above chance (6.238), after a training loss of 3.000')
     """
+    if bool(((held_out_S - chance).abs() < DEAD_NATS).all()):
+        return f"every held-out sequence has the loss of equally likely tokens ({chance:.3f} nats): the model is dead; lower `train.lr`"
+    held_out = float(held_out_S.mean())
     if held_out < chance or held_out < best + DIVERGED_NATS:
         return ""
     return f"the held-out loss ended at {held_out:.3f} nats, above chance ({chance:.3f}), after a training loss of {best:.3f}"

@@ -244,7 +244,7 @@ class _Run:
                 saved = time.monotonic()
                 spent = saved - began
         assert final is not None
-        why = why_diverged(float(final.mean()), min(row["train_loss"] for row in self.curve), math.log(self.trial.data.vocab_size))
+        why = why_diverged(final, min(row["train_loss"] for row in self.curve), math.log(self.trial.data.vocab_size))
         return self._finish(self.curve[-1]["train_loss"], final, why)
 
     # --- one step ---

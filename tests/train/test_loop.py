@@ -24,6 +24,7 @@ from sparsemem.data import Tokens
 from sparsemem.layers import product
 from sparsemem.model import Transformer
 from sparsemem.train import checkpoint, loop, measure_step, run_trial
+from sparsemem.train.evaluate import why_diverged
 from sparsemem.train.optim import Optimizer
 
 Make = Callable[..., Trial]
@@ -470,6 +471,14 @@ def test_a_trial_that_has_hardly_begun_to_learn_has_not_diverged(make_trial: Mak
     assert result["val_loss"] > math.log(trial.data.vocab_size)
     assert result["status"] == "finished"
     assert "why" not in result
+
+
+def test_a_model_that_tells_no_token_from_another_is_dead() -> None:
+    """What a rate of 30 left of a small model: 5.70378 nats at every sequence of 300 entries, which reads like a result without noise."""
+    chance = math.log(300)
+    assert "the model is dead; lower `train.lr`" in why_diverged(torch.full((8,), 5.70378256), best=5.7, chance=chance)
+    spread = torch.linspace(-0.01, 0.01, 8)
+    assert why_diverged(chance + spread, best=5.7, chance=chance) == ""
 
 
 def test_a_full_disk_leaves_no_half_result(make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
