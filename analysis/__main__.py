@@ -7,6 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from sparsemem.arguments import Parser
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
@@ -15,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
         from analysis.fit_command import main as fit
 
         return fit(arguments[1:])
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m analysis",
         usage="%(prog)s RESULTS_DIR [RESULTS_DIR ...]\n       %(prog)s fit --law LAW TABLE --COLUMN NAME ... [--json] [--figure FILE]",
         description="Write fits.json, figures/ and report.html of finished or running studies, and over several an index.html in the "

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
+from sparsemem.arguments import Parser
 
 OPTIONS = {
     "n": "parameters (activated ones, where --total is given)",
@@ -152,11 +153,11 @@ LAWS = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Its help has an example of every law."""
     width = max(map(len, LAWS))
     lines = [f"  {name:<{width}}  {law.says}\n  {'':<{width}}  fit --law {name} runs.csv {law.example}" for name, law in LAWS.items()]
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m analysis fit",
         description="Fit a law to a table of runs (.csv, .tsv, .json, .jsonl, also as .gz; .parquet). Options with COLUMN name one.",
         epilog="\n".join(

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsemem.arguments import Parser
 from sparsemem.config import ConfigError, load_study
 from sparsemem.config.reading import read_value
 from sparsemem.failure import impersonal
@@ -98,11 +99,11 @@ def _name() -> str:
     return invoked if Path(invoked).name == "sparsemem" and not shutil.which("sparsemem") else "sparsemem"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sparsemem", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def _parser() -> Parser:
+    parser = Parser(prog="sparsemem", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands, known = parser.add_subparsers(required=True, metavar="COMMAND"), dict[str, Parser]()
 
-    def add(name: str, command: Any, does: str, example: str) -> argparse.ArgumentParser:
+    def add(name: str, command: Any, does: str, example: str) -> Parser:
         sub = commands.add_parser(
             name,
             help=does,
@@ -111,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(command=command)
+        sub.commands = known
+        known[name] = sub
         return sub
 
     plan = add("plan", _plan, "show every trial before anything is trained", "sparsemem plan sweeps/allocation-quick.yaml --json")
@@ -134,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     tune = add(
         "tune",
         _tune,
-        "find the learning rate and other training fields at each point of a study, as its block `tune` says; safe to repeat",
+        "find the learning rate and other training fields at each point of a study, as its block `tune` says, in local processes",
         "sparsemem tune my-study.yaml --set tune.trials=24",
     )
     tune.add_argument("--json", action="store_true", help="print one object a point: its winner and what was tried")

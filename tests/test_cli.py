@@ -200,3 +200,25 @@ def test_a_results_folder_that_is_not_there_is_refused_with_the_nearest_name(
     for wrong in ("runs/frst-study", "first-study", "results/first-study"):
         assert main(["report", wrong]) == 2
         assert f"{wrong}: no such folder; did you mean runs/first-study?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage", "remedy"),
+    [
+        (["tune", "s.yaml", "--engine", "local"], "usage: sparsemem tune", "--engine is an option of run"),
+        (["plan", "s.yaml", "--results", "x"], "usage: sparsemem plan", "--results is an option of run and tune"),
+        (["run", "s.yaml", "--result", "x", "--enigne=local"], "usage: sparsemem run", "did you mean --engine?"),
+        (["plan", "s.yaml", "--set", "budget.tokens", "40k"], "usage: sparsemem plan", "--set 'path=value'"),
+        (["rnu", "s.yaml"], "usage: sparsemem", "did you mean run?"),
+        (["run", "s.yaml", "--engine", "locl"], "usage: sparsemem run", "did you mean local?"),
+    ],
+)
+def test_an_unknown_argument_is_refused_by_its_own_command(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], usage: str, remedy: str
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(arguments)
+    err = capsys.readouterr().err
+    assert refused.value.code == 2
+    assert err.startswith(usage)
+    assert remedy in err
