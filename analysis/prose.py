@@ -106,7 +106,7 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
         name = (results.described.get("data") or {}).get("corpus", "python-source")
         share = results.corpus.get("overlap", {}).get("4")
         seen = f": {share:.0%} of its held-out 4-grams also occur in the training text, which favours n-gram memory" if share else ""
-        lines.append(f"One corpus, {name}{seen}.")
+        lines.append(f"One corpus, {' '.join([name, *_named(results)])}{seen}.")
         if len(finished) and (times := finished["tokens"].max() / (results.corpus.get("train_tokens") or float("inf"))) > 1:
             lines.append(f"Trials read their text up to {times:.3g} times: a model that can remember it, as memory does, is favoured.")
     seeds = finished.groupby(list(axis), dropna=False)["seed"].nunique()
@@ -123,6 +123,22 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
     lines += _searched(results)
     lines.append("All runs are judged on the same held-out sequences, and a seed changes data order and initial weights together.")
     return lines
+
+
+def _named(results: Results) -> list[str]:
+    """What the user's own text or data set is called."""
+    data = results.described.get("data") or {}
+    return [", ".join(data.get("files", ()))] if data.get("corpus") == "files" else [data["dataset"]] if data.get("dataset") else []
+
+
+def sources(results: Results) -> str:
+    """How many documents a text has, and of how many packages or files."""
+    corpus = results.corpus
+    what = {"python-source": "package", "hub": "data set"}.get(corpus.get("corpus", ""), "file")
+    number = len({each["name"] for each in corpus.get("packages", ())})
+    documents = corpus.get("documents")
+    many = f"{documents:,} document{'s' * (documents != 1)}" if documents is not None else "documents"
+    return f"{many} in {number:,} {what}{'s' * (number != 1)}"
 
 
 def _rates_tuned(tuned: Tuned, noun: str) -> str:

@@ -127,6 +127,7 @@ def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -
         failures=_failures(results),
         corpus=results.corpus,
         text_words=prose.text(results),
+        sources=prose.sources(results),
         provenance=_flat(described.get("provenance") or {}),
     )
 

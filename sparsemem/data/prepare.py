@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -277,7 +277,8 @@ def select_text(config: Data, corpus: Corpus, report: Callable[[str], None] = la
     report(f"corpus {config.corpus}: reading up to {config.max_bytes / 1e6:.1f} MB")
     documents = corpus.documents()
     if not documents:
-        raise refused("corpus", config.corpus, "it holds no text; name files or a data set with text in them")
+        named = ("files", list(config.files)) if config.corpus == "files" else ("dataset", config.dataset)
+        raise refused(*named, f"no text in {shown_names(corpus.versions)}; name files or a data set with text in them")
     held_out = corpus.validation() if corpus.validation else None
     total = sum(document.size for document in (*documents, *(held_out or ())))
     wanted = config.validation_tokens * VALIDATION_BYTES_A_TOKEN
@@ -285,23 +286,45 @@ def select_text(config: Data, corpus: Corpus, report: Callable[[str], None] = la
         wanted = min(wanted, int(min(total, config.max_bytes) * config.most_held_out))
         if config.corpus != "python-source":
             documents, held_out = hold_out_by_size(documents, wanted)
+    elif not held_out:
+        raise refused("validation_files", list(config.validation_files), "no text in them; name files with text in them")
     text = select(documents, config.max_bytes, wanted, held_out)
     for line in corpus.remarks:
         report(f"corpus {config.corpus}: {line}")
     report(
         f"corpus {config.corpus}: {len(text.train)} documents to train on, {len(text.validation)} to hold out from; "
         f"{text.duplicates_exact} copies and {text.duplicates_near} near-copies dropped"
+        + (f", {text.held:,} bytes of training text since they are in `validation_files`" if config.validation_files and text.held else "")
     )
     if not text.train:
-        raise refused("corpus", config.corpus, f"no text is left to train on beside the held-out text{_dropped(text.near)}; {MORE_TEXT}")
+        raise refused(
+            "corpus", config.corpus, f"no text is left to train on beside the held-out text{_dropped_of(config, text)}; {MORE_TEXT}"
+        )
     if not text.validation:
         raise refused("corpus", config.corpus, f"no text is left to hold out{_dropped(text.near_held_out)}; {VALIDATION_REMEDY}")
     return text, total
 
 
+def shown_names(names: Iterable[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def _dropped_of(config: Data, text: Selection) -> str:
+    """Why no training text is left."""
+    if config.validation_files and text.held:
+        return f", since {text.held:,} bytes are copies or near-copies of `validation_files` and were dropped"
+    return _dropped(text.exact + text.near)
+
+
 def _dropped(size: int) -> str:
-    """Why text is missing, where near-copies are the reason."""
-    return f", since {size:,} bytes were near-copies of other text (over half of their runs of six words) and were dropped" if size else ""
+    """Why text is missing, where copies are the reason."""
+    return (
+        f", since {size:,} bytes were copies or near-copies of other text (over half of their runs of six words) and were dropped"
+        if size
+        else ""
+    )
 
 
 def _cut(config: Data, encoded: Sequence[Encoded], near_held_out: int, separator: int) -> list[Encoded]:

@@ -50,6 +50,8 @@ class Selection:
     """Bytes of exact duplicates dropped."""
     near: int = 0
     """Bytes of near-duplicates dropped on the training side."""
+    held: int = 0
+    """Of `exact` and `near`, what was dropped on the training side as it is held out."""
     near_held_out: int = 0
     """Bytes of near-duplicates dropped on the held-out side."""
 
@@ -73,7 +75,7 @@ def select(documents: Sequence[Document], max_bytes: int, validation_bytes: int,
         documents = [document for document in documents if document.unit not in chosen]
 
     selection = Selection()
-    exact: set[bytes] = set()
+    exact, held_exact = set[bytes](), set[bytes]()
     held_table, train_table = ShingleTable(validation_bytes), ShingleTable(max_bytes)
 
     def keep(candidates: Iterable[Document], room: int, unit_room: int, table: ShingleTable, others: Sequence[ShingleTable]) -> list[Kept]:
@@ -91,8 +93,11 @@ def select(documents: Sequence[Document], max_bytes: int, validation_bytes: int,
             if digest in exact:
                 selection.duplicates_exact += 1
                 selection.exact += len(text)
+                selection.held += len(text) * (digest in held_exact and table is train_table)
                 continue
             exact.add(digest)
+            if table is held_table:
+                held_exact.add(digest)
             text = cut_utf8(text, min(room, unit_room - taken[document.unit]))
             shingles = shingles_of(text)
             if share_seen(shingles, (table, *others)) >= NEAR_SHARE:
@@ -101,6 +106,7 @@ def select(documents: Sequence[Document], max_bytes: int, validation_bytes: int,
                     selection.near_held_out += len(text)
                 else:
                     selection.near += len(text)
+                    selection.held += len(text) * (share_seen(shingles, (held_table,)) >= NEAR_SHARE)
                 continue
             table.add(shingles)
             kept.append(Kept(document, text))

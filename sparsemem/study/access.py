@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsemem.config import MEMORY_POOLS, PRODUCT_KEY, ConfigError, Model
 from sparsemem.study.plan import PlannedTrial
-from sparsemem.study.text import count, table
+from sparsemem.study.text import count, size, table
 
 if TYPE_CHECKING:
     from sparsemem.model import Sizes
@@ -70,7 +70,7 @@ def describe_access(rows: Sequence[dict[str, Any]]) -> str:
         line.append("-" if row["index_share"] is None else f"{row['index_share']:.1%}")
         for batch in BATCHES:
             values = [row[f"{name}_bytes_{batch}"] for name in ("key", "row", "moe")]
-            line += ["-" if value is None else f"{count(value)}B" for value in values]
+            line += ["-" if value is None else size(value) for value in values]
         lines.append(line)
     about = "memory access per token: FLOPs of scoring keys and candidates, comparisons of sorting, their share of the layers' work;"
     return f"{about} bytes read at batch sizes B, at most, beside the routed experts of the same budget\n{table(header, lines)}"

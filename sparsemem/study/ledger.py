@@ -449,7 +449,7 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> tuple[str | None, bool | None]:
-    """Commit of this package's checkout, and whether anything but results differs from it; None outside of one."""
+    """Commit of this package's checkout, and whether its tracked files but results, or its code, differ from it; None outside of one."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None, None
@@ -458,6 +458,7 @@ def _git() -> tuple[str | None, bool | None]:
         return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", ":(exclude)results"))
+        tracked = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
+        return git("rev-parse", "HEAD"), bool(tracked or git("status", "--porcelain", "--", "sparsemem", "analysis"))
     except (OSError, subprocess.SubprocessError):
         return None, None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsemem.config import MEMORY_POOLS, WIDEST_TOLERANCE, Budget, BudgetError, ConfigError, Model, Run, Study, Trial
 from sparsemem.study.engine import slots
-from sparsemem.study.text import count, duration, table
+from sparsemem.study.text import count, duration, size, table
 
 if TYPE_CHECKING:
     from sparsemem.model import ModelAccount, Sizes
@@ -344,7 +344,7 @@ def describe(planned: Sequence[PlannedTrial], estimate: tuple[Sequence[float], f
                 f"{row['active_params']:,}",
                 f"{row['budget_error_active']:+.3%}",
                 count(row["flops_per_token"]),
-                count(row["memory_bytes_per_token"]),
+                size(row["memory_bytes_per_token"]),
                 count(row["tokens"]),
                 "-" if time is None else duration(time),
             ]

@@ -11,10 +11,22 @@ def count(number: float) -> str:
     >>> count(1_240_000), count(499_968), count(62)
     ('1.24M', '500k', '62')
     """
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.4g}{unit}"
+    for each, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= each:
+            return f"{number / each:.4g}{unit}"
     return f"{number:.4g}"
+
+
+def size(number: float) -> str:
+    """Bytes, in decimal units.
+
+    >>> size(32_090_000_000), size(1500), size(62)
+    ('32.09 GB', '1.5 kB', '62 B')
+    """
+    for each, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(number) >= each:
+            return f"{number / each:.4g} {unit}"
+    return f"{number:.4g} B"
 
 
 def duration(seconds: float) -> str:
@@ -24,10 +36,10 @@ def duration(seconds: float) -> str:
     ('42 s', '3 min 10 s', '2 h 5 min', '2 d 7 h')
     """
     whole = round(seconds)
-    for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            rest = whole % size // smaller_size
-            return f"{whole // size} {unit} {rest} {smaller}" if rest else f"{whole // size} {unit}"
+    for whole_unit, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= whole_unit:
+            rest = whole % whole_unit // smaller_size
+            return f"{whole // whole_unit} {unit} {rest} {smaller}" if rest else f"{whole // whole_unit} {unit}"
     return f"{whole} s"
 
 

@@ -53,7 +53,7 @@ def test_a_number_of_held_out_tokens_is_met_or_refused_with_the_number_there_is(
 def test_text_that_repeats_itself_is_named_as_the_reason(tmp_path: Path, small: Settings) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "log.txt").write_text(prose(0, 6000) * 10)
-    near = r"since [\d,]+ bytes were near-copies of other text .*; use more text that differs"
+    near = r"since [\d,]+ bytes were copies or near-copies of other text .*; use more text that differs"
     with pytest.raises(ConfigError, match=rf"no text is left to train on .*{near}"):
         prepare(small(), tmp_path, tmp_path / "cache")
     (tmp_path / "corpus" / "log.txt").write_text(prose(0, 40_000) + prose(0, 9000))
@@ -184,3 +184,20 @@ def test_what_cannot_be_read_names_the_remedy(text_folder: Path, small: Settings
     (text_folder / "none.txt.gz").write_bytes(b"no archive")
     with pytest.raises(ConfigError, match=message):
         prepare(small(files=files), text_folder, text_folder / "cache")
+
+
+def test_training_text_that_is_held_out_is_named_as_the_reason(tmp_path: Path, small: Settings) -> None:
+    (tmp_path / "corpus").mkdir()
+    for name in ("a.txt", "same.txt"):
+        (tmp_path / "corpus" / name).write_text(prose(0, 20_000))
+    with pytest.raises(
+        ConfigError, match=r"no text is left to train on .* since [\d,]+ bytes are copies or near-copies of `validation_files`"
+    ):
+        prepare(small(files=["corpus/a.txt"], validation_files=["corpus/same.txt"]), tmp_path, tmp_path / "cache")
+    (tmp_path / "corpus" / "b.txt").write_text(prose(1, 40_000))
+    (tmp_path / "corpus" / "near.txt").write_text(prose(0, 19_000) + "other end")
+    said: list[str] = []
+    settings = small(files=["corpus/[abn]*.txt"], validation_files=["corpus/same.txt"])
+    prepare(settings, tmp_path, tmp_path / "cache", said.append)
+    dropped = sum((tmp_path / "corpus" / name).stat().st_size for name in ("a.txt", "near.txt"))
+    assert [line for line in said if f"{dropped:,} bytes of training text since they are in `validation_files`" in line]

@@ -185,7 +185,7 @@ def test_overlap_by_hand() -> None:
         ({"files": ["bad/list.jsonl"]}, r"`data.text_field`.*element 1 of list.jsonl has no such column; it has none"),
         ({"files": ["bad/rows.jsonl"], "text_field": "n"}, r"line 1 of rows.jsonl holds int there"),
         ({"files": ["bad/rows.parquet"]}, r"`data.text_field` has the value 'text': rows.parquet has no such column; it has body"),
-        ({"files": ["bad/blank.txt"]}, r"`data.corpus` has the value 'files': it holds no text"),
+        ({"files": ["bad/blank.txt"]}, r"`data.files` .*: no text in bad/blank.txt; name files"),
         ({"vocab_size": 60_000}, r"`data.vocab_size` has the value 60000: the training text supports \d+ entries"),
         ({"context": 100_000}, r"`data.context` has the value 100000: the longest document has \d+ tokens"),
         ({"validation_tokens": "10M"}, r"`data.validation_tokens` has the value 10000000: the text held out has \d+ tokens"),

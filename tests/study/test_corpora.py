@@ -158,3 +158,18 @@ def test_an_update_of_a_package_does_not_lock_a_study(
     assert [line for line in said if "goes on with the tokens that it began with" in line]
     assert json.loads((ledger.folder / "data.json").read_text())["digest"] in began
     assert "data" in yaml.safe_load((ledger.folder / "study.yaml").read_text())["provenance"]
+
+
+def test_the_report_names_the_files_and_counts_them_once(write_study: Callable[..., Path], engine: Any) -> None:
+    (write_study().parent / "mine.txt").write_bytes(b"\n".join(path.read_bytes() for path in write_study().parent.glob("corpus/*.txt")))
+    ledger, _ = run(write_study(data=machine.TINY["data"] | {"files": ["mine.txt"]}, **FOUR))
+    page = (ledger.folder / "report.html").read_text(encoding="utf-8")
+    assert "2 documents in 1 file;" in page
+    assert "One corpus, files mine.txt" in page
+
+
+def test_bytes_are_not_counted_like_parameters(write_study: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(write_study())]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r" [\d.]+ kB ", out)
+    assert not re.search(r"\d[kMBT]B\b", out)
