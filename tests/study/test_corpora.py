@@ -162,10 +162,10 @@ def test_an_update_of_a_package_does_not_lock_a_study(
 
 def test_the_report_names_the_files_and_counts_them_once(write_study: Callable[..., Path], engine: Any) -> None:
     (write_study().parent / "mine.txt").write_bytes(b"\n".join(path.read_bytes() for path in write_study().parent.glob("corpus/*.txt")))
-    ledger, _ = run(write_study(data=machine.TINY["data"] | {"files": ["mine.txt"]}, **FOUR))
-    page = (ledger.folder / "report.html").read_text(encoding="utf-8")
-    assert "2 documents in 1 file;" in page
-    assert "One corpus, files mine.txt" in page
+    ledger, _ = run(write_study(data=machine.TINY["data"] | {"files": ["mine.txt"]}))
+    results = Results(ledger.folder)
+    assert prose.sources(results) == "2 documents in 1 file"
+    assert [line for line in prose.caveats(results) if line.startswith("One corpus, files mine.txt")]
 
 
 def test_bytes_are_not_counted_like_parameters(write_study: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
