@@ -282,6 +282,7 @@ def test_objects_are_never_built_from_yaml(tmp_path: Path) -> None:
         ("model.expert_width", 48, "did you mean `model.moe.expert_width`?"),
         ("tokens", "40k", "did you mean `budget.tokens`?"),
         ("vary", "rho", "such as vary: {rho: "),
+        ("vary", {"rho": [0.5], "seed": [0, 1, 0]}, "field `vary.seed` has 0 twice; write each value once"),
         ("vary", {"shares": [{"moe": 0.5, "engram": 0.6}]}, "lower one of them by 0.1"),
     ],
 )

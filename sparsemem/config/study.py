@@ -43,6 +43,11 @@ class Study(Strict):
             raise ValueError("field `vary` is an empty list; leave it out, or name a grid such as {rho: [1.0, 0.5], seed: [0, 1]}")
         for path in (path for grid in self.vary for path, values in grid.items() if not values):
             raise ValueError(f"field `vary.{path}` is an empty list, which leaves no trial; give it at least one value or leave it out")
+        for grid in self.vary:
+            for path, values in grid.items():
+                twice = [value for place, value in enumerate(values) if value in values[:place]] if isinstance(values, tuple) else []
+                if twice:
+                    raise ValueError(f"field `vary.{path}` has {brief(twice[0])} twice; write each value once")
         points = sum(math.prod(len(values) for values in grid.values()) for grid in self._grids())
         if points > MOST_POINTS:
             raise ValueError(f"field `vary` spans {points:.3g} points, more than {MOST_POINTS:,}; shorten its lists, or split the study")

@@ -23,6 +23,7 @@ MEASURED_SIZES = 3  # steps are measured at so many sizes at most; the others ar
 START_SECONDS = 4.0  # a trial's process, its imports and its corpus
 EXPERT_WIDTH = "model.moe.expert_width"
 WHOLE_ROWS = 8  # that width is a multiple of this
+FEW_STEPS = 10
 MOST_OFFERS = 24  # values that are tried for a remedy
 CHECKED_MODELS = 32  # whose accounts a plan holds against tensors; every model is checked once more where it is trained
 HELD_OUT_PASSES = 2  # the last evaluation reads the held-out set once, the ones before it about once together
@@ -149,13 +150,24 @@ def foresee(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     try:
         analysis = analyse(results)
         analysis.check()
-        return analysis.foresee() if len(rows) > 1 else []
+        return [*_few_steps(study), *(analysis.foresee() if len(rows) > 1 else ())]
     except AnalysisError as error:
         problem = str(error).removeprefix(f"{results.folder}: ")
         others = ", ".join(f"`analysis: {kind}`" for kind in readable_by(results))
         raise ConfigError(
             f"field `analysis` has the value {study.analysis!r}, which could not read these trials: {problem} ({others} could)"
         ) from None
+
+
+def _few_steps(study: Study) -> list[str]:
+    """Says so where a trial ends before it has begun to learn."""
+    each = [
+        (-(-trial.budget.tokens // trial.train.batch_tokens), trial.budget.tokens, trial.train.batch_tokens) for _, trial in study.points()
+    ]
+    steps, tokens, batch = min(each)
+    if steps >= FEW_STEPS:
+        return []
+    return [f"`budget.tokens` {tokens:,} make {steps} steps of `train.batch_tokens` {batch:,}: too few to learn from; lower the batch"]
 
 
 def _solved(

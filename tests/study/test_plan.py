@@ -96,6 +96,14 @@ def test_what_a_refused_budget_is_offered_serves_every_point(
         assert refused({}, int(width)) == ""
 
 
+def test_a_trial_of_few_steps_is_foreseen(write_study: Callable[..., Path]) -> None:
+    budget = {"total_params": "30k", "active_params": "7k", "tolerance": "5%"}
+    for tokens, said in ((300, True), (100_000, False)):
+        study = load_study(write_study(budget=budget | {"tokens": tokens}, vary={"rho": [1.0, 0.5]}))
+        lines = foresee(study, [p.row() for p in plan(study)])
+        assert any(f"`budget.tokens` {tokens:,} make 2 steps of `train.batch_tokens` 256" in line for line in lines) is said
+
+
 def test_estimates_grow_with_the_tokens_and_share_the_slots(write_study: Callable[..., Path]) -> None:
     study = load_study(write_study(vary={"rho": [1.0, 0.0], "budget.tokens": ["10M", "40M"]}))
     planned = plan(study)
