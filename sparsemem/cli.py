@@ -191,13 +191,16 @@ def _plan(arguments: argparse.Namespace) -> int:
     base = arguments.study.resolve().parent
     for data in {p.trial.data for p in planned}:
         given_tokenizer(data, base)
+    usual = Path("runs") / study.study
+    there = Path(compared["folder"]) if compared else usual if (usual / "study.yaml").is_file() else None
+    noted, kept = changed_texts(study, planned, base, there) if there else ([], {})
     if compared:
-        compared["text"] = changed_texts(study, planned, base, Path(compared["folder"]))
+        compared["text"] = noted
     texts: tuple[list[dict[str, Any]], str] = ([], "")
     try:
-        texts = describe_texts([p.trial for p in planned], base)
+        texts = describe_texts([p.trial for p in planned], base, kept)
     except ConfigError:
-        if not compared:  # else `run` has no need of the text, or goes on with its tokens
+        if not there:  # else `run` has no need of the text, or goes on with its tokens
             raise
     _say(f"{study.study}: {len(planned)} trials; timing a few training steps ...")
     estimate = estimate_seconds(planned, study)
@@ -211,6 +214,8 @@ def _plan(arguments: argparse.Namespace) -> int:
         words = (found[1] if found else "", describe_diff(compared) if compared else "")
         whole = describe(planned, estimate, study.most_trials if study.searches else None)
         print("\n\n".join(filter(None, (describe_access(memory_access(planned)), texts[1], whole, *words))))
+    for line in () if compared else noted:
+        _say(line)
     for line in foreseen:
         _say(f"note: {line}")
     return DONE

@@ -277,8 +277,9 @@ def select_text(config: Data, corpus: Corpus, report: Callable[[str], None] = la
     report(f"corpus {config.corpus}: reading up to {config.max_bytes / 1e6:.1f} MB")
     documents = corpus.documents()
     if not documents:
-        named = ("files", list(config.files)) if config.corpus == "files" else ("dataset", config.dataset)
-        raise refused(*named, f"no text in {shown_names(corpus.versions)}; name files or a data set with text in them")
+        field = "files" if config.corpus == "files" else "dataset"
+        value = list(config.files) if config.files else config.dataset
+        raise refused(field, value, f"no text in {shown_names(corpus.versions)}; name files or a data set with text in them")
     held_out = corpus.validation() if corpus.validation else None
     total = sum(document.size for document in (*documents, *(held_out or ())))
     wanted = config.validation_tokens * VALIDATION_BYTES_A_TOKEN

@@ -28,7 +28,7 @@ from sparsemem.data.prepare import (
     select_text,
     whole_folder,
 )
-from sparsemem.study.ledger import FINAL, Ledger, data_id
+from sparsemem.study.ledger import FINAL, Ledger, data_id, trial_of
 
 MOST_NAMES = 4  # of what has changed, in a message
 
@@ -99,21 +99,25 @@ def prepare_corpora(
     return folders, {name: each.manifest for name, each in tokens.items()}
 
 
-def describe_texts(trials: Iterable[Trial], base: Path) -> tuple[list[dict[str, Any]], str]:
+def describe_texts(trials: Iterable[Trial], base: Path, kept: Mapping[str, str] | None = None) -> tuple[list[dict[str, Any]], str]:
     """What the trials read, before it is prepared: a record a text, and in words; its tokens are counted where the cache has them.
 
     Of a text that is not prepared, own files are read and split as they will be; of others only the sizes are known.
+
+    Args:
+        kept: text id -> digest of the tokens that a study goes on with, whatever has become of the text.
     """
     records, lines = [], []
     texts: dict[str, list[Trial]] = {}
     for trial in trials:
         texts.setdefault(text_id(trial.data), []).append(trial)
-    for own in texts.values():
+    for text, own in texts.items():
         data = own[0].data
-        corpus, digest = named_corpus(data, base)
+        going_on = (kept or {}).get(text)
+        corpus, digest = (None, going_on) if going_on else named_corpus(data, base)
         if folder := kept_folder(digest):
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        elif data.corpus == "files":
+        elif corpus and data.corpus == "files":
             selection, total = select_text(data, corpus)
             held = min(sum(len(kept.text) for kept in selection.validation), round(data.validation_tokens * _bytes_a_token(data)))
             manifest = {"text": accounts(total, selection, held), "remarks": corpus.remarks}
@@ -121,6 +125,8 @@ def describe_texts(trials: Iterable[Trial], base: Path) -> tuple[list[dict[str, 
             manifest = {}
         if "text" in manifest:
             lines.append(f"{data.corpus}: {describe_text(manifest)}{''.join(f'; {remark}' for remark in manifest.get('remarks', ()))}")
+        elif going_on:
+            lines.append(f"{data.corpus}: the tokens {digest}, which are not in this cache")
         else:
             lines.append(f"{data.corpus}: up to {data.max_bytes:,} bytes of text, which `run` prepares")
         lines += filter(None, [_repetition(own, manifest)])
@@ -151,20 +157,81 @@ def _repetition(trials: Sequence[Trial], manifest: Mapping[str, Any]) -> str:
     return f"note: trials read their text up to {about}{times:.3g} times, which favours memory; {more}, or fewer `budget.tokens`"
 
 
-def text_notes(trials: Iterable[Trial], base: Path, begun: Mapping[str, Begun], fetch: Fetch | None) -> list[str]:
+def text_notes(trials: Iterable[Trial], base: Path, begun: Mapping[str, Begun], fetch: Fetch | None) -> tuple[list[str], dict[str, str]]:
     """What `prepare_corpora` would say of texts that have changed since the study began; reads no text and brings none here.
+
+    Returns:
+        The notes, and text id -> digest of the tokens that the study goes on with in place of its text.
 
     Raises:
         ConfigError: as `prepare_corpora`, where the text cannot be had.
     """
-    notes = []
+    notes, digests = [], {}
     for text, data in {text_id(trial.data): trial.data for trial in trials}.items():
         kept = _kept(data, base, begun[text], fetch) if text in begun else None
         if kept:
             notes.append(kept.note)
+            digests[text] = begun[text].digest
         else:
             open_corpus(data, base)
-    return notes
+    return notes, digests
+
+
+def finished_notes(trials: Iterable[Trial], base: Path, begun: Mapping[str, Begun]) -> tuple[list[str], dict[str, str]]:
+    """`text_notes` of own files of which nothing is left to train: never refused."""
+    notes, digests = [], {}
+    for text, data in {text_id(trial.data): trial.data for trial in trials if trial.data.corpus == "files"}.items():
+        if text in begun and begun[text].trials and (change := _changed(data, base, begun[text].digest)):
+            notes.append(_note(begun[text], change))
+            digests[text] = begun[text].digest
+    return notes, digests
+
+
+def settled(trials: Iterable[Trial], waiting: Iterable[str]) -> list[Trial]:
+    """Those of texts that no waiting trial reads."""
+    trials, left = list(trials), set(waiting)
+    read = {text_id(trial.data) for trial in trials if trial.id in left}
+    return [trial for trial in trials if text_id(trial.data) not in read]
+
+
+def renamed_notes(trials: Iterable[Trial], base: Path, ledger: Ledger) -> list[str]:
+    """Of trials that are about to begin: those that are finished on the same text under other names of its files.
+
+    A trial's id holds the names as the study writes them; the digest of its text does not.
+    """
+    own = [trial for trial in trials if trial.data.corpus == "files" and ledger.state(trial.id).status not in FINAL]
+    waiting, digests = {data_id(trial.data): trial.data for trial in own}, ledger.texts()
+    if not waiting or not digests.keys() - waiting.keys():
+        return []
+    now = {name: digest for name, data in waiting.items() if (digest := _digest_now(data, base)) in digests.values()}
+    ids, found = {trial.id for trial in own}, Counter[tuple[str, str]]()
+    for path in sorted(ledger.folder.glob("trials/*/trial.yaml")) if now else ():
+        old = None if path.parent.name in ids or ledger.state(path.parent.name).status not in FINAL else trial_of(path)
+        for name, digest in now.items():
+            names = {each: getattr(waiting[name], each) for each in ("files", "validation_files")}
+            if old and digests.get(data_id(old.data)) == digest:
+                found[_names(old.data), _names(waiting[name])] += (
+                    old.model_copy(update={"data": old.data.model_copy(update=names)}).id in ids
+                )
+    return [
+        f"note: {count} finished trial{'s' * (count != 1)} in {ledger.folder} read the same text under another name ({before}; now "
+        f"{after}); a trial's id holds the names, so under the new ones they are trained again; to keep them write `{before}` into the "
+        "study and give the files those names again"
+        for (before, after), count in found.items()
+        if count
+    ]
+
+
+def _digest_now(data: Data, base: Path) -> str | None:
+    try:
+        return named_corpus(data, base)[1]
+    except ConfigError:
+        return None
+
+
+def _names(data: Data) -> str:
+    fields = {name: list(getattr(data, name)) for name in ("files", "validation_files")}
+    return ", ".join(f"{name}: [{', '.join(json.dumps(each) for each in value)}]" for name, value in fields.items() if value)
 
 
 def _text(data: Data, base: Path, begun: Begun | None, say: Callable[[str], None], fetch: Fetch | None) -> Path:
@@ -192,10 +259,7 @@ def _kept(data: Data, base: Path, begun: Begun, fetch: Fetch | None) -> _Kept | 
     digest, change = begun.digest, _changed(data, base, begun.digest)
     if change is None or not (begun.trials or data.corpus == "python-source"):  # own files that were mended before anything was finished
         return None
-    note = (
-        f"note: the text of `data` has changed since the study began ({change}); it goes on with the tokens that it began with, {digest}; "
-        "for the new text give the study another `study` name"
-    )
+    note = _note(begun, change)
     if folder := kept_folder(digest):
         return _Kept(lambda: folder, note)
     if fill := fetch(digest) if fetch else None:
@@ -206,6 +270,14 @@ def _kept(data: Data, base: Path, begun: Begun, fetch: Fetch | None) -> _Kept | 
         f"{begun.where}: its {begun.trials} finished trials were trained on the corpus {digest}; the text of `data` has changed since "
         f"({change}), and those tokens are not in the cache {cache_folder()}; run it where it began, copy the folder {digest} from the "
         "cache there into this one, bring the text back as it was, or begin anew with another `study` name"
+    )
+
+
+def _note(begun: Begun, change: str) -> str:
+    trials = f" as its {begun.trials} finished trial{'s' * (begun.trials != 1)} did" if begun.trials else ""
+    return (
+        f"note: the text of `data` has changed since the study began ({change}); it goes on with the tokens that it began with, "
+        f"{begun.digest}{trials}, and no curve mixes two texts; for the new text give the study another `study` name"
     )
 
 

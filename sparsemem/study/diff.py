@@ -66,13 +66,16 @@ def diff(study: Study, planned: Sequence[PlannedTrial], folder: Path | None) -> 
     return {"folder": str(found), "study": changes(recorded, study_fields(study)), "trials": records}
 
 
-def changed_texts(study: Study, planned: Sequence[PlannedTrial], base: Path, folder: Path) -> list[str]:
+def changed_texts(study: Study, planned: Sequence[PlannedTrial], base: Path, folder: Path) -> tuple[list[str], dict[str, str]]:
     """What `run` will say of texts that have changed since these results were begun.
+
+    Returns:
+        The notes, and text id -> digest of the tokens that are used in place of the text.
 
     Raises:
         ConfigError: `run` will refuse: finished trials were trained on a text that is not to be had any more, or some text cannot be read.
     """
-    from sparsemem.study.corpora import text_notes, texts_begun
+    from sparsemem.study.corpora import finished_notes, renamed_notes, settled, text_notes, texts_begun
     from sparsemem.study.exchange import FIRST_PATIENCE_SECONDS, corpus_in
     from sparsemem.study.launch import storage_of
 
@@ -80,8 +83,11 @@ def changed_texts(study: Study, planned: Sequence[PlannedTrial], base: Path, fol
     storage = storage_of(study, base, ledger)
     waiting = set(ledger.unfinished())
     fetch = partial(corpus_in, storage.at_once(FIRST_PATIENCE_SECONDS)) if storage else None
-    begun = texts_begun(ledger, [p.trial for p in planned])
-    return text_notes([p.trial for p in planned if p.trial.id in waiting], base, begun, fetch)
+    trials = [p.trial for p in planned]
+    begun = texts_begun(ledger, trials)
+    notes, digests = text_notes([trial for trial in trials if trial.id in waiting], base, begun, fetch)
+    rest, others = finished_notes(settled(trials, waiting), base, begun)
+    return [*notes, *rest, *renamed_notes(trials, base, ledger)], digests | others
 
 
 def describe_diff(found: Mapping[str, Any]) -> str:

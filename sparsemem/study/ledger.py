@@ -400,11 +400,17 @@ def _listed(path: Path) -> list[dict[str, str]]:
         return []
 
 
-def _describes(path: Path, trial_id: str) -> bool:
+def trial_of(path: Path) -> Trial | None:
+    """The trial that a `trial.yaml` describes; None where it cannot be read."""
     try:
-        return Trial.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).id == trial_id
+        return Trial.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError):
-        return False
+        return None
+
+
+def _describes(path: Path, trial_id: str) -> bool:
+    trial = trial_of(path)
+    return trial is not None and trial.id == trial_id
 
 
 def _is_used(folder: Path) -> bool:

@@ -50,7 +50,6 @@ def test_an_extended_study_goes_on_with_its_text_and_plan_says_so(
     file = write_study()
     began = digests(run(file)[0])
     change_text(file)
-    assert not [line for line in run(file)[1] if line.startswith("note")]  # nothing is left to train
     file = write_study(**FOUR)
     assert main(["plan", str(file), "--diff", str(tmp_path / "runs" / "tiny")]) == 0
     (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: the text of `data` has changed")]
@@ -173,3 +172,40 @@ def test_bytes_are_not_counted_like_parameters(write_study: Callable[..., Path],
     out = capsys.readouterr().out
     assert re.search(r" [\d.]+ kB ", out)
     assert not re.search(r"\d[kMBT]B\b", out)
+
+
+def test_plan_and_run_say_alike_that_the_text_has_changed_or_is_gone(
+    write_study: Callable[..., Path], engine: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (began,) = digests(run(write_study())[0])
+    capsys.readouterr()
+    for change in (change_text, lambda file: shutil.rmtree(file.parent / "corpus")):
+        change(write_study())
+        for vary, ran in (({"rho": [1.0, 0.5, 0.0]}, 3), (FOUR["vary"], 4)):  # nothing is left to train; something is
+            file = write_study(vary=vary)
+            assert main(["plan", str(file), "--json"]) == 0
+            out, err = capsys.readouterr()
+            (note,) = [line for line in err.splitlines() if line.startswith("note: the text of `data` has changed")]
+            assert f"goes on with the tokens that it began with, {began} as its" in note
+            assert [text["digest"] for text in json.loads(out)["texts"]] == [began]
+            ledger, said = run(file)
+            assert note in said
+            assert digests(ledger) == {began}
+            shutil.rmtree(tmp_path / "runs" / "tiny" / "trials" / engine.ran[-1]) if ran == 4 else None
+
+
+def test_finished_trials_under_another_name_of_the_same_text_are_told(
+    write_study: Callable[..., Path], engine: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(write_study())
+    (tmp_path / "corpus").rename(tmp_path / "texts")
+    file = write_study(data=machine.TINY["data"] | {"files": ["texts/*.txt"]}, vary={"rho": [1.0, 0.7, 0.5]})
+    capsys.readouterr()
+    assert main(["plan", str(file)]) == 0
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if "under another name" in line]
+    assert note.startswith("note: 2 finished trials in runs/tiny")
+    assert 'write `files: ["corpus/*.txt"]`' in note
+    assert [line for line in run(file)[1] if line.replace(str(tmp_path) + "/", "") == note]
+    assert not [line for line in run(file)[1] if "under another name" in line]
