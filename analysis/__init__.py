@@ -32,6 +32,8 @@ _HOMES = {
     "SlotsFit": "analysis.fits.slots",
     "SurfaceFit": "analysis.fits.surface",
     "DataConstrainedFit": "analysis.fits.data_constrained",
+    "PrecisionFit": "analysis.fits.precision",
+    "fit_precision": "analysis.fits.precision",
     "fit_data_constrained": "analysis.fits.data_constrained",
     "MoeJointFit": "analysis.fits.moe_joint",
     "fit_moe_joint": "analysis.fits.moe_joint",

@@ -78,13 +78,6 @@ class DataConstrainedLaw(SizedLaw):
         log_d_RX = log_u_X + np.log(faded(np.ones(1), log_d_X - log_u_X, np.exp(log_fade_d)))
         return np.log(e + np.exp(level_a - alpha * log_n_RX) + np.exp(level_b - beta * log_d_RX))
 
-    def derivatives(self, theta_RK: Array, w_RN: Array) -> tuple[Array, Array, Array]:
-        """By central differences."""
-        step = 1e-6
-        steps_KK = step * np.eye(theta_RK.shape[1])
-        slope = [(self.at_runs(theta_RK + each_K) - self.at_runs(theta_RK - each_K)) / (2 * step) for each_K in steps_KK]
-        return self.squares(self.at_runs(theta_RK) - self.log_y_N, np.stack(slope, axis=2), w_RN)
-
     def table(self, theta_BK: Array, level: float) -> dict[str, Array]:
         e, log_a, log_b, alpha, beta, fade_d, fade_n = theta_BK.T
         n_mean, d_mean, _ = self.means

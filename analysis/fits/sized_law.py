@@ -60,9 +60,12 @@ class SizedLaw(ABC):
     def log_value(self, theta_RK: Array, *log_x: Array) -> Array:
         """log L^ -> [R, X]."""
 
-    @abstractmethod
     def derivatives(self, theta_RK: Array, w_RN: Array) -> tuple[Array, Array, Array]:
-        """Weighted objective, gradient and Hessian -> [R], [R, K], [R, K, K]."""
+        """Weighted objective, gradient and Hessian, by central differences -> [R], [R, K], [R, K, K]."""
+        step = 1e-6
+        steps_KK = step * np.eye(theta_RK.shape[1])
+        slope = [(self.at_runs(theta_RK + each_K) - self.at_runs(theta_RK - each_K)) / (2 * step) for each_K in steps_KK]
+        return self.squares(self.at_runs(theta_RK) - self.log_y_N, np.stack(slope, axis=2), w_RN)
 
     @abstractmethod
     def table(self, theta_BK: Array, level: float) -> dict[str, Array]:

@@ -24,6 +24,7 @@ def runs() -> pd.DataFrame:
     frame = pd.DataFrame({"trial_id": [f"t{i}" for i in range(36)], "params": n, "tokens": d, "flops": 6 * n * d, "loss": loss})
     return frame.assign(
         unique_tokens=np.minimum(d, 5e9),
+        bits=np.tile([4, 8, 16], len(d) // 3),
         experts=np.repeat(2.0 ** np.arange(6), 6),
         seed=np.repeat([0, 1], 18),
         mechanism=np.tile(np.repeat(["engram", "pkm", "peer"], 6), 2),
