@@ -12,7 +12,7 @@ def accounts(total: int, text: Selection, validation: int) -> dict[str, Any]:
     """Where the bytes of a text went: `total`, `train`, `validation` and `unused` by reason.
 
     Args:
-        total: of all text looked at.
+        total: of all text, also what was not read.
         validation: held out in the end.
     """
     train, held = sum(len(kept.text) for kept in text.train), sum(len(kept.text) for kept in text.validation)

@@ -57,6 +57,7 @@ class Corpus:
         documents: lists the documents. Raises ConfigError as `prepare.open_corpus` does.
         validation: lists those that are held out, where the user names them.
         remarks: what listing them left out, a line each.
+        unread: bytes of each file that listing them left unread, about.
     """
 
     identity: Any
@@ -64,6 +65,7 @@ class Corpus:
     documents: Callable[[], list[Document]]
     validation: Callable[[], list[Document]] | None = None
     remarks: list[str] = field(default_factory=list)
+    unread: dict[str, int] = field(default_factory=dict)
 
 
 def refused(field: str, value: Any, remedy: str) -> ConfigError:

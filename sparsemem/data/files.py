@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import os
@@ -10,8 +11,9 @@ from pathlib import Path
 
 from sparsemem.config import Data
 from sparsemem.data.corpus import Corpus, Document, refused
-from sparsemem.data.readers import COMPRESSED, READERS, kind_of
+from sparsemem.data.readers import CHUNK_BYTES, COMPRESSED, READERS, kind_of, opened
 
+MOST_NAMES = 4  # of files that are read in part, in a remark
 READ_AHEAD = 1.5  # text read of the user's files over what is kept: room for what de-duplication drops
 
 
@@ -25,17 +27,23 @@ def open_files(config: Data, base: Path) -> Corpus:
     if not train:
         raise refused("files", list(config.files), "`validation_files` holds all of these out; name some to train on")
     digests = {name: _file_digest(path) for name, path in (train | held).items()}
-    remarks: list[str] = []
+    sizes = {name: _size(path) for name, path in (train | held).items()}
+    remarks, unread = list[str](), dict[str, int]()
+    levelled = [len(side) > 1 and sum(sizes[name] for name in side) > config.max_bytes for side in (train, held)]
+
+    def read(paths: dict[str, Path], limit: int, level: bool) -> list[Document]:
+        return _read(config, paths, digests, sizes, limit, level, remarks, unread)
 
     def identity(paths: dict[str, Path]) -> list[list[str]]:
         return sorted([digests[name], READERS[kind_of(path)].__name__] for name, path in paths.items())
 
     return Corpus(
-        identity=[SPLIT, identity(train), identity(held)],
+        identity=[SPLIT, identity(train), identity(held), *(["levelled"] if any(levelled) else [])],
         versions={name: digest[:12] for name, digest in digests.items()},
-        documents=lambda: _read(config, train, digests, round(config.max_bytes * READ_AHEAD), remarks),
-        validation=(lambda: _read(config, held, digests, config.max_bytes, remarks)) if held else None,
+        documents=lambda: read(train, round(config.max_bytes * READ_AHEAD), levelled[0]),
+        validation=(lambda: read(held, config.max_bytes, levelled[1])) if held else None,
         remarks=remarks,
+        unread=unread,
     )
 
 
@@ -73,25 +81,42 @@ def _no_match(pattern: str, base: Path) -> str:
     return f"no file matches it in {base}; write globs relative to the study's file, such as 'corpus/*.txt'"
 
 
-def _read(config: Data, paths: dict[str, Path], digests: dict[str, str], limit: int, remarks: list[str]) -> list[Document]:
-    """Documents of the files, of all together about `limit` bytes."""
+def _read(
+    config: Data,
+    paths: dict[str, Path],
+    digests: dict[str, str],
+    sizes: dict[str, int],
+    limit: int,
+    level: bool,
+    remarks: list[str],
+    unread: dict[str, int],
+) -> list[Document]:
+    """Documents of the files, of all together about `limit` bytes.
+
+    Args:
+        sizes: about, of each file's text.
+        level: each file gives its first bytes before any gives more, as small ones leave room for large ones.
+        unread: receives what was left of each file, about.
+    """
     documents: list[Document] = []
-    unread, stopped_in = 0, ""
-    for name in sorted(paths, key=lambda name: (digests[name], name)):
-        if limit <= 0:
-            unread += paths[name].stat().st_size
+    names = sorted(paths, key=lambda name: (sizes[name] * level, digests[name], name))
+    for place, name in enumerate(names):
+        room = limit // (len(names) - place) if level else limit
+        if room <= 0:
+            unread[name] = sizes[name]
             continue
-        found, empty = [], 0
+        found, empty, taken = [], 0, 0
         try:
-            for row in READERS[kind_of(paths[name])](paths[name], limit, config):
+            for row in READERS[kind_of(paths[name])](paths[name], room, config):
                 if row.text is None:
                     empty += 1
                     continue
-                limit -= len(row.text)
+                taken += len(row.text)
                 if row.text.strip():
                     found.append(Document(name, digests[name], row.name, len(row.text), row.text))
-                if limit <= 0:
-                    stopped_in = name
+                if taken >= room:
+                    if sizes[name] > taken:
+                        unread[name] = sizes[name] - taken
                     break
         except (OSError, EOFError) as error:
             remedy = f"the file cannot be read ({getattr(error, 'strerror', None) or error}); repair it or narrow the glob"
@@ -101,10 +126,27 @@ def _read(config: Data, paths: dict[str, Path], digests: dict[str, str], limit: 
         if empty:
             remarks.append(f"{name}: {empty} rows skipped whose `{config.text_field}` is null")
         documents += found
-    if stopped_in:
-        others = f", {unread / 1e6:.2f} MB of other files not read" if unread else ""
-        remarks.append(f"reading stopped in {stopped_in}{others}: what was read suffices for `data.max_bytes` {config.max_bytes:,}")
+        limit -= taken
+    if cut := sorted((name for name in paths if name in unread), key=lambda name: (-unread[name], digests[name])):
+        parts = ", ".join(f"{sizes[name] - unread[name]:,} of about {sizes[name]:,} bytes of {name}" for name in cut[:MOST_NAMES])
+        more = f" and parts of {len(cut) - MOST_NAMES} more" if len(cut) > MOST_NAMES else ""
+        remarks.append(f"read {parts}{more}: what was read suffices for `data.max_bytes` {config.max_bytes:,}")
     return documents
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file's text, about: as it lies on the disk, decompressed."""
+    status = path.stat()
+    return _decompressed(path, status.st_mtime_ns, status.st_size) if path.suffix.lower() in COMPRESSED else status.st_size
+
+
+@functools.cache
+def _decompressed(path: Path, changed: int, size: int) -> int:
+    try:
+        with opened(path) as stream:
+            return sum(map(len, iter(lambda: stream.read(CHUNK_BYTES), b"")))
+    except (OSError, EOFError):
+        return size  # reading it refuses it
 
 
 def _file_digest(path: Path) -> str:

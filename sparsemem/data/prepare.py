@@ -269,7 +269,7 @@ def _build(config: Data, corpus: Corpus, base: Path, folder: Path, digest: str, 
 
 
 def select_text(config: Data, corpus: Corpus, report: Callable[[str], None] = lambda line: None) -> tuple[Selection, int]:
-    """What is trained on and what may be held out, and the bytes of all text that was looked at.
+    """What is trained on and what may be held out, and the bytes of all text there is, where that is known.
 
     Raises:
         ConfigError: as `prepare`, but for what only tokens show.
@@ -289,7 +289,7 @@ def select_text(config: Data, corpus: Corpus, report: Callable[[str], None] = la
             documents, held_out = hold_out_by_size(documents, wanted)
     elif not held_out:
         raise refused("validation_files", list(config.validation_files), "no text in them; name files with text in them")
-    text = select(documents, config.max_bytes, wanted, held_out)
+    text = select(documents, config.max_bytes, wanted, held_out, level=config.corpus == "files")
     for line in corpus.remarks:
         report(f"corpus {config.corpus}: {line}")
     report(
@@ -303,7 +303,7 @@ def select_text(config: Data, corpus: Corpus, report: Callable[[str], None] = la
         )
     if not text.validation:
         raise refused("corpus", config.corpus, f"no text is left to hold out{_dropped(text.near_held_out)}; {VALIDATION_REMEDY}")
-    return text, total
+    return text, total + sum(corpus.unread.values())
 
 
 def shown_names(names: Iterable[str], most: int = 4) -> str:

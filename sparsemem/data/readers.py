@@ -61,7 +61,7 @@ def _pieces(path: Path) -> Iterator[str]:
         ConfigError: naming the byte that is not in the file's encoding.
         OSError: the file is no whole compressed file.
     """
-    with _opened(path) as stream:
+    with opened(path) as stream:
         chunk = stream.read(CHUNK_BYTES)
         mark = next((mark for mark in _MARKS if chunk.startswith(mark)), b"")
         encoding = _MARKS.get(mark, "utf-8")
@@ -83,7 +83,7 @@ def _pieces(path: Path) -> Iterator[str]:
             chunk = stream.read(CHUNK_BYTES)
 
 
-def _opened(path: Path) -> BinaryIO:
+def opened(path: Path) -> BinaryIO:
     import pyarrow  # 0.2 s that other corpora need not wait for
 
     codec = COMPRESSED.get(path.suffix.lower())

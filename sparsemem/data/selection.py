@@ -16,7 +16,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -56,7 +56,9 @@ class Selection:
     """Bytes of near-duplicates dropped on the held-out side."""
 
 
-def select(documents: Sequence[Document], max_bytes: int, validation_bytes: int, held_out: Sequence[Document] | None = None) -> Selection:
+def select(
+    documents: Sequence[Document], max_bytes: int, validation_bytes: int, held_out: Sequence[Document] | None = None, level: bool = False
+) -> Selection:
     """Split, de-duplicate and cap.
 
     Args:
@@ -64,6 +66,7 @@ def select(documents: Sequence[Document], max_bytes: int, validation_bytes: int,
         max_bytes: text kept on both sides together.
         validation_bytes: text aimed at for validation.
         held_out: what `documents` lacks because it is held out; None: whole units are chosen, at most half of them.
+        level: no package (file) gives more to train on than others could, where `max_bytes` binds.
 
     Returns:
         A selection in which no training document nearly equals one held out, nor one another.
@@ -81,10 +84,12 @@ def select(documents: Sequence[Document], max_bytes: int, validation_bytes: int,
     def keep(candidates: Iterable[Document], room: int, unit_room: int, table: ShingleTable, others: Sequence[ShingleTable]) -> list[Kept]:
         kept = []
         taken: Counter[str] = Counter()
+        by_file = level and table is train_table
         for document in candidates:
             if room <= 0:
                 break
-            if taken[document.unit] >= unit_room:
+            unit = document.package if by_file else document.unit
+            if taken[unit] >= unit_room:
                 continue
             text = document.read()
             if not text:
@@ -98,7 +103,7 @@ def select(documents: Sequence[Document], max_bytes: int, validation_bytes: int,
             exact.add(digest)
             if table is held_table:
                 held_exact.add(digest)
-            text = cut_utf8(text, min(room, unit_room - taken[document.unit]))
+            text = cut_utf8(text, min(room, unit_room - taken[unit]))
             shingles = shingles_of(text)
             if share_seen(shingles, (table, *others)) >= NEAR_SHARE:
                 selection.duplicates_near += 1
@@ -110,14 +115,20 @@ def select(documents: Sequence[Document], max_bytes: int, validation_bytes: int,
                 continue
             table.add(shingles)
             kept.append(Kept(document, text))
-            taken[document.unit] += len(text)
+            taken[unit] += len(text)
             room -= len(text)
         return kept
 
     unit_room = fair_share(_unit_sizes(held_out).values(), validation_bytes)
     held = keep(_levelled(held_out), validation_bytes, unit_room, held_table, ())
     room = max_bytes - sum(len(k.text) for k in held)
-    selection.train = keep(_levelled(documents), room, room, train_table, (held_table,))
+    file_room = room
+    if level:
+        files: Counter[str] = Counter()
+        for document in documents:
+            files[document.package] += document.size
+        file_room = level_of(files.values(), room)
+    selection.train = keep(_levelled(documents), room, file_room, train_table, (held_table,))
     # The other direction: a held-out document that is a small part of a large training document.
     selection.validation = [k for k in held if share_seen(shingles_of(k.text), (train_table,)) < NEAR_SHARE]
     selection.duplicates_near += len(held) - len(selection.validation)
@@ -198,11 +209,15 @@ def choose_held_out(sizes: Mapping[str, int], validation_bytes: int) -> set[str]
 
 def fair_share(sizes: Iterable[int], total: int) -> int:
     """The most that one unit may give of `total`: one part in `MIN_UNITS`, or more where the others have too little."""
-    left, rest = sorted(sizes), total
+    return max(level_of(sizes, total), -(-total // MIN_UNITS))
+
+
+def level_of(sizes: Iterable[int], total: int) -> int:
+    """To which vessels of these sizes fill when they share `total`."""
+    left, rest = deque(sorted(sizes)), total
     while left and left[0] * len(left) < rest:
-        rest -= left.pop(0)
-    level = -(-rest // len(left)) if left else total
-    return max(level, -(-total // MIN_UNITS))
+        rest -= left.popleft()
+    return -(-rest // len(left)) if left else total
 
 
 def cut_utf8(text: bytes, size: int) -> bytes:

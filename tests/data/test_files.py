@@ -201,3 +201,29 @@ def test_training_text_that_is_held_out_is_named_as_the_reason(tmp_path: Path, s
     prepare(settings, tmp_path, tmp_path / "cache", said.append)
     dropped = sum((tmp_path / "corpus" / name).stat().st_size for name in ("a.txt", "near.txt"))
     assert [line for line in said if f"{dropped:,} bytes of training text since they are in `validation_files`" in line]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_no_file_fills_max_bytes_alone_and_what_is_not_read_is_counted(tmp_path: Path, small: Settings, suffix: str) -> None:
+    found = []
+    sizes = {"large": 400_000, "small": 5_000, "middle": 30_000}
+    for names in (("a", "b", "c"), ("c", "a", "b")):
+        base = tmp_path / "".join(names)
+        (base / "corpus").mkdir(parents=True)
+        for seed, (name, size) in enumerate(zip(names, sizes.values(), strict=True)):
+            text = prose(seed, size).encode()
+            (base / "corpus" / f"{name}.txt{suffix}").write_bytes(gzip.compress(text, mtime=0) if suffix else text)
+        found.append(prepared(base, small(max_bytes=60_000)))
+        text = found[-1].manifest["text"]
+        assert text["total"] == sum(len(prose(seed, size).encode()) for seed, size in enumerate(sizes.values()))
+        assert text["train"] + text["validation"] + sum(text["unused"].values()) == text["total"]
+        assert text["train"] + text["validation"] == pytest.approx(60_000, rel=0.05)
+        used = {
+            name: sum(p["bytes"] for p in found[-1].manifest["packages"] if p["name"].endswith(f"{name}.txt{suffix}")) for name in names
+        }
+        large, little, middle = (used[name] for name in names)
+        assert little == pytest.approx(5_000, rel=0.2)
+        assert middle == pytest.approx(27_500, rel=0.2)
+        assert large == pytest.approx(27_500, rel=0.2)
+    assert found[0].digest == found[1].digest
+    assert np.array_equal(found[0].train, found[1].train)

@@ -124,7 +124,7 @@ def test_files_that_are_not_read_to_their_end_are_told(
 ) -> None:
     file = write_study(data=machine.TINY["data"] | {"max_bytes": "40k"})
     told = re.compile(
-        r"reading stopped in corpus/\S+, \d\.\d\d MB of other files not read: what was read suffices for `data.max_bytes` 40,000"
+        r"read [\d,]+ of about [\d,]+ bytes of corpus/\S+, .* and parts of \d+ more: what was read suffices for `data.max_bytes` 40,000"
     )
     assert main(["plan", str(file)]) == 0
     assert told.search(capsys.readouterr().out)
