@@ -259,8 +259,7 @@ def _check_headings(columns: dict[str, str], path: Path) -> None:
     """
     checked = {option for options in QUANTITIES.values() for option in options}
     for option in columns.keys() & checked:
-        words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", columns[option]).lower())
-        named = [quantity for quantity, word in HEADINGS.items() if any(re.fullmatch(word, each) for each in words)]
+        named = _named(columns[option])
         if not named or len(named) > 1 or option in QUANTITIES[named[0]]:
             continue
         remedy = "add a column of its natural logarithm and name that" if named == ["perplexity"] else "name the column that does"
@@ -270,13 +269,27 @@ def _check_headings(columns: dict[str, str], path: Path) -> None:
         )
 
 
+def _named(heading: str) -> list[str]:
+    """Quantities that a heading names."""
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", heading).lower())
+    return [quantity for quantity, word in HEADINGS.items() if any(re.fullmatch(word, each) for each in words)]
+
+
 def _fit(law: Law, table: pd.DataFrame, columns: dict[str, str], path: Path, best: bool) -> tuple[Any, list[str]]:
     """The fit of the rows that can be used, and which cannot."""
+    from analysis.fit_doubts import best_of_cell, of_sweep, of_units, with_doubts
+
     frame, left_out = usable(table, columns, path)
+    sizes = [columns[option] for option in law.sizes if option in columns]
     if best:
-        frame, lost = best_of_cell(frame, [columns[option] for option in law.sizes if option in columns], columns["loss"])
+        frame, lost = best_of_cell(frame, sizes, columns["loss"])
         left_out += lost
-    return law.fit(frame, columns), left_out
+    fit = law.fit(frame, columns)
+    tokens = columns.get("d") or next((name for name in map(str, frame) if _named(name) == ["tokens"]), None)
+    doubts = of_units(frame, columns, tokens)
+    if sizes and not best and "run" not in columns:
+        doubts += of_sweep(frame, sizes, columns["loss"], fit, lambda: law.fit(best_of_cell(frame, sizes, columns["loss"])[0], columns))
+    return with_doubts(fit, doubts), left_out
 
 
 def _with_group(table: pd.DataFrame, column: str | None, path: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -299,20 +312,6 @@ def _groups(table: pd.DataFrame, column: str | None) -> dict[str, pd.DataFrame]:
     if column is None:
         return {"": table}
     return {str(value): rows for value, rows in table.groupby(column, sort=True)}
-
-
-def best_of_cell(frame: pd.DataFrame, sizes: list[str], loss: str) -> tuple[pd.DataFrame, list[str]]:
-    """Of rows with equal sizes the one with the least loss, in the order of the table, and how many were left out."""
-    from analysis.fits.scatter import cells_of
-
-    if not (frame[sizes] > 0).all(axis=None):
-        return frame, []  # the fit refuses it, by its row
-    cells = pd.Series(cells_of(frame[sizes].to_numpy(float).T), frame.index)
-    kept = frame.loc[sorted(frame[loss].groupby(cells).idxmin(), key=frame.index.get_loc)]
-    lost = len(frame) - len(kept)
-    return kept, [
-        f"Left out: {lost} of {len(frame)} rows, which are not the best of their cell (equal {', '.join(sizes)})."
-    ] if lost else []
 
 
 def usable(table: pd.DataFrame, columns: dict[str, str], path: Path) -> tuple[pd.DataFrame, list[str]]:

@@ -488,3 +488,38 @@ def test_a_plain_number_that_lost_its_unit_is_refused_by_its_line(tmp_path: Path
         read_table(path, ["params", "loss"])
     path.write_text("params,loss\n10M,2.5\n20000000,2.25\n1.5k,2\n900,1\n")
     assert read_table(path, ["params", "loss"])["params"].tolist() == [1e7, 2e7, 1500, 900]
+
+
+def sweep(spread: float, rows: int = 8) -> pd.DataFrame:
+    """A power law with `rows` runs at each size, of which the others lie up to `spread` above the best, ever more so for large sizes."""
+    x, k = np.meshgrid(np.geomspace(1e6, 1e9, 7), np.arange(rows), indexing="ij")
+    rng = np.random.default_rng(0)
+    above = spread * rng.random(x.shape) * (k > 0) * np.log10(x) / 9
+    return pd.DataFrame({"x": x.ravel(), "loss": ((1.5 + 40 * x**-0.2) * (1 + above) * (1 + 1e-4 * rng.standard_normal(x.shape))).ravel()})
+
+
+@pytest.mark.parametrize(("spread", "told"), [(0.03, True), (0.001, False)])
+def test_a_mild_sweep_is_told_from_seeds(spread: float, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep(spread).to_csv(tmp_path / "runs.csv", index=False)
+    command = ["fit", "--law", "saturating-power", str(tmp_path / "runs.csv"), "--x", "x", "--loss", "loss"]
+    assert main(command) == 0
+    assert ("--best-of-cell" in capsys.readouterr().out) == told
+    assert main([*command, "--best-of-cell"]) == 0
+    assert "sweep" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("factor", "told"), [(10.0, True), (1.0, False)])
+def test_losses_too_large_for_nats_are_doubted(factor: float, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep(0.0, 1).assign(loss=lambda each: each["loss"] * factor).to_csv(tmp_path / "runs.csv", index=False)
+    assert main(["fit", "--law", "power", str(tmp_path / "runs.csv"), "--x", "x", "--loss", "loss"]) == 0
+    assert ("perplexity" in capsys.readouterr().out) == told
+
+
+@pytest.mark.parametrize(("unit", "told"), [(1e15, True), (1.0, False)])
+def test_compute_far_from_six_n_d_is_doubted(unit: float, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    c, r = map(np.ravel, np.meshgrid(np.geomspace(1e17, 1e19, 4), np.geomspace(0.25, 4, 5)))
+    n = r * np.sqrt(c / 120)
+    runs = pd.DataFrame({"flops": c / unit, "n": n, "tokens": c / 6 / n, "loss": 1.7 + 400 * n**-0.34 + 410 * (c / 6 / n) ** -0.28})
+    runs.to_csv(tmp_path / "runs.csv", index=False)
+    assert main(["fit", "--law", "isoflop", str(tmp_path / "runs.csv"), "--flops", "flops", "--n", "n", "--loss", "loss"]) == 0
+    assert ("times 6 `n` `tokens`" in capsys.readouterr().out) == told
