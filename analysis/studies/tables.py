@@ -81,8 +81,8 @@ def tuned_sections(tuned: Tuned | None) -> list[Section]:
         return []
     rows = []
     for winner in tuned.winners:
-        row = {path: shown(value) for path, value in winner.at.items()} or {"point": "all trials"}
-        row |= {f"{path} (tuned)": shown(value) for path, value in winner.values.items()}
+        row = {path: _told(value) for path, value in winner.at.items()} or {"point": "all trials"}
+        row |= {f"{path} (tuned)": _told(value) for path, value in winner.values.items()}
         row["val loss (nats/token)"] = "" if winner.val_loss is None else number(winner.val_loss)
         row["values tried"] = ", ".join(f"{tried}" for tried in winner.tried.values())
         row["doubt"] = "; ".join(f"{path} {why}" for path, why in winner.doubts().items())
@@ -90,6 +90,13 @@ def tuned_sections(tuned: Tuned | None) -> list[Section]:
     table = pd.DataFrame(rows).fillna("")
     note = f"Found by `sparsemem tune` for the study {tuned.study}, on the held-out set, with one seed; trials took these values."
     return [Section("Tuned settings", (Table(table.loc[:, (table != "").any()], "", wide=True),), note)]
+
+
+def _told(value: Any) -> str:
+    """A value as a study writes it; a group of them, such as `shares`, by name."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_told(inner)}" for name, inner in value.items())
+    return shown(value) if isinstance(value, int | float) else str(value)
 
 
 def rates_sections(cells: Sequence[Cell], noun: str) -> list[Section]:

@@ -46,6 +46,17 @@ def test_a_tuned_rate_is_told_and_the_written_one_is_not(new_points: Callable[..
     assert "train.lr is the outermost of 2 values tried" in table
 
 
+def test_points_of_any_field_are_told(new_points: Callable[..., Path]) -> None:
+    """Of memories the point is a mix of shares, others are text."""
+    winners = [
+        {"at": {"shares": {"moe": 0.5, pool: 0.5}, "train.schedule": "wsd"}, "values": {"train.lr": rate}}
+        for pool, rate in zip(POOLS, (0.0071, 0.0093), strict=True)
+    ]
+    page = words(tuned_study(new_points, winners, [0.0071, 0.0093]))
+    assert "moe 0.5, ngram_embedding 0.5" in page
+    assert "tuned for each shares and train.schedule apart" in page
+
+
 def test_one_tuned_rate_for_all_is_told_as_one(new_points: Callable[..., Path]) -> None:
     page = words(tuned_study(new_points, [{"at": {}, "values": {"train.lr": 0.0071}, "tried": {"train.lr": 8}}], [0.0071, 0.0071]))
     assert "tuned once for every memory and share" in page
