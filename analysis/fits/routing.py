@@ -20,7 +20,7 @@ from analysis.fits.interval import ends, percent, takes_level
 from analysis.fits.points import Points, read_points
 from analysis.fits.refits import covariance_of, fit_all, of_bootstrap, resampled_weights, verdict
 from analysis.fits.runs import distinct, require_resamples
-from analysis.fits.scatter import judge_scatter, slopes_of, with_scatter
+from analysis.fits.scatter import around, judge_scatter, slopes_of, with_scatter
 from analysis.fits.types import Estimate, Fit, Status, with_doubt
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ class RoutingFit(Fit):
                 f"and by {c.value:+.4f} ({c.low:+.4f} to {c.high:+.4f}) more for every tenfold of {self.columns[0]}; "
                 f"experts saturate at {most.value:.3g} ({most.low:.3g} to {most.high:.3g})."
             )
-        if self.scatter is not None:
-            lines.append(f"Runs lie {self.scatter:.2%} around the law (root mean square).")
+        if self._points and self.scatter is not None:
+            lines.append(around(self._points, self.residuals()["predicted"].to_numpy()))
         return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:

@@ -60,7 +60,7 @@ def judge_scatter(points: Points, rest_N: Array, slopes_NK: Array | None = None)
     off = np.flatnonzero(size_N > np.log1p(max(GROSS, 6 * float(np.median(size_N)))))
     if len(off):
         named = listed([f"{points.at[i]} ({np.expm1(rest_N[i]):+.0%})" for i in off[np.argsort(-size_N[off], kind="stable")]])
-        doubts.append(f"far off the law, which hardly heeds them: {named}; look at these runs.")
+        doubts.append(f"far off the law, which hardly heeds them: {named}; leave out those that diverged, or train them again.")
     pure_N = log_y_N - (np.bincount(cells_N, log_y_N) / counts_C)[cells_N]
     free, squares, lack = len(log_y_N) - len(counts_C), float(pure_N @ pure_N), len(counts_C)
     if free and squares <= free * ALIKE**2:
@@ -76,6 +76,15 @@ def judge_scatter(points: Points, rest_N: Array, slopes_NK: Array | None = None)
             reason = f"the law misses the runs by more than repeats of a size differ (p = {p:.1g}): fit a narrower range, or another law."
             return reason, " ".join(doubts)
     return "", " ".join(doubts)
+
+
+def around(points: Points, predicted_N: Array) -> str:
+    """How far runs lie around a law, in a sentence: the median, which odd runs hardly move, and the farthest run where it is far off."""
+    rest_N = np.log(points.y_N / predicted_N)
+    median, worst = float(np.median(np.abs(rest_N))), int(np.abs(rest_N).argmax())
+    far = abs(rest_N[worst]) > max(np.log1p(GROSS), 6 * median)
+    farthest = f"; {points.at[worst]} lies {np.expm1(rest_N[worst]):+.0%} off" if far else ""
+    return f"Runs lie {np.expm1(median):.2%} around the law (median{farthest})."
 
 
 def with_scatter(status: Status, message: str, reason: str, doubts: str) -> tuple[Status, str]:

@@ -19,7 +19,7 @@ from analysis.errors import AnalysisError
 from analysis.fits.interval import ends
 from analysis.fits.points import Points
 from analysis.fits.refits import covariance_of, fit_all, resampled_weights, verdict
-from analysis.fits.scatter import judge_scatter, slopes_of, with_scatter
+from analysis.fits.scatter import around, judge_scatter, slopes_of, with_scatter
 from analysis.fits.types import Estimate, Fit, Status, with_doubt
 
 if TYPE_CHECKING:
@@ -127,8 +127,8 @@ class SizedFit(Fit):
 
     def summary(self) -> str:
         lines = [self._found()] if self.parameters else []
-        if self.scatter is not None:
-            lines.append(f"Runs lie {self.scatter:.2%} around the law (root mean square).")
+        if self._points and self.scatter is not None:
+            lines.append(around(self._points, self.residuals()["predicted"].to_numpy()))
         return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:

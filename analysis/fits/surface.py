@@ -22,7 +22,7 @@ from analysis.fits.points import Points, read_points
 from analysis.fits.power_sum import ALPHA, DELTA, PowerSum
 from analysis.fits.refits import covariance_of, fit_all, of_bootstrap, resampled_weights, verdict
 from analysis.fits.runs import distinct, require_resamples
-from analysis.fits.scatter import judge_scatter, slopes_of, with_scatter
+from analysis.fits.scatter import around, judge_scatter, slopes_of, with_scatter
 from analysis.fits.types import Estimate, Fit, Status, with_doubt
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ class PowerFit(Fit):
 
     def summary(self) -> str:
         lines = [self._sentence()] if self._law else []
-        if self.scatter is not None:
-            lines.append(f"Runs lie {self.scatter:.2%} around the law (root mean square).")
+        if self._law and self.scatter is not None:
+            lines.append(around(self._law.points, self.residuals()["predicted"].to_numpy()))
         return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:

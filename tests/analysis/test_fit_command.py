@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -523,3 +524,13 @@ def test_compute_far_from_six_n_d_is_doubted(unit: float, told: bool, tmp_path: 
     runs.to_csv(tmp_path / "runs.csv", index=False)
     assert main(["fit", "--law", "isoflop", str(tmp_path / "runs.csv"), "--flops", "flops", "--n", "n", "--loss", "loss"]) == 0
     assert ("times 6 `n` `tokens`" in capsys.readouterr().out) == told
+
+
+@pytest.mark.parametrize("law", ["chinchilla", "moe-joint"])
+def test_one_diverged_run_is_named_and_does_not_set_the_scatter(law: str, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = pd.read_csv(table)
+    frame.loc[11, "loss"] *= 1.6
+    frame.to_csv(table, index=False)
+    assert main(["fit", "--law", law, str(table), *LAWS[law].example.split()]) == 0
+    said = capsys.readouterr().out
+    assert float(re.findall(r"Runs lie ([.0-9]+)% around the law \(median; trial t11 lies", said)[0]) < 2
