@@ -36,6 +36,10 @@ REFUTED = 0.01
 """Chance of so poor a fit of a true law, below which the status is `poor_fit`."""
 
 
+LOOSE = 3.0
+"""Standard error in widths of its interval, above which it says nothing; 0.26 is that of a normal distribution at 95%."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A value with its 95% percentile interval and its standard error, in the unit of the value."""
@@ -52,6 +56,11 @@ class Estimate:
             low, high = np.quantile(draws, ends())
             size = float(np.abs(draws).max()) or 1.0  # squares of very large or small values would leave the range of numbers
             return cls(float(value), float(low), float(high), size * float(np.std(draws / size, ddof=1)))
+
+    @property
+    def identified(self) -> bool:
+        """False where the standard error is far beyond both the value and the interval: a few resamples ran away."""
+        return not (self.high > self.low and self.se > LOOSE * max(self.high - self.low, abs(self.value)))
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -144,6 +153,10 @@ class Fit(ABC):
             message = f"{', '.join(wrong)} left the range of numbers: give sizes and losses in other units. {self.message}"
             object.__setattr__(self, "status", Status.NOT_FINITE)
             object.__setattr__(self, "message", message.strip())
+        loose = [name for name, each in self.parameters.items() if not each.identified]
+        words = f"not identified: {', '.join(loose)}, whose error a few resamples make: quote the interval, or train at more sizes."
+        if loose and not wrong and words not in self.message:
+            object.__setattr__(self, "message", f"{self.message} {words}".strip())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: law, status, parameters, objective, rows and conventions first, then everything else."""

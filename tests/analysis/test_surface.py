@@ -19,7 +19,8 @@ from analysis.fits.newton import Minimum
 from analysis.fits.power_sum import PowerSum
 from analysis.fits.reference import STARTS, fit_from, measure_surface_fit
 from analysis.fits.refits import fit_all, resampled_weights, verdict
-from analysis.fits.surface import SurfaceFit
+from analysis.fits.surface import PowerFit, SurfaceFit
+from analysis.fits.types import Estimate
 
 TRUTH = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}
 
@@ -397,3 +398,12 @@ def test_few_unsettled_resamples_are_told_by_their_number() -> None:
     draws = Minimum(np.zeros((4000, 2)), np.zeros(4000), np.arange(4000) > 0)
     status, words = verdict(data, draws, [], "", 100)
     assert (status, words) == (Status.CONVERGED, "1 of 4000 resamples did not settle; they are kept as they are.")
+
+
+@pytest.mark.parametrize(("stray", "told"), [(1e9, True), (6.0, False)])
+def test_a_parameter_of_senseless_standard_error_is_not_identified(stray: float, told: bool) -> None:
+    draws = np.r_[np.linspace(4, 6, 399), stray]
+    fit = PowerFit(
+        status=Status.CONVERGED, message="", law="x", rows=(), conventions={}, columns=("x",), parameters={"A": Estimate.of(5.0, draws)}
+    )
+    assert ("not identified: A" in fit.summary()) == ("not identified: A" in fit.to_dict()["message"]) == told
