@@ -144,7 +144,7 @@ def sources(results: Results) -> str:
 def _rates_tuned(tuned: Tuned, noun: str) -> str:
     """How the rates of `sparsemem tune` were found, and which of them to doubt."""
     paths = list(dict.fromkeys(path for winner in tuned.winners for path in winner.at))
-    own = f"for each {' and '.join(paths)} apart" if paths else f"once for every {noun}"
+    own = f"apart for each value of {' and '.join(paths)}," if paths else f"once for every {noun},"
     doubted = sum(RATE in winner.doubts() for winner in tuned.winners)
     line = f"The learning rate was tuned {own} on the held-out set itself (`sparsemem tune`, one seed a trial): see Tuned settings."
     if doubted:

@@ -14,6 +14,7 @@ from sparsemem.data.corpus import Corpus, Document, refused
 from sparsemem.data.readers import CHUNK_BYTES, COMPRESSED, READERS, kind_of, opened
 
 MOST_NAMES = 4  # of files that are read in part, in a remark
+COUNTED = 4  # times `max_bytes` up to which the text of rows is counted: a column of text may be little of its file, or more than it
 READ_AHEAD = 1.5  # text read of the user's files over what is kept: room for what de-duplication drops
 
 
@@ -27,7 +28,7 @@ def open_files(config: Data, base: Path) -> Corpus:
     if not train:
         raise refused("files", list(config.files), "`validation_files` holds all of these out; name some to train on")
     digests = {name: _file_digest(path) for name, path in (train | held).items()}
-    sizes = {name: _size(path) for name, path in (train | held).items()}
+    sizes = {name: _size(path, config) for name, path in (train | held).items()}
     remarks, unread = list[str](), dict[str, int]()
     levelled = [len(side) > 1 and sum(sizes[name] for name in side) > config.max_bytes for side in (train, held)]
 
@@ -134,19 +135,30 @@ def _read(
     return documents
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file's text, about: as it lies on the disk, decompressed."""
+def _size(path: Path, config: Data) -> int:
+    """Bytes of a file's text: of plain text as it lies on the disk, decompressed; of rows what their texts hold, about where they are more
+    than `COUNTED` times what is kept."""
     status = path.stat()
-    return _decompressed(path, status.st_mtime_ns, status.st_size) if path.suffix.lower() in COMPRESSED else status.st_size
+    most = 0 if READERS[kind_of(path)] is READERS[".txt"] else COUNTED * config.max_bytes
+    return _text_bytes(path, config, most, status.st_mtime_ns, status.st_size)
 
 
 @functools.cache
-def _decompressed(path: Path, changed: int, size: int) -> int:
+def _text_bytes(path: Path, config: Data, most: int, changed: int, size: int) -> int:
     try:
-        with opened(path) as stream:
-            return sum(map(len, iter(lambda: stream.read(CHUNK_BYTES), b"")))
+        if not most:
+            if path.suffix.lower() not in COMPRESSED:
+                return size
+            with opened(path) as stream:
+                return sum(map(len, iter(lambda: stream.read(CHUNK_BYTES), b"")))
+        taken = 0
+        for row in READERS[kind_of(path)](path, most, config):
+            taken += len(row.text or b"")
+            if taken >= most:
+                return max(taken, size)
     except (OSError, EOFError):
         return size  # reading it refuses it
+    return taken
 
 
 def _file_digest(path: Path) -> str:

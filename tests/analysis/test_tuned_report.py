@@ -39,7 +39,7 @@ def test_a_tuned_rate_is_told_and_the_written_one_is_not(new_points: Callable[..
     assert "0.0025" not in page
     assert "0.0071, 0.0093, tuned" in page
     assert "One learning rate for every" not in page
-    assert "tuned for each rho apart on the held-out set itself" in page
+    assert "tuned apart for each value of rho, on the held-out set itself" in page
     assert "1 of 2 rates lie at the edge of what was tried" in page
     table = page[page.index("Tuned settings", page.index("Settings") if "Tuned settings" not in page else 0) :]
     assert "0.0093" in table
@@ -54,12 +54,12 @@ def test_points_of_any_field_are_told(new_points: Callable[..., Path]) -> None:
     ]
     page = words(tuned_study(new_points, winners, [0.0071, 0.0093]))
     assert "moe 0.5, ngram_embedding 0.5" in page
-    assert "tuned for each shares and train.schedule apart" in page
+    assert "tuned apart for each value of shares and train.schedule, on" in page
 
 
 def test_one_tuned_rate_for_all_is_told_as_one(new_points: Callable[..., Path]) -> None:
     page = words(tuned_study(new_points, [{"at": {}, "values": {"train.lr": 0.0071}, "tried": {"train.lr": 8}}], [0.0071, 0.0071]))
-    assert "tuned once for every memory and share" in page
+    assert "tuned once for every memory and share, on" in page
     assert "at the edge" not in page
 
 

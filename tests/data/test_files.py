@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from sparsemem.config import ConfigError, Data
 from sparsemem.data import Tokens, prepare
+from sparsemem.data.prepare import named_corpus, select_text
 
 from .conftest import prose
 
@@ -201,6 +202,24 @@ def test_training_text_that_is_held_out_is_named_as_the_reason(tmp_path: Path, s
     prepare(settings, tmp_path, tmp_path / "cache", said.append)
     dropped = sum((tmp_path / "corpus" / name).stat().st_size for name in ("a.txt", "near.txt"))
     assert [line for line in said if f"{dropped:,} bytes of training text since they are in `validation_files`" in line]
+
+
+def test_the_text_counts_and_not_its_file(tmp_path: Path, small: Settings) -> None:
+    """Rows with another wide column are larger than their text, compressed columns smaller."""
+    texts = {name: [prose(seed, 2_000) for seed in range(start, start + 10)] for name, start in (("a", 0), ("b", 50))}
+    for name, rows in texts.items():
+        wide = "\n".join(json.dumps({"text": row, "other": "x" * 4_000}) for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(wide)
+    config = small(files=("*.jsonl",), max_bytes=60_000)
+    assert "levelled" not in named_corpus(config, tmp_path)[0].identity  # 40 kB of text in 120 kB of files
+    rows = [prose(0, 400) for _ in range(200)] + [prose(seed, 400) for seed in range(1, 40)]
+    for name, each in (("big", rows), ("small", rows[-20:])):
+        pyarrow.parquet.write_table(pyarrow.table({"text": each}), tmp_path / f"{name}.parquet", compression="zstd")
+    config = small(files=("*.parquet",), max_bytes=60_000)
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.parquet")) < 60_000 < sum(map(len, rows))
+    corpus, _ = named_corpus(config, tmp_path)
+    assert "levelled" in corpus.identity
+    assert select_text(config, corpus)[1] == sum(len(row.encode()) for row in [*rows, *rows[-20:]])
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
