@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("results_dir", nargs="+", type=Path, help="results folder of a study: the one that holds trials.csv")
     folders = parser.parse_args(arguments).results_dir
+    if len(folders) > 1 and not folders[0].exists() and difflib.get_close_matches(str(folders[0]), ["fit"], cutoff=0.5):
+        parser.error(f"{folders[0]} is no folder; did you mean `fit`?")
 
     from analysis.errors import AnalysisError
     from analysis.index import write_index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import re
 import sys
@@ -198,6 +199,12 @@ def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     parser = build_parser()
     chosen = parser.parse_args(arguments)
+    if not chosen.table.exists():
+        near = difflib.get_close_matches(chosen.table.name, [path.name for path in chosen.table.parent.glob("*")], n=1)
+        print(
+            f"error: {chosen.table}: no such file" + (f"; did you mean {chosen.table.parent / near[0]}?" if near else ""), file=sys.stderr
+        )
+        return 2
     law = LAWS[chosen.law]
     columns = {option: getattr(chosen, option.replace("-", "_")) for option in OPTIONS}
     columns = {option: column for option, column in columns.items() if column is not None}

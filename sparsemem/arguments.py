@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
     """Those beside this one, by name; empty where it stands alone."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
         self.commands = {}
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
     def _meant(self, unknown: str) -> str:
         option = unknown.partition("=")[0]
         if not option.startswith("-"):
-            return "; quote a value that holds spaces, such as --set 'path=value'" if "--set" in self._option_string_actions else ""
+            return "; --set takes path=value in one word: --set budget.tokens=40k" if "--set" in self._option_string_actions else ""
         having = [name for name, other in self.commands.items() if option in other._option_string_actions]
         if having:
             return f"; {option} is an option of {' and '.join(having)}"

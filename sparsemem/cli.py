@@ -363,6 +363,7 @@ def _overrides(settings: Sequence[str]) -> dict[str, Any]:
     found = {}
     for setting in settings:
         path, equals, value = setting.partition("=")
+        path = path.strip()
         try:
             if not equals or not all(path.split(".")):
                 raise ValueError("write path=value, such as budget.tokens=100k")

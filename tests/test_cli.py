@@ -135,6 +135,8 @@ def test_set_replaces_fields_and_axes(study: Path, capsys: pytest.CaptureFixture
         (["report", "{folder}"], ["not the results folder of a study"]),
         (["report", "runs/nowhere"], ["runs/nowhere: no such folder", "`sparsemem run` makes it"]),
         (["status", "runs/nowhere"], ["runs/nowhere: no such folder"]),
+        (["plan", "{study}", "--diff", "runs/nowhere"], ["runs/nowhere does not exist", "`sparsemem run` makes it"]),
+        (["plan", "{study}", "--set", "budget.tokens = many"], ["budget.tokens", "'many'"]),
         (["plan", "{study}", "--set", "tokens=4k"], ["unknown field `tokens`", "did you mean `budget.tokens`?"]),
     ],
 )
@@ -207,8 +209,9 @@ def test_a_results_folder_that_is_not_there_is_refused_with_the_nearest_name(
     [
         (["tune", "s.yaml", "--engine", "local"], "usage: sparsemem tune", "--engine is an option of run"),
         (["plan", "s.yaml", "--results", "x"], "usage: sparsemem plan", "--results is an option of run and tune"),
-        (["run", "s.yaml", "--result", "x", "--enigne=local"], "usage: sparsemem run", "did you mean --engine?"),
-        (["plan", "s.yaml", "--set", "budget.tokens", "40k"], "usage: sparsemem plan", "--set 'path=value'"),
+        (["run", "s.yaml", "--result", "x"], "usage: sparsemem run", "did you mean --results?"),
+        (["run", "s.yaml", "--enigne=local"], "usage: sparsemem run", "did you mean --engine?"),
+        (["plan", "s.yaml", "--set", "budget.tokens", "40k"], "usage: sparsemem plan", "--set budget.tokens=40k"),
         (["rnu", "s.yaml"], "usage: sparsemem", "did you mean run?"),
         (["run", "s.yaml", "--engine", "locl"], "usage: sparsemem run", "did you mean local?"),
     ],

@@ -114,7 +114,9 @@ def _remedy(root: type[BaseModel], parts: list[str], problem: Any) -> str | None
     value, kind, bounds = problem["input"], problem["type"], problem.get("ctx", {})
     leaf = next((part for part in reversed(parts) if not part.isdigit()), "")
     if kind in ("tuple_type", "list_type"):
-        own = f"[{_yaml(value)}]" if _is_plain(value) and leaf != "vary" else _example(root, parts)
+        example = _example(root, parts)
+        several = leaf == "vary" or len(_default(root, parts) or ()) > 1  # one value would be too few
+        own = f"[{_yaml(value)}]" if _is_plain(value) and not several else example
         return f"write a list, such as {leaf}: {own}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"write a group of fields, such as {leaf}: {_example(root, parts)}"
@@ -156,10 +158,15 @@ def _example(root: type[BaseModel], parts: list[str]) -> str:
     if group := _group(root, parts):
         required = [name for name, field in group.model_fields.items() if field.is_required()] or list(group.model_fields)[:2]
         return "{" + ", ".join(f"{name}: {_example(root, [*parts, name])}" for name in required) + "}"
-    holder = _group(root, parts[:-1])
-    field = holder.model_fields.get(leaf) if holder else None
-    default = field.get_default(call_default_factory=True) if field and not field.is_required() else None
+    default = _default(root, parts)
     return _yaml(default) if default not in (None, ()) else "1"
+
+
+def _default(root: type[BaseModel], parts: list[str]) -> Any:
+    """Of a field; None where it has none."""
+    holder = _group(root, parts[:-1])
+    field = holder.model_fields.get(parts[-1]) if holder else None
+    return field.get_default(call_default_factory=True) if field and not field.is_required() else None
 
 
 def _group(root: type[BaseModel], parts: list[str]) -> type[BaseModel] | None:

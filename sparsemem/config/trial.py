@@ -320,7 +320,10 @@ def _shares_of(rho: Any, memories: list[str]) -> dict[str, float]:
     except (TypeError, ValueError):
         raise ValueError(f"`rho` is {brief(rho)}; write a share between 0 and 1, or 'dense' for the dense baseline") from None
     if not 0 <= rho <= 1:
-        raise ValueError(f"`rho` is {rho:g}; it is a share of the sparse parameters, between 0 (all memory) and 1 (all routed experts)")
+        percent = f"; for {rho:g}% write {rho / 100:g}" if 1 < rho <= 100 else ""
+        raise ValueError(
+            f"`rho` is {rho:g}; it is a share of the sparse parameters, between 0 (all memory) and 1 (all routed experts){percent}"
+        )
     if rho == 1:
         return {"moe": 1.0}
     if len(memories) != 1:

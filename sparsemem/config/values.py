@@ -54,7 +54,7 @@ def parse_quantity(value: Any) -> Any:
 def parse_real(value: Any) -> Any:
     """YAML 1.1 reads `1e-2` as text: accept it, refuse booleans and what is not finite."""
     if isinstance(value, bool):
-        raise ValueError("write a number")
+        raise ValueError("write a number such as 0.01 or 1e-2")
     if isinstance(value, str):
         try:
             value = float(value)

@@ -37,8 +37,9 @@ def diff(study: Study, planned: Sequence[PlannedTrial], folder: Path | None) -> 
     found = next((each for each in ([folder] if folder else usual) if (each / "study.yaml").is_file()), None)
     if found is None:
         raise ConfigError(
-            f"--diff needs the results of a study, and {folder or ' and '.join(map(str, usual))} holds none; name their folder"
-            + nearest_study(folder or usual[0])
+            f"--diff needs the results of a study, and {folder} does not exist{nearest_study(folder)}"
+            if folder and not folder.exists()
+            else f"--diff needs the results of a study, and {folder or ' and '.join(map(str, usual))} holds none; name their folder"
         )
     axes = list(planned[0].varied) or ["rho", "seed"]
     there = {path.parent.name: _fields(path) for path in sorted(found.glob("trials/*/trial.yaml"))}

@@ -534,3 +534,24 @@ def test_one_diverged_run_is_named_and_does_not_set_the_scatter(law: str, table:
     assert main(["fit", "--law", law, str(table), *LAWS[law].example.split()]) == 0
     said = capsys.readouterr().out
     assert float(re.findall(r"Runs lie ([.0-9]+)% around the law \(median; trial t11 lies", said)[0]) < 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fit", "--law", "chinchilla", "rnus.csv"], "rnus.csv: no such file; did you mean runs.csv?"),
+        (["fti", "runs.csv"], "did you mean `fit`?"),
+        (["fit", "--law", "isoflp", "runs.csv"], "did you mean isoflop?"),
+    ],
+)
+def test_a_mistyped_command_is_refused_with_the_nearest_name(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs.csv").write_text("params,tokens,loss\n1,2,3\n")
+    try:
+        code: object = main(arguments)
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2
+    assert words in capsys.readouterr().err

@@ -84,7 +84,7 @@ def test_a_server_that_does_not_answer_is_given_up_in_time() -> None:
         ("hdfs://hush/studies", "s3://, gs:// or file://"),
         ("s3://", "name a folder or a bucket"),
         ("", "name a folder or a bucket"),
-        ("7", "valid string"),
+        ("7", "write a text"),
     ],
 )
 def test_an_address_that_cannot_be_is_refused_and_no_secret_is_repeated(tmp_path: Path, value: str, remedy: str) -> None:
