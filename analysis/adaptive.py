@@ -20,7 +20,8 @@ import pandas as pd
 from analysis.cells import split_cells
 from analysis.figures.adaptive import adaptive_figure
 from analysis.figures.style import save
-from analysis.fits.allocation import AllocationFit, fit_allocation
+from analysis.fits.allocation import fit_allocation
+from analysis.fits.allocation_result import AllocationFit
 from analysis.fits.placement import next_shares
 from analysis.results import Results
 from sparsemem.config import FIRST_SHARES, GRID_SHARES

@@ -218,7 +218,7 @@ def main(arguments: list[str]) -> int:
     if what:
         print(f"error: law {chosen.law} {what}; for example: {law.example}", file=sys.stderr)
         return 2
-    from analysis.fits.interval import at_level
+    from analysis.interval import at_level
 
     try:
         with at_level(chosen.interval):
@@ -359,7 +359,7 @@ def _record(law: str, fit: Any, left_out: list[str]) -> dict[str, Any]:
 
 def _words(law: str, fit: Any, left_out: list[str]) -> str:
     """Status, sentences and an aligned table of the parameters."""
-    from analysis.fits.interval import percent
+    from analysis.interval import percent
 
     lines = [f"{law}: {fit.status}, {len(fit.rows)} rows", *left_out, fit.summary()]
     parameters = _record(law, fit, left_out)["parameters"]

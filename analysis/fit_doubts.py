@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis.fits.types import Status
+from analysis.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,65 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.cells import Cell
 from analysis.figures.style import COLOURS, GREY, LIGHT, LINES, MARKERS, ONE_COLUMN, TWO_COLUMNS, new_figure, share_axis, style
-from analysis.fits.allocation import AllocationFit
-from analysis.fits.interval import percent
-from analysis.fits.types import Status
-from analysis.table import RHO, average_differences, paired_differences
+from analysis.interval import percent
+from analysis.status import Status
+from analysis.table import RHO
 
 PUBLISHED = (0.75, 0.80)  # best share of routed experts in Engram, arXiv 2601.07372
 SHARE_LABEL = f"Routed experts' share of sparse parameters, {RHO}"
 SEED_MARKERS = ("o", "^", "s", "D", "v", "P")
-
-
-def allocation_data(fitted: Sequence[tuple[Cell, AllocationFit]]) -> pd.DataFrame:
-    """Everything that `share_figure` draws -> cell, status, series, share, loss, low, high, seed, trial_id (losses in nats per token).
-
-    Series: those of `fit_data`, and `dense` (mean of the baseline).
-    """
-    tables = []
-    for cell, fit in fitted:
-        dense = [pd.DataFrame([{"series": "dense", "loss": cell.dense["val_loss"].mean()}])] if len(cell.dense) else []
-        tables.append(pd.concat([fit_data(fit), *dense]).assign(cell=cell.label, status=str(fit.status)))
-    return pd.concat(tables, ignore_index=True).reindex(
-        columns=["cell", "status", "series", "share", "loss", "low", "high", "seed", "trial_id"]
-    )
-
-
-def fit_data(fit: AllocationFit) -> pd.DataFrame:
-    """One fit -> series, share, loss, low, high, seed, trial_id, status.
-
-    Series: `run` (one trained model), `mean` (for the average seed, with its paired standard error), `curve` (with the 95% band), `optimum`
-    (share with its interval in low and high), `tied` (a stretch of
-    tied shares, low to high; one of them alone has both alike).
-    """
-    runs = fit.runs()
-    parts = [runs.assign(series="run")]
-    if fit.means:
-        counts = runs["share"].value_counts()
-        error = [(fit.paired_sd or np.nan) / np.sqrt(counts[share]) for share in fit.shares]
-        means = pd.DataFrame({"series": "mean", "share": fit.shares, "loss": fit.means})
-        ends = fit.shares[0], fit.shares[-1]
-        x = ends[0] + (ends[1] - ends[0]) * (1 - np.cos(np.linspace(0, np.pi, 201))) / 2  # closest where a curve may be steepest
-        curve = fit.predict(np.clip(x, *ends)).rename(columns={"x": "share"})
-        parts += [curve.assign(series="curve"), means.assign(low=means["loss"] - error, high=means["loss"] + error)]
-        if len(fit.tied) > 1:
-            parts.append(pd.DataFrame(fit.tied_spans, columns=["low", "high"]).assign(series="tied"))
-    if fit.argmin and fit.loss_at_best:
-        best = {"share": fit.argmin.value, "loss": fit.loss_at_best.value, "low": fit.argmin.low, "high": fit.argmin.high}
-        parts.append(pd.DataFrame([{"series": "optimum", **best}]))
-    return pd.concat(parts).assign(status=str(fit.status))
 
 
 def draw_fit(axes: Axes, data: pd.DataFrame, share: str, loss: str) -> None:
@@ -165,20 +123,6 @@ def _panel(axes: Axes, data: pd.DataFrame, colour: str, key: str) -> dict[str, L
         doubt = f"{percent()} interval" if status == Status.CONVERGED else status.replace("_", " ")
         used[f"optimum, {doubt}"] = Line2D([], [], color="black", linewidth=1, **star)
     return used
-
-
-def differences_data(fitted: Sequence[tuple[Cell, AllocationFit]], sequence_losses: pd.DataFrame | None = None) -> pd.DataFrame:
-    """What `differences_figure` draws: `average_differences` of every cell, with its label; share 1 is 0 by definition."""
-    tables = []
-    for cell, _ in fitted:
-        averages = average_differences(paired_differences(cell.trials, sequence_losses))
-        if len(averages):
-            tables.append(
-                pd.concat([averages, pd.DataFrame([{"rho": 1.0, "share_moe": 1.0, "difference": 0.0}])])
-                .sort_values("share_moe")
-                .assign(cell=cell.label)
-            )
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def differences_figure(data: pd.DataFrame) -> Figure:

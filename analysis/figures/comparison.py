@@ -13,7 +13,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.style import COLOURS, GREY, LINES, MARKERS, TWO_COLUMNS, new_figure, style
-from analysis.fits.comparison import ComparisonFit
 from analysis.table import RHO
 
 LABEL_CHARACTERS = 44
@@ -23,26 +22,6 @@ LOOKS: dict[str, dict[str, Any]] = {
     "not told from noise": {"color": "0.55", "marker": "o", "markerfacecolor": "white"},
 }
 """Verdict on a difference -> how it is drawn."""
-
-
-def comparison_data(fit: ComparisonFit) -> pd.DataFrame:
-    """Everything that `comparison_figure` draws -> series, name, share, value, low, high, verdict (nats per token).
-
-    Series: `level` (loss for the average seed, with its paired standard error), `reference` (likewise, of what all are held against),
-    `difference` (of a pair at a share, with its 95% interval) and `mean` (over the shares that both have).
-    """
-    rows: list[dict[str, Any]] = []
-    for level in fit.levels:
-        if level.share is not None:
-            series = "reference" if level.name == fit.reference else "level"
-            row = {"series": series, "name": level.name, "share": level.share, "value": level.loss}
-            rows.append(row | ({} if level.se is None else {"low": level.loss - level.se, "high": level.loss + level.se}))
-    for series, differences in (("difference", fit.differences), ("mean", fit.means)):
-        for each in differences:
-            row = {"series": series, "name": f"{each.first} less {each.second}", "share": each.share, "value": each.difference.value}
-            verdict = "told from noise" if each.told else "not told from noise"
-            rows.append(row | {"low": each.difference.low, "high": each.difference.high, "verdict": verdict})
-    return pd.DataFrame(rows).reindex(columns=["series", "name", "share", "value", "low", "high", "verdict"])
 
 
 def comparison_figure(data: pd.DataFrame) -> Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,33 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from analysis.figures.style import LINES, MAP, MARKERS, TWO_COLUMNS, new_figure, shades, style
-from analysis.fits.density import DensityFit
 from analysis.table import si
 
-COLUMNS = ("cell", "series", "rows", "read", "loss", "low", "high")
-FINE = 41
-"""Steps of the drawn surface along each axis."""
 ASIDE = 1.06
 """Points of one row count stand beside each other in the cuts, by this factor a cut, so that their errors can be read."""
-
-
-def density_data(fitted: Sequence[tuple[str, DensityFit]]) -> pd.DataFrame:
-    """Everything that `density_figure` draws -> cell, series, rows, read, loss, low, high (losses in nats per token).
-
-    Series: `mean` (a point for the average seed, with its paired standard error), `surface` (on a fine grid), `cut` (the surface along
-    the rows at each count of rows read, with its 95% band).
-    """
-    tables = []
-    for label, fit in fitted:
-        points = pd.DataFrame(fit.points, columns=["rows", "read"]).assign(series="mean", loss=fit.means)
-        if fit.errors:
-            points = points.assign(low=np.subtract(fit.means, fit.errors), high=np.add(fit.means, fit.errors))
-        x, y = (np.geomspace(points[name].min(), points[name].max(), FINE) for name in ("rows", "read"))
-        rows, read = (axis.ravel() for axis in np.meshgrid(x, y))
-        surface = fit.predict(rows, read)[["rows", "read", "loss"]].assign(series="surface")
-        cuts = [fit.predict(x, value).assign(series="cut") for value in sorted(points["read"].unique())]
-        tables.append(pd.concat([points, surface, *cuts]).assign(cell=label))
-    return pd.concat(tables, ignore_index=True).reindex(columns=list(COLUMNS))
 
 
 def density_figure(data: pd.DataFrame) -> Figure:

@@ -2,41 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.cells import Cell
 from analysis.figures.style import COLOURS, GREY, LINES, MARKERS, TWO_COLUMNS, new_figure, share_axis, style
-from analysis.fits.allocation import AllocationFit
-
-
-def diagnostics_data(fitted: Sequence[tuple[Cell, AllocationFit]]) -> pd.DataFrame:
-    """What `diagnostics_figure` draws -> cell, series, law, share, error, se (nats per token). Fits without a curve are left out.
-
-    Series: `residual` (mean of a share less the law used, with the paired standard error of the mean), `left out` (mean of an inner share
-    less what each law predicts for it from all others).
-    """
-    tables = []
-    for cell, fit in fitted:
-        if not fit.means:
-            continue
-        counts = fit.runs()["share"].value_counts()
-        means = pd.DataFrame({"share": fit.shares, "mean": fit.means})
-        se = (fit.paired_sd or np.nan) / np.sqrt(means["share"].map(counts))
-        residual = means["mean"] - fit.predict(fit.shares)["loss"]
-        parts = [pd.DataFrame({"series": "residual", "law": fit.law, "share": means["share"], "error": residual, "se": se})]
-        inner = means.iloc[1:-1]
-        for law in fit.candidates:
-            off = inner["mean"] - np.array(law.left_out)
-            parts.append(pd.DataFrame({"series": "left out", "law": law.law, "share": inner["share"], "error": off}))
-        tables.append(pd.concat(parts).assign(cell=cell.label))
-    columns = ["cell", "series", "law", "share", "error", "se"]
-    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
 
 def diagnostics_figure(data: pd.DataFrame, noun: str = "share") -> Figure:

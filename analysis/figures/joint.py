@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,35 +14,10 @@ from matplotlib.ticker import NullLocator
 
 from analysis.figures.allocation import PUBLISHED
 from analysis.figures.style import COLOURS, MARKERS, ONE_COLUMN, new_figure, style
-from analysis.fits.allocation import AllocationFit
-from analysis.fits.interval import ends, percent
-from analysis.fits.joint_result import JointFit
-from analysis.fits.types import Status
+from analysis.interval import percent
+from analysis.status import Status
 
 LABELS = {"compute": "Compute of a training run (FLOPs)", "sparsity": "Sparsity, P_tot / P_act"}
-
-
-def optimum_data(joint: JointFit, factor: str, points: Sequence[tuple[float, AllocationFit]] = ()) -> pd.DataFrame:
-    """What `optimum_figure` draws -> series, value (of the factor), status, optimum, low, high.
-
-    Series: `curve` (the best share of one budget's own curve with its 95% interval, an end where none inside is established), `law` (that
-    of the law over all budgets, with its band; other factors at their mean).
-
-    Args:
-        points: value of the factor and own fit of each budget; without them the law's own best share at each is shown.
-    """
-    rows: list[tuple[Any, ...]] = []
-    for value, fit in points:
-        draws = fit.argmin_draws()
-        if len(draws):
-            best = fit.argmin.value if fit.argmin else fit.best_end
-            rows.append(("curve", value, str(fit.status), best, *np.quantile(draws, ends())))
-    values = [budget[factor] for budget in joint.budgets]
-    if not points:
-        rows = [("curve", value, str(joint.status), at.value, at.low, at.high) for value, at in zip(values, joint.optima, strict=True)]
-    data = pd.DataFrame(rows, columns=["series", "value", "status", "optimum", "low", "high"])
-    band = joint.band(factor, np.geomspace(min(values), max(values), 61))
-    return pd.concat([data, band.assign(series="law", status=str(joint.status))], ignore_index=True)
 
 
 def optimum_figure(data: pd.DataFrame, factor: str) -> Figure:
@@ -60,7 +34,7 @@ def optimum_figure(data: pd.DataFrame, factor: str) -> Figure:
 
 
 def draw_fit(axes: Axes, data: pd.DataFrame, factor: str) -> None:
-    """`optimum_data` with its legend."""
+    """`JointFit.table` with its legend."""
     used = _draw(axes, data, factor)
     axes.legend(used.values(), used.keys(), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
 

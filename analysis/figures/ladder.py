@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.figures.style import COLOURS, GREY, TWO_COLUMNS, new_figure, style
-from analysis.fits.ladder import LadderFit
 
 LABEL_CHARACTERS = 40
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -33,35 +31,6 @@ PUBLISHED: dict[str, Any] = {
     "markeredgecolor": "black",
     "markeredgewidth": 0.7,
 }
-
-
-def ladder_data(fit: LadderFit, labels: Sequence[str], published: Sequence[float | None]) -> pd.DataFrame:
-    """Everything that `ladder_figure` draws -> rung, label, quantity (`step`, `total`), value, low, high, verdict, published.
-
-    Args:
-        labels: of every rung of the ladder, from the first.
-        published: change of the loss that the same step made elsewhere; None where there is none. A published `total` is the sum of the
-            steps up to there, as far as all of them are published.
-
-    Values are nats per token; a rung without a run has no value.
-    """
-    found = {rung.rung: rung for rung in fit.rungs}
-    rows: list[dict[str, Any]] = []
-    total: float | None = 0.0
-    for place, (label, step) in enumerate(zip(labels, published, strict=True)):
-        rung = found.get(place)
-        estimates = {"step": rung.step if rung else None, "total": rung.total if rung else None}
-        if place:
-            total = None if total is None or step is None else total + step
-        printed = {"step": step, "total": total if place else None}
-        for quantity, estimate in estimates.items():
-            row = {"rung": place, "label": label, "quantity": quantity, "published": printed[quantity], "verdict": ""}
-            if estimate:
-                row |= {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-            if estimate and rung and quantity == "step":
-                row["verdict"] = ("lowers" if estimate.value < 0 else "raises") + " the loss" if rung.told else "not told from noise"
-            rows.append(row)
-    return pd.DataFrame(rows).reindex(columns=["rung", "label", "quantity", "value", "low", "high", "verdict", "published"])
 
 
 def ladder_figure(data: pd.DataFrame) -> Figure:

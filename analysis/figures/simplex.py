@@ -15,10 +15,8 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import MaxNLocator
 from matplotlib.tri import Triangulation
 
-from analysis.cells import Cell
 from analysis.figures.style import COLOURS, GREY, ONE_COLUMN, TWO_COLUMNS, new_figure, style
-from analysis.fits.simplex_result import SimplexFit
-from analysis.fits.types import Status
+from analysis.status import Status
 from analysis.table import POOLS
 
 Array = np.ndarray
@@ -28,50 +26,9 @@ FOUND = COLOURS[1]
 TICKS = (0.2, 0.4, 0.6, 0.8)
 
 
-def simplex_data(fitted: Sequence[tuple[Cell, SimplexFit]]) -> pd.DataFrame:
-    """What `simplex_figure` draws -> cell and the columns of `fit_data`."""
-    tables = [fit_data(fit).assign(cell=cell.label) for cell, fit in fitted]
-    if not tables:
-        return pd.DataFrame()
-    data = pd.concat(tables, ignore_index=True)
-    measured = [name for name in ("loss", "tie", "runs") if name in data]
-    return data[["cell", "status", "series", *(name for name in data if name.startswith("share_")), *measured]]
-
-
-def fit_data(fit: SimplexFit) -> pd.DataFrame:
-    """One fit -> status, series, share_POOL of each pool, loss, tie, runs (losses in nats per token).
-
-    Series: `surface` (the fit on a lattice), `tie` (on a finer one around the mixes tied with the best, which are those up to 1), `mean`
-    (of a mix, for the average seed, over so many runs), `two` (the best mix of two pools), `best`.
-    """
-    names = [f"share_{pool}" for pool in fit.pools]
-    means = fit.runs().groupby(names, sort=False)["loss"].agg(loss="mean", runs="count").reset_index()
-    if not fit.means:  # nothing fitted yet: the runs as they are
-        return means.assign(series="mean", status=str(fit.status))
-    runs = means.set_index(names)["runs"]
-    best = {f"share_{pool}": [share.value] for pool, share in fit.argmin.items()}
-    parts = {
-        "surface": fit.region(50).drop(columns="tie").rename(columns=dict(zip(fit.pools, names, strict=True))),
-        "tie": _near(fit).rename(columns=dict(zip(fit.pools, names, strict=True))),
-        "mean": pd.DataFrame(fit.points, columns=names).assign(loss=fit.means, runs=[int(runs[point]) for point in fit.points]),
-        "two": pd.DataFrame(list(fit.edge_bests.values()), columns=names),
-        "best": pd.DataFrame({**best, "loss": [fit.loss_at_best.value if fit.loss_at_best else np.nan]}),
-    }
-    return pd.concat([part.assign(series=series, status=str(fit.status)) for series, part in parts.items()])
-
-
 def draw_fit(axes: Axes, data: pd.DataFrame) -> None:
-    """`fit_data`: the trained mixes, the surface, what is tied with its best and the best itself."""
+    """`SimplexFit.drawn`: the trained mixes, the surface, what is tied with its best and the best itself."""
     _triangle(axes, data, off=1)
-
-
-def _near(fit: SimplexFit) -> pd.DataFrame:
-    """The lattice around the tied mixes, the finer the fewer they are."""
-    steps = 200 if max(high - low for low, high in fit.tied_shares.values()) < 0.3 else 100
-    lattice = fit.region(steps).drop(columns="loss")
-    for pool, (low, high) in fit.tied_shares.items():
-        lattice = lattice[lattice[pool].between(low - 2.5 / steps, high + 2.5 / steps)]
-    return lattice
 
 
 def simplex_figure(data: pd.DataFrame) -> Figure:

@@ -5,64 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.figures.style import COLOURS, GREY, LINES, MARKERS, TWO_COLUMNS, new_figure, style
-from analysis.fits.runs import seed_codes
-from analysis.fits.slots import POWER, SlotsFit
 
 ASIDE = 1.12
 """Markers of one row count stand beside each other, by this factor a mechanism, so that their errors can be read."""
-COLUMNS = ("cell", "mechanism", "series", "rows", "params", "loss", "low", "high", "seed", "trial_id")
-
-
-def slots_data(fitted: Sequence[tuple[str, pd.DataFrame, SlotsFit]], published: tuple[str, float] | None = None) -> pd.DataFrame:
-    """Everything that `slots_figure` draws -> cell, mechanism, series, rows, params, loss, low, high, seed, trial_id.
-
-    Series: `run` (one trained model, the effect of its seed taken off), `mean` (for the average seed, with its paired standard error),
-    `line` (with its 95% band), `power` (the power law with a floor, where it is preferred), `slope` (nats per token for every tenfold, with
-    its interval), `backbone` (the model without memory), `published` (a slope from elsewhere, in `loss`, its name in `mechanism`).
-
-    Args:
-        fitted: for each cell its label, its runs (mechanism, memory_rows, memory_params, val_loss, seed, trial_id) and its fit.
-        published: name and slope.
-    """
-    tables = []
-    for label, runs, fit in fitted:
-        parts = []
-        for each in fit.mechanisms:
-            own = runs[(runs["mechanism"] == each.mechanism) & runs["trial_id"].isin(each.rows)]
-            params = own.groupby("memory_rows")["memory_params"].mean()
-            paired = own["val_loss"] - [fit.seed_effects[code] for code in seed_codes(own["seed"], own["trial_id"].tolist(), label)]
-            found = [
-                pd.DataFrame(
-                    {"series": "run", "rows": own["memory_rows"], "loss": paired, "seed": own["seed"], "trial_id": own["trial_id"]}
-                )
-            ]
-            means = pd.DataFrame({"series": "mean", "rows": each.sizes, "loss": each.means})
-            if each.errors:
-                means = means.assign(low=np.subtract(each.means, each.errors), high=np.add(each.means, each.errors))
-            found.append(means)
-            if each.slope:
-                line = each.predict(np.geomspace(each.sizes[0], each.sizes[-1], 61)).rename(columns={"x": "rows"})
-                found.append(line.drop(columns="power").assign(series="line"))
-                if each.preferred == POWER:
-                    found.append(line[["rows"]].assign(series="power", loss=line["power"]))
-                slope = {"series": "slope", "loss": each.slope.value, "low": each.slope.low, "high": each.slope.high}
-                found.append(pd.DataFrame([slope]))
-            table = pd.concat(found)
-            table["params"] = np.exp(np.interp(np.log(table["rows"].astype(float)), np.log(params.index), np.log(params)))
-            parts.append(table.assign(mechanism=each.mechanism))
-        if fit.backbone is not None:
-            parts.append(pd.DataFrame([{"series": "backbone", "loss": fit.backbone}]))
-        if published:
-            parts.append(pd.DataFrame([{"series": "published", "mechanism": published[0], "loss": published[1]}]))
-        tables.append(pd.concat(parts).assign(cell=label))
-    return pd.concat(tables, ignore_index=True).reindex(columns=list(COLUMNS))
 
 
 def slots_figure(data: pd.DataFrame) -> Figure:

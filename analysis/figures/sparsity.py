@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,34 +13,11 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis.figures.allocation import PUBLISHED as ENGRAM
 from analysis.figures.style import COLOURS, GREY, LINES, MARKERS, ONE_COLUMN, new_figure, style
-from analysis.fits.allocation import AllocationFit
-from analysis.fits.types import Status
+from analysis.status import Status
 from analysis.table import RHO
 
 ENGRAM_SPARSITY = 10  # about, arXiv 2601.07372
 LONGCAT = 20  # memory beats experts only past about this sparsity, arXiv 2601.21204
-
-
-def sparsity_data(points: Sequence[tuple[str, float, AllocationFit]]) -> pd.DataFrame:
-    """What `sparsity_figure` draws -> series, sparsity, status, optimum, optimum_low, optimum_high, gain, gain_low, gain_high.
-
-    The optimum is the sampled end that wins where no minimum inside is established; the gain is in nats per token over share 1, empty where
-    that was not sampled.
-
-    Args:
-        points: series, P_tot/P_act and fit of each curve; one without a curve is left out.
-    """
-    rows = []
-    for series, sparsity, fit in points:
-        draws = fit.argmin_draws()
-        if not len(draws):
-            continue
-        low, high = np.quantile(draws, (0.025, 0.975))
-        optimum = fit.argmin.value if fit.argmin else fit.best_end
-        gain = (fit.depth.value, fit.depth.low, fit.depth.high) if fit.depth else (None, None, None)
-        rows.append((series, sparsity, str(fit.status), optimum, low, high, *gain))
-    names = ["optimum", "optimum_low", "optimum_high", "gain", "gain_low", "gain_high"]
-    return pd.DataFrame(rows, columns=["series", "sparsity", "status", *names]).astype(dict.fromkeys(names, float))
 
 
 def sparsity_figure(data: pd.DataFrame) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,34 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis.figures.style import COLOURS
-from analysis.fits.interval import percent
-
-if TYPE_CHECKING:
-    from analysis.fits.surface import SurfaceFit
-
-STEPS = 61
-
-
-def surface_data(fit: SurfaceFit) -> pd.DataFrame:
-    """What `draw_surface` draws -> series, params, tokens, loss, low, high.
-
-    Series: `run` (measured loss), `surface` (a grid of the law, at the median total parameters where those have a term), `optimal` (the
-    compute-optimal model of rising budgets, where there is one; its tokens have the 95% interval in low and high).
-    """
-    runs = fit.residuals()
-    params, tokens, *total = (runs[column] for column in fit.columns)
-    ends = [(x.min() / 1.5, x.max() * 1.5) for x in (params, tokens)]
-    n, d = (axis.ravel() for axis in np.meshgrid(*(np.geomspace(*end, STEPS) for end in ends)))
-    grid = fit.predict(n, d, *(x.median() for x in total))["loss"]
-    tables = [
-        pd.DataFrame({"series": "run", "params": params, "tokens": tokens, "loss": runs["measured"]}),
-        pd.DataFrame({"series": "surface", "params": n, "tokens": d, "loss": grid}),
-    ]
-    if fit.n_exponent:
-        path = fit.optimal(6 * np.geomspace(ends[0][0] * ends[1][0], ends[0][1] * ends[1][1], 121))
-        path = path[path["params"].between(*ends[0]) & path["tokens"].between(*ends[1])].assign(series="optimal")
-        tables.append(path.rename(columns={"tokens_low": "low", "tokens_high": "high"}))
-    return pd.concat(tables, ignore_index=True).reindex(columns=["series", "params", "tokens", "loss", "low", "high"])
+from analysis.interval import percent
 
 
 def draw_surface(ax: Axes, data: pd.DataFrame, labels: tuple[str, str], loss: str) -> None:
@@ -51,7 +24,8 @@ def draw_surface(ax: Axes, data: pd.DataFrame, labels: tuple[str, str], loss: st
     """
     series = {str(name): group for name, group in data.groupby("series")}
     grid, runs = series["surface"], series["run"]
-    x, y, z = (grid[name].to_numpy().reshape(STEPS, STEPS) for name in ("params", "tokens", "loss"))
+    steps = grid["params"].nunique()
+    x, y, z = (grid[name].to_numpy().reshape(steps, steps) for name in ("params", "tokens", "loss"))
     scale = Normalize(z.min(), z.max())
     low, high = z.min(), z.max()
     levels = low + (high - low) * np.linspace(0, 1, 14)[1:-1] ** 1.7  # closer where the surface is flat

@@ -8,24 +8,23 @@ Knows no file and no study: any DataFrame with a share, a loss and a seed a row 
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.fits.interval import ends, percent, takes_level
+from analysis.fits.allocation_result import AllocationFit, Candidate, Curves
 from analysis.fits.laws import Akima, Cubic, Law, Quadratic, TwoPower
 from analysis.fits.noise import SeedModel, aicc, aiccs, cps, lack_of_fit, lack_of_fits, noisier, resample, seed_model, tied_with_best
 from analysis.fits.runs import NO_LOSS, Runs, read_shares, require_one_budget, require_resamples, same_losses, same_seeds
-from analysis.fits.types import REFUTED, Estimate, Fit, Status, with_doubt
+from analysis.fits.types import REFUTED, Estimate
+from analysis.interval import percent, takes_level
+from analysis.status import Status
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 Array = np.ndarray
 LawName = Literal["auto", "quadratic", "cubic", "two-power", "akima"]
@@ -34,175 +33,6 @@ LEAST_SHARES = 4
 APART = 1e-4  # shares nearer to each other cannot be meant as two
 HUGE = 1e100  # losses beyond it have squares that no number holds
 DIGITS = 1e-7  # part of a loss that single precision resolves: smaller deviations refute no law
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One law as fitted to the same runs, reported whether or not it was chosen."""
-
-    law: str
-    left_out_error: float | None
-    """Root mean square error of the loss predicted for each inner share when it is left out, nats per token."""
-    cp: float | None
-    """Mallows' Cp up to a constant (`noise.cps`); None where nothing is repeated or the law interpolates."""
-    aicc: float | None
-    """Akaike's criterion with the small-sample correction over runs, seed effects counted; None where it is not defined: too few runs, or
-    as many parameters as shares."""
-    lack_of_fit_p: float | None
-    """Chance of so poor a fit of the share means if the law were true (F test against the paired noise)."""
-    argmin: float | None
-    left_out: tuple[float, ...] = ()
-    """Loss predicted for each inner share by the law fitted to all others."""
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class _Curves:
-    """The fitted curves: row 0 is that of the data, the others those of the resamples. Every row chose a law of its own."""
-
-    laws: tuple[Law, ...]
-    theta: tuple[Array, ...]
-    """Parameters under each law -> [B, K]."""
-    chosen_B: Array
-    """Index of the law of each row."""
-
-    def at(self, x_X: Array) -> Array:
-        """Loss of each row's curve -> [B, X]."""
-        return self._own([law.value(x_X, theta) for law, theta in zip(self.laws, self.theta, strict=True)])
-
-    def best(self, low: float, high: float) -> tuple[Array, Array]:
-        """Share of the least loss of each row, an end of the range where none is inside -> [B]; and whether it is inside -> bool [B]."""
-        vertex_B = self._own([law.vertex(theta, low, high) for law, theta in zip(self.laws, self.theta, strict=True)])
-        ends_B2 = self.at(np.array([low, high]))
-        return np.where(np.isnan(vertex_B), np.where(ends_B2[:, 0] <= ends_B2[:, 1], low, high), vertex_B), ~np.isnan(vertex_B)
-
-    def _own(self, values: list[Array]) -> Array:
-        return np.stack(values)[self.chosen_B, np.arange(len(self.chosen_B))]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AllocationFit(Fit):
-    """An allocation curve with its status. Intervals are 95% percentile intervals over resamples; losses are in nats per token."""
-
-    shares: tuple[float, ...]
-    seeds: int
-    argmin: Estimate | None = None
-    """Share at the least loss of the curve; None unless an interior minimum was found."""
-    best_end: float | None = None
-    """The sampled end that wins, when there is no interior minimum."""
-    loss_at_best: Estimate | None = None
-    depth: Estimate | None = None
-    """Loss of the curve at share 1 less that at the argmin (or at the end that wins); None when share 1 was not sampled."""
-    p_interior: float | None = None
-    """Part of the resamples whose minimum is inside the sampled range, more than 1% of it away from the ends."""
-    tied: tuple[float, ...] = ()
-    """Sampled shares that may be the best: Gupta's subset at 95% joint confidence, on paired differences with pooled noise."""
-    paired_sd: float | None = None
-    """Standard deviation of one run once the effect common to its seed is off, nats per token."""
-    seed_sd: float | None = None
-    """Standard deviation between the seeds of one share, pooled over shares, nats per token."""
-    depth_over_noise: float | None = None
-    """depth / paired_sd."""
-    lack_of_fit_p: float | None = None
-    """That of the law used; None where it interpolates or nothing is repeated."""
-    candidates: tuple[Candidate, ...] = ()
-    unsettled: int = 0
-    """Resamples in which the descent of a law did not come to rest: a further full Newton step would gain more than rounding."""
-    means: tuple[float, ...] = ()
-    """Loss of each share for the average seed; empty without a curve."""
-    _runs: Runs = field(repr=False, compare=False)
-    _curves: _Curves | None = field(default=None, repr=False, compare=False)
-
-    def runs(self) -> pd.DataFrame:
-        """The runs used -> share, loss, seed, trial_id."""
-        each = self._runs
-        return pd.DataFrame({"share": each.x_NK[:, 0], "loss": each.y_N, "seed": each.seeds_N, "trial_id": each.rows})
-
-    def predict(self, x: Any) -> pd.DataFrame:
-        """The curve with its pointwise 95% band -> columns x, loss, low, high. What moves all shares of a seed alike is not in the band.
-
-        Raises:
-            AnalysisError: no curve was fitted, or an x lies outside the sampled range.
-        """
-        x_X = np.atleast_1d(np.asarray(x, float))
-        if self._curves is None:
-            raise AnalysisError(f"this fit has no curve: {self.status}. {self.message}")
-        low, high = self.shares[0], self.shares[-1]
-        if not ((x_X >= low) & (x_X <= high)).all():
-            raise AnalysisError(
-                f"a share in {x_X.tolist()} lies outside the sampled range {low:g} to {high:g}; train trials there to say more"
-            )
-        curves_BX = self._curves.at(x_X)
-        bounds = np.quantile(curves_BX[1:], ends(), axis=0)
-        return pd.DataFrame({"x": x_X, "loss": curves_BX[0], "low": bounds[0], "high": bounds[1]})
-
-    def argmin_draws(self) -> Array:
-        """Share at the least loss in every resample, the winning end where none is inside -> [resamples]. Empty without a fit."""
-        return self._curves.best(self.shares[0], self.shares[-1])[0][1:] if self._curves else np.zeros(0)
-
-    def curve_draws(self, x: Sequence[float]) -> Array:
-        """Loss of the curve of every resample at these shares, without what moves all shares of a seed alike -> [resamples, X]."""
-        return self._curves.at(np.asarray(x, float))[1:] if self._curves else np.zeros((0, len(x)))
-
-    @property
-    def interval_of_best(self) -> tuple[float, float]:
-        """95% interval of the best share, an end of the sampled range counting as such; NaN without a fit."""
-        draws = self.argmin_draws()
-        low, high = np.quantile(draws, ends()) if len(draws) else (math.nan, math.nan)
-        return float(low), float(high)
-
-    @property
-    def tied_spans(self) -> list[tuple[float, float]]:
-        """First and last of every stretch of neighbouring sampled shares that are tied with the best: between two stretches lie others."""
-        stretches = itertools.groupby(self.shares, key=lambda share: share in self.tied)
-        found = [list(shares) for tied, shares in stretches if tied]
-        return [(shares[0], shares[-1]) for shares in found]
-
-    def summary(self, noun: str = "share") -> str:
-        """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them.
-
-        Args:
-            noun: what the shares are called.
-        """
-        lines = []
-        outer = {*self.shares[:1], *self.shares[-1:]}
-        open_ended = bool(outer) and outer <= set(self.tied)
-        if self.tied and len(self.tied) == len(self.shares):
-            lines.append(f"All sampled {noun}s are statistically tied.")
-        elif self.best_end is not None and open_ended:
-            lines.append(f"The ends {self.shares[0]:.2f} and {self.shares[-1]:.2f} are both statistically tied with the best {noun}.")
-        if self.argmin:
-            value, low, high = (f"{share:.2f}" for share in (self.argmin.value, self.argmin.low, self.argmin.high))
-            what = "The fitted curve" if len(self.tied) == len(self.shares) else "The loss"
-            lines.append(f"{what} is least at a {noun} of {value} ({percent()} interval {low} to {high}; {called(self.law)} curve).")
-        elif self.best_end is not None and (self.p_interior or 0) < 0.5 and open_ended:
-            lines.append(f"Which {noun} is best cannot be told; of the fitted curve's ends {self.best_end:.2f} has the lower loss.")
-        elif self.best_end is not None and (self.p_interior or 0) < 0.5:
-            lines.append(f"No minimum inside the sampled {noun}s: the loss is least at the end {self.best_end:.2f}.")
-        elif self.best_end is not None:
-            lines.append(f"A minimum inside the sampled {noun}s is not established; of their ends, {self.best_end:.2f} has the lower loss.")
-        if self.depth and self.best_end != self.shares[-1]:
-            there = "That is" if self.argmin else "That end is"
-            size = f"{abs(self.depth.value):.4f} nats/token {'lower' if self.depth.value >= 0 else 'higher'} than at {noun} 1"
-            unsure = " and may be no difference" if self.depth.low <= 0 <= self.depth.high else ""
-            lines.append(f"{there} {size} ({percent()} interval of the gain {self.depth.low:.4f} to {self.depth.high:.4f}{unsure}).")
-        if 1 < len(self.tied) < len(self.shares):
-            which = ", ".join(f"{low:.2f} to {high:.2f}" if low < high else f"{low:.2f}" for low, high in self.tied_spans)
-            lines.append(f"Statistically tied with the best: {which}.")
-        if self.paired_sd is not None:
-            lines.append(f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd).")
-        return with_doubt(self.status, self.message, lines)
-
-    def drawn(self) -> pd.DataFrame:
-        """`figures.allocation.fit_data`."""
-        from analysis.figures.allocation import fit_data
-
-        return fit_data(self)
-
-    def plot(self, ax: Axes) -> None:
-        from analysis.figures.allocation import draw_fit
-
-        draw_fit(ax, self.drawn(), self.conventions["x"], self.conventions["loss"])
 
 
 @takes_level
@@ -293,7 +123,7 @@ def fit_allocation(
     left_out_LAI = np.stack([_left_out(each, model.x_I, weights_I, y_BI[asked_A]) for each in laws])
     errors_LA = np.sqrt(np.mean((left_out_LAI - y_BI[asked_A, 1:-1]) ** 2, axis=2))
     chosen_B[refuted_B] = errors_LA.argmin(0)[refuted_B[asked_A]]
-    curves = _Curves(laws, theta, chosen_B)
+    curves = Curves(laws, theta, chosen_B)
     winner, theta_BK = laws[curves.chosen_B[0]], theta[curves.chosen_B[0]]
     low, high = float(shares[0]), float(shares[-1])
     best_B, inside_B = curves.best(low, high)
@@ -359,11 +189,6 @@ def require_apart(shares: Array, caller: str) -> None:
     if len(near):
         pair = " and ".join(f"{share:.9g}" for share in shares[near[0] : near[0] + 2])
         raise AnalysisError(f"{caller}: the shares {pair} are nearer than {APART:g}: give what is one share one value")
-
-
-def called(law: str) -> str:
-    """A law as readers call it."""
-    return "Akima" if law == Akima.name else law
 
 
 def _laws(name: str) -> tuple[Law, ...]:

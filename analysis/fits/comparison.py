@@ -21,7 +21,8 @@ from analysis.errors import require_columns
 from analysis.fits.linear import LEVEL, Noise, chance, combine, covariance, holm
 from analysis.fits.noise import SeedModel, noisier, seed_model
 from analysis.fits.runs import NO_LOSS, read_runs, require_one_budget, same_seeds
-from analysis.fits.types import Estimate, Fit, Status, with_doubt
+from analysis.fits.types import Estimate, Fit, with_doubt
+from analysis.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,11 +117,28 @@ class ComparisonFit(Fit):
         parts += [f"not told from it: {rest}"] if rest else []
         return f"At share {share:.4g} {best.name} has the least loss, {best.loss:.4f}; {'; '.join(parts)}."
 
-    def drawn(self) -> pd.DataFrame:
-        """The pairs of `figures.comparison.comparison_data`."""
-        from analysis.figures.comparison import comparison_data
+    def compared(self) -> pd.DataFrame:
+        """Everything that a figure draws -> series, name, share, value, low, high, verdict (nats per token).
 
-        return comparison_data(self)[lambda data: data["series"] == "difference"]
+        Series: `level` (loss for the average seed, with its paired standard error), `reference` (likewise, of what all are held against),
+        `difference` (of a pair at a share, with its 95% interval) and `mean` (over the shares that both have).
+        """
+        rows: list[dict[str, Any]] = []
+        for level in self.levels:
+            if level.share is not None:
+                series = "reference" if level.name == self.reference else "level"
+                row = {"series": series, "name": level.name, "share": level.share, "value": level.loss}
+                rows.append(row | ({} if level.se is None else {"low": level.loss - level.se, "high": level.loss + level.se}))
+        for series, differences in (("difference", self.differences), ("mean", self.means)):
+            for each in differences:
+                row = {"series": series, "name": f"{each.first} less {each.second}", "share": each.share, "value": each.difference.value}
+                verdict = "told from noise" if each.told else "not told from noise"
+                rows.append(row | {"low": each.difference.low, "high": each.difference.high, "verdict": verdict})
+        return pd.DataFrame(rows).reindex(columns=["series", "name", "share", "value", "low", "high", "verdict"])
+
+    def drawn(self) -> pd.DataFrame:
+        """What `plot` draws: the pairs of `compared`."""
+        return self.compared()[lambda data: data["series"] == "difference"]
 
     def plot(self, ax: Axes) -> None:
         """Each difference with its 95% interval."""

@@ -33,8 +33,9 @@ from analysis.errors import AnalysisError
 from analysis.fits.linear import TIE, LinearFit, Noise, fit_linear, left_out_errors, leftover, nested
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, seed_model
 from analysis.fits.runs import LENGTH, NO_LOSS, Runs, distinct, read_runs, require_one_budget, same_losses, same_seeds
-from analysis.fits.types import REFUTED, Estimate, Fit, Status, with_doubt
+from analysis.fits.types import REFUTED, Estimate, Fit, with_doubt
 from analysis.fits.words import signed
+from analysis.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 Array = np.ndarray
 TERMS = {"plane": 3, "twisted": 4, "quadratic": 6}
 NAMES = ("c", "r", "k", "r k", "r^2", "k^2")
+FINE = 41
+"""Steps of the drawn surface along each axis."""
 SIZE, READ = np.array([0.0, -1.0, 0.0]), np.array([0.0, 0.0, -1.0])
 """What a doubling gains, as combinations of the plane's parameters."""
 EXCHANGE = (0.5, 3.0)
@@ -150,13 +153,25 @@ class DensityFit(Fit):
             lines.append(f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd).")
         return with_doubt(self.status, self.message, lines)
 
-    def drawn(self) -> pd.DataFrame:
-        """The means and the surface of `figures.density.density_data`; empty without a surface."""
-        from analysis.figures.density import density_data
+    def table(self) -> pd.DataFrame:
+        """What a figure draws -> series, rows, read, loss, low, high (losses in nats per token).
 
-        if not self.surfaces:
-            return pd.DataFrame()
-        return density_data([("", self)])[lambda data: data["series"] != "cut"].drop(columns="cell")
+        Series: `mean` (a point for the average seed, with its paired standard error), `surface` (on a fine grid), `cut` (the surface along
+        the rows at each count of rows read, with its 95% band).
+        """
+        points = pd.DataFrame(self.points, columns=["rows", "read"]).assign(series="mean", loss=self.means)
+        if self.errors:
+            points = points.assign(low=np.subtract(self.means, self.errors), high=np.add(self.means, self.errors))
+        x, y = (np.geomspace(points[name].min(), points[name].max(), FINE) for name in ("rows", "read"))
+        rows, read = (axis.ravel() for axis in np.meshgrid(x, y))
+        surface = self.predict(rows, read)[["rows", "read", "loss"]].assign(series="surface")
+        cuts = [self.predict(x, value).assign(series="cut") for value in sorted(points["read"].unique())]
+        table = pd.concat([points, surface, *cuts], ignore_index=True)
+        return table.reindex(columns=["series", "rows", "read", "loss", "low", "high"])
+
+    def drawn(self) -> pd.DataFrame:
+        """What `plot` draws: the means and the surface of `table`; empty without a surface."""
+        return self.table()[lambda data: data["series"] != "cut"] if self.surfaces else pd.DataFrame()
 
     def plot(self, ax: Axes) -> None:
         """The surface as contours over the measured means."""

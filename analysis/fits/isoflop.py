@@ -18,12 +18,13 @@ from scipy.special import chdtrc, fdtrc  # scipy.stats would take a second to im
 
 from analysis.errors import AnalysisError
 from analysis.fits.counting import unit_of_flops
-from analysis.fits.interval import ends, percent, takes_level
 from analysis.fits.log_log import LogLogFit, fit_log_log
 from analysis.fits.points import Points, read_points
 from analysis.fits.runs import distinct, finished, listed, require_resamples, same_seeds
 from analysis.fits.scatter import judge_scatter, with_scatter
-from analysis.fits.types import REFUTED, Estimate, Fit, Status, with_doubt
+from analysis.fits.types import REFUTED, Estimate, Fit, with_doubt
+from analysis.interval import ends, percent, takes_level
+from analysis.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

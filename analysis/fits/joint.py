@@ -30,7 +30,6 @@ from scipy.special import fdtrc
 from analysis.errors import AnalysisError, require_columns
 from analysis.fits.allocation import require_apart
 from analysis.fits.counting import unit_of_flops
-from analysis.fits.interval import ends, percent, takes_level
 from analysis.fits.joint_law import (
     BOUNDS,
     POSITION,
@@ -50,7 +49,9 @@ from analysis.fits.joint_result import FACTORS, UNITS, VARIES, JointFit, LeftOut
 from analysis.fits.newton import SETTLED
 from analysis.fits.noise import SeedModel, resample, seed_model, tied_with_best
 from analysis.fits.runs import MIXED, NO_LOSS, listed, places, read_shares, require_one_budget, require_resamples, same_losses, same_seeds
-from analysis.fits.types import REFUTED, Estimate, Status
+from analysis.fits.types import REFUTED, Estimate
+from analysis.interval import ends, percent, takes_level
+from analysis.status import Status
 
 Array = np.ndarray
 BUDGET = ("tokens", "budget.total_params", "budget.active_params")

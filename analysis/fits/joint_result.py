@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.fits.interval import ends, percent
+from analysis.fits.allocation_result import AllocationFit
 from analysis.fits.joint_law import Law
-from analysis.fits.types import Estimate, Fit, Status, with_doubt
+from analysis.fits.types import Estimate, Fit, with_doubt
+from analysis.interval import ends, percent
+from analysis.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -183,11 +186,31 @@ class JointFit(Fit):
             )
         return with_doubt(self.status, self.message, lines)
 
-    def drawn(self) -> pd.DataFrame:
-        """`figures.joint.optimum_data` along the first factor; empty without a law."""
-        from analysis.figures.joint import optimum_data
+    def table(self, factor: str, points: Sequence[tuple[float, AllocationFit]] = ()) -> pd.DataFrame:
+        """What a figure draws -> series, value (of the factor), status, optimum, low, high.
 
-        return optimum_data(self, self.factors[0]) if self._law else pd.DataFrame()
+        Series: `curve` (the best share of one budget's own curve with its 95% interval, an end where none inside is established), `law`
+        (that of the law over all budgets, with its band; other factors at their mean).
+
+        Args:
+            points: value of the factor and own fit of each budget; without them the law's own best share at each is shown.
+        """
+        rows: list[tuple[Any, ...]] = []
+        for value, fit in points:
+            draws = fit.argmin_draws()
+            if len(draws):
+                best = fit.argmin.value if fit.argmin else fit.best_end
+                rows.append(("curve", value, str(fit.status), best, *np.quantile(draws, ends())))
+        values = [budget[factor] for budget in self.budgets]
+        if not points:
+            rows = [("curve", value, str(self.status), at.value, at.low, at.high) for value, at in zip(values, self.optima, strict=True)]
+        data = pd.DataFrame(rows, columns=["series", "value", "status", "optimum", "low", "high"])
+        band = self.band(factor, np.geomspace(min(values), max(values), 61))
+        return pd.concat([data, band.assign(series="law", status=str(self.status))], ignore_index=True)
+
+    def drawn(self) -> pd.DataFrame:
+        """What `plot` draws: `table` along the first factor; empty without a law."""
+        return self.table(self.factors[0]) if self._law else pd.DataFrame()
 
     def plot(self, ax: Axes) -> None:
         from analysis.figures.joint import draw_fit

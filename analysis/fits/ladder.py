@@ -19,8 +19,9 @@ import pandas as pd
 from analysis.fits.linear import LEVEL, Noise, chance, combine, covariance, holm
 from analysis.fits.noise import seed_model
 from analysis.fits.runs import LENGTH, NO_LOSS, read_runs, require_one_budget, same_losses, same_seeds
-from analysis.fits.types import Estimate, Fit, Status, with_doubt
+from analysis.fits.types import Estimate, Fit, with_doubt
 from analysis.fits.words import signed
+from analysis.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,12 +86,38 @@ class LadderFit(Fit):
             lines.append(f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd).")
         return with_doubt(self.status, self.message, lines)
 
-    def drawn(self) -> pd.DataFrame:
-        """The steps of `figures.ladder.ladder_data`."""
-        from analysis.figures.ladder import ladder_data
+    def table(self, labels: Sequence[str], published: Sequence[float | None]) -> pd.DataFrame:
+        """What a figure draws -> rung, label, quantity (`step`, `total`), value, low, high, verdict, published.
 
+        Args:
+            labels: of every rung of the ladder, from the first.
+            published: change of the loss that the same step made elsewhere; None where there is none. A published `total` is the sum of the
+                steps up to there, as far as all of them are published.
+
+        Values are nats per token; a rung without a run has no value.
+        """
+        found = {rung.rung: rung for rung in self.rungs}
+        rows: list[dict[str, Any]] = []
+        total: float | None = 0.0
+        for place, (label, step) in enumerate(zip(labels, published, strict=True)):
+            rung = found.get(place)
+            estimates = {"step": rung.step if rung else None, "total": rung.total if rung else None}
+            if place:
+                total = None if total is None or step is None else total + step
+            printed = {"step": step, "total": total if place else None}
+            for quantity, estimate in estimates.items():
+                row = {"rung": place, "label": label, "quantity": quantity, "published": printed[quantity], "verdict": ""}
+                if estimate:
+                    row |= {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+                if estimate and rung and quantity == "step":
+                    row["verdict"] = ("lowers" if estimate.value < 0 else "raises") + " the loss" if rung.told else "not told from noise"
+                rows.append(row)
+        return pd.DataFrame(rows).reindex(columns=["rung", "label", "quantity", "value", "low", "high", "verdict", "published"])
+
+    def drawn(self) -> pd.DataFrame:
+        """What `plot` draws: the steps of `table`."""
         names = [f"rung {place}" for place in range(self.rungs[-1].rung + 1 if self.rungs else 0)]
-        return ladder_data(self, names, [None] * len(names))[lambda data: data["quantity"] == "step"]
+        return self.table(names, [None] * len(names))[lambda data: data["quantity"] == "step"]
 
     def plot(self, ax: Axes) -> None:
         """Each step with its 95% interval, rungs from top to bottom."""

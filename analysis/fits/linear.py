@@ -16,9 +16,9 @@ from typing import TypeVar
 import numpy as np
 from scipy.special import stdtr, stdtrit  # scipy.stats would take a second to import
 
-from analysis.fits.interval import ends
 from analysis.fits.noise import SeedModel
 from analysis.fits.types import Estimate
+from analysis.interval import ends
 
 Array = np.ndarray
 Name = TypeVar("Name", bound=Hashable)

@@ -14,10 +14,11 @@ import pandas as pd
 from scipy.special import ndtri, stdtrit  # scipy.stats would take a second to import
 
 from analysis.errors import AnalysisError
-from analysis.fits.interval import ends, percent, takes_level
 from analysis.fits.points import read_points
 from analysis.fits.runs import distinct
-from analysis.fits.types import Estimate, Fit, Status, with_doubt
+from analysis.fits.types import Estimate, Fit, with_doubt
+from analysis.interval import ends, percent, takes_level
+from analysis.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

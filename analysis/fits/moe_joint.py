@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.fits.interval import percent, takes_level
 from analysis.fits.points import Points, read_points
 from analysis.fits.refits import of_bootstrap
 from analysis.fits.routing import RATIO, START, saturating
 from analysis.fits.runs import distinct, require_resamples
 from analysis.fits.sized_law import SizedFit, SizedLaw, fit_sized
-from analysis.fits.types import Status
+from analysis.interval import percent, takes_level
+from analysis.status import Status
 
 Array = np.ndarray
 POWERS, BENDS = (-2.0, -0.01), (-3.0, 3.0)

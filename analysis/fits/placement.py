@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.errors import AnalysisError
-from analysis.fits.allocation import AllocationFit
+from analysis.fits.allocation_result import AllocationFit
 
 Array = np.ndarray
 CURVES, IMAGINED = 1000, 120

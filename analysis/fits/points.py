@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.columns import floats
 from analysis.errors import AnalysisError, require_columns
 from analysis.fits.runs import finished, listed, places, same_losses, unfinished
-from analysis.fits.types import Status
+from analysis.status import Status
 
 Array = np.ndarray
 

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.fits.interval import percent, takes_level
 from analysis.fits.points import Points, read_points
 from analysis.fits.refits import of_bootstrap
 from analysis.fits.runs import distinct, require_resamples
 from analysis.fits.sized_law import SizedFit, SizedLaw, fit_sized
-from analysis.fits.types import Status
+from analysis.interval import percent, takes_level
+from analysis.status import Status
 
 Array = np.ndarray
 ALPHA, GAMMAS = (0.02, 2.0), (0.05, 100.0)

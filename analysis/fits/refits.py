@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from analysis.fits.interval import percent
 from analysis.fits.newton import SAME, STEPS, Minimum, minimise
-from analysis.fits.types import Status
+from analysis.interval import percent
+from analysis.status import Status
 
 Array = np.ndarray
 FIRST_STEPS, FOLLOWED = 20, 16

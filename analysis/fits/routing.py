@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.fits.interval import ends, percent, takes_level
 from analysis.fits.points import Points, read_points
 from analysis.fits.refits import covariance_of, fit_all, of_bootstrap, resampled_weights, verdict
 from analysis.fits.runs import distinct, require_resamples
 from analysis.fits.scatter import around, judge_scatter, slopes_of, with_scatter
-from analysis.fits.types import Estimate, Fit, Status, with_doubt
+from analysis.fits.types import Estimate, Fit, with_doubt
+from analysis.interval import ends, percent, takes_level
+from analysis.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,8 @@ from scipy.special import fdtrc  # scipy.stats would take a second to import
 
 from analysis.fits.points import Points
 from analysis.fits.runs import ALIKE, listed
-from analysis.fits.types import REFUTED, Status
+from analysis.fits.types import REFUTED
+from analysis.status import Status
 
 Array = np.ndarray
 SAME = 1.0001

@@ -32,7 +32,8 @@ from analysis.fits.mixture import LAW, LAWS, Quadratics, distances, grid, terms
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model, tied_with_best
 from analysis.fits.runs import NO_LOSS, Runs, listed, read_shares, require_one_budget, require_resamples, same_losses, same_seeds
 from analysis.fits.simplex_result import JOIN, SimplexFit, Surface
-from analysis.fits.types import REFUTED, Estimate, Status
+from analysis.fits.types import REFUTED, Estimate
+from analysis.status import Status
 
 Array = np.ndarray
 NONE = 0.01  # a smaller share counts as none

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.fits.interval import ends
 from analysis.fits.mixture import Quadratics, grid, within
 from analysis.fits.runs import Runs
 from analysis.fits.types import Estimate, Fit, with_doubt
+from analysis.interval import ends
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -149,10 +149,33 @@ class SimplexFit(Fit):
         return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:
-        """`figures.simplex.fit_data`."""
-        from analysis.figures.simplex import fit_data
+        """What `plot` draws -> status, series, share_POOL of each pool, loss, tie, runs (losses in nats per token).
 
-        return fit_data(self)
+        Series: `surface` (the fit on a lattice), `tie` (on a finer one around the mixes tied with the best, which are those up to 1),
+        `mean` (of a mix, for the average seed, over so many runs), `two` (the best mix of two pools), `best`.
+        """
+        names = [f"share_{pool}" for pool in self.pools]
+        means = self.runs().groupby(names, sort=False)["loss"].agg(loss="mean", runs="count").reset_index()
+        if not self.means:  # nothing fitted yet: the runs as they are
+            return means.assign(series="mean", status=str(self.status))
+        runs = means.set_index(names)["runs"]
+        best = {f"share_{pool}": [share.value] for pool, share in self.argmin.items()}
+        parts = {
+            "surface": self.region(50).drop(columns="tie").rename(columns=dict(zip(self.pools, names, strict=True))),
+            "tie": self._near().rename(columns=dict(zip(self.pools, names, strict=True))),
+            "mean": pd.DataFrame(self.points, columns=names).assign(loss=self.means, runs=[int(runs[point]) for point in self.points]),
+            "two": pd.DataFrame(list(self.edge_bests.values()), columns=names),
+            "best": pd.DataFrame({**best, "loss": [self.loss_at_best.value if self.loss_at_best else np.nan]}),
+        }
+        return pd.concat([part.assign(series=series, status=str(self.status)) for series, part in parts.items()])
+
+    def _near(self) -> pd.DataFrame:
+        """The lattice around the tied mixes, the finer the fewer they are."""
+        steps = 200 if max(high - low for low, high in self.tied_shares.values()) < 0.3 else 100
+        lattice = self.region(steps).drop(columns="loss")
+        for pool, (low, high) in self.tied_shares.items():
+            lattice = lattice[lattice[pool].between(low - 2.5 / steps, high + 2.5 / steps)]
+        return lattice
 
     def plot(self, ax: Axes) -> None:
         from analysis.figures.simplex import draw_fit

@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.fits.interval import ends
 from analysis.fits.points import Points
 from analysis.fits.refits import covariance_of, fit_all, resampled_weights, verdict
 from analysis.fits.scatter import around, judge_scatter, slopes_of, with_scatter
-from analysis.fits.types import Estimate, Fit, Status, with_doubt
+from analysis.fits.types import Estimate, Fit, with_doubt
+from analysis.interval import ends
+from analysis.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,14 +16,15 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.fits.counting import ways_of_counting
-from analysis.fits.interval import ends, percent, takes_level
 from analysis.fits.newton import Minimum
 from analysis.fits.points import Points, read_points
 from analysis.fits.power_sum import ALPHA, DELTA, PowerSum
 from analysis.fits.refits import covariance_of, fit_all, of_bootstrap, resampled_weights, verdict
 from analysis.fits.runs import distinct, require_resamples
 from analysis.fits.scatter import around, judge_scatter, slopes_of, with_scatter
-from analysis.fits.types import Estimate, Fit, Status, with_doubt
+from analysis.fits.types import Estimate, Fit, with_doubt
+from analysis.interval import ends, percent, takes_level
+from analysis.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 Array = np.ndarray
 SYMBOLS = (("A", "alpha"), ("B", "beta"), ("C", "gamma"))
 """Coefficient and exponent of each term."""
+STEPS = 61  # of the drawn surface along each axis
 LEAST_RUNS = 5  # fewer than this to draw from say nothing of the spread
 LEAST_SPAN = 1.1  # sizes nearer to each other show no power
 LEVEL = 1e-7  # curvature, relative to the diagonal of the Hessian, below which other parameters fit as well; surfaces have about 1e-3
@@ -184,10 +186,25 @@ class SurfaceFit(PowerFit):
         return pd.DataFrame(table)
 
     def drawn(self) -> pd.DataFrame:
-        """`figures.surface.surface_data`."""
-        from analysis.figures.surface import surface_data
+        """What `plot` draws -> series, params, tokens, loss, low, high.
 
-        return surface_data(self)
+        Series: `run` (measured loss), `surface` (a grid of the law, at the median total parameters where those have a term), `optimal` (the
+        compute-optimal model of rising budgets, where there is one; its tokens have the 95% interval in low and high).
+        """
+        runs = self.residuals()
+        params, tokens, *total = (runs[column] for column in self.columns)
+        ends = [(x.min() / 1.5, x.max() * 1.5) for x in (params, tokens)]
+        n, d = (axis.ravel() for axis in np.meshgrid(*(np.geomspace(*end, STEPS) for end in ends)))
+        grid = self.predict(n, d, *(x.median() for x in total))["loss"]
+        tables = [
+            pd.DataFrame({"series": "run", "params": params, "tokens": tokens, "loss": runs["measured"]}),
+            pd.DataFrame({"series": "surface", "params": n, "tokens": d, "loss": grid}),
+        ]
+        if self.n_exponent:
+            path = self.optimal(6 * np.geomspace(ends[0][0] * ends[1][0], ends[0][1] * ends[1][1], 121))
+            path = path[path["params"].between(*ends[0]) & path["tokens"].between(*ends[1])].assign(series="optimal")
+            tables.append(path.rename(columns={"tokens_low": "low", "tokens_high": "high"}))
+        return pd.concat(tables, ignore_index=True).reindex(columns=["series", "params", "tokens", "loss", "low", "high"])
 
     def plot(self, ax: Axes) -> None:
         from analysis.figures.surface import draw_surface

@@ -8,28 +8,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.fits.interval import at_own_level, ends, level
+from analysis.interval import at_own_level, ends, level
+from analysis.status import Status
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-
-
-class Status(StrEnum):
-    """Whether the numbers of a fit may be quoted. Only `converged` means yes without further words."""
-
-    CONVERGED = "converged"
-    POOR_FIT = "poor_fit"
-    """The law is refuted: it misses the runs by more than their own noise allows (chance of so poor a fit below `REFUTED`)."""
-    BOUND_HIT = "bound_hit"
-    NO_INTERIOR_MINIMUM = "no_interior_minimum"
-    TOO_FEW_POINTS = "too_few_points"
-    NOT_FINITE = "not_finite"
 
 
 REFUTED = 0.01

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from analysis.fits.interval import percent
 from analysis.fits.types import Estimate
+from analysis.interval import percent
 
 
 def signed(estimate: Estimate, positive: str, negative: str, unsure: str = "it may be no difference") -> tuple[str, str]:

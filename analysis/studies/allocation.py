@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 
 from analysis import prose
 from analysis.cells import Cell, split_cells
-from analysis.figures.allocation import allocation_data, allocation_figure, differences_data, differences_figure
+from analysis.figures.allocation import allocation_figure, differences_figure
 from analysis.figures.curves import curves_data, curves_figure
-from analysis.figures.diagnostics import diagnostics_data, diagnostics_figure
-from analysis.figures.joint import optimum_data, optimum_figure
-from analysis.fits.allocation import LEAST_SHARES, AllocationFit, called, fit_allocation
+from analysis.figures.diagnostics import diagnostics_figure
+from analysis.figures.joint import optimum_figure
+from analysis.fits.allocation import LEAST_SHARES, fit_allocation
+from analysis.fits.allocation_result import AllocationFit, called
 from analysis.fits.joint import BUDGET, factors_of, fit_joint
 from analysis.fits.joint_result import JointFit
-from analysis.fits.types import Status
+from analysis.status import Status
 from analysis.studies.comparing import MOST, Comparison, compare
 from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections
@@ -139,7 +142,7 @@ class Allocation(Analysis):
         drawn = []
         for place, (label, fitted, law) in enumerate(self.joint):
             for factor in law.factors if law.models else ():
-                data = optimum_data(law, factor, [(factors_of(cell.trials)[factor], fit) for cell, fit in fitted])
+                data = law.table(factor, [(factors_of(cell.trials)[factor], fit) for cell, fit in fitted])
                 name = f"optimum-{factor}" + (f"-{place + 1}" if len(self.joint) > 1 else "")
                 caption = prose.OPTIMUM_CAPTION + (f" {label}." if len(self.joint) > 1 else "")
                 drawn.append(Drawing(name, caption, partial(optimum_figure, factor=factor), data))
@@ -268,3 +271,55 @@ def joint_tables(law: JointFit, noun: str = "share") -> tuple[Table, ...]:
 
 def _budget(budget: dict[str, float]) -> str:
     return f"{si(budget['compute'])} FLOPs, sparsity {budget['sparsity']:.3g}"
+
+
+def allocation_data(fitted: Sequence[tuple[Cell, AllocationFit]]) -> pd.DataFrame:
+    """Everything that `share_figure` draws -> cell, status, series, share, loss, low, high, seed, trial_id (losses in nats per token).
+
+    Series: those of `AllocationFit.drawn`, and `dense` (mean of the baseline).
+    """
+    tables = []
+    for cell, fit in fitted:
+        dense = [pd.DataFrame([{"series": "dense", "loss": cell.dense["val_loss"].mean()}])] if len(cell.dense) else []
+        tables.append(pd.concat([fit.drawn(), *dense]).assign(cell=cell.label, status=str(fit.status)))
+    return pd.concat(tables, ignore_index=True).reindex(
+        columns=["cell", "status", "series", "share", "loss", "low", "high", "seed", "trial_id"]
+    )
+
+
+def differences_data(fitted: Sequence[tuple[Cell, AllocationFit]], sequence_losses: pd.DataFrame | None = None) -> pd.DataFrame:
+    """What `differences_figure` draws: `average_differences` of every cell, with its label; share 1 is 0 by definition."""
+    tables = []
+    for cell, _ in fitted:
+        averages = average_differences(paired_differences(cell.trials, sequence_losses))
+        if len(averages):
+            tables.append(
+                pd.concat([averages, pd.DataFrame([{"rho": 1.0, "share_moe": 1.0, "difference": 0.0}])])
+                .sort_values("share_moe")
+                .assign(cell=cell.label)
+            )
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def diagnostics_data(fitted: Sequence[tuple[Cell, AllocationFit]]) -> pd.DataFrame:
+    """What `diagnostics_figure` draws -> cell, series, law, share, error, se (nats per token). Fits without a curve are left out.
+
+    Series: `residual` (mean of a share less the law used, with the paired standard error of the mean), `left out` (mean of an inner share
+    less what each law predicts for it from all others).
+    """
+    tables = []
+    for cell, fit in fitted:
+        if not fit.means:
+            continue
+        counts = fit.runs()["share"].value_counts()
+        means = pd.DataFrame({"share": fit.shares, "mean": fit.means})
+        se = (fit.paired_sd or np.nan) / np.sqrt(means["share"].map(counts))
+        residual = means["mean"] - fit.predict(fit.shares)["loss"]
+        parts = [pd.DataFrame({"series": "residual", "law": fit.law, "share": means["share"], "error": residual, "se": se})]
+        inner = means.iloc[1:-1]
+        for law in fit.candidates:
+            off = inner["mean"] - np.array(law.left_out)
+            parts.append(pd.DataFrame({"series": "left out", "law": law.law, "share": inner["share"], "error": off}))
+        tables.append(pd.concat(parts).assign(cell=cell.label))
+    columns = ["cell", "series", "law", "share", "error", "se"]
+    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)

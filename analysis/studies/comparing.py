@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.cells import MEMORY, Cell, named_fields
-from analysis.figures.comparison import comparison_data, comparison_figure
+from analysis.figures.comparison import comparison_figure
 from analysis.fits.comparison import ComparisonFit, Difference, fit_comparison
-from analysis.fits.types import Status
+from analysis.status import Status
 from analysis.studies.tables import facts, interval, number
 from analysis.studies.types import Drawing, Reading, Section, Table
 from analysis.table import RHO, si
@@ -111,7 +111,7 @@ class Comparison:
         """The figure, where there is a difference to draw."""
         if not self.fit.differences:
             return None
-        data = comparison_data(self.fit)
+        data = self.fit.compared()
         return Drawing(name, f"{self.label}. {CAPTION}" if self.label else CAPTION, comparison_figure, data)
 
 

@@ -13,9 +13,8 @@ import pandas as pd
 
 from analysis.cells import Cell, split_cells
 from analysis.errors import require_columns
-from analysis.figures.allocation import allocation_data
 from analysis.figures.compute_ratio import PUBLISHED, compute_ratio_figure
-from analysis.studies.allocation import Allocation
+from analysis.studies.allocation import Allocation, allocation_data
 from analysis.studies.comparing import Comparison
 from analysis.studies.tables import rates_sections
 from analysis.studies.types import Drawing, Section, Table

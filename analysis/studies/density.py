@@ -14,9 +14,9 @@ import pandas as pd
 
 from analysis.cells import Cell, split_cells
 from analysis.errors import require_columns
-from analysis.figures.density import density_data, density_figure
+from analysis.figures.density import density_figure
 from analysis.fits.density import DensityFit, fit_density
-from analysis.fits.types import Status
+from analysis.status import Status
 from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
@@ -96,7 +96,8 @@ class Density(Analysis):
         drawn = [(cell.label, fit) for cell, fit in self.fitted if fit.surfaces]
         if not drawn:
             return []
-        data = density_data(drawn)
+        data = pd.concat([fit.table().assign(cell=label) for label, fit in drawn], ignore_index=True)
+        data = data[["cell", *data.columns.drop("cell")]]
         return [Drawing("density", _CAPTION, density_figure, data)]
 
     def sections(self) -> list[Section]:

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from analysis.cells import MEMORY, ON_TOP, Cell, split_cells
-from analysis.figures.ladder import ladder_data, ladder_figure
+from analysis.figures.ladder import ladder_figure
 from analysis.fits.ladder import LadderFit, Rung, fit_ladder
 from analysis.fits.linear import LEVEL
-from analysis.fits.types import Status
+from analysis.status import Status
 from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
@@ -142,7 +142,7 @@ class Ladder(Analysis):
         drawn = []
         for place, (cell, fit) in enumerate(self.fitted, 1):
             if any(rung.step for rung in fit.rungs):
-                data = ladder_data(fit, self.labels, self.published)
+                data = fit.table(self.labels, self.published)
                 name, caption = ("ladder", _CAPTION) if len(self.fitted) == 1 else (f"ladder-{place}", f"{cell.label}. {_CAPTION}")
                 drawn.append(Drawing(name, caption, ladder_figure, data))
         return drawn

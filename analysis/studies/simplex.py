@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -10,10 +11,10 @@ import pandas as pd
 
 from analysis import prose
 from analysis.cells import Cell, split_cells
-from analysis.figures.simplex import simplex_data, simplex_figure
+from analysis.figures.simplex import simplex_figure
 from analysis.fits.simplex import TIMES, fit_simplex
 from analysis.fits.simplex_result import JOIN, SimplexFit
-from analysis.fits.types import Status
+from analysis.status import Status
 from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
@@ -145,3 +146,13 @@ def _caption(series: set[str]) -> str:
             "Circles: trained mixes, coloured by their mean for the average seed.",
         )
     )
+
+
+def simplex_data(fitted: Sequence[tuple[Cell, SimplexFit]]) -> pd.DataFrame:
+    """What `simplex_figure` draws -> cell and the columns of `SimplexFit.drawn`."""
+    tables = [fit.drawn().assign(cell=cell.label) for cell, fit in fitted]
+    if not tables:
+        return pd.DataFrame()
+    data = pd.concat(tables, ignore_index=True)
+    measured = [name for name in ("loss", "tie", "runs") if name in data]
+    return data[["cell", "status", "series", *(name for name in data if name.startswith("share_")), *measured]]

@@ -15,9 +15,10 @@ import pandas as pd
 
 from analysis.cells import ON_TOP, Cell, split_cells
 from analysis.errors import require_columns
-from analysis.figures.slots import slots_data, slots_figure
-from analysis.fits.slots import MechanismFit, SlotsFit, fit_slots
-from analysis.fits.types import Status
+from analysis.figures.slots import slots_figure
+from analysis.fits.slots import fit_slots
+from analysis.fits.slots_result import MechanismFit, SlotsFit
+from analysis.status import Status
 from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
@@ -123,7 +124,9 @@ class Slots(Analysis):
         drawn = [(cell.label, runs[runs["mechanism"].notna()], fit) for cell, runs, fit in self.fitted if fit.mechanisms]
         if not drawn:
             return []
-        data = slots_data(drawn, ("OverEncoding, published", PUBLISHED))
+        tables = [fit.table(runs, ("OverEncoding, published", PUBLISHED)).assign(cell=label) for label, runs, fit in drawn]
+        data = pd.concat(tables, ignore_index=True)
+        data = data[["cell", *data.columns.drop("cell")]]
         return [Drawing("slots", _CAPTION, slots_figure, data)]
 
     def sections(self) -> list[Section]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.cells import Cell, split_cells
-from analysis.figures.sparsity import ENGRAM_SPARSITY, LONGCAT, sparsity_data, sparsity_figure
-from analysis.fits.allocation import AllocationFit
+from analysis.figures.sparsity import ENGRAM_SPARSITY, LONGCAT, sparsity_figure
+from analysis.fits.allocation_result import AllocationFit
 from analysis.studies.allocation import Allocation
 from analysis.studies.tables import number
 from analysis.studies.types import Drawing, Section, Table
@@ -128,3 +130,25 @@ _CAPTION = (
     f"published optimum at a sparsity of about {ENGRAM_SPARSITY} (Engram, arXiv 2601.07372); dotted: the sparsity of about {LONGCAT} "
     "beyond which n-gram memory was found to beat experts (LongCat-Flash-Lite, arXiv 2601.21204); both at far larger scale."
 )
+
+
+def sparsity_data(points: Sequence[tuple[str, float, AllocationFit]]) -> pd.DataFrame:
+    """What `sparsity_figure` draws -> series, sparsity, status, optimum, optimum_low, optimum_high, gain, gain_low, gain_high.
+
+    The optimum is the sampled end that wins where no minimum inside is established; the gain is in nats per token over share 1, empty where
+    that was not sampled.
+
+    Args:
+        points: series, P_tot/P_act and fit of each curve; one without a curve is left out.
+    """
+    rows = []
+    for series, sparsity, fit in points:
+        draws = fit.argmin_draws()
+        if not len(draws):
+            continue
+        low, high = np.quantile(draws, (0.025, 0.975))
+        optimum = fit.argmin.value if fit.argmin else fit.best_end
+        gain = (fit.depth.value, fit.depth.low, fit.depth.high) if fit.depth else (None, None, None)
+        rows.append((series, sparsity, str(fit.status), optimum, low, high, *gain))
+    names = ["optimum", "optimum_low", "optimum_high", "gain", "gain_low", "gain_high"]
+    return pd.DataFrame(rows, columns=["series", "sparsity", "status", *names]).astype(dict.fromkeys(names, float))

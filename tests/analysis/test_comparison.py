@@ -14,8 +14,8 @@ import pytest
 from analysis import AnalysisError, summarize, write_report
 from analysis.detect import detect
 from analysis.fits.comparison import fit_comparison
-from analysis.fits.types import Status
 from analysis.results import Results
+from analysis.status import Status
 from analysis.studies.allocation import Allocation
 from analysis.studies.memories import Memories
 

@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from analysis import AnalysisError, Status, summarize, write_report
-from analysis.figures.density import density_data, density_figure
+from analysis.figures.density import density_figure
 from analysis.fits.density import fit_density
 
 New = Callable[..., Path]
@@ -203,7 +203,7 @@ def test_the_record_is_json() -> None:
 
 def test_the_figure_draws_exactly_its_table() -> None:
     fit = fit_density(simulate())
-    data = density_data([("", fit)])
+    data = fit.table().assign(cell="")
     means = data[data["series"] == "mean"]
     assert len(means) == 16
     contours, cuts, bar = density_figure(data).axes

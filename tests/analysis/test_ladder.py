@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from analysis import AnalysisError, Status, summarize, write_report
-from analysis.figures.ladder import ladder_data, ladder_figure
+from analysis.figures.ladder import ladder_figure
 from analysis.fits.ladder import LadderFit, fit_ladder
 from analysis.studies.ladder import PUBLISHED, published_change, written
 from sparsemem.config import load_study
@@ -131,7 +131,7 @@ def test_a_table_that_cannot_be_meant_is_refused(change: Callable[[pd.DataFrame]
 def drawn_fit() -> tuple[LadderFit, pd.DataFrame]:
     fit = fit_ladder(simulate()[lambda frame: frame["rung"] != 4])
     labels = ["PKM", "softmax: false", "norm: layer", "cores: 2", "init: ultramem"]
-    return fit, ladder_data(fit, labels, [None, -0.006, 0.0, None, -0.003])
+    return fit, fit.table(labels, [None, -0.006, 0.0, None, -0.003])
 
 
 def test_the_drawn_table_holds_every_rung_and_adds_up_what_is_published() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from analysis.adaptive import STEPS, Truth, recorded, simulate, summary
 from analysis.errors import AnalysisError
-from analysis.fits.allocation import AllocationFit, fit_allocation
+from analysis.fits.allocation import fit_allocation
+from analysis.fits.allocation_result import AllocationFit
 from analysis.fits.placement import next_shares
 
 ROOT = Path(__file__).resolve().parents[2]

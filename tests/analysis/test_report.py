@@ -19,10 +19,11 @@ import pytest
 
 from analysis import AnalysisError, fit_allocation, load_curves, load_trials, split_cells, summarize, write_report
 from analysis.__main__ import main
-from analysis.figures.allocation import allocation_data, allocation_figure, differences_data, differences_figure
+from analysis.figures.allocation import allocation_figure, differences_figure
 from analysis.figures.curves import curves_data, curves_figure
 from analysis.results import Results
 from analysis.studies import analyse
+from analysis.studies.allocation import allocation_data, differences_data
 
 New = Callable[..., Path]
 

@@ -13,8 +13,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from analysis import AnalysisError, Status, summarize, write_report
-from analysis.figures.slots import ASIDE, slots_data, slots_figure
-from analysis.fits.slots import LINE, POWER, MechanismFit, fit_slots
+from analysis.figures.slots import ASIDE, slots_figure
+from analysis.fits.slots import fit_slots
+from analysis.fits.slots_result import LINE, POWER, MechanismFit
 
 New = Callable[..., Path]
 Curve = Callable[[np.ndarray], np.ndarray]
@@ -329,7 +330,7 @@ def test_the_figure_draws_exactly_its_table() -> None:
     runs = simulate()
     fit = fit_slots(runs, resamples=50)
     memories = runs[runs["mechanism"].notna()]
-    data = slots_data([("", memories, fit)], ("OverEncoding", -0.0256))
+    data = fit.table(memories, ("OverEncoding", -0.0256)).assign(cell="")
     counts = data.groupby("series").size()
     assert counts[["run", "mean", "slope", "backbone", "published"]].tolist() == [36, 18, 3, 1, 1]
     assert sorted(data[data["series"] == "run"]["trial_id"]) == sorted(memories["trial_id"])
@@ -350,7 +351,7 @@ def test_the_figure_draws_exactly_its_table() -> None:
 
 def test_means_and_runs_agree_once_the_seeds_are_taken_off() -> None:
     runs = simulate()
-    data = slots_data([("", runs[runs["mechanism"].notna()], fit_slots(runs, resamples=20))])
+    data = fit_slots(runs, resamples=20).table(runs[runs["mechanism"].notna()])
     means = data[data["series"] == "mean"].set_index(["mechanism", "rows"])["loss"]
     paired = data[data["series"] == "run"].groupby(["mechanism", "rows"])["loss"].mean()
     assert (paired - means).to_numpy() == pytest.approx(0, abs=1e-9)
