@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from analysis.cells import RATE
@@ -12,6 +13,11 @@ from analysis.figures.allocation import PUBLISHED
 from analysis.results import Results
 from analysis.table import RHO, si, varied_fields
 from sparsemem.config import MEMORY_POOLS, Tuned
+
+MOST_LISTED = 6
+"""Tuned values that are listed; of more the ends are given."""
+LEARNED_NATS = 0.05
+"""Below chance, from which on a trial has learned something."""
 
 DIFFERENCES_CAPTION = (
     f"Loss less that of the pure mixture of experts ({RHO} = 1) with the same seed, mean over seeds; bars are one standard error between "
@@ -70,6 +76,27 @@ def text(results: Results) -> str:
         + "".join(f"; {remark}" for remark in results.corpus.get("remarks") or ())
         + f". The longest training reads its text {results.trials['tokens'].max() / tokens:.2g} times."
     )
+
+
+def remarks(results: Results) -> list[str]:
+    """What to know of a study of any kind before its numbers: settings that were tuned, and trials that learned nothing."""
+    lines = []
+    for path in results.tuned.fields if results.tuned else ():
+        values = sorted(results.trials[path if path == RATE else f"tuned.{path}"].dropna().unique())
+        listed = ", ".join(map(str, values)) if len(values) <= MOST_LISTED else f"{len(values)} values from {values[0]} to {values[-1]}"
+        lines.append(f"Tuned before the study: {path} {listed}.")
+    finished = results.finished
+    entries = finished["data.vocab_size"] if "data.vocab_size" in finished else results.corpus.get("vocab_size")
+    if entries is not None and len(finished):
+        chance = np.log(entries)
+        lost = finished[finished["val_loss"] > chance - LEARNED_NATS]
+        if len(lost):
+            lines.append(
+                f"Warning: {len(lost)} of {len(finished)} finished trials, such as {lost['trial_id'].iloc[0]}, end at or above the loss of "
+                f"equally likely tokens ({np.max(chance):.3f} nats). They learned nothing, and what is compared there says nothing: lower "
+                "`train.lr`, or train longer."
+            )
+    return lines
 
 
 def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",)) -> list[str]:
@@ -174,6 +201,7 @@ def plural(noun: str) -> str:
     >>> plural("share"), plural("mix")
     ('shares', 'mixes')
     """
+    noun = noun.replace("memory and", "memories and")
     return noun + ("es" if noun.endswith("x") else "s")
 
 

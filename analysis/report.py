@@ -20,7 +20,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from analysis import prose
-from analysis.cells import RATE
 from analysis.figures.style import save
 from analysis.fits.types import plain
 from analysis.results import Results
@@ -29,9 +28,6 @@ from analysis.studies.tables import PLANNED, as_text, number, tuned_sections
 from analysis.studies.types import Analysis, Drawing
 from analysis.table import si, trials_for_reading, varied_fields
 from sparsemem.files import write_json, write_text
-
-MOST_LISTED = 6
-"""Tuned values that a line of settings lists; of more it gives the ends."""
 
 
 def write_report(results_dir: Path | str) -> Path:
@@ -74,7 +70,7 @@ def _fits_record(results: Results, analysis: Analysis) -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version(package) for package in ("sparsemem", "numpy", "scipy", "pandas", "matplotlib", "pillow")},
     }
-    words = {"counts": prose.counts(results.trials), "readings": readings, "remarks": analysis.remarks()}
+    words = {"counts": prose.counts(results.trials), "readings": readings, "remarks": [*prose.remarks(results), *analysis.remarks()]}
     return {"study": results.name, "provenance": provenance, **words, "fits": fits}
 
 
@@ -113,7 +109,7 @@ def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -
         counts=prose.counts(trials),
         complete=bool((trials["status"] == "finished").all()),
         readings=analysis.readings(),
-        remarks=analysis.remarks(),
+        remarks=[*prose.remarks(results), *analysis.remarks()],
         terms=analysis.terms,
         figures=figures,
         caveats=[*prose.caveats(results, analysis.point, analysis.axis), *analysis.caveats()],
@@ -149,15 +145,8 @@ def _settings(results: Results) -> list[tuple[str, str]]:
     for place, grid in enumerate(vary if isinstance(vary, list) else [vary], 1):
         for path, values in grid.items():
             fields[f"vary {path}" if not isinstance(vary, list) else f"vary (grid {place}) {path}"] = values
-    tuned = {path: _tuned_values(results.trials, path) for path in (results.tuned.fields if results.tuned else ())}
-    written = dict(_flat(fields))
-    return list((written | {path: f"{values}, tuned" for path, values in tuned.items()}).items())
-
-
-def _tuned_values(trials: pd.DataFrame, path: str) -> str:
-    """The values of a tuned field in the trials, by the column that the ledger gives it."""
-    values = sorted(trials[path if path == RATE else f"tuned.{path}"].dropna().unique())
-    return ", ".join(map(str, values)) if len(values) <= MOST_LISTED else f"{values[0]} to {values[-1]}"
+    tuned = results.tuned.fields if results.tuned else ()
+    return [(path, "tuned, see Tuned settings" if path in tuned else values) for path, values in _flat(fields)]
 
 
 def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:

@@ -101,8 +101,8 @@ class ComparisonFit(Fit):
             lines += [f"Losses: {', '.join(f'{_at(each.name, each.share)} {each.loss:.4f}' for each in self.levels)}."]
         if self.paired_sd is not None:
             lines.append(
-                f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd, {self.noise_df} degrees of "
-                "freedom)."
+                f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd, {self.noise_df} "
+                f"degree{'s' * (self.noise_df != 1)} of freedom)."
             )
         return with_doubt(self.status, self.message, lines)
 

@@ -30,7 +30,8 @@ NOTE = (
 )
 CAPTION = (
     "Left: validation loss for the average seed with its paired standard error, alternatives at one share set side by side. Right: paired "
-    "differences with 95% intervals; filled: told from noise after Holm's correction for their number. Negative: the first named is better."
+    "differences, each with the 95% interval that it has alone; filled: told from noise after Holm's correction for their number. "
+    "Negative: the first named is better."
 )
 
 

@@ -88,7 +88,10 @@ def tuned_sections(tuned: Tuned | None) -> list[Section]:
         row["doubt"] = "; ".join(f"{path} {why}" for path, why in winner.doubts().items())
         rows.append(row)
     table = pd.DataFrame(rows).fillna("")
-    note = f"Found by `sparsemem tune` for the study {tuned.study}, on the held-out set, with one seed; trials took these values."
+    note = (
+        f"Found by `sparsemem tune` for the study {tuned.study}, on the held-out set, with one seed. Each trial took the values of its own "
+        "point."
+    )
     return [Section("Tuned settings", (Table(table.loc[:, (table != "").any()], "", wide=True),), note)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,9 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
+from analysis.fits.joint import fit_joint
 from analysis.table import COLUMNS
 
+FEW = 100
+"""Resamples of a law over several budgets where a study's sentences and figures are tested; its own tests, and those of bytes, take all."""
 SHARES = (1.0, 0.9, 0.75, 0.6, 0.4, 0.2, 0.1, 0.0)
 SEQUENCES = 64
 
@@ -199,6 +204,20 @@ def troubled_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """18 trials, the dense baseline among them: one out of memory, one diverged, one pending."""
     folder = tmp_path_factory.mktemp("studies") / "troubled"
     return make_study(folder, statuses={3: "out_of_memory", 9: "diverged", 11: "pending"}, dense=True)
+
+
+@pytest.fixture(autouse=True)
+def light(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Laws over several budgets take `FEW` resamples, and figures are saved as empty pages but in tests marked `figures`."""
+    monkeypatch.setattr("analysis.studies.allocation.fit_joint", functools.partial(fit_joint, resamples=FEW))
+    if not request.node.get_closest_marker("figures"):
+        monkeypatch.setattr("analysis.report.save", _save_nothing)
+
+
+def _save_nothing(figure: Figure, data: pd.DataFrame, folder: Path, name: str) -> None:
+    for suffix in ("svg", "png"):
+        (folder / f"{name}.{suffix}").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="10" height="10"/>')
+    data.to_csv(folder / f"{name}.csv", index=False)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from analysis.report import write_report
+from analysis.report import summarize, write_report
 
 POOLS = ("engram", "ngram_embedding")
 
@@ -37,7 +37,8 @@ def test_a_tuned_rate_is_told_and_the_written_one_is_not(new_points: Callable[..
     ]
     page = words(tuned_study(new_points, winners, [0.0071, 0.0093]))
     assert "0.0025" not in page
-    assert "0.0071, 0.0093, tuned" in page
+    assert "Tuned before the study: train.lr 0.0071, 0.0093." in page
+    assert "train.lr tuned, see Tuned settings" in page
     assert "One learning rate for every" not in page
     assert "tuned apart for each value of rho, on the held-out set itself" in page
     assert "1 of 2 rates lie at the edge of what was tried" in page
@@ -69,3 +70,15 @@ def test_an_untuned_study_says_that_one_rate_served_all(new_points: Callable[...
     page = words(new_points("memories", points, described=described))
     assert "One learning rate for every memory and share" in page
     assert "Tuned settings" not in page
+
+
+def test_trials_that_learned_nothing_are_told(new_points: Callable[..., Path]) -> None:
+    """At a rate far too high they may finish a little above the loss of equally likely tokens, here ln 4096 = 8.318."""
+    points = [
+        {"rho": 0.5, "share_moe": 0.5, "loss": loss, **{f"share_{other}": 0.5 * (other == pool) for other in POOLS}}
+        for pool, loss in zip(POOLS, (8.4, 4.0), strict=True)
+    ]
+    folder = new_points("memories", points)
+    page = words(folder)
+    assert "2 of 4 finished trials, such as 000000000000, end at or above the loss of equally likely tokens (8.318 nats)" in page
+    assert "learned nothing" in summarize(folder)

@@ -80,6 +80,7 @@ def test_it_trains_where_the_optimum_is_unsure_and_stops_within_the_tolerance(wr
     assert load_study(ledger.folder / "study.yaml") == load_study(ledger.folder.parent.parent / "tiny.yaml")
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_as_it_would_have(write_study: Callable[..., Path], curve: Curve) -> None:
     curve.noise = 0.05
     file = write_study(budget=LEFT, vary={"rho": search(tolerance=0.02, batch=2, max_trials=18)})

@@ -195,7 +195,7 @@ def test_trials_of_another_corpus_are_not_mixed_in(
 # --- what survives ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", ["none", "cut short"])
+@pytest.mark.parametrize("damage", [pytest.param("none", marks=pytest.mark.slow), "cut short"])
 def test_a_trial_goes_on_elsewhere_from_its_checkpoint(
     write_study: Callable[..., Path],
     elsewhere: Elsewhere,
