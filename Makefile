@@ -25,6 +25,7 @@ test-gpu: $(if $(VENV),$(TESTS))  ## the tests that need a CUDA device; without 
 lint: $(TESTS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 types: $(TESTS)
 	$(BIN)/mypy
