@@ -92,9 +92,9 @@ def remarks(results: Results) -> list[str]:
         lost = finished[finished["val_loss"] > chance - LEARNED_NATS]
         if len(lost):
             lines.append(
-                f"Warning: {len(lost)} of {len(finished)} finished trials, such as {lost['trial_id'].iloc[0]}, end at or above the loss of "
-                f"equally likely tokens ({np.max(chance):.3f} nats). They learned nothing, and what is compared there says nothing: lower "
-                "`train.lr`, or train longer."
+                f"Warning: {len(lost)} of {len(finished)} finished trials, such as {lost['trial_id'].iloc[0]}, end above, or within "
+                f"{LEARNED_NATS:g} nats of, the loss of equally likely tokens ({np.max(chance):.3f} nats). They learned nothing, and what "
+                "is compared there says nothing: lower `train.lr`, or train longer."
             )
     return lines
 

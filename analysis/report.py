@@ -52,14 +52,17 @@ def write_report(results_dir: Path | str) -> Path:
 
 
 def summarize(results_dir: Path | str) -> str:
-    """What the last report says, in words for a terminal: trials finished, and each part of the study, by its label if it has several.
+    """What the last report says, in words for a terminal: trials finished, warnings, and each part of the study, by its label if it has
+    several.
 
     Raises:
         AnalysisError: there is no report, or its `fits.json` is not whole.
     """
     record = Results(Path(results_dir)).report
+    warnings = [line for line in record["remarks"] if line.startswith("Warning: ")]
+    others = [line for line in record["remarks"] if line not in warnings]
     lines = [(f"{reading['label']}: " if reading["label"] else "") + reading["sentences"] for reading in record["readings"]]
-    return "\n".join([record["counts"], *lines, *record["remarks"]])
+    return "\n".join([record["counts"], *warnings, *lines, *others])
 
 
 def _fits_record(results: Results, analysis: Analysis) -> dict[str, Any]:
