@@ -181,7 +181,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from sparsemem.study.access import describe_access, memory_access
     from sparsemem.study.corpora import describe_texts
     from sparsemem.study.diff import changed_texts, describe_diff, diff
-    from sparsemem.study.plan import describe, estimate_seconds, foresee, plan
+    from sparsemem.study.plan import describe, estimate_seconds, foresee, labelled, plan
 
     planned = plan(study)
     listed = [p.row() for p in planned]
@@ -217,7 +217,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     for line in () if compared else noted:
         _say(line)
     for line in foreseen:
-        _say(f"note: {line}")
+        _say(labelled(line))
     return DONE
 
 
@@ -259,9 +259,15 @@ def _run(arguments: argparse.Namespace) -> int:
     from sparsemem.study.launch import run_study
     from sparsemem.study.progress import results_table
 
-    ledger = run_study(study, arguments.study.resolve().parent, arguments.results, arguments.engine, _say, arguments.address)
+    said = list[str]()
+
+    def say(line: str) -> None:
+        said.append(line)
+        _say(line)
+
+    ledger = run_study(study, arguments.study.resolve().parent, arguments.results, arguments.engine, say, arguments.address)
     print(results_table(ledger.table()))
-    _print_findings(ledger.folder)
+    _print_findings(ledger.folder, said)
     for id_ in (row["trial_id"] for row in ledger.rows):
         state = ledger.state(id_)
         more = "" if state.result else f" (more in {ledger.trial_folder(id_) / 'failure.json'})"
@@ -339,17 +345,18 @@ def _bench(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _print_findings(folder: Path) -> None:
-    """The fit in words, and where the figures and the report are."""
+def _print_findings(folder: Path, said: Sequence[str] = ()) -> None:
+    """The fit in words, but for lines that this run has said, and where the figures and the report are."""
     if not (folder / "report.html").exists():
         return
     from analysis.errors import AnalysisError
     from analysis.report import summarize
 
     try:
-        print(f"\n{summarize(folder)}\n")
+        lines = [line for line in summarize(folder).splitlines() if line not in said]
     except AnalysisError as error:
         raise ConfigError(str(error)) from None
+    print("\n".join(["", *lines, ""]))
     print(f"figures  {folder / 'figures'}")
     print(f"report   {folder / 'report.html'}")
 

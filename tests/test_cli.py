@@ -225,3 +225,10 @@ def test_an_unknown_argument_is_refused_by_its_own_command(
     assert refused.value.code == 2
     assert err.startswith(usage)
     assert remedy in err
+
+
+def test_what_a_run_has_said_is_not_said_again(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "report.html").touch()
+    monkeypatch.setattr("analysis.report.summarize", lambda folder: "2 of 2 trials finished.\nWarning: narrow\nCompared: alike")
+    cli._print_findings(tmp_path, ["Warning: narrow"])
+    assert capsys.readouterr().out.splitlines()[:3] == ["", "2 of 2 trials finished.", "Compared: alike"]

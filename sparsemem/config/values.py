@@ -17,10 +17,11 @@ class ConfigError(ValueError):
 
 
 class BudgetError(ConfigError):
-    """No integer sizes meet a field of the budget at one point; `{}` in its words stands for the value offered instead."""
+    """No integer sizes meet a field of the budget at one point; `{}` in its words stands for the value offered instead,
+    written as it is typed."""
 
     def __init__(self, field: str, words: str, offer: int) -> None:
-        super().__init__(words.replace("{}", f"{offer:,}"))
+        super().__init__(words.replace("{}", str(offer)))
         self.field, self.words, self.offer = field, words, offer
 
     def offering(self, value: int) -> BudgetError:

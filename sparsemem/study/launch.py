@@ -19,7 +19,7 @@ from sparsemem.study.engine import ENGINES, Engine, Job, slots
 from sparsemem.study.exchange import corpus_in, driving
 from sparsemem.study.ledger import Ledger, data_id, study_lock
 from sparsemem.study.loggers import Loggers, check_loggers
-from sparsemem.study.plan import PlannedTrial, foresee, in_order, plan
+from sparsemem.study.plan import PlannedTrial, foresee, in_order, labelled, plan
 from sparsemem.study.progress import Progress
 from sparsemem.study.storage import Storage
 
@@ -66,7 +66,7 @@ def run_study(
         trials = {p.trial.id: p.trial for p in planned}
         waiting = ledger.unfinished()
         for line in foresee(adaptive.study, ledger.rows) if waiting else ():
-            say(f"note: {line}")
+            say(labelled(line))
         begun, fetch = texts_begun(ledger, trials.values()), partial(corpus_in, storage) if storage else None
         rest = finished_notes(settled(trials.values(), waiting), base, begun)[0]
         for line in [*rest, *renamed_notes(trials.values(), base, ledger)]:

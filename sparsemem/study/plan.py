@@ -159,6 +159,11 @@ def foresee(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         ) from None
 
 
+def labelled(line: str) -> str:
+    """What is foreseen, under a label unless it brings its own."""
+    return line if line.startswith("Warning: ") else f"note: {line}"
+
+
 def _few_steps(study: Study) -> list[str]:
     """Says so where a trial ends before it has begun to learn."""
     each = [
