@@ -27,7 +27,7 @@ def study(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(STUDY, encoding="utf-8")
     (tmp_path / "corpus").mkdir()
-    (tmp_path / "corpus" / "a.txt").write_text("text")
+    (tmp_path / "corpus" / "a.txt").write_text("".join(f"{number} is a number. " for number in range(2_000)))
     return path
 
 
@@ -46,12 +46,13 @@ def test_plan_refuses_a_tokenizer_that_no_text_can_mend(study: Path, capsys: pyt
 
 
 def test_plan_as_a_table_ends_in_totals(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", str(study)]) == 0
+    assert main(["plan", str(study), "--set", "budget.tokens=200k"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "files: 4 bytes of text: 2 to train on, 2 held out (50.0%), 0 unused"
-    assert lines[1].startswith("note: trials read their text up to about 2.23e+03 times, which favours memory; use more text")
+    assert lines[0] == "files: 34,890 bytes of text: 22,890 to train on, 2,229 held out (6.4%), 9,771 unused (9,771 over validation_tokens)"
+    assert lines[1].startswith("note: trials read their text up to about ")
+    assert lines[1].endswith(" times, which favours memory; use more text, or fewer `budget.tokens`")
     assert lines[3].split()[:3] == ["trial", "seed", "experts"]
-    assert lines[-1].startswith("2 trials, 8k tokens, largest budget error")
+    assert lines[-1].startswith("2 trials, 400k tokens, largest budget error")
 
 
 def noisy(folder: Path, seeds: int = 2) -> Path:
@@ -232,3 +233,19 @@ def test_what_a_run_has_said_is_not_said_again(tmp_path: Path, capsys: pytest.Ca
     monkeypatch.setattr("analysis.report.summarize", lambda folder: "2 of 2 trials finished.\nWarning: narrow\nCompared: alike")
     cli._print_findings(tmp_path, ["Warning: narrow"])
     assert capsys.readouterr().out.splitlines()[:3] == ["", "2 of 2 trials finished.", "Compared: alike"]
+
+
+@pytest.mark.parametrize(
+    ("size", "setting", "words"),
+    [
+        (300, "data.context=256", "field `data.context` has the value 256: the text held out has"),
+        (4_000, "train.batch_tokens=8192", "field `train.batch_tokens` has the value 8,192: a batch takes"),
+    ],
+)
+def test_plan_refuses_a_text_that_run_would(study: Path, capsys: pytest.CaptureFixture[str], size: int, setting: str, words: str) -> None:
+    """Before the text has tokens, its bytes bound them."""
+    for path in (study.parent / "corpus").glob("*"):
+        path.unlink()
+    (study.parent / "corpus" / "a.txt").write_text("".join(f"{number} is a number. " for number in range(size // 16)))
+    assert main(["plan", str(study), "--set", setting]) == 2
+    assert words in capsys.readouterr().err

@@ -74,13 +74,9 @@ class Batches:
             ConfigError: the text is shorter than one batch.
         """
         self.tokens, self.context, self.seed, self.unscored_after = tokens, context, seed, unscored_after
+        check_batch(len(tokens), context, batch_tokens)
         self.rows = batch_tokens // context
         self.windows = (len(tokens) - 1) // context
-        if self.windows < self.rows:
-            raise ConfigError(
-                f"field `train.batch_tokens` has the value {batch_tokens:,}: a batch takes {self.rows} sequences of {context} tokens, "
-                f"the training text holds {self.windows}; use smaller batches or more text"
-            )
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,6 +94,20 @@ class Batches:
             draws = np.random.PCG64([self.seed, epoch]).random_raw(self.windows)
             self._orders = {k: v for k, v in self._orders.items() if k == epoch - 1} | {epoch: np.argsort(draws, kind="stable")}
         return self._orders[epoch]
+
+
+def check_batch(tokens: int, context: int, batch_tokens: int) -> None:
+    """Refuse a batch that is larger than the training text, of so many tokens or, before they are counted, bytes.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    rows, windows = batch_tokens // context, max(0, tokens - 1) // context
+    if windows < rows:
+        raise ConfigError(
+            f"field `train.batch_tokens` has the value {batch_tokens:,}: a batch takes {rows} sequences of {context} tokens, "
+            f"the training text holds {windows}; use smaller batches or more text"
+        )
 
 
 def validation_windows(

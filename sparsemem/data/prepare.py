@@ -106,8 +106,17 @@ def check_context(config: Data, folder: Path) -> None:
     if manifest["longest_document"] <= config.context:
         remedy = f"the longest document has {manifest['longest_document']} tokens; use a context below that, or longer documents"
         raise refused("context", config.context, remedy)
-    if manifest["validation_tokens"] <= config.context:
-        remedy = f"the text held out has {manifest['validation_tokens']} tokens, no whole sequence; use a context below that, or"
+    check_held_out(manifest["validation_tokens"], config)
+
+
+def check_held_out(tokens: int, config: Data) -> None:
+    """Refuse a context that all held-out text, of so many tokens or, before they are counted, bytes, does not fill.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    if tokens <= config.context:
+        remedy = f"the text held out has {tokens} tokens, no whole sequence; use a context below that, or"
         raise refused("context", config.context, f"{remedy} {VALIDATION_REMEDY}")
 
 

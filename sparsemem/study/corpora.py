@@ -16,11 +16,13 @@ from typing import Any
 from sparsemem.config import ConfigError, Data, Trial
 from sparsemem.data import Batches, Tokens
 from sparsemem.data.account import accounts, describe_text
+from sparsemem.data.batches import check_batch
 from sparsemem.data.corpus import Corpus
 from sparsemem.data.prepare import (
     NOT_IN_TOKENS,
     cache_folder,
     check_context,
+    check_held_out,
     kept_folder,
     named_corpus,
     open_corpus,
@@ -129,11 +131,27 @@ def describe_texts(trials: Iterable[Trial], base: Path, kept: Mapping[str, str] 
             lines.append(f"{data.corpus}: the tokens {digest}, which are not in this cache")
         else:
             lines.append(f"{data.corpus}: up to {data.max_bytes:,} bytes of text, which `run` prepares")
+        _check_sizes(own, manifest)
         lines += filter(None, [_repetition(own, manifest)])
         counted = {name: manifest[name] for name in ("train_tokens", "validation_tokens") if name in manifest}
         times = {"repetition": repetition} if (repetition := _times_read(own, manifest)) else {}
         records.append({"corpus": data.corpus, "digest": digest, **manifest.get("text", {}), **counted, **times})
     return records, "\n".join(lines)
+
+
+def _check_sizes(trials: Sequence[Trial], manifest: Mapping[str, Any]) -> None:
+    """Refuse what `run` would: a text too short for a sequence or a batch. A token has a byte at least, where they are not counted yet.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    text = manifest.get("text", {})
+    held, train = (manifest.get(f"{side}_tokens", text.get(side)) for side in ("validation", "train"))
+    for data, batch_tokens in dict.fromkeys((trial.data, trial.train.batch_tokens) for trial in trials):
+        if held is not None:
+            check_held_out(held, data)
+        if train is not None:
+            check_batch(train, data.context, batch_tokens)
 
 
 def _bytes_a_token(data: Data) -> float:
