@@ -14,13 +14,16 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsemem.arguments import Parser
 from sparsemem.config import ConfigError, load_study
 from sparsemem.config.reading import read_value
 from sparsemem.failure import impersonal
 from sparsemem.study.engine import ENGINES
+
+if TYPE_CHECKING:
+    from sparsemem.study.plan import PlannedTrial
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -184,9 +187,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     from sparsemem.study.plan import describe, estimate_seconds, foresee, labelled, plan
 
     planned = plan(study)
-    listed = [p.row() for p in planned]
-    foreseen = foresee(study, listed)
-    found = _detect(arguments, study.study, listed)
+    foreseen = foresee(study, planned)
+    found = _detect(arguments, study.study, planned)
     compared = diff(study, planned, arguments.diff if arguments.diff != Path() else None) if arguments.diff is not None else None
     base = arguments.study.resolve().parent
     for data in {p.trial.data for p in planned}:
@@ -221,7 +223,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _detect(arguments: argparse.Namespace, name: str, rows: list[dict[str, Any]]) -> tuple[dict[str, Any], str] | None:
+def _detect(arguments: argparse.Namespace, name: str, planned: Sequence[PlannedTrial]) -> tuple[dict[str, Any], str] | None:
     """What the plan can detect, as a record and in words; None where that is not asked.
 
     Raises:
@@ -244,7 +246,7 @@ def _detect(arguments: argparse.Namespace, name: str, rows: list[dict[str, Any]]
     from analysis.errors import AnalysisError
 
     try:
-        found = detect(arguments.detect, pd.DataFrame(rows), folder)
+        found = detect(arguments.detect, pd.DataFrame([p.row() for p in planned]), folder)
     except AnalysisError as error:
         raise ConfigError(str(error)) from None
     return found, describe_detect(found)

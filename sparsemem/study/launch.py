@@ -65,7 +65,7 @@ def run_study(
                 shared.pull(shared.storage)
         trials = {p.trial.id: p.trial for p in planned}
         waiting = ledger.unfinished()
-        for line in foresee(adaptive.study, ledger.rows) if waiting else ():
+        for line in foresee(adaptive.study, planned) if waiting else ():
             say(labelled(line))
         begun, fetch = texts_begun(ledger, trials.values()), partial(corpus_in, storage) if storage else None
         rest = finished_notes(settled(trials.values(), waiting), base, begun)[0]

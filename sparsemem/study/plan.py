@@ -6,7 +6,7 @@ import functools
 import heapq
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -103,7 +103,7 @@ def plan(study: Study) -> list[PlannedTrial]:
     pools = tuple(pool for pool in MEMORY_POOLS if any(getattr(trial.model, pool) for _, trial in points))
     solved = functools.cache(_solved)  # most of a large study differs in what no size depends on
     planned: dict[str, PlannedTrial] = {}
-    refusals: dict[str, str] = {}
+    refused: dict[str, tuple[ConfigError, Budget, str]] = {}
     for varied, trial in points:
         id_ = trial.id
         if id_ in planned:
@@ -113,23 +113,23 @@ def plan(study: Study) -> list[PlannedTrial]:
             sizes, account = solved(trial.model, trial.budget, tuple(trial.shares.items()), trial.data.context, trial.data.vocab_size)
         except ConfigError as error:
             point = ", ".join(f"{path}={value}" for path, value in varied.items())
-            words = _serving_all(error, trial.budget, [each for _, each in points]) if isinstance(error, BudgetError) else str(error)
-            refusals.setdefault(words, f" (at the point {point})" if point else "")
+            refused.setdefault(str(error), (error, trial.budget, f" (at the point {point})" if point else ""))
             continue
         planned[id_] = PlannedTrial(study.study, trial, _values(trial, axes), trial.at(filled_in), pools, sizes, account)
-    if refusals:
-        raise ConfigError("\n".join(message + point for message, point in refusals.items()))
+    if refused:
+        trials = [trial for _, trial in points]
+        lines: dict[str, str] = {}
+        for refusal, budget, point in refused.values():
+            lines.setdefault(_serving_all(refusal, budget, trials) if isinstance(refusal, BudgetError) else str(refusal), point)
+        raise ConfigError("\n".join(words + point for words, point in lines.items()))
     kinds = {(p.trial.model, tuple(p.trial.shares)): p.sizes for p in planned.values()}
     for (model, _), sizes in islice(kinds.items(), CHECKED_MODELS):
         check_account(model, sizes)
     return list(planned.values())
 
 
-def foresee(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def foresee(study: Study, planned: Sequence[PlannedTrial]) -> list[str]:
     """What the study's `analysis` will make of the trials, as far as can be said before they are trained.
-
-    Args:
-        rows: `PlannedTrial.row` of each.
 
     Raises:
         ConfigError: it will not be able to read them; names the kinds that will.
@@ -146,11 +146,11 @@ def foresee(study: Study, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "vary": [dict(grid) for grid in study.vary],
         "model": study.base.get("model"),
     }
-    results = Results.planned(Path(study.study), described, rows)
+    results = Results.planned(Path(study.study), described, [p.row() for p in planned])
     try:
         analysis = analyse(results)
         analysis.check()
-        return [*_few_steps(study), *(analysis.foresee() if len(rows) > 1 else ())]
+        return [*_few_steps(planned), *(analysis.foresee() if len(planned) > 1 else ())]
     except AnalysisError as error:
         problem = str(error).removeprefix(f"{results.folder}: ")
         others = ", ".join(f"`analysis: {kind}`" for kind in readable_by(results))
@@ -164,12 +164,10 @@ def labelled(line: str) -> str:
     return line if line.startswith("Warning: ") else f"note: {line}"
 
 
-def _few_steps(study: Study) -> list[str]:
+def _few_steps(planned: Sequence[PlannedTrial]) -> list[str]:
     """Says so where a trial ends before it has begun to learn."""
-    each = [
-        (-(-trial.budget.tokens // trial.train.batch_tokens), trial.budget.tokens, trial.train.batch_tokens) for _, trial in study.points()
-    ]
-    steps, tokens, batch = min(each)
+    sizes = {(p.trial.budget.tokens, p.trial.train.batch_tokens) for p in planned}
+    steps, tokens, batch = min((-(-tokens // batch), tokens, batch) for tokens, batch in sizes)
     if steps >= FEW_STEPS:
         return []
     return [f"`budget.tokens` {tokens:,} make {steps} steps of `train.batch_tokens` {batch:,}: too few to learn from; lower the batch"]

@@ -11,10 +11,7 @@ def count(number: float) -> str:
     >>> count(1_240_000), count(499_968), count(62)
     ('1.24M', '500k', '62')
     """
-    for each, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= each:
-            return f"{number / each:.4g}{unit}"
-    return f"{number:.4g}"
+    return _scaled(number, "", ("k", "M", "B", "T"))
 
 
 def size(number: float) -> str:
@@ -23,10 +20,15 @@ def size(number: float) -> str:
     >>> size(32_090_000_000), size(1500), size(62)
     ('32.09 GB', '1.5 kB', '62 B')
     """
-    for each, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if abs(number) >= each:
-            return f"{number / each:.4g} {unit}"
-    return f"{number:.4g} B"
+    return _scaled(number, " B", (" kB", " MB", " GB", " TB"))
+
+
+def _scaled(number: float, plain: str, units: Sequence[str]) -> str:
+    """With the unit, of ever a thousand times the one before it, that leaves at least 1."""
+    for power in range(len(units), 0, -1):
+        if abs(number) >= 1000.0**power:
+            return f"{number / 1000.0**power:.4g}{units[power - 1]}"
+    return f"{number:.4g}{plain}"
 
 
 def duration(seconds: float) -> str:

@@ -100,7 +100,7 @@ def test_a_trial_of_few_steps_is_foreseen(write_study: Callable[..., Path]) -> N
     budget = {"total_params": "30k", "active_params": "7k", "tolerance": "5%"}
     for tokens, said in ((300, True), (100_000, False)):
         study = load_study(write_study(budget=budget | {"tokens": tokens}, vary={"rho": [1.0, 0.5]}))
-        lines = foresee(study, [p.row() for p in plan(study)])
+        lines = foresee(study, plan(study))
         assert any(f"`budget.tokens` {tokens:,} make 2 steps of `train.batch_tokens` 256" in line for line in lines) is said
 
 
@@ -178,16 +178,16 @@ def test_what_the_named_analysis_cannot_read_is_refused_before_training_with_the
 ) -> None:
     study = load_study(write_study(vary={"rho": [1.0, 0.5], "seed": [0, 1]}), {"analysis": kind})
     with pytest.raises(ConfigError, match=rf"field `analysis` has the value '{kind}', .*\(`analysis: allocation`"):
-        foresee(study, [p.row() for p in plan(study)])
+        foresee(study, plan(study))
 
 
 def test_memories_at_too_few_shares_for_a_curve_are_told_of_the_kind_that_compares_them(write_study: Callable[..., Path]) -> None:
     shares = [{"moe": 0.5, "engram": 0.5}, {"moe": 0.5, "ngram_embedding": 0.5}]
     study = load_study(write_study(vary={"shares": shares}), {"model.ngram_embedding": {"row_dim": 4, "heads": 1}})
-    assert any("`analysis: memories` reports their differences" in line for line in foresee(study, [p.row() for p in plan(study)]))
+    assert any("`analysis: memories` reports their differences" in line for line in foresee(study, plan(study)))
     alone = load_study(write_study(vary={"rho": [1.0, 0.5]}))
-    assert foresee(alone, [p.row() for p in plan(alone)]) == [
+    assert foresee(alone, plan(alone)) == [
         "1 of 1 curves have fewer than 4 shares, so no optimum will be fitted to them; plan 4 shares or more."
     ]
     compared = study.model_copy(update={"analysis": "memories"})
-    assert not any("fewer than" in line for line in foresee(compared, [p.row() for p in plan(compared)]))
+    assert not any("fewer than" in line for line in foresee(compared, plan(compared)))
