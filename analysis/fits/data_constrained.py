@@ -11,7 +11,7 @@ log R_D*, log R_N*).
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +21,12 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fits.points import Points, read_points
 from analysis.fits.refits import of_bootstrap
-from analysis.fits.runs import distinct, require_resamples
-from analysis.fits.sized_law import SizedFit, SizedLaw, fit_sized
+from analysis.fits.runs import require_resamples
+from analysis.fits.sized_law import CountedLaw, SizedFit, fit_sized, ranged
 from analysis.interval import percent, takes_level
 from analysis.status import Status
 
 Array = np.ndarray
-ALPHA, FADES = (0.02, 2.0), (0.1, 1000.0)
-"""Admissible exponents, and R_D* and R_N*."""
-NAMES = ("E", "A", "B", "alpha", "beta", "R_D", "R_N")
 LEAST_RUNS = 10
 MOST_REPEATS = 1e4
 """Epochs of the median run beyond which the unique tokens are in another unit; the paper goes up to 1,500."""
@@ -41,49 +38,26 @@ def faded(base: Array, log_ratio: Array, fade: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class DataConstrainedLaw(SizedLaw):
+class DataConstrainedLaw(CountedLaw):
     """The law of repeated data; its sizes are parameters, tokens and unique tokens."""
 
-    NAMES = LIMITED = NAMES
-    FLAT = 1e-9
+    NAMES = LIMITED = ("E", "A", "B", "alpha", "beta", "R_D", "R_N")
+    FURTHER = (0.1, 1000.0)
+    TRIED = ((3.0, 15.0, 60.0), (3.0, 15.0))
 
-    def bounds(self) -> tuple[Array, Array]:
-        most = np.exp(self.log_y_N.max())
-        low = [0.0, np.log(most) - 30, np.log(most) - 30, *(ALPHA[0],) * 2, *(np.log(FADES[0]),) * 2]
-        return np.array(low), np.array([most, np.log(most) + 5, np.log(most) + 5, *(ALPHA[1],) * 2, *(np.log(FADES[1]),) * 2])
-
-    def starts(self) -> Array:
-        """A grid over exponents and fading, the rest by least squares with every parameter counted -> [G, K]."""
-        low_K, high_K = self.bounds()
-        found, weight_N1 = [], np.exp(-self.log_y_N)[:, None]
-        (log_n_N, log_all_N, log_u_N), (n_mean, d_mean, _) = self.log_x_TN, self.means
+    def counted_at_start(self, further: tuple[float, ...]) -> tuple[Array, Array]:
+        """Every parameter counts: how many do depends on the levels."""
+        log_n_N, log_all_N, log_u_N = self.log_x_TN
         unique_N = np.minimum(log_u_N, log_all_N)
-        for alpha, beta, fade, other in itertools.product((0.2, 0.35, 0.6), (0.2, 0.35, 0.6), (3.0, 15.0, 60.0), (3.0, 15.0)):
-            log_d_N = np.log(faded(np.exp(unique_N), log_all_N - unique_N, np.array(fade)))
-            basis = [np.ones_like(log_d_N), np.exp(-alpha * (log_n_N - n_mean)), np.exp(-beta * (log_d_N - d_mean))]
-            linear_3 = np.linalg.lstsq(np.stack(basis, axis=1) * weight_N1, np.ones(len(log_d_N)), rcond=None)[0]
-            e, a, b = np.maximum(linear_3, 1e-2 * np.exp(self.log_y_N.min()))
-            found.append([e, np.log(a), np.log(b), alpha, beta, np.log(fade), np.log(other)])
-        return np.clip(found, low_K, high_K)
+        return log_n_N, np.log(faded(np.exp(unique_N), log_all_N - unique_N, np.array(further[0])))
 
-    def log_value(self, theta_RK: Array, *log_x: Array) -> Array:
-        log_n_X, log_d_X, log_u_X = log_x
-        e, log_a, log_b, alpha, beta, log_fade_d, log_fade_n = theta_RK.T[:, :, None]
-        n_mean, d_mean, _ = self.means
-        level_a, level_b = log_a + alpha * n_mean, log_b + beta * d_mean
+    def counted(self, log_x: Sequence[Array], further: Sequence[Array], powers: tuple[Array, ...]) -> tuple[Array, Array]:
+        (log_n_X, log_d_X, log_u_X), (log_fade_d, log_fade_n), (level_a, level_b, alpha, beta) = log_x, further, powers
         log_g = (np.log(alpha / beta) + level_a - level_b) / (alpha + beta)
         log_u_X = np.minimum(log_u_X, log_d_X)
         log_base_RX = np.minimum(log_n_X, log_g + beta / alpha * (log_g + log_u_X))
         log_n_RX = log_base_RX + np.log(faded(np.ones(1), log_n_X - log_base_RX, np.exp(log_fade_n)))
-        log_d_RX = log_u_X + np.log(faded(np.ones(1), log_d_X - log_u_X, np.exp(log_fade_d)))
-        return np.log(e + np.exp(level_a - alpha * log_n_RX) + np.exp(level_b - beta * log_d_RX))
-
-    def table(self, theta_BK: Array, level: float) -> dict[str, Array]:
-        e, log_a, log_b, alpha, beta, fade_d, fade_n = theta_BK.T
-        n_mean, d_mean, _ = self.means
-        with np.errstate(over="ignore"):  # `Fit` gives a status to what leaves the range of numbers
-            a, b = level * np.exp(log_a + alpha * n_mean), level * np.exp(log_b + beta * d_mean)
-            return dict(zip(NAMES, (level * e, a, b, alpha, beta, np.exp(fade_d), np.exp(fade_n)), strict=True))
+        return log_n_RX, log_u_X + np.log(faded(np.ones(1), log_d_X - log_u_X, np.exp(log_fade_d)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +126,9 @@ def fit_data_constrained(
         "form": "loss = E + A N'^-alpha + B D'^-beta; D' = U (1 + R_D (1 - exp(-(D/U - 1) / R_D))), and N' alike with R_N and "
         "min(N, N_opt(U)) in place of U",
         "objective": "sum over rows of (log fitted loss - log loss)^2, natural logarithms",
-        "admissible": f"exponents {ALPHA[0]:g} to {ALPHA[1]:g}, R_D and R_N {FADES[0]:g} to {FADES[1]:g}, E not negative",
+        "admissible": ", ".join(
+            (ranged("exponents", DataConstrainedLaw.POWERS), ranged("R_D and R_N", DataConstrainedLaw.FURTHER), "E not negative")
+        ),
         **of_bootstrap(run, resamples, random_seed),
     }
     common: dict[str, Any] = {"law": "data-constrained", "columns": columns, "rows": points.rows, "conventions": conventions}
@@ -164,14 +140,8 @@ def fit_data_constrained(
 
 def _refusal(points: Points, columns: tuple[str, str, str]) -> tuple[Status, str] | None:
     """Why no law can be fitted, or None."""
-    refusal = points.refusal()
-    if refusal:
+    if refusal := points.too_few(columns, "seven", LEAST_RUNS, (3, 3), "its power"):
         return refusal
-    if len(points.y_N) < LEAST_RUNS:
-        return Status.TOO_FEW_POINTS, f"{len(points.y_N)} rows; seven parameters need at least {LEAST_RUNS}: train more."
-    for column, x_N in zip(columns[:2], points.x_TN, strict=False):
-        if distinct(x_N) < 3:
-            return Status.TOO_FEW_POINTS, f"`{column}` has {distinct(x_N)} distinct value(s); its power needs at least 3."
     _, d_N, u_N = points.x_TN
     if (d_N > 2 * u_N).sum() < 3:
         words = (

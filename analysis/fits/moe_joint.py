@@ -17,13 +17,12 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.fits.points import Points, read_points
+from analysis.fits.points import read_points
 from analysis.fits.refits import of_bootstrap
 from analysis.fits.routing import RATIO, START, saturating
-from analysis.fits.runs import distinct, require_resamples
+from analysis.fits.runs import require_resamples
 from analysis.fits.sized_law import SizedFit, SizedLaw, fit_sized
 from analysis.interval import percent, takes_level
-from analysis.status import Status
 
 Array = np.ndarray
 POWERS, BENDS = (-2.0, -0.01), (-3.0, 3.0)
@@ -165,20 +164,6 @@ def fit_moe_joint(
         **of_bootstrap(run, resamples, random_seed),
     }
     common: dict[str, Any] = {"law": "moe-joint", "columns": columns, "rows": points.rows, "conventions": conventions}
-    refusal = _refusal(points, columns)
-    if refusal:
+    if refusal := points.too_few(columns, "eleven", LEAST_RUNS, (3, 3, 4)):
         return MoeJointFit(status=refusal[0], message=points.with_left_out(refusal[1]), **common)
     return fit_sized(MoeJointFit, MoeJointLaw, points, common, "Train at more sizes, tokens or numbers of experts.")
-
-
-def _refusal(points: Points, columns: tuple[str, str, str]) -> tuple[Status, str] | None:
-    """Why no law can be fitted, or None."""
-    refusal = points.refusal()
-    if refusal:
-        return refusal
-    if len(points.y_N) < LEAST_RUNS:
-        return Status.TOO_FEW_POINTS, f"{len(points.y_N)} rows; eleven parameters need at least {LEAST_RUNS}: train more."
-    for column, x_N, least in zip(columns, points.x_TN, (3, 3, 4), strict=True):
-        if distinct(x_N) < least:
-            return Status.TOO_FEW_POINTS, f"`{column}` has {distinct(x_N)} distinct value(s); the law needs at least {least}."
-    return None

@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.columns import floats
 from analysis.errors import AnalysisError, require_columns
-from analysis.fits.runs import finished, listed, places, same_losses, unfinished
+from analysis.fits.runs import distinct, finished, listed, places, same_losses, unfinished
 from analysis.status import Status
 
 Array = np.ndarray
@@ -59,6 +59,25 @@ class Points:
             return Status.NOT_FINITE, f"the loss of {bad} is not a positive number: leave such runs out and say so, or repeat them."
         equal = same_losses(self.y_N)
         return (Status.TOO_FEW_POINTS, equal) if equal else None
+
+    def too_few(
+        self, columns: Sequence[str], parameters: str, runs: int, sizes: Sequence[int], law: str = "the law", more: str = "train more"
+    ) -> tuple[Status, str] | None:
+        """`refusal`, or that there are fewer runs, or distinct values of a column, than a law needs.
+
+        Args:
+            columns: of the sizes, in their order.
+            parameters: how many the law has, in a word.
+            sizes: distinct values that each column needs; of the columns beyond them any number will do.
+        """
+        if refusal := self.refusal():
+            return refusal
+        if len(self.y_N) < runs:
+            return Status.TOO_FEW_POINTS, f"{len(self.y_N)} rows; {parameters} parameters need at least {runs}: {more}."
+        for column, x_N, least in zip(columns, self.x_TN, sizes, strict=False):
+            if distinct(x_N) < least:
+                return Status.TOO_FEW_POINTS, f"`{column}` has {distinct(x_N)} distinct value(s); {law} needs at least {least}."
+        return None
 
 
 def read_points(frame: pd.DataFrame, x: Sequence[str], loss: str, run: str | None, caller: str) -> Points:

@@ -18,11 +18,10 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fits.points import Points, read_points
 from analysis.fits.refits import covariance_of, fit_all, of_bootstrap, resampled_weights, verdict
-from analysis.fits.runs import distinct, require_resamples
+from analysis.fits.runs import require_resamples
 from analysis.fits.scatter import around, judge_scatter, slopes_of, with_scatter
 from analysis.fits.types import Estimate, Fit, with_doubt
 from analysis.interval import ends, percent, takes_level
-from analysis.status import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -192,8 +191,7 @@ def fit_routing(
         **of_bootstrap(run, resamples, random_seed),
     }
     common: dict[str, Any] = {"law": "routing", "columns": (params, experts), "rows": points.rows, "conventions": conventions}
-    refusal = _refusal(points, params, experts)
-    if refusal:
+    if refusal := points.too_few((params, experts), "six", 8, (2, 4), more="train more sizes and numbers of experts"):
         return RoutingFit(status=refusal[0], message=points.with_left_out(refusal[1]), **common)
     log_n_N = np.log10(points.x_TN[0])
     mean = float(log_n_N.mean())
@@ -225,19 +223,6 @@ def fit_routing(
         _points=points,
         **common,
     )
-
-
-def _refusal(points: Points, params: str, experts: str) -> tuple[Status, str] | None:
-    refusal = points.refusal()
-    if refusal:
-        return refusal
-    if len(points.y_N) < 8:
-        return Status.TOO_FEW_POINTS, f"{len(points.y_N)} rows; six parameters need at least 8: train more sizes and numbers of experts."
-    for column, x_N, least in zip((params, experts), points.x_TN, (2, 4), strict=True):
-        sizes = distinct(x_N)
-        if sizes < least:
-            return Status.TOO_FEW_POINTS, f"`{column}` has {sizes} distinct value(s); the law needs at least {least}."
-    return None
 
 
 def _ends(law: RoutingLaw, theta_BK: Array) -> tuple[tuple[Array, str], ...]:

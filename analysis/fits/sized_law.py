@@ -7,8 +7,9 @@ Letters: T sizes, R rows of parameters, B resamples, G starts, N runs, X points,
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -90,6 +91,72 @@ class SizedLaw(ABC):
         weighted_RKN = (slope_RNK * w_RN[:, :, None]).swapaxes(1, 2)
         gradient_RK = 2 * (weighted_RKN @ np.nan_to_num(r_RN)[:, :, None])[:, :, 0]
         return np.where(np.isfinite(f_R), f_R, np.inf), gradient_RK, 2 * weighted_RKN @ slope_RNK
+
+
+@dataclass(frozen=True)
+class CountedLaw(SizedLaw):
+    """`L = E + A N'^-alpha + B D'^-beta`, where further parameters say how much of the parameters N and the tokens D counts.
+
+    Its K parameters are E, log A and log B at the mean sizes, alpha, beta and the logs of the further ones.
+    """
+
+    FLAT = 1e-9
+    POWERS: ClassVar[tuple[float, float]] = (0.02, 2.0)
+    """Admissible exponents."""
+    FURTHER: ClassVar[tuple[float, float]]
+    """Admissible values of each further parameter."""
+    TRIED: ClassVar[tuple[tuple[float, ...], ...]]
+    """Values of each further parameter to start from."""
+
+    @abstractmethod
+    def counted_at_start(self, further: tuple[float, ...]) -> tuple[Array, Array]:
+        """log N' and log D' of the runs -> [N], [N]; what exponents and levels enter may be left out."""
+
+    @abstractmethod
+    def counted(self, log_x: Sequence[Array], further: Sequence[Array], powers: tuple[Array, ...]) -> tuple[Array, Array]:
+        """log N' and log D' -> [R, X], [R, X].
+
+        Args:
+            further: the further parameters, in logs [R, 1].
+            powers: log A, log B (of sizes in their unit), alpha and beta [R, 1].
+        """
+
+    def bounds(self) -> tuple[Array, Array]:
+        most, further = np.exp(self.log_y_N.max()), len(self.TRIED)
+        low = [0.0, np.log(most) - 30, np.log(most) - 30, *(self.POWERS[0],) * 2, *(np.log(self.FURTHER[0]),) * further]
+        high = [most, np.log(most) + 5, np.log(most) + 5, *(self.POWERS[1],) * 2, *(np.log(self.FURTHER[1]),) * further]
+        return np.array(low), np.array(high)
+
+    def starts(self) -> Array:
+        """A grid over exponents and further parameters, the rest by least squares -> [G, K]."""
+        found, weight_N1 = [], np.exp(-self.log_y_N)[:, None]
+        n_mean, d_mean, _ = self.means
+        for alpha, beta, *further in itertools.product((0.2, 0.35, 0.6), (0.2, 0.35, 0.6), *self.TRIED):
+            log_n_N, log_d_N = self.counted_at_start(tuple(further))
+            basis = [np.ones_like(log_d_N), np.exp(-alpha * (log_n_N - n_mean)), np.exp(-beta * (log_d_N - d_mean))]
+            linear_3 = np.linalg.lstsq(np.stack(basis, axis=1) * weight_N1, np.ones(len(log_d_N)), rcond=None)[0]
+            e, a, b = np.maximum(linear_3, 1e-2 * np.exp(self.log_y_N.min()))
+            found.append([e, np.log(a), np.log(b), alpha, beta, *np.log(further)])
+        return np.clip(found, *self.bounds())
+
+    def log_value(self, theta_RK: Array, *log_x: Array) -> Array:
+        e, log_a, log_b, alpha, beta, *further = theta_RK.T[:, :, None]
+        n_mean, d_mean, _ = self.means
+        level_a, level_b = log_a + alpha * n_mean, log_b + beta * d_mean
+        log_n_RX, log_d_RX = self.counted(log_x, further, (level_a, level_b, alpha, beta))
+        return np.array(np.log(e + np.exp(level_a - alpha * log_n_RX) + np.exp(level_b - beta * log_d_RX)))
+
+    def table(self, theta_BK: Array, level: float) -> dict[str, Array]:
+        e, log_a, log_b, alpha, beta, *further = theta_BK.T
+        n_mean, d_mean, _ = self.means
+        with np.errstate(over="ignore"):  # `Fit` gives a status to what leaves the range of numbers
+            a, b = level * np.exp(log_a + alpha * n_mean), level * np.exp(log_b + beta * d_mean)
+            return dict(zip(self.NAMES, (level * e, a, b, alpha, beta, *np.exp(further)), strict=True))
+
+
+def ranged(name: str, ends: tuple[float, float]) -> str:
+    """A range of admissible values in words."""
+    return f"{name} {ends[0]:g} to {ends[1]:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
