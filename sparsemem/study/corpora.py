@@ -195,24 +195,20 @@ def text_notes(trials: Iterable[Trial], base: Path, begun: Mapping[str, Begun], 
     return notes, digests
 
 
-def finished_notes(trials: Iterable[Trial], base: Path, begun: Mapping[str, Begun]) -> tuple[list[str], dict[str, str]]:
-    """`text_notes` of own files of which nothing is left to train: never refused."""
-    notes, digests = [], {}
+def finished_notes(
+    trials: Sequence[Trial], waiting: Iterable[str], base: Path, begun: Mapping[str, Begun], ledger: Ledger
+) -> tuple[list[str], dict[str, str]]:
+    """`text_notes` of own files that no waiting trial reads, never refused; and of finished trials under other names of the same text."""
+    left, notes, digests = set(waiting), [], {}
+    read = {text_id(trial.data) for trial in trials if trial.id in left}
     for text, data in {text_id(trial.data): trial.data for trial in trials if trial.data.corpus == "files"}.items():
-        if text in begun and begun[text].trials and (change := _changed(data, base, begun[text].digest)):
+        if text in begun and text not in read and begun[text].trials and (change := _changed(data, base, begun[text].digest)):
             notes.append(_note(begun[text], change))
             digests[text] = begun[text].digest
-    return notes, digests
+    return [*notes, *_renamed_notes(trials, base, ledger)], digests
 
 
-def settled(trials: Iterable[Trial], waiting: Iterable[str]) -> list[Trial]:
-    """Those of texts that no waiting trial reads."""
-    trials, left = list(trials), set(waiting)
-    read = {text_id(trial.data) for trial in trials if trial.id in left}
-    return [trial for trial in trials if text_id(trial.data) not in read]
-
-
-def renamed_notes(trials: Iterable[Trial], base: Path, ledger: Ledger) -> list[str]:
+def _renamed_notes(trials: Iterable[Trial], base: Path, ledger: Ledger) -> list[str]:
     """Of trials that are about to begin: those that are finished on the same text under other names of its files.
 
     A trial's id holds the names as the study writes them; the digest of its text does not.

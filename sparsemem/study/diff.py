@@ -76,7 +76,7 @@ def changed_texts(study: Study, planned: Sequence[PlannedTrial], base: Path, fol
     Raises:
         ConfigError: `run` will refuse: finished trials were trained on a text that is not to be had any more, or some text cannot be read.
     """
-    from sparsemem.study.corpora import finished_notes, renamed_notes, settled, text_notes, texts_begun
+    from sparsemem.study.corpora import finished_notes, text_notes, texts_begun
     from sparsemem.study.exchange import FIRST_PATIENCE_SECONDS, corpus_in
     from sparsemem.study.launch import storage_of
 
@@ -87,8 +87,8 @@ def changed_texts(study: Study, planned: Sequence[PlannedTrial], base: Path, fol
     trials = [p.trial for p in planned]
     begun = texts_begun(ledger, trials)
     notes, digests = text_notes([trial for trial in trials if trial.id in waiting], base, begun, fetch)
-    rest, others = finished_notes(settled(trials, waiting), base, begun)
-    return [*notes, *rest, *renamed_notes(trials, base, ledger)], digests | others
+    rest, others = finished_notes(trials, waiting, base, begun, ledger)
+    return [*notes, *rest], digests | others
 
 
 def describe_diff(found: Mapping[str, Any]) -> str:

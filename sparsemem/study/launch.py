@@ -14,7 +14,7 @@ from typing import Any
 
 from sparsemem.config import ConfigError, Study, Trial
 from sparsemem.study.adapt import Adaptive
-from sparsemem.study.corpora import finished_notes, prepare_corpora, renamed_notes, settled, texts_begun
+from sparsemem.study.corpora import finished_notes, prepare_corpora, texts_begun
 from sparsemem.study.engine import ENGINES, Engine, Job, slots
 from sparsemem.study.exchange import corpus_in, driving
 from sparsemem.study.ledger import Ledger, data_id, study_lock
@@ -68,8 +68,7 @@ def run_study(
         for line in foresee(adaptive.study, planned) if waiting else ():
             say(labelled(line))
         begun, fetch = texts_begun(ledger, trials.values()), partial(corpus_in, storage) if storage else None
-        rest = finished_notes(settled(trials.values(), waiting), base, begun)[0]
-        for line in [*rest, *renamed_notes(trials.values(), base, ledger)]:
+        for line in finished_notes(list(trials.values()), waiting, base, begun, ledger)[0]:
             say(line)
         folders, corpora = prepare_corpora([trials[id_] for id_ in waiting], base, begun, say, fetch)
         ledger.check_precision(study, trials)
