@@ -6,16 +6,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy.special import chdtri
 
-from analysis.cells import RATE, cell_fields, split_cells
+from analysis.cells import RATE, cell_fields
 from analysis.errors import AnalysisError
-from analysis.fits.noise import LEVEL, POWER, detectable, power, seed_model, seeds_needed
+from analysis.fits.noise import LEVEL, POWER, detectable, power, seeds_needed
 from analysis.results import Results
 from analysis.studies import analyse
-from analysis.studies.memories import Memories
 from analysis.table import si
 
 UNEVEN = 2.0
@@ -54,27 +52,12 @@ def detect(depth: float, planned: pd.DataFrame, noise_from: Path | str) -> dict[
 
 
 def paired_noise(folder: Path | str) -> list[dict[str, Any]]:
-    """Noise of one run once the effect of its seed is off -> label, tokens, paired_sd (nats per token) and df of each cell that has any.
+    """`Analysis.noise` of a study.
 
     Raises:
         AnalysisError: no seed is repeated.
     """
-    results = Results(Path(folder))
-    analysis = analyse(results)
-    axis, found = analysis.axis, []
-    for each in (
-        analysis.compared if isinstance(analysis, Memories) else ()
-    ):  # its points are memories beside each other, cells of one share
-        if each.fit.paired_sd and each.fit.noise_df:
-            tokens = float(each.runs["tokens"].median())
-            found.append({"label": each.label, "tokens": tokens, "paired_sd": each.fit.paired_sd, "df": each.fit.noise_df})
-    for cell in split_cells(results.trials, axis) if not found else ():
-        runs = cell.trials.dropna(subset=list(axis))
-        if len(runs):
-            point_N = np.unique(runs[list(axis)].to_numpy(float).round(9), axis=0, return_inverse=True)[1].ravel()
-            model = seed_model(point_N, runs["val_loss"].to_numpy(), runs["seed"].to_numpy())
-            if model.df and model.sd > 0:
-                found.append({"label": cell.label, "tokens": float(runs["tokens"].median()), "paired_sd": model.sd, "df": model.df})
+    found = analyse(Results(Path(folder))).noise()
     if not found:
         raise AnalysisError(f"{folder}: no seed is repeated over the same points, so its noise is unknown; give a study with two seeds")
     return found

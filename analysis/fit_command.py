@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
+from analysis.headings import check_headings, quantities_named
 from sparsemem.arguments import Parser
 
 OPTIONS = {
@@ -37,24 +36,6 @@ OPTIONS = {
 }
 """Option -> what its column holds."""
 TEXT = ("mechanism", "seed", "run")
-QUANTITIES = {
-    "parameters": ("n", "total"),
-    "tokens": ("d", "unique"),
-    "compute": ("flops",),
-    "steps": ("d",),
-    "loss": ("loss", "loss-se"),
-    "perplexity": (),
-}
-"""Quantity -> the options whose column it may be. `--x` takes any size, so it is not looked at."""
-HEADINGS = {
-    "parameters": r"params?|parameters?",
-    "tokens": r"tokens?",
-    "compute": r"[a-z]*flops?|compute",
-    "steps": r"steps?|iterations?|iters?",
-    "loss": r"loss(es)?|nll|bpb",
-    "perplexity": r"ppl|perplexity",
-}
-"""Quantity -> the words of a heading that name it."""
 
 
 @dataclass(frozen=True)
@@ -199,12 +180,6 @@ def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code."""
     parser = build_parser()
     chosen = parser.parse_args(arguments)
-    if not chosen.table.exists():
-        near = difflib.get_close_matches(chosen.table.name, [path.name for path in chosen.table.parent.glob("*")], n=1)
-        print(
-            f"error: {chosen.table}: no such file" + (f"; did you mean {chosen.table.parent / near[0]}?" if near else ""), file=sys.stderr
-        )
-        return 2
     law = LAWS[chosen.law]
     columns = {option: getattr(chosen, option.replace("-", "_")) for option in OPTIONS}
     columns = {option: column for option, column in columns.items() if column is not None}
@@ -215,12 +190,13 @@ def main(arguments: list[str]) -> int:
         what = f"needs {' and '.join(f'--{option}' for option in missing)}" if missing else f"has no --{foreign[0]}"
     elif chosen.best_of_cell and not law.sizes:
         what = "has no --best-of-cell: its repeats are seeds, and all of them count"
-    if what:
-        print(f"error: law {chosen.law} {what}; for example: {law.example}", file=sys.stderr)
-        return 2
     from analysis.interval import at_level
+    from analysis.reader import require_file
 
     try:
+        require_file(chosen.table)
+        if what:
+            raise AnalysisError(f"law {chosen.law} {what}; for example: {law.example}")
         with at_level(chosen.interval):
             said = _run(chosen, law, columns)
     except (AnalysisError, OSError) as error:
@@ -236,7 +212,7 @@ def _run(chosen: argparse.Namespace, law: Law, columns: dict[str, str]) -> str:
         _check_place(chosen.figure, chosen.table)
         if chosen.group:
             raise AnalysisError("--figure draws one fit: give it without --group, for a table of one group")
-    _check_headings(columns, chosen.table)
+    check_headings(columns, OPTIONS, chosen.table)
     from analysis.reader import read_table
 
     numbers, texts = ([columns[o] for o in columns if (o in TEXT) == text] for text in (False, True))
@@ -258,30 +234,6 @@ def _run(chosen: argparse.Namespace, law: Law, columns: dict[str, str]) -> str:
     return "\n\n".join(heads[group] + _words(chosen.law, *each) for group, each in fits.items())
 
 
-def _check_headings(columns: dict[str, str], path: Path) -> None:
-    """Refuse a column whose heading names another quantity than its option's.
-
-    Raises:
-        AnalysisError: it does; a heading that also names its option's quantity, or several others, passes.
-    """
-    checked = {option for options in QUANTITIES.values() for option in options}
-    for option in columns.keys() & checked:
-        named = _named(columns[option])
-        if not named or len(named) > 1 or option in QUANTITIES[named[0]]:
-            continue
-        remedy = "add a column of its natural logarithm and name that" if named == ["perplexity"] else "name the column that does"
-        raise AnalysisError(
-            f"{path}: --{option} {columns[option]}: the heading says {named[0]}, but --{option} is {OPTIONS[option]}; "
-            f"{remedy}, or rename the heading if it is wrong"
-        )
-
-
-def _named(heading: str) -> list[str]:
-    """Quantities that a heading names."""
-    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", heading).lower())
-    return [quantity for quantity, word in HEADINGS.items() if any(re.fullmatch(word, each) for each in words)]
-
-
 def _fit(law: Law, table: pd.DataFrame, columns: dict[str, str], path: Path, best: bool) -> tuple[Any, list[str]]:
     """The fit of the rows that can be used, and which cannot."""
     from analysis.fit_doubts import best_of_cell, of_sweep, of_units, with_doubts
@@ -292,7 +244,7 @@ def _fit(law: Law, table: pd.DataFrame, columns: dict[str, str], path: Path, bes
         frame, lost = best_of_cell(frame, sizes, columns["loss"])
         left_out += lost
     fit = law.fit(frame, columns)
-    tokens = columns.get("d") or next((name for name in map(str, frame) if _named(name) == ["tokens"]), None)
+    tokens = columns.get("d") or next((name for name in map(str, frame) if quantities_named(name) == ["tokens"]), None)
     doubts = of_units(frame, columns, tokens)
     if sizes and not best and "run" not in columns:
         doubts += of_sweep(frame, sizes, columns["loss"], fit, lambda: law.fit(best_of_cell(frame, sizes, columns["loss"])[0], columns))

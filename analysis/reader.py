@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import difflib
 import gzip
 import io
 import json
@@ -98,6 +99,17 @@ def _as_asked(present: Iterable[Any], asked: Iterable[str]) -> dict[str, str]:
     return {found[0]: name for name, found in likes.items() if len(found) == 1 and found[0] not in asked}
 
 
+def require_file(path: Path) -> None:
+    """Refuse a table that is not there, with the nearest name beside it; a folder has words of its own in `read_table`.
+
+    Raises:
+        AnalysisError: there is nothing of this name.
+    """
+    if not (path.is_file() or path.is_dir()):
+        near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*")], n=1)
+        raise AnalysisError(f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
+
+
 def _read(path: Path, numbers: Sequence[str]) -> tuple[pd.DataFrame, set[str]]:
     """The table, its index the place of each row in the file, and the headings that stand twice in it."""
     packed = path.suffix.lower() == ".gz"
@@ -106,8 +118,7 @@ def _read(path: Path, numbers: Sequence[str]) -> tuple[pd.DataFrame, set[str]]:
         raise AnalysisError(f"{path}: is a folder; name the table in it")
     if kind not in SUFFIXES or (packed and kind == ".parquet"):
         raise AnalysisError(f"{path}: give a table as {', '.join(SUFFIXES)}; all but the last may be packed as .gz")
-    if not path.is_file():
-        raise AnalysisError(f"{path}: no such file")
+    require_file(path)
     try:
         if kind == ".parquet":
             frame = pd.read_parquet(path)

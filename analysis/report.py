@@ -140,7 +140,7 @@ def _plan(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _settings(results: Results) -> list[tuple[str, str]]:
-    """The study as written, one line a field; of a tuned one what its trials have."""
+    """The study as written, one line a field; a tuned field points to where its values are."""
     described = results.described
     names = ("analysis", "data", "model", "budget", "train", "shares", "rho", "seed")
     fields: dict[str, Any] = {name: described[name] for name in names if name in described}

@@ -18,7 +18,7 @@ from analysis.figures.density import density_figure
 from analysis.fits.density import DensityFit, fit_density
 from analysis.status import Status
 from analysis.studies.records import record
-from analysis.studies.tables import facts, interval, number, rates_sections
+from analysis.studies.tables import facts, interval, number, of_cells, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
 from analysis.table import si
 from sparsemem.config import MEMORY_POOLS
@@ -96,8 +96,7 @@ class Density(Analysis):
         drawn = [(cell.label, fit) for cell, fit in self.fitted if fit.surfaces]
         if not drawn:
             return []
-        data = pd.concat([fit.table().assign(cell=label) for label, fit in drawn], ignore_index=True)
-        data = data[["cell", *data.columns.drop("cell")]]
+        data = of_cells([(label, fit.table()) for label, fit in drawn])
         return [Drawing("density", _CAPTION, density_figure, data)]
 
     def sections(self) -> list[Section]:

@@ -40,6 +40,14 @@ class Memories(Analysis):
     def foresee(self) -> list[str]:
         return self.remarks()
 
+    def noise(self) -> list[dict[str, Any]]:
+        """That of the comparisons: memories at one share are points beside each other, though cells of their own."""
+        return [
+            {"label": each.label, "tokens": float(each.runs["tokens"].median()), "paired_sd": each.fit.paired_sd, "df": each.fit.noise_df}
+            for each in self.compared
+            if each.fit.paired_sd and each.fit.noise_df
+        ] or super().noise()
+
     def fits(self) -> list[dict[str, Any]]:
         return [{"over": each.label, **each.fit.to_dict()} for each in self.compared]
 

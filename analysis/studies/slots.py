@@ -20,7 +20,7 @@ from analysis.fits.slots import fit_slots
 from analysis.fits.slots_result import MechanismFit, SlotsFit
 from analysis.status import Status
 from analysis.studies.records import record
-from analysis.studies.tables import facts, interval, number, rates_sections
+from analysis.studies.tables import facts, interval, number, of_cells, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
 from analysis.table import POOLS, shown, si, varied_fields
 
@@ -124,9 +124,7 @@ class Slots(Analysis):
         drawn = [(cell.label, runs[runs["mechanism"].notna()], fit) for cell, runs, fit in self.fitted if fit.mechanisms]
         if not drawn:
             return []
-        tables = [fit.table(runs, ("OverEncoding, published", PUBLISHED)).assign(cell=label) for label, runs, fit in drawn]
-        data = pd.concat(tables, ignore_index=True)
-        data = data[["cell", *data.columns.drop("cell")]]
+        data = of_cells([(label, fit.table(runs, ("OverEncoding, published", PUBLISHED))) for label, runs, fit in drawn])
         return [Drawing("slots", _CAPTION, slots_figure, data)]
 
     def sections(self) -> list[Section]:

@@ -75,6 +75,12 @@ def as_text(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(text)
 
 
+def of_cells(tables: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
+    """What is drawn of several cells, the label of each in the first column, `cell`."""
+    data = pd.concat([table.assign(cell=label) for label, table in tables], ignore_index=True)
+    return data[["cell", *data.columns.drop("cell")]]
+
+
 def tuned_sections(tuned: Tuned | None) -> list[Section]:
     """What each point took from `sparsemem tune`; empty for a study that took nothing."""
     if tuned is None or not tuned.winners:

@@ -11,10 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.cells import split_cells
 from analysis.errors import AnalysisError
+from analysis.fits.noise import seed_model
 from analysis.fits.types import written
 from analysis.results import Results
 
@@ -95,6 +98,18 @@ class Analysis(ABC):
     def foresee(self) -> list[str]:
         """What can be said of planned trials before they are trained: what the report will not be able to tell."""
         return []
+
+    def noise(self) -> list[dict[str, Any]]:
+        """Noise of one run, the effect of its seed off -> label, tokens, paired_sd (nats per token) and df of each cell that has any."""
+        found, axis = [], list(self.axis)
+        for cell in split_cells(self.results.trials, axis):
+            runs = cell.trials.dropna(subset=axis)
+            if len(runs):
+                point_N = np.unique(runs[axis].to_numpy(float).round(9), axis=0, return_inverse=True)[1].ravel()
+                model = seed_model(point_N, runs["val_loss"].to_numpy(), runs["seed"].to_numpy())
+                if model.df and model.sd > 0:
+                    found.append({"label": cell.label, "tokens": float(runs["tokens"].median()), "paired_sd": model.sd, "df": model.df})
+        return found
 
     @abstractmethod
     def fits(self) -> list[dict[str, Any]]:
