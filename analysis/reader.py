@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import difflib
 import gzip
 import io
 import json
@@ -19,6 +18,7 @@ import pandas as pd
 
 from analysis.columns import floats, number, refuse_lost_units, says_states
 from analysis.errors import AnalysisError, require_columns
+from sparsemem.config import nearest_path
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 MARKS = {
@@ -106,8 +106,8 @@ def require_file(path: Path) -> None:
         AnalysisError: there is nothing of this name.
     """
     if not (path.is_file() or path.is_dir()):
-        near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*")], n=1)
-        raise AnalysisError(f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
+        near = nearest_path(path)
+        raise AnalysisError(f"{path}: no such file" + (f"; did you mean {near}?" if near else ""))
 
 
 def _read(path: Path, numbers: Sequence[str]) -> tuple[pd.DataFrame, set[str]]:

@@ -34,6 +34,7 @@ from sparsemem.config import (
     parse_real,
     parse_share,
 )
+from sparsemem.config.nearest import COUNTED, OURS, nearest_path
 from sparsemem.config.refusal import named_errors
 
 STUDY: dict[str, Any] = {  # ARCHITECTURE.md's example
@@ -157,6 +158,14 @@ def test_a_refusal_names_ten_problems_and_counts_the_rest(tmp_path: Path) -> Non
         ("model.engram.rowdim", 8, ["unknown field `model.engram.rowdim`", "did you mean `row_dim`"]),
         ("budget.total_parms", 1, ["unknown field `budget.total_parms`", "did you mean `total_params`"]),
         ("train.zzz", 1, ["unknown field `train.zzz`", "known here", "weight_decay"]),
+        ("train.learning_rate", 1, ["unknown field `train.learning_rate`", "did you mean `train.lr`?"]),
+        ("learning_rate", 1, ["unknown field `learning_rate`", "did you mean `train.lr`?"]),
+        ("train.batch-size", 32, ["did you mean `train.batch_tokens`, in tokens: sequences times `data.context`?"]),
+        ("model.engram.n_heads", 4, ["did you mean `model.engram.heads`?"]),
+        ("model.num_experts", 8, ["did you mean `budget.total_params`, from which the number of routed experts is solved?"]),
+        ("data.vocab_size 300", None, ["write `vocab_size: 300`"]),
+        ("data.vocab_size:300", None, ["write `vocab_size: 300`"]),
+        ("model.heads", 3, ["write heads: 1, 2, 4, 8, 16, 32, or the width of a head, head_dim: 20"]),
         ("model.moe.top_k", MISSING, ["field `model.moe.top_k` is missing"]),
         ("budget", MISSING, ["field `budget` is missing"]),
         ("vary", MISSING, ["field `shares` is missing"]),
@@ -328,15 +337,55 @@ def test_each_field_of_a_group_is_asked_for_with_an_example(group: type[BaseMode
         assert [name for name in required if f"`{name}` is missing; add {name}: " not in str(refused.value) and name != "shares"] == []
 
 
+def test_what_other_trainers_call_a_field_is_no_name_of_ours_and_means_one() -> None:
+    groups = {*_groups(Study), *_groups(Trial)}
+    assert not OURS.keys() & {name for group in groups for name in group.model_fields}
+    assert set(COUNTED) <= set(OURS.values())
+    for path in OURS.values():
+        group: Any = Trial if path.split(".")[0] in Trial.model_fields else Study
+        for name in path.split("."):
+            assert group is not None
+            assert name in group.model_fields, path
+            group = _group_of(group.model_fields[name].annotation)
+
+
 def test_files_that_cannot_be_read_are_refused_with_the_nearest_name(tmp_path: Path) -> None:
     (tmp_path / "allocation.yaml").write_text("")
     with pytest.raises(ConfigError, match=r"no such file.*allocation\.yaml"):
         load_study(tmp_path / "alocation.yaml")
+    with pytest.raises(ConfigError, match=r"nowhere.yaml: no such file; there are .*allocation\.yaml$"):
+        load_study(tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match="is a folder"):
         load_study(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("study: é".encode("latin-1"))
     with pytest.raises(ConfigError, match="cannot be read"):
         load_study(tmp_path / "latin.yaml")
+
+
+def test_a_study_that_is_not_there_is_looked_for_among_the_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "license.yaml").write_text("")
+    for wrong, said in (("licence.yaml", "did you mean sweeps/license.yaml?"), ("elsewhere/x.yaml", "there are sweeps/license.yaml")):
+        with pytest.raises(ConfigError) as refused:
+            load_study(wrong)
+        assert str(refused.value) == f"{wrong}: no such file; {said}"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        *(("mixd.txt", "mixed.txt"), ("mixed.text", "mixed.txt"), ("corps/mixd.txt", "corpus/mixed.txt"), ("corps/*.txt", "corpus/*.txt")),
+        *(("corps/*.csv", ""), ("abc.txt", ""), (".", ""), ("corpus", ""), ("x" * 5000, "")),
+        ("here.txt", "../here.txt"),  # written from the working folder on
+    ],
+)
+def test_the_file_that_was_meant_is_found_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, near: str) -> None:
+    (tmp_path / "mine" / "corpus").mkdir(parents=True)
+    for name in ("mixed.txt", "mixed.yaml", "corpus/mixed.txt", "../here.txt"):
+        (tmp_path / "mine" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert nearest_path(wrong, Path("mine")) == near
 
 
 # --- the grid ---------------------------------------------------------------------------------------------------------------

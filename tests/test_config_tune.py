@@ -74,12 +74,31 @@ def test_a_search_is_read_with_units_and_changes_no_trial(tmp_path: Path) -> Non
         (_tune(trials=0), ["tune.trials", "0"]),
         (_tune(pruner="median"), ["tune.pruner", "'median'", "asha"]),
         (_tune(per=["train.lr"]), ["`tune.per` names `train.lr`, which `vary` does not set", "budget.tokens, rho, seed"]),
+        (_search("lr", low=0.1, high=1), ["`lr` is not a field that can be tuned; did you mean `train.lr`?"]),
+        (_search("train.learning_rate", low=0.1, high=1), ["did you mean `train.lr`?"]),
+        (_tune(search={"train": {"lr": {"low": 0.1}}}), ["unknown field `tune.search.train.lr`; write `train.lr` as one name"]),
+        (_tune(search={"train.lr": ["1e-3", "1e-2"]}), ["train.lr: {low: 1e-3, high: 1e-2, log: true}", "{choices: [1e-3, 1e-2]}"]),
+        (_tune(search={"train.schedule": ["wsd"]}), ["write train.schedule: {choices: [wsd]}"]),
+        (_tune(per=["rh"]), ["write per: [rho]"]),
         (_tune(trails=3), ["unknown field `tune.trails`", "trials"]),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(tmp_path: Path, tune: dict[str, Any], words: list[str]) -> None:
     message = _refused(tmp_path, tune=tune)
     assert all(word in message for word in words), message
+
+
+def test_points_of_several_memories_are_named_by_their_shares(tmp_path: Path) -> None:
+    vary = {"shares": [{"moe": 1}, {"moe": 0.5, "engram": 0.5}]}
+    assert _refused(tmp_path, vary=vary, tune=_tune(per=["rho"])).endswith("it sets shares; write per: [shares]")
+
+
+def test_a_search_is_set_by_its_dotted_path(tmp_path: Path) -> None:
+    _load(tmp_path, tune=TUNE)
+    ranges = {"tune.search.train.lr.low": "1e-4", "tune.search.train.warmup": {"low": 0, "high": 0.1}}
+    study = load_study(tmp_path / "small.yaml", ranges)
+    assert study.tune is not None
+    assert {path: search.low for path, search in study.tune.search.items()} == {"train.lr": 1e-4, "train.warmup": 0}
 
 
 def test_a_field_that_is_varied_is_neither_searched_nor_filled_in(tmp_path: Path) -> None:
@@ -113,6 +132,10 @@ def test_a_point_without_a_winner_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_winners_that_are_not_there_or_not_winners_are_refused(tmp_path: Path) -> None:
     assert "`sparsemem tune` writes it" in _refused(tmp_path, tuned="nowhere.yaml")
+    (tmp_path / "runs" / "tune").mkdir(parents=True)
+    (tmp_path / "runs" / "tune" / "winners.yaml").touch()
+    for wrong in ("runs/tune/winner.yaml", "rnus/tune/winners.yaml", "runs", "runs/winners.yaml"):
+        assert _refused(tmp_path, tuned=wrong).endswith("no such file; did you mean runs/tune/winners.yaml?")
     (tmp_path / "other.yaml").write_text("study: small\nwinners: [{at: {}, values: {train.depth: 3}}]")
     message = _refused(tmp_path, tuned="other.yaml")
     assert "other.yaml" in message

@@ -25,6 +25,7 @@ from sparsemem.config.model import (
     UltraMemV2,
     key_counts,
 )
+from sparsemem.config.nearest import nearest_path
 from sparsemem.config.optimum import FIRST_SHARES, GRID_SHARES, Optimum
 from sparsemem.config.study import Study, changed, load_study
 from sparsemem.config.trial import WIDEST_TOLERANCE, Budget, Data, Run, Train, Trial
@@ -66,6 +67,7 @@ __all__ = [
     "key_counts",
     "load_study",
     "named",
+    "nearest_path",
     "parse_quantity",
     "parse_real",
     "parse_share",

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sparsemem.config.nearest import nearest_path
 from sparsemem.config.values import ConfigError, brief
 
 MOST_TEXT = 10**6  # characters of a YAML file
 MOST_VALUES = 10**5  # in it, with what its aliases stand for written out
 DEEPEST = 50  # groups inside groups
+MOST_NAMED = 4  # files beside one that is not there
+SWEEPS = Path("sweeps")
 APART = re.compile(r"provenance|x-.*", re.DOTALL)
 """Fields at the top that are no part of a study: what `run` adds to the copy beside the results, and a place for anchors (`&name`)."""
 
@@ -58,10 +60,9 @@ def read_mapping(path: Path) -> dict[Any, Any]:
             raise ConfigError(f"{path}: has more than {MOST_TEXT:,} characters; a study's file is a page or two")
         raw = read_value(text)
     except IsADirectoryError:
-        raise ConfigError(f"{path}: is a folder; name the study's YAML file") from None
+        raise ConfigError(f"{path}: is a folder; name the study's YAML file{_studies_in(path)}") from None
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [], n=1)
-        raise ConfigError(f"{path}: no such file" + (f"; did you mean {path.parent / near[0]}.yaml?" if near else "")) from None
+        raise ConfigError(f"{path}: no such file{_studies_like(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except ConfigError as error:
@@ -70,6 +71,18 @@ def read_mapping(path: Path) -> dict[Any, Any]:
         held = {"NoneType": "nothing", "list": "a list", "str": f"the text {brief(raw)}"}.get(type(raw).__name__, brief(raw))
         raise ConfigError(f"{path}: a study is a mapping of fields that starts with `study: NAME`; this file holds {held}")
     return raw
+
+
+def _studies_like(path: Path) -> str:
+    """A remedy for a file that is not there: the nearest name, in its folder or among the sweeps; or what there is."""
+    found = [near for folder in (path.parent, SWEEPS) if (near := nearest_path(folder / path.name)).endswith((".yaml", ".yml"))]
+    return f"; did you mean {found[0]}?" if found else _studies_in(path.parent) or _studies_in(SWEEPS)
+
+
+def _studies_in(folder: Path) -> str:
+    listed = sorted(map(str, folder.glob("*.yaml"))) if folder.is_dir() else []
+    more = " and others" if len(listed) > MOST_NAMED else ""
+    return f"; there are {', '.join(listed[:MOST_NAMED])}{more}" if listed else ""
 
 
 def read_value(text: str) -> Any:

@@ -11,8 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from sparsemem.config.trial import Trial
-from sparsemem.config.values import ConfigError, brief, nearest_name, parse_quantity, shortened
+from sparsemem.config.nearest import named_elsewhere, nearest_name
+from sparsemem.config.trial import Train, Trial
+from sparsemem.config.tune import Search
+from sparsemem.config.values import ConfigError, brief, parse_quantity, shortened
 
 MOST_PROBLEMS = 10  # named in a refusal
 
@@ -90,11 +92,18 @@ class named_errors:
 
 
 def nearest_field(root: type[BaseModel], parts: list[str]) -> str:
-    """A remedy for an unknown field: the closest name in the same group, or the place where a field of that name lies."""
-    group = _group(root, parts[:-1])
+    """A remedy for an unknown field: our name of what others call so, the closest in the same group, or where a field of that name lies."""
+    *above, leaf = parts
+    group = _group(root, above)
     if group is None:
         return ""
-    names, leaf = _written(group), parts[-1]
+    if above and f"{above[-1]}.{leaf}" in _paths(Trial):  # the name of a field that is the key of a mapping
+        return f"; write `{above[-1]}.{leaf}` as one name, such as {above[-1]}.{leaf}: {_example(root, above)}"
+    if found := re.fullmatch(r"(\w+)(?:\s+|:)(\S.*)", leaf):
+        return f"; a colon and a space end a field's name: write `{found[1]}: {found[2]}`"
+    names = _written(group)
+    if ours := named_elsewhere(leaf, "".join(f"{name}." for name in above), [*_written(root), *_paths(root)]):
+        return f"; {ours}"
     elsewhere = [path for path in _paths(root) if path.split(".")[-1] == leaf]
     if elsewhere and not difflib.get_close_matches(leaf, names, n=1, cutoff=0.75):
         return f"; did you mean {_any_of([f'`{path}`' for path in elsewhere[:3]])}?"
@@ -119,6 +128,10 @@ def _remedy(root: type[BaseModel], parts: list[str], problem: Any) -> str | None
         own = f"[{_yaml(value)}]" if _is_plain(value) and not several else example
         return f"write a list, such as {leaf}: {own}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
+        if _group(root, parts) is Search and isinstance(value, list) and value:
+            field = Train.model_fields.get(leaf.removeprefix("train."))
+            ends = f"{leaf}: {{low: {_yaml(value[0])}, high: {_yaml(value[-1])}, log: true}}, or what to choose among as "
+            return f"write {'a range as ' + ends if field and field.annotation is float else ''}{leaf}: {{choices: {_yaml(value)}}}"
         return f"write a group of fields, such as {leaf}: {_example(root, parts)}"
     if kind == "literal_error":
         names = re.findall(r"'([^']*)'", bounds["expected"])
@@ -152,10 +165,13 @@ def _remedy(root: type[BaseModel], parts: list[str], problem: Any) -> str | None
 def _example(root: type[BaseModel], parts: list[str]) -> str:
     """What to write for a field: as `EXAMPLES` has it, of a group its required fields, else its default."""
     *before, leaf = [part for part in parts if not part.isdigit()]
+    group = _group(root, parts)
+    if group is Search:
+        return EXAMPLES["search"].removeprefix("{train.lr: ").removesuffix("}")
     known = EXAMPLES.get(".".join((*before[-1:], leaf))) or EXAMPLES.get(leaf)
     if known:
         return known
-    if group := _group(root, parts):
+    if group:
         required = [name for name, field in group.model_fields.items() if field.is_required()] or list(group.model_fields)[:2]
         return "{" + ", ".join(f"{name}: {_example(root, [*parts, name])}" for name in required) + "}"
     default = _default(root, parts)
@@ -170,12 +186,18 @@ def _default(root: type[BaseModel], parts: list[str]) -> Any:
 
 
 def _group(root: type[BaseModel], parts: list[str]) -> type[BaseModel] | None:
-    """The model at a path of fields; None where none is."""
+    """The model at a path of fields, keys of mappings and places in lists; None where none is."""
     group: type[BaseModel] | None = root
+    item: type[BaseModel] | None = None  # of the mapping or list that the path has come to
     for part in parts:
+        if item:
+            group, item = item, None
+            continue
         field = group.model_fields.get(part) if group else None
         candidates = [field.annotation, *typing.get_args(field.annotation)] if field else []
         group = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if field and typing.get_origin(field.annotation) in (dict, tuple):
+            group, item = None, group
     return group
 
 

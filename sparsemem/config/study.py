@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from sparsemem.config.nearest import nearest_path
 from sparsemem.config.optimum import FIRST_SHARES, Optimum
 from sparsemem.config.reading import read_mapping
 from sparsemem.config.refusal import named_errors
 from sparsemem.config.trial import Run, Trial
-from sparsemem.config.tune import Tune, Tuned
+from sparsemem.config.tune import Search, Tune, Tuned
 from sparsemem.config.values import ConfigError, Strict, brief, shortened
 
 MOST_POINTS = 10**5  # of a study
@@ -78,7 +81,11 @@ class Study(Strict):
                     raise ValueError(f"field `{name}` sets `{path}`, which `vary` sets too; leave one of them out")
         for path in self.tune.per if self.tune else ():
             if path not in axes:
-                raise ValueError(f"field `tune.per` names `{path}`, which `vary` does not set; it sets {', '.join(axes) or 'nothing'}")
+                meant = "shares" if path == "rho" and "shares" in axes else next(iter(difflib.get_close_matches(path, axes, n=1)), "")
+                raise ValueError(
+                    f"field `tune.per` names `{path}`, which `vary` does not set; it sets {', '.join(axes) or 'nothing'}"
+                    + f"; write per: [{meant}]" * bool(meant)
+                )
         return self
 
     @model_validator(mode="before")
@@ -207,7 +214,7 @@ def _assign(raw: dict[str, Any], path: str, value: Any) -> None:
     if path in ("rho", "shares"):
         raw.pop("rho", None)
         raw.pop("shares", None)
-    *parents, leaf = path.split(".")
+    *parents, leaf = _names(path)
     for depth, name in enumerate(parents):
         inner = raw.setdefault(name, {})
         if not isinstance(inner, dict):
@@ -215,6 +222,16 @@ def _assign(raw: dict[str, Any], path: str, value: Any) -> None:
         raw[name] = dict(inner)
         raw = raw[name]
     raw[leaf] = value
+
+
+def _names(path: str) -> list[str]:
+    """What leads to a value in nested mappings; in `tune.search` the dotted path of a field is one name.
+
+    >>> _names("train.lr"), _names("tune.search.train.lr"), _names("tune.search.train.lr.low")
+    (['train', 'lr'], ['tune', 'search', 'train.lr'], ['tune', 'search', 'train.lr', 'low'])
+    """
+    searched = re.fullmatch(rf"(tune)\.(search)\.(.+?)(?:\.({'|'.join(Search.model_fields)}))?", path)
+    return [name for name in searched.groups() if name] if searched else path.split(".")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------
@@ -242,7 +259,7 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
             else:
                 _assign(raw, dotted, value)
         if isinstance(raw.get("tuned"), str):
-            raw["tuned"] = load_tuned(path.parent / raw["tuned"])
+            raw["tuned"] = load_tuned(raw["tuned"], path.parent)
         with named_errors("", Study, given=raw):
             study = Study.model_validate(raw)
         for _ in study.points():
@@ -254,14 +271,22 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
     return study
 
 
-def load_tuned(path: Path) -> Tuned:
+def load_tuned(name: str, base: Path) -> Tuned:
     """What `sparsemem tune` wrote.
+
+    Args:
+        name: the path of its file.
+        base: the folder that a relative one starts from.
 
     Raises:
         ConfigError: there is no such file, or it is not one.
     """
+    path = base / name
     if not os.path.isfile(path):  # `Path.is_file` fails at a name that is too long for a file's
-        raise ConfigError(f"field `tuned`: {shortened(str(path))}: no such file; `sparsemem tune` writes it")
+        usual = (folder / "tune" / "winners.yaml" for folder in (Path(name), Path(name).parent))
+        near = next(filter(None, (nearest_path(place, base) for place in (Path(name), *usual))), "")
+        remedy = f"did you mean {near}?" if near else "`sparsemem tune` writes it, as RESULTS/STUDY/tune/winners.yaml"
+        raise ConfigError(f"field `tuned`: {shortened(str(path))}: no such file; {remedy}")
     raw = read_mapping(path)
     try:
         with named_errors("", Tuned, given=raw):

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from sparsemem.config.model import MEMORY_POOLS, POOLS, Model
-from sparsemem.config.values import Count, Quantity, Real, Share, Size, Strict, brief, nearest_name, parse_share, parse_storage
+from sparsemem.config.nearest import nearest_name
+from sparsemem.config.values import Count, Quantity, Real, Share, Size, Strict, brief, parse_share, parse_storage
 
 Location = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 """A path, or a glob; no system has one with a zero byte in it."""

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
+from sparsemem.config.nearest import named_elsewhere, nearest_name
 from sparsemem.config.trial import Train, Trial
-from sparsemem.config.values import Count, Real, Size, Strict, nearest_name, parse_share
+from sparsemem.config.values import Count, Real, Size, Strict, parse_share
 
 Bound = Annotated[float, BeforeValidator(parse_share)]
 
@@ -153,4 +154,6 @@ def check_field(path: str) -> None:
     """
     names = [f"train.{name}" for name in Train.model_fields if name not in NOT_TUNED]
     if path not in names:
-        raise ValueError(f"`{path}` is not a field that can be tuned; {nearest_name(path, names)}")
+        leaf = path.rpartition(".")[2]
+        meant = f"did you mean `train.{leaf}`?" if f"train.{leaf}" in names else named_elsewhere(leaf, "train.", names)
+        raise ValueError(f"`{path}` is not a field that can be tuned; {meant or nearest_name(path, names)}")

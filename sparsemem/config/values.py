@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -133,16 +131,6 @@ def brief(value: Any) -> str:
 
 def shortened(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
-
-
-def nearest_name(wrong: str, names: Sequence[str]) -> str:
-    """A remedy for a misspelt name.
-
-    >>> nearest_name("cosin", ["cosine", "wsd"]), nearest_name("x", ["cosine", "wsd"])
-    ('did you mean `cosine`?', 'known here: cosine, wsd')
-    """
-    close = difflib.get_close_matches(wrong.lower(), names, n=1)
-    return f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(dict.fromkeys(names))}"
 
 
 class Strict(BaseModel):

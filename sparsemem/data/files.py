@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparsemem.config import Data
+from sparsemem.config import Data, nearest_path
 from sparsemem.data.corpus import Corpus, Document, refused
 from sparsemem.data.readers import CHUNK_BYTES, COMPRESSED, READERS, kind_of, opened
 
@@ -79,6 +79,8 @@ def _no_match(pattern: str, base: Path) -> str:
         return f"it is a folder; write the files in it, such as '{pattern.rstrip('/')}/**/*.txt'"
     if os.path.islink(base / pattern):
         return f"it is a link to {os.readlink(base / pattern)!r}, where there is no file; mend the link"
+    if near := nearest_path(pattern, base):
+        return f"no file matches it in {base}; did you mean '{near}'?"
     return f"no file matches it in {base}; write globs relative to the study's file, such as 'corpus/*.txt'"
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from sparsemem.config import ConfigError, Data
+from sparsemem.config import ConfigError, Data, nearest_path
 from sparsemem.data.account import accounts, describe_text
 from sparsemem.data.canonical import canonical_table
 from sparsemem.data.corpus import Corpus, Document, refused
@@ -191,8 +191,9 @@ def _tokenizer_file(config: Data, base: Path) -> Path:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         path.open("rb").close()
     except OSError as error:
-        remedy = f"it cannot be read ({error.strerror}); give the path of a `tokenizer.json`, relative to the study's file"
-        raise refused("tokenizer", config.tokenizer, remedy) from None
+        near = nearest_path(path / "tokenizer.json" if path.is_dir() else str(config.tokenizer), base)
+        remedy = f"did you mean {near}?" if near else "give the path of a `tokenizer.json`, relative to the study's file"
+        raise refused("tokenizer", config.tokenizer, f"it cannot be read ({error.strerror}); {remedy}") from None
     return path
 
 

@@ -177,6 +177,9 @@ def test_overlap_by_hand() -> None:
     ("fields", "message"),
     [
         ({"files": ["nothing/*.txt"]}, r"`data.files` has the value 'nothing/\*.txt': no file matches"),
+        ({"files": ["bda/blnk.txt"]}, r"no file matches it in .*; did you mean 'bad/blank.txt'\?"),
+        ({"validation_files": ["bda/*.txt"]}, r"`data.validation_files` .*; did you mean 'bad/\*.txt'\?"),
+        ({"tokenizer": "bad/blnk.txt"}, r"`data.tokenizer` .*it cannot be read .*; did you mean bad/blank.txt\?"),
         ({"files": ["bad/image.png"]}, r"`data.files` has the value 'bad/image.png': the suffix is none of .txt"),
         ({"files": ["bad/latin.txt"]}, r"'latin.txt': byte 3 is not UTF-8"),
         ({"files": ["bad/broken.jsonl"]}, r"'broken.jsonl': line 2 is not JSON"),
