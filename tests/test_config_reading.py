@@ -52,6 +52,35 @@ def test_a_number_that_people_read_otherwise_is_refused_by_its_field(tmp_path: P
 
 
 @pytest.mark.parametrize(
+    ("text", "line", "meant"),
+    [
+        ("study x\ndata: {}\n", 1, "study: x"),
+        ("study: x\nmodel:\n  layers 2\n  width: 8\n", 3, "layers: 2"),
+        ("study: x\nmodel:\n  layers:2\n  width: 8\n", 3, "layers: 2"),
+        ("study: x\nmodel\n  layers: 2\n", 2, "model:"),
+        ("study: x\ndata {corpus: hub, split: all}\n", 2, "data: {corpus: hub, split: all}"),
+        ("study: x\ntune:\n  per: [rho]\n\n  # how many\n  trials 2\n", 6, "trials: 2"),
+        ("study = x\ndata: {}\n", 1, "study: x"),
+        ("vary:\n  - rho [0.5]\n    seed: [0]\n", 2, "rho: [0.5]"),
+    ],
+)
+def test_a_line_without_its_colon_is_shown_with_it(text: str, line: int, meant: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_value(text)
+    lacking = text.splitlines()[line - 1].strip()
+    assert str(refused.value) == f"line {line}: `{lacking}` lacks a colon and a space after the field's name; write `{meant}`"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["question: where\n  parameters live: here\n", "question: 'where\nparameters\n", "files: [a,\n  b\nseed: 1\n", "study: x\n seed: 1\n"],
+)
+def test_a_text_that_goes_on_is_no_field_without_its_colon(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^not valid YAML at line \d"):
+        read_value(text)
+
+
+@pytest.mark.parametrize(
     ("written", "read"),
     [
         *(("10", 10), ("0", 0), ("+7", 7), ("1_000", 1000), ("0x1f", 31), ("0b11", 3), (".5", 0.5), ("1.", 1.0), ("1_000.5", 1000.5)),

@@ -29,7 +29,7 @@ _YAML_REMEDIES = {
     "mapping values are not allowed": "one `name: value` a line, fields of a group indented alike, a text that holds `: ` between quotes",
     "end of stream": "a quote, `[` or `{` is not closed",
     "stream end": "a quote, `[` or `{` is not closed",
-    "expected ',' or": "a comma is missing between two values, or a `]` or `}` at the end",
+    "expected ',' or": "a comma is missing between two values, a colon after a name, or a `]` or `}` at the end",
     "could not find expected ':'": "a field is written `name: value`, with a space after the colon",
     "undefined alias": "name it before by `&`, or put a text that begins with `*` between quotes",
     "cannot start any token": "put a text that begins with this character between quotes",
@@ -105,8 +105,25 @@ def read_value(text: str) -> Any:
         where = getattr(error, "problem_mark", None)
         place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
         problem = str(getattr(error, "problem", None) or error)
+        may_lack = where and re.search("mapping values are not allowed|expected ':'|<block end>", problem)
+        if may_lack and (lacking := _without_colon(text.splitlines(), where.line)):
+            raise ConfigError(lacking) from None
         remedy = next((f"; {words}" for part, words in _YAML_REMEDIES.items() if part in problem), "")
         raise ConfigError(f"not valid YAML{place}: {problem}{remedy}") from None
+
+
+def _without_colon(lines: list[str], last: int) -> str:
+    """Of the line at which reading stopped, and of the one before: that it names a field without a colon, and what to write; else empty.
+
+    A line that is indented more than the one before continues the text there, unless that one ends in a colon.
+    """
+    written = [(number, line.rstrip()) for number, line in enumerate(lines[: last + 1], 1) if line.strip() and line.strip()[0] != "#"]
+    for (_, before), (number, line) in zip([(0, ":"), *written][-2:-4:-1], written[:-3:-1], strict=False):
+        continues = len(line) - len(line.lstrip()) > len(before) - len(before.lstrip()) and before[-1] != ":"
+        if not continues and (found := re.fullmatch(r"\s*(?:- )?(\w+)(?:(?:\s*=\s*|\s+|:)([^\s:].*))?", line)):
+            meant = f"{found[1]}: {found[2]}" if found[2] else f"{found[1]}:"
+            return f"line {number}: `{brief(line.strip())[1:-1]}` lacks a colon and a space after the field's name; write `{meant}`"
+    return ""
 
 
 def _is_apart(key: yaml.Node) -> bool:
