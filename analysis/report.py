@@ -26,7 +26,7 @@ from analysis.results import Results
 from analysis.studies import analyse
 from analysis.studies.tables import PLANNED, as_text, number, tuned_sections
 from analysis.studies.types import Analysis, Drawing
-from analysis.table import si, trials_for_reading, varied_fields
+from analysis.table import TPP, si, trials_for_reading, varied_fields
 from sparsemem.files import write_json, write_text
 
 
@@ -118,7 +118,7 @@ def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -
         caveats=[*prose.caveats(results, analysis.point, analysis.axis), *analysis.caveats()],
         sections=[*analysis.sections(), *tuned_sections(results.tuned)],
         plan=_plan(trials),
-        lengths=", ".join(si(tokens) for tokens in sorted(trials["tokens"].dropna().unique())),
+        lengths=_lengths(trials),
         settings=_settings(results),
         trials=trials_for_reading(trials),
         ids=list(trials["trial_id"]),
@@ -137,6 +137,15 @@ def _plan(trials: pd.DataFrame) -> pd.DataFrame:
     varied = [name for name in varied_fields(trials) if name.startswith("model.")]
     names = [name for name in PLANNED if name in trials and trials[name].notna().any()]
     return as_text(trials[[*names[:2], *shares, *varied, *names[2:]]].drop_duplicates())
+
+
+def _lengths(trials: pd.DataFrame) -> str:
+    """Training tokens, and how many these are for each activated parameter of the models so trained."""
+    found = []
+    for tokens, ratio in trials.groupby("tokens")[TPP]:
+        low, high = f"{ratio.min():.2g}", f"{ratio.max():.2g}"
+        found.append(f"{si(tokens)} ({low if low == high else f'{low} to {high}'} for each activated parameter)")
+    return ", ".join(found)
 
 
 def _settings(results: Results) -> list[tuple[str, str]]:

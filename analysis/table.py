@@ -24,6 +24,8 @@ NUMBERS = (
 )
 COLUMNS = ("trial_id", "status", "study", *NUMBERS)
 """Columns of every `trials.csv`; what follows them is the share of each memory (`share_...`) or a varied field under its dotted path."""
+TPP = "tokens_per_active_param"
+"""Training tokens over activated parameters as planned for the trial's own model; made at reading, so old tables have it too."""
 RHO = "\N{GREEK SMALL LETTER RHO}"
 """The share of the sparse parameters held by routed experts, as readers see it."""
 POOLS = {
@@ -35,7 +37,7 @@ REQUIRED = ("trial_id", "status", "seed", "rho", "share_moe", "total_params", "a
 
 
 def load_trials(results_dir: Path | str) -> pd.DataFrame:
-    """`trials.csv`, typed: one row a planned trial, in the order of the plan; losses in nats per token, NaN where not finished.
+    """`trials.csv`, typed, with `TPP`: one row a planned trial, in the order of the plan; losses in nats per token, NaN where not finished.
 
     Raises:
         AnalysisError: the file is missing, empty or not CSV, lacks a column, holds text in place of a number, repeats a trial id, or names
@@ -73,12 +75,12 @@ def typed_trials(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
         )
     if frame["seed"].isna().any():
         raise AnalysisError(f"{path}: trial {frame['trial_id'][frame['seed'].isna()].iloc[0]} has no seed")
-    return frame.astype({"seed": int})
+    return frame.assign(**{TPP: frame["tokens"] / frame["active_params"]}).astype({"seed": int})
 
 
 def varied_fields(trials: pd.DataFrame) -> list[str]:
     """Dotted paths of the fields in which the trials differ, other than seed and token budget's own column."""
-    fields = [str(name) for name in trials.columns if name not in COLUMNS and not name.startswith("share_")]
+    fields = [str(name) for name in trials.columns if name not in (*COLUMNS, TPP) and not name.startswith("share_")]
     return [name for name in fields if trials[name][uses(trials, name)].nunique(dropna=False) > 1]
 
 
@@ -236,6 +238,7 @@ FORMATS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "routed_experts": ("experts", si),
     "memory_rows": ("rows", si),
     "tokens": ("tokens", si),
+    TPP: ("tokens/P_act", lambda value: "" if pd.isna(value) else f"{value:.3g}"),
     "val_loss": ("val loss (nats/token)", _fixed(4)),
     "val_loss_se": ("s.e.", _fixed(4)),
     "val_bpb": ("bits/byte", _fixed(4)),

@@ -208,7 +208,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     estimate = estimate_seconds(planned, study)
     if arguments.json:
         seconds = [round(each, 1) for each in estimate[0]] if estimate else [None] * len(planned)
-        rows = [{**p.row(), "tuned": p.tuned, "estimated_seconds": each} for p, each in zip(planned, seconds, strict=True)]
+        rows = [
+            {**p.row(), "tokens_per_active_param": p.tokens_per_active_param, "tuned": p.tuned, "estimated_seconds": each}
+            for p, each in zip(planned, seconds, strict=True)
+        ]
         asked = {**({"detect": found[0]} if found else {}), **({"diff": compared} if compared else {})}
         most = {"most_trials": study.most_trials} if study.searches else {}
         print(json.dumps({"trials": rows, "memory_access": memory_access(planned), "texts": texts[0], **most, **asked}, indent=2))

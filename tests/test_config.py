@@ -398,6 +398,58 @@ def test_vary_spans_a_grid_in_the_order_of_its_axes(tmp_path: Path) -> None:
     assert trials[0].budget.total_params == 1_240_000
 
 
+TPP = "budget.tokens_per_active_param"
+
+
+def test_tokens_for_each_active_parameter_are_the_same_trial_as_their_number(tmp_path: Path) -> None:
+    plain = {key: STUDY["budget"][key] for key in ("total_params", "active_params", "tolerance")}
+    ids = [_trial(budget=plain | {"tokens": tokens}).id for tokens in (540_000, 2_025_000)]
+    assert [_trial(budget=plain | {"tokens_per_active_param": each}).id for each in (4, "15")] == ids
+    assert _trial(budget=plain | {"tokens_per_active_param": 0.0333333}).budget.tokens == 4500
+    study = STUDY | {"budget": plain, "vary": {TPP: [4, 15], "rho": [0.5]}}
+    assert [trial.id for trial in _load(tmp_path, study).trials()] == ids
+    assert _load(tmp_path, study).axes == ["budget.tokens", "rho"]
+    varied = STUDY | {"vary": {TPP: [4, 15], "rho": [0.5]}}  # in place of the base's `tokens`
+    assert [trial.id for trial in _load(tmp_path, varied).trials()] == ids
+    assert [trial.id for trial in _load(tmp_path, varied, **{"vary.budget.tokens": ["540k"]}).trials()] == ids[:1]
+    ladder = STUDY | {"budget": [plain | {"tokens_per_active_param": each} for each in (4, 15)], "vary": {"rho": [0.5]}}
+    assert [trial.id for trial in _load(tmp_path, ladder).trials()] == ids
+    assert _load(tmp_path, STUDY, **{TPP: 4}).trials()[0].budget.tokens == 540_000
+    assert _trial(budget=plain | {"tokens_per_active_param": 4}).at([TPP]) == {TPP: 4.0}
+
+
+def test_points_may_be_tuned_by_tokens_for_each_active_parameter(tmp_path: Path) -> None:
+    study = STUDY | {"vary": {TPP: [4, 15], "rho": [0.5]}, "tune": {"search": {"train.lr": {"choices": [0.01, 0.02]}}, "per": [TPP]}}
+    assert [trial.at(_load(tmp_path, study).tune.per) for trial in _load(tmp_path, study).trials()] == [{TPP: 4.0}, {TPP: 15.0}]
+    winners = [{"at": {TPP: ratio}, "values": {"train.lr": rate}} for ratio, rate in ((4.0, 0.01), (15.0, 0.02))]
+    (tmp_path / "tuned.yaml").write_text(yaml.safe_dump({"study": "a", "winners": winners}))
+    found = _load(tmp_path, {**study, "tuned": "tuned.yaml"} | {"tune": None}).trials()
+    assert [trial.train.lr for trial in found] == [0.01, 0.02]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (TPP, 4, ["`tokens` '500k' and `tokens_per_active_param` 4 both say how long to train; leave out one"]),
+        ("budget", {"total_params": "1M", "active_params": "135k", "tokens_per_active_param": 0}, ["is 0; write a number above 0"]),
+        ("budget", {"total_params": "1M", "active_params": "135k", "tokens_per_active_param": "4x"}, ["is '4x'; write a number above 0"]),
+        ("budget", {"total_params": "1M", "active_params": "13 5k", "tokens_per_active_param": 4}, ["`budget.active_params`", "'13 5k'"]),
+        ("budget", {"total_params": "1M", "active_params": "135k", "tokens_per_active_params": 4}, ["mean `tokens_per_active_param`"]),
+        ("budget", {"total_params": "1M", "active_params": "135k"}, ["field `budget.tokens` is missing"]),
+        ("vary", {TPP: [4], "budget.tokens": ["1M"]}, ["vary.budget.tokens", TPP, "leave out one of them"]),
+        ("vary", {"rho": [1.0], "shares": [{"moe": 1.0}]}, ["`vary.rho` stands beside `vary.shares`, which sets the same"]),
+    ],
+)
+def test_a_length_is_said_once(tmp_path: Path, path: str, value: Any, words: list[str]) -> None:
+    message = _refused(tmp_path, _with(path, value))
+    assert all(word in message for word in words), message
+
+
+def test_what_is_varied_in_one_way_is_not_set_in_the_other(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`--set budget\.tokens` would change nothing"):
+        _load(tmp_path, STUDY | {"vary": {TPP: [4, 15]}}, **{"budget.tokens": "1M"})
+
+
 def test_several_grids_are_united_and_a_common_point_is_one_trial(tmp_path: Path) -> None:
     grids = [{"rho": [1.0, "50%"], "seed": [0]}, {"rho": [0.5, "dense"], "seed": [0, 1], "train.lr": [0.01, "2e-2"]}]
     trials = _load(tmp_path, _with("vary", grids)).trials()

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from analysis.cells import Cell
+from analysis.table import TPP
 
 
 def record(cell: Cell, fit: dict[str, Any], noun: str) -> dict[str, Any]:
@@ -20,4 +21,5 @@ def record(cell: Cell, fit: dict[str, Any], noun: str) -> dict[str, Any]:
             "conventions": fit["conventions"] | {"learning_rate": chosen},
             "learning_rates": json.loads(cell.rates.to_json(orient="records")),
         }
-    return {"cell": cell.fields, **fit}
+    planned = cell.planned if len(cell.planned) else cell.dense
+    return {"cell": cell.fields, TPP: float(planned[TPP].median()) if TPP in planned else None, **fit}

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from sparsemem.config.nearest import named_elsewhere, nearest_name
-from sparsemem.config.trial import Train, Trial
+from sparsemem.config.trial import TOKENS_PER_ACTIVE_PARAM, Train, Trial
 from sparsemem.config.tune import Search
 from sparsemem.config.values import ConfigError, brief, parse_quantity, shortened
 
@@ -111,11 +111,13 @@ def nearest_field(root: type[BaseModel], parts: list[str]) -> str:
 
 
 def _written(group: type[BaseModel]) -> list[str]:
-    """Names that a group may hold as people write it: a study holds its trials' fields beside its own, and `rho` is short for `shares`."""
+    """Names that a group may hold as people write it: a study holds its trials' fields beside its own, and `rho` is short for `shares`,
+    tokens for each parameter for `tokens`."""
     names = list(group.model_fields)
     if "base" in names:
         names = [name for name in names if name != "base"] + list(Trial.model_fields)
-    return [*names, "rho"] if "shares" in names else names
+    others = {"shares": "rho", "tokens": TOKENS_PER_ACTIVE_PARAM}
+    return [*names, *(other for name, other in others.items() if name in names)]
 
 
 def _remedy(root: type[BaseModel], parts: list[str], problem: Any) -> str | None:

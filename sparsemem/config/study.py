@@ -17,7 +17,7 @@ from sparsemem.config.nearest import nearest_path
 from sparsemem.config.optimum import FIRST_SHARES, Optimum
 from sparsemem.config.reading import read_mapping
 from sparsemem.config.refusal import named_errors
-from sparsemem.config.trial import Run, Trial
+from sparsemem.config.trial import REPLACED_BY, TOKENS_PER_ACTIVE_PARAM, Run, Trial
 from sparsemem.config.tune import Search, Tune, Tuned
 from sparsemem.config.values import ConfigError, Strict, brief, shortened
 
@@ -48,6 +48,10 @@ class Study(Strict):
             raise ValueError(f"field `vary.{path}` is an empty list, which leaves no trial; give it at least one value or leave it out")
         for grid in self.vary:
             for path, values in grid.items():
+                if path in REPLACED_BY and REPLACED_BY[path] in grid:
+                    raise ValueError(
+                        f"field `vary.{path}` stands beside `vary.{REPLACED_BY[path]}`, which sets the same; leave out one of them"
+                    )
                 twice = [value for place, value in enumerate(values) if value in values[:place]] if isinstance(values, tuple) else []
                 if twice:
                     raise ValueError(f"field `vary.{path}` has {brief(twice[0])} twice; write each value once")
@@ -80,7 +84,7 @@ class Study(Strict):
                 if path in axes:
                     raise ValueError(f"field `{name}` sets `{path}`, which `vary` sets too; leave one of them out")
         for path in self.tune.per if self.tune else ():
-            if path not in axes:
+            if _resolved(path) not in axes:
                 meant = "shares" if path == "rho" and "shares" in axes else next(iter(difflib.get_close_matches(path, axes, n=1)), "")
                 raise ValueError(
                     f"field `tune.per` names `{path}`, which `vary` does not set; it sets {', '.join(axes) or 'nothing'}"
@@ -125,8 +129,9 @@ class Study(Strict):
 
     @property
     def axes(self) -> list[str]:
-        """Dotted paths of all fields that `vary` sets, also inside a varied group."""
-        return list(dict.fromkeys(leaf for grid in self._grids() for path, values in grid.items() for leaf in _leaves(path, values)))
+        """Dotted paths of all fields that `vary` sets, also inside a varied group; tokens for each parameter are a number of tokens."""
+        leaves = (leaf for grid in self._grids() for path, values in grid.items() for leaf in _leaves(path, values))
+        return list(dict.fromkeys(map(_resolved, leaves)))
 
     @property
     def searches(self) -> list[tuple[Optimum, Study]]:
@@ -196,6 +201,10 @@ def _shares_and_seeds(search: Optimum, shares: Sequence[float]) -> dict[str, tup
     return {"rho": tuple(shares), "seed": tuple(range(search.seeds))}
 
 
+def _resolved(path: str) -> str:
+    return "budget.tokens" if path == f"budget.{TOKENS_PER_ACTIVE_PARAM}" else path
+
+
 def _leaves(path: str, values: Sequence[Any]) -> Iterator[str]:
     """A varied field, or the fields of a varied group: `budget: [{tokens: 1M}, ...]` varies `budget.tokens`."""
     for value in values:
@@ -209,18 +218,17 @@ def _leaves(path: str, values: Sequence[Any]) -> Iterator[str]:
 def _assign(raw: dict[str, Any], path: str, value: Any) -> None:
     """Set a dotted path in nested mappings; groups on the way are replaced by copies, so that others that hold them stay as they are.
 
-    `rho` and `shares` replace each other, so that one base serves both.
+    Two ways to write one field replace each other (`REPLACED_BY`), so that one base serves both.
     """
-    if path in ("rho", "shares"):
-        raw.pop("rho", None)
-        raw.pop("shares", None)
     *parents, leaf = _names(path)
+    other = REPLACED_BY.get(path, "").rpartition(".")[2]
     for depth, name in enumerate(parents):
         inner = raw.setdefault(name, {})
         if not isinstance(inner, dict):
             raise ConfigError(f"field `{'.'.join(parents[: depth + 1])}` in `vary.{path}`: it is {brief(inner)}, not a group of fields")
         raw[name] = dict(inner)
         raw = raw[name]
+    raw.pop(other, None)
     raw[leaf] = value
 
 
@@ -254,8 +262,12 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
             if _is_varied(raw.get("vary"), dotted):
                 raise ConfigError(f"`--set {dotted}` would change nothing: `vary` sets it; write `--set 'vary.{dotted}=[{value}]'`")
             if dotted.startswith("vary."):  # the name of an axis is itself a dotted path
-                grids = raw.get("vary", {})
-                raw["vary"] = [{**grid, dotted.removeprefix("vary."): value} for grid in (grids if isinstance(grids, list) else [grids])]
+                grids, axis = raw.get("vary", {}), dotted.removeprefix("vary.")
+                kept = [
+                    {path: values for path, values in grid.items() if path != REPLACED_BY.get(axis)}
+                    for grid in (grids if isinstance(grids, list) else [grids])
+                ]
+                raw["vary"] = [{**grid, axis: value} for grid in kept]
             else:
                 _assign(raw, dotted, value)
         if isinstance(raw.get("tuned"), str):
@@ -296,6 +308,6 @@ def load_tuned(name: str, base: Path) -> Tuned:
 
 
 def _is_varied(vary: Any, path: str) -> bool:
-    """Whether every grid sets this field, so that its value in the base is never used."""
-    grids = vary if isinstance(vary, list) else [vary]
-    return bool(grids) and all(isinstance(grid, dict) and path in grid for grid in grids)
+    """Whether every grid sets this field, in either of its two ways, so that its value in the base is never used."""
+    grids, ways = vary if isinstance(vary, list) else [vary], {path, REPLACED_BY.get(path, path)}
+    return bool(grids) and all(isinstance(grid, dict) and not ways.isdisjoint(grid) for grid in grids)

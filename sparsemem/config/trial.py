@@ -12,7 +12,19 @@ from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from sparsemem.config.model import MEMORY_POOLS, POOLS, Model
 from sparsemem.config.nearest import nearest_name
-from sparsemem.config.values import Count, Quantity, Real, Share, Size, Strict, brief, parse_share, parse_storage
+from sparsemem.config.values import (
+    Count,
+    Quantity,
+    Real,
+    Share,
+    Size,
+    Strict,
+    brief,
+    parse_quantity,
+    parse_real,
+    parse_share,
+    parse_storage,
+)
 
 Location = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 """A path, or a glob; no system has one with a zero byte in it."""
@@ -127,6 +139,13 @@ class Data(Strict):
 
 
 WIDEST_TOLERANCE = 0.1
+TOKENS_PER_ACTIVE_PARAM = "tokens_per_active_param"
+"""How `budget.tokens` may be written: so many times `budget.active_params`, to the nearest whole number."""
+REPLACED_BY = {
+    **{"rho": "shares", "shares": "rho"},
+    **{"budget.tokens": f"budget.{TOKENS_PER_ACTIVE_PARAM}", f"budget.{TOKENS_PER_ACTIVE_PARAM}": "budget.tokens"},
+}
+"""Two ways to write one field: a varied or overridden one takes the place of the other."""
 
 
 class Budget(Strict):
@@ -135,11 +154,37 @@ class Budget(Strict):
     total_params: Quantity
     active_params: Quantity
     tokens: Quantity
-    """Training tokens, met exactly: the last batch is cut short."""
+    """Training tokens, met exactly: the last batch is cut short. Or write `tokens_per_active_param`, such as 15: so many times
+    `active_params`, to the nearest whole number."""
     flops_per_token: Quantity | None = None
     """Of a training step without the LM head. It is not solved for: a plan that misses it is refused."""
     tolerance: Annotated[Share, Field(gt=0, le=WIDEST_TOLERANCE)] = 0.005
     """Largest relative error of each of these counts; a plan that misses it is refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, raw: Any) -> Any:
+        """The number of tokens: a trial is the same however they are written."""
+        if not isinstance(raw, dict) or TOKENS_PER_ACTIVE_PARAM not in raw:
+            return raw
+        raw = dict(raw)
+        written = raw.pop(TOKENS_PER_ACTIVE_PARAM)
+        if "tokens" in raw:
+            raise ValueError(
+                f"`tokens` {brief(raw['tokens'])} and `{TOKENS_PER_ACTIVE_PARAM}` {brief(written)} both say how long to train; "
+                "leave out one of them"
+            )
+        try:
+            ratio = parse_real(written)
+        except ValueError:
+            ratio = None
+        if not isinstance(ratio, int | float) or ratio <= 0:
+            raise ValueError(f"`{TOKENS_PER_ACTIVE_PARAM}` is {brief(written)}; write a number above 0, such as 15 or 0.5")
+        try:
+            active = parse_quantity(raw.get("active_params"))
+        except ValueError:  # refused under its own name
+            active = 1
+        return raw | {"tokens": max(round(ratio * active), 1)}
 
     @model_validator(mode="after")
     def _sparse(self) -> Budget:
@@ -298,6 +343,7 @@ class Trial(Strict):
     def at(self, paths: Iterable[str]) -> dict[str, Any]:
         """Dotted path -> value, units resolved; None where its shares do not use the field, and for the `rho` of the dense baseline."""
         fields = self.model_dump(mode="json") | {"rho": self.rho}
+        fields["budget"][TOKENS_PER_ACTIVE_PARAM] = self.budget.tokens / self.budget.active_params
         found = {}
         for path in paths:
             value: Any = fields

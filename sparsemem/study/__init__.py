@@ -33,7 +33,7 @@ class Study:
         return cls(config.load_study(path, overrides), Path(path).resolve().parent)
 
     def plan(self) -> pandas.DataFrame:
-        """Every trial with its solved sizes, one row each, in the columns of `trials.csv` that are known before training.
+        """Every trial with its solved sizes, one row each, in the columns of `analysis.load_trials` that are known before training.
 
         Raises:
             sparsemem.config.ConfigError: a trial misses its budget.
@@ -42,7 +42,8 @@ class Study:
 
         from sparsemem.study.plan import plan
 
-        return pandas.DataFrame([planned.row() for planned in plan(self.config)])
+        planned = plan(self.config)
+        return pandas.DataFrame([p.row() for p in planned]).assign(tokens_per_active_param=[p.tokens_per_active_param for p in planned])
 
     def run(self, results: Path | str = "runs", engine: str = "ray") -> Path:
         """Train what is not finished yet and return the results folder; see `launch.run_study`."""

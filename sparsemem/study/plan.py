@@ -79,6 +79,11 @@ class PlannedTrial:
         return row | {path if path == "train.lr" else f"tuned.{path}": value for path, value in self.tuned.items()}
 
     @property
+    def tokens_per_active_param(self) -> float:
+        """Of the model that the budget came to, whose activated parameters may be off by its tolerance."""
+        return self.trial.budget.tokens / self.account.active_params
+
+    @property
     def flops(self) -> int:
         """Of the whole training."""
         return self.account.flops_per_token_head * self.trial.budget.tokens
@@ -342,7 +347,7 @@ def describe(planned: Sequence[PlannedTrial], estimate: tuple[Sequence[float], f
         "P_act",
         "error",
     ]
-    header += ["FLOPs/token", "bytes/token", "tokens", "time"]
+    header += ["FLOPs/token", "bytes/token", "tokens", "tokens/P_act", "time"]
     rows = []
     for p, time in zip(planned, seconds, strict=True):
         row = p.row()
@@ -361,6 +366,7 @@ def describe(planned: Sequence[PlannedTrial], estimate: tuple[Sequence[float], f
                 count(row["flops_per_token"]),
                 size(row["memory_bytes_per_token"]),
                 count(row["tokens"]),
+                f"{p.tokens_per_active_param:.3g}",
                 "-" if time is None else duration(time),
             ]
         )

@@ -60,6 +60,7 @@ def test_a_study_leaves_fits_figures_and_a_page_that_needs_no_network(study: Pat
         "000000000007",
         "beta 2.0",
         "31% of its held-out 4-grams",
+        "Training tokens: 500k (3.7 for each activated parameter)",
     ):
         assert part in page.text
 
@@ -73,6 +74,7 @@ def test_the_fits_are_recorded_with_status_rows_and_provenance(new_study: New) -
     assert over_all["over"] == "All budgets"
     assert over_all["factors"] == ["compute"]
     assert len(over_all["rows"]) == 32
+    assert [round(fit["tokens_per_active_param"], 1) for fit in own] == [3.7, 14.8]
     for fit in own:
         assert fit["status"] == "converged"
         assert len(fit["rows"]) == 16

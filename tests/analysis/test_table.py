@@ -19,6 +19,7 @@ from analysis import (
     paired_differences,
     split_cells,
 )
+from analysis.table import varied_fields
 
 New = Callable[..., Path]
 
@@ -135,6 +136,17 @@ def test_the_learning_rate_is_chosen_per_share_over_shared_seeds(new_study: New)
     chosen = cell.rates[cell.rates["rho"] == 0.4]
     assert chosen["seeds"].tolist() == [1, 1]
     assert chosen["chosen"].tolist() == [False, True]
+
+
+def test_every_table_has_its_tokens_for_each_active_parameter(new_study: New) -> None:
+    folder = new_study(tokens=(500_000, 2_000_000))
+    trials = load_trials(folder)
+    assert "tokens_per_active_param" not in pd.read_csv(folder / "trials.csv")
+    assert trials["tokens_per_active_param"].tolist() == (trials["tokens"] / trials["active_params"]).tolist()
+    assert varied_fields(trials) == ["budget.tokens"]  # it sets no cells apart of its own
+    heading, _, first, *_ = format_table(trials).splitlines()
+    assert "tokens/P_act" in heading
+    assert f"{trials['tokens_per_active_param'].iloc[0]:.3g}" in first.split()
 
 
 def test_the_terminal_table_is_aligned_and_names_units(new_study: New) -> None:

@@ -17,7 +17,9 @@ from sparsemem.study.plan import _interpolated, _makespan, describe, estimate_se
 
 def test_a_plan_has_the_columns_of_the_table_that_are_known_before_training(write_study: Callable[..., Path]) -> None:
     frame = Study.from_yaml(write_study(vary={"rho": [1.0, 0.5], "train.lr": [0.01, 0.02]})).plan()
-    assert list(frame.columns) == [name for name in COLUMNS if name not in (*MEASURED, "status")] + ["share_engram", "train.lr"]
+    before = [name for name in COLUMNS if name not in (*MEASURED, "status")]
+    assert list(frame.columns) == [*before, "share_engram", "train.lr", "tokens_per_active_param"]
+    assert frame.tokens_per_active_param.tolist() == (frame.tokens / frame.active_params).tolist()
     assert frame.rho.tolist() == [1.0, 1.0, 0.5, 0.5]
     assert frame["train.lr"].tolist() == [0.01, 0.02, 0.01, 0.02]
     assert (frame.total_params - frame.active_params == frame.sparse_params).all()
@@ -36,6 +38,17 @@ def test_varied_units_and_groups_come_out_as_plain_numbers(write_study: Callable
     rows = [p.row() for p in plan(load_study(write_study(vary={"budget": ladder, "rho": [1.0]})))]
     assert [row["budget.tokens"] for row in rows] == [4000, 16000]
     assert [row["budget.total_params"] for row in rows] == [30000, 30000]
+
+
+def test_tokens_for_each_active_parameter_are_planned_as_the_tokens_that_they_come_to(write_study: Callable[..., Path]) -> None:
+    sizes = {"total_params": "30k", "active_params": "7k", "tolerance": "5%"}
+    written = load_study(write_study(budget=sizes, vary={"budget.tokens_per_active_param": [1, 2.5], "rho": [1.0, 0.5]}))
+    tokens = load_study(write_study(budget=sizes, vary={"budget.tokens": [7000, "17.5k"], "rho": [1.0, 0.5]}))
+    assert [p.row() for p in plan(written)] == [p.row() for p in plan(tokens)]
+    assert [p.row()["budget.tokens"] for p in plan(written)] == [7000, 7000, 17500, 17500]
+    words = describe(plan(written), None).splitlines()
+    assert "tokens/P_act" in words[0]
+    assert [line.split()[-2] for line in words[2:6]] == [f"{p.tokens_per_active_param:.3g}" for p in plan(written)]
 
 
 def test_settings_that_a_share_does_not_use_make_no_new_trial(write_study: Callable[..., Path]) -> None:
