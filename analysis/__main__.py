@@ -30,6 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("results_dir", nargs="+", type=Path, help="results folder of a study: the one that holds trials.csv")
+    for command, option in (
+        ("sparsemem plan STUDY.yaml --detect 0.01 --noise RESULTS_DIR", "--detect"),
+        ("python -m analysis fit", "--law"),
+    ):
+        parser.commands[command] = Parser(add_help=False)
+        parser.commands[command].add_argument(option)
     folders = parser.parse_args(arguments).results_dir
     if len(folders) > 1 and not folders[0].exists() and difflib.get_close_matches(str(folders[0]), ["fit"], cutoff=0.5):
         parser.error(f"{folders[0]} is no folder; did you mean `fit`?")

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from analysis.errors import AnalysisError
 from analysis.table import load_curves, load_sequence_losses, load_trials, typed_trials
-from sparsemem.config import Tuned
+from sparsemem.config import Tuned, nearest_path, study_around
 
 COUNTS = (
     *("documents", "train_tokens", "validation_tokens", "duplicates_exact", "duplicates_near"),
@@ -71,9 +71,11 @@ class Results:
         path = self.folder / "study.yaml"
         try:
             described = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
+            near = study_around(self.folder) or Path("" if self.folder.exists() else nearest_path(path)).parent
             raise AnalysisError(
                 f"{path}: no such file; give the results folder of a study, which holds study.yaml and trials.csv"
+                + f"; did you mean {near}?" * (near != Path())
             ) from None
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise AnalysisError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None

@@ -200,6 +200,11 @@ def test_a_results_folder_that_is_not_there_is_refused_with_the_nearest_name(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "first-study").mkdir(parents=True)
     (tmp_path / "runs" / "first-study" / "study.yaml").write_text("study: first-study\n")
+    (tmp_path / "runs" / "first-study" / "trials.csv").touch()
+    (tmp_path / "runs" / "first-study" / "report.html").touch()
+    for command, inside in (("report", "report.html"), ("status", "trials.csv"), ("report", "figures/loss.svg")):
+        assert main([command, f"runs/first-study/{inside}"]) == 2
+        assert "folder; did you mean runs/first-study, in which it lies?" in capsys.readouterr().err
     for wrong in ("runs/frst-study", "first-study", "results/first-study"):
         assert main(["report", wrong]) == 2
         assert f"{wrong}: no such folder; did you mean runs/first-study?" in capsys.readouterr().err
@@ -213,6 +218,12 @@ def test_a_results_folder_that_is_not_there_is_refused_with_the_nearest_name(
         (["run", "s.yaml", "--result", "x"], "usage: sparsemem run", "did you mean --results?"),
         (["run", "s.yaml", "--enigne=local"], "usage: sparsemem run", "did you mean --engine?"),
         (["plan", "s.yaml", "--set", "budget.tokens", "40k"], "usage: sparsemem plan", "--set budget.tokens=40k"),
+        (["plan", "s.yaml", "data.files=[a.txt]"], "usage: sparsemem plan", "one word: --set 'data.files=[a.txt]'"),
+        (["plan", "s.yaml", "--set"], "usage: sparsemem plan", "expected one argument; write --set budget.tokens=40k"),
+        (["plan", "s.yaml", "--detect", "1%"], "usage: sparsemem plan", "write --detect 0.01, a difference of losses in nats/token"),
+        (["plan", "s.yaml", "--detect"], "usage: sparsemem plan", "write --detect 0.01, a difference of losses in nats/token"),
+        (["plan", "--diff", "s.yaml"], "usage: sparsemem plan", "required: STUDY.yaml; --diff took the word after it: write it last"),
+        (["run", "s.yaml", "--engine"], "usage: sparsemem run", "write --engine ray or local"),
         (["rnu", "s.yaml"], "usage: sparsemem", "did you mean run?"),
         (["run", "s.yaml", "--engine", "locl"], "usage: sparsemem run", "did you mean local?"),
     ],

@@ -248,7 +248,7 @@ def test_what_is_no_mapping_of_fields_is_refused(tmp_path: Path, text: str) -> N
         ("study: a: b", "between quotes"),
         ("study: *a", "name it before by `&`"),
         ("study: {a: 1 b: 2}", "a comma is missing"),
-        ("study: a\nx y z\n", "with a space after the colon"),
+        ("study: a\nx y z\n", "write `x: y z`"),
         ("", "this file holds nothing"),
     ],
 )

@@ -25,7 +25,7 @@ from sparsemem.config.model import (
     UltraMemV2,
     key_counts,
 )
-from sparsemem.config.nearest import nearest_path
+from sparsemem.config.nearest import nearest_path, study_around
 from sparsemem.config.optimum import FIRST_SHARES, GRID_SHARES, Optimum
 from sparsemem.config.study import Study, changed, load_study
 from sparsemem.config.trial import WIDEST_TOLERANCE, Budget, Data, Run, Train, Trial
@@ -72,4 +72,5 @@ __all__ = [
     "parse_real",
     "parse_share",
     "point",
+    "study_around",
 ]

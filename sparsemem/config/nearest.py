@@ -106,6 +106,11 @@ def nearest_path(path: Path | str, base: Path = Path()) -> str:
     return whole if glob.glob(os.path.join(glob.escape(str(base)), whole), recursive=True) else ""
 
 
+def study_around(path: Path) -> Path | None:
+    """The results folder of a study in which a file or folder lies."""
+    return next((each for each in path.parents if (each / "study.yaml").is_file() and (each / "trials.csv").is_file()), None)
+
+
 def _most_similar(name: str, folder: Path, is_file: bool) -> str:
     """Of the files or folders in a folder, by their names before the suffix; empty where none is similar."""
     try:

@@ -36,10 +36,12 @@ def diff(study: Study, planned: Sequence[PlannedTrial], folder: Path | None) -> 
     usual = [Path("runs") / study.study, Path("results") / study.study]
     found = next((each for each in ([folder] if folder else usual) if (each / "study.yaml").is_file()), None)
     if found is None:
+        if folder:
+            there = "holds none" if folder.exists() else "does not exist"
+            raise ConfigError(f"--diff needs the results of a study, and {folder} {there}{nearest_study(folder)}")
         raise ConfigError(
-            f"--diff needs the results of a study, and {folder} does not exist{nearest_study(folder)}"
-            if folder and not folder.exists()
-            else f"--diff needs the results of a study, and {folder or ' and '.join(map(str, usual))} holds none; name their folder"
+            f"--diff needs the results of a study, and {study.study} has not been run yet: {' and '.join(map(str, usual))} hold none; "
+            "train it by `sparsemem run`, leave out --diff to see its plan, or name other results by --diff DIR"
         )
     axes = list(planned[0].varied) or ["rho", "seed"]
     there = {path.parent.name: _fields(path) for path in sorted(found.glob("trials/*/trial.yaml"))}

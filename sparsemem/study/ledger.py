@@ -34,7 +34,7 @@ from typing import Any
 
 import yaml
 
-from sparsemem.config import ConfigError, Data, Study, Trial, load_study
+from sparsemem.config import ConfigError, Data, Study, Trial, load_study, study_around
 from sparsemem.files import TEMPORARY, remove_temporaries, set_aside, write_json, write_text
 from sparsemem.locks import is_held, locked
 
@@ -89,8 +89,8 @@ class Ledger:
         """
         rows = _listed(folder / "trials.csv")
         if not (folder / "study.yaml").exists() or not rows or not set(COLUMNS) <= rows[0].keys():
-            if not folder.exists():
-                raise ConfigError(f"{folder}: no such folder{nearest_study(folder)}")
+            if not folder.exists() or study_around(folder):
+                raise ConfigError(f"{folder}: no {'results' if folder.exists() else 'such'} folder{nearest_study(folder)}")
             inside = sorted(path.parent.name for path in folder.glob("*/study.yaml"))
             usual = Path("runs") / folder.stem
             raise ConfigError(
@@ -383,7 +383,9 @@ def _result(path: Path, trial_id: str) -> dict[str, Any]:
 
 
 def nearest_study(folder: Path) -> str:
-    """A remedy for the folder of a study that is not there: the most similar one beside it, or those of the usual places."""
+    """A remedy for the folder of a study that is not there: the one in which it lies, the most similar, or those of the usual places."""
+    if around := study_around(folder):
+        return f"; did you mean {around}, in which it lies?"
     places = dict.fromkeys((folder.parent, Path("runs"), Path("results")))
     there = {path.parent.name: path.parent for place in places for path in sorted(place.glob("*/study.yaml"))}
     close = difflib.get_close_matches(folder.name, list(there), n=1)

@@ -542,6 +542,7 @@ def test_one_diverged_run_is_named_and_does_not_set_the_scatter(law: str, table:
     [
         (["fit", "--law", "chinchilla", "rnus.csv"], "rnus.csv: no such file; did you mean runs.csv?"),
         (["fti", "runs.csv"], "did you mean `fit`?"),
+        (["runs", "--detect", "1%"], "--detect is an option of sparsemem plan STUDY.yaml --detect 0.01 --noise RESULTS_DIR"),
         (["fit", "--law", "isoflp", "runs.csv"], "did you mean isoflop?"),
     ],
 )

@@ -218,6 +218,10 @@ def test_a_summary_of_a_report_that_is_not_whole_is_refused(new_study: New, chan
 def test_the_command_refuses_what_is_no_study(tmp_path: Path, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "nothing")]) == 2
     assert "nothing/study.yaml: no such file; give the results folder of a study" in capsys.readouterr().err
+    for wrong in (study / "report.html", study.with_name(f"{study.name}s")):
+        (study / "report.html").touch()
+        assert main([str(wrong)]) == 2
+        assert f"which holds study.yaml and trials.csv; did you mean {study}?" in capsys.readouterr().err
     (study / "study.yaml").write_text("study: [")
     assert main([str(study)]) == 2
     assert "study.yaml: cannot be read" in capsys.readouterr().err
