@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.table import POOLS, holds, shown, uses, varied_fields
-from sparsemem.config import MEMORY_POOLS
+from analysis.table import holds, shown, uses, varied_fields
+from sparsemem.mechanisms import MEMORY_POOLS, label
 
 RATE = "train.lr"
 NAMES = {"budget.tokens": "training tokens", "tokens": "training tokens", "budget.total_params": "P_tot", "budget.active_params": "P_act"}
@@ -117,13 +117,13 @@ def _mixes(trials: pd.DataFrame) -> list[str]:
         if isinstance(written, str):
             parts = {pool: share for pool in MEMORY_POOLS if (share := json.loads(written).get(pool, 0)) > 0}
         proportion = " : ".join(f"{share / sum(parts.values()):.3g}" for share in parts.values())
-        found.append(" + ".join(POOLS[pool] for pool in parts) + (f" ({proportion})" if len(parts) > 1 else ""))
+        found.append(" + ".join(map(label, parts)) + (f" ({proportion})" if len(parts) > 1 else ""))
     return found
 
 
 def _on_top(trials: pd.DataFrame) -> list[str]:
     """The memories whose rows the study varies, on top of the budget; `nothing` for none."""
-    given = {POOLS[pool]: _given(trials, pool) for pool in MEMORY_POOLS}
+    given = {label(pool): _given(trials, pool) for pool in MEMORY_POOLS}
     return [" + ".join(name for name, each in given.items() if each[row]) or "nothing" for row in range(len(trials))]
 
 

@@ -12,7 +12,8 @@ from analysis.cells import RATE
 from analysis.figures.allocation import PUBLISHED
 from analysis.results import Results
 from analysis.table import RHO, si, varied_fields
-from sparsemem.config import MEMORY_POOLS, Tuned
+from sparsemem.config import Tuned
+from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
 
 MOST_LISTED = 6
 """Tuned values that are listed; of more the ends are given."""
@@ -212,7 +213,7 @@ def designs(results: Results) -> list[str]:
     memories = [pool for pool in MEMORY_POOLS if pool in described]
     if memories and not any(name.startswith(tuple(f"model.{pool}" for pool in memories)) for name in varied):
         lines.append(f"One design of each memory ({', '.join(memories)}): another may have another optimum.")
-    if "moe" in described and not any(name.startswith("model.moe") for name in varied):
+    if EXPERTS.name in described and not any(name.startswith(EXPERTS.field("")) for name in varied):
         lines.append("One expert design (width, top-k, balancing): finer or coarser experts may shift the curve.")
     return lines
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.columns import floats
 from analysis.errors import AnalysisError, require_columns
-from sparsemem.config import MEMORY_POOLS
+from sparsemem.mechanisms import MEMORY_POOLS, POOLS
 
 STATUSES = ("finished", "diverged", "failed", "out_of_memory", "interrupted", "running", "pending")
 NUMBERS = (
@@ -28,11 +28,6 @@ TPP = "tokens_per_active_param"
 """Training tokens over activated parameters as planned for the trial's own model; made at reading, so old tables have it too."""
 RHO = "\N{GREEK SMALL LETTER RHO}"
 """The share of the sparse parameters held by routed experts, as readers see it."""
-POOLS = {
-    **{"moe": "routed experts", "engram": "Engram", "ngram_embedding": "n-gram embedding", "pkm": "PKM", "memory_plus": "Memory+"},
-    **{"peer": "PEER", "ultramem": "UltraMem", "ultramem_v2": "UltraMemV2"},
-}
-"""Pool -> what readers call it."""
 REQUIRED = ("trial_id", "status", "seed", "rho", "share_moe", "total_params", "active_params", "tokens", "val_loss")
 
 
@@ -258,7 +253,7 @@ def trials_for_reading(trials: pd.DataFrame) -> pd.DataFrame:
     text = {}
     for name in names:
         pool = name.removeprefix("share_")
-        heading, write = FORMATS.get(name, (POOLS[pool], FORMATS["rho"][1]) if pool in POOLS else (name, shown))
+        heading, write = FORMATS.get(name, (POOLS[pool].label, FORMATS["rho"][1]) if pool in POOLS else (name, shown))
         text[heading] = [write(value) for value in trials[name]]
     return pd.DataFrame(text)
 

@@ -4,6 +4,8 @@
 >>> study = Study.from_yaml("sweeps/allocation-quick.yaml")  # doctest: +SKIP
 >>> study.plan()  # a DataFrame, one row a trial; nothing is trained  # doctest: +SKIP
 >>> study.run()  # doctest: +SKIP
+
+A mechanism of your own is made known by `sparsemem.register("module:object")` or by an entry point, see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -11,15 +13,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsemem.config.register import register
     from sparsemem.study import Study
 
-__all__ = ["Study"]
+__all__ = ["Study", "register"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load `Study` on first use: `import sparsemem.config` alone stays fast."""
+    """Load on first use: `import sparsemem.config` alone stays fast."""
     if name == "Study":
         from sparsemem.study import Study
 
         return Study
+    if name == "register":
+        from sparsemem.config.register import register
+
+        return register
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

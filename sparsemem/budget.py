@@ -5,8 +5,8 @@ P_sparse = P_tot - P_act is divided among the pools. Then, in this order:
 1. routed experts: as many idle ones as their share of P_sparse comes to, rounded; likewise the rows of every memory but the last;
 2. the shared experts' width (without experts, the feed-forward's): whatever P_act leaves after attention, router, top-k experts and the
    memories' own activated part, so that P_act holds at every share;
-3. rows of the last memory: whatever P_tot leaves, so that all rounding ends in the rows and P_tot holds too. Hashed memories come last,
-   since their rows are the finest. The keys of a product-key memory are activated, so steps 2 and 3 are repeated for it.
+3. rows of the last memory: whatever P_tot leaves, so that all rounding ends in the rows and P_tot holds too. Coarse memories come
+   first. Where what a memory activates rises with its size, steps 2 and 3 are repeated.
 
 Memories of given rows come on top of that. Pure integer arithmetic over the closed forms of `model.count_model`; nothing is built.
 """
@@ -17,9 +17,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from sparsemem.config import HASHED, PRODUCT_KEY, Budget, BudgetError, ConfigError, Model, key_counts
-from sparsemem.layers.engram import distinct_primes
-from sparsemem.layers.retrieval import initial_gain
+from sparsemem.config import Budget, BudgetError, ConfigError, Model
+from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
 from sparsemem.model import ModelAccount, Sizes, count_model
 
 SHARE_TOLERANCE = 0.02  # how far the share that integer sizes come to may lie from the one asked for
@@ -34,55 +33,36 @@ def solve(config: Model, budget: Budget, shares: Mapping[str, float]) -> Sizes:
     Raises:
         ConfigError: no integer sizes meet the budget; the message names the field, its value and the nearest feasible value.
     """
-    on_top = {pool: _given_tables(config, pool) for pool in config.on_top}
+    on_top = {pool: MEMORY_POOLS[pool].given(config) for pool in config.on_top}
     config = config.model_copy(update=dict.fromkeys(on_top))  # the backbone is solved as if they were not there
-    memories = [pool for pool in (*PRODUCT_KEY, *HASHED) if pool in shares]
-    sizes = Sizes(_routed_experts(config, budget, shares), 0, {pool: _tables(config, pool, _least(config, pool)) for pool in memories})
-    if config.moe and config.moe.shared_experts == 0 and memories:
-        raise ConfigError("field `model.moe.shared_experts` is 0: the memory's activated part is taken off the shared experts; set it to 1")
+    memories = sorted((pool for pool in MEMORY_POOLS if pool in shares), key=lambda pool: not MEMORY_POOLS[pool].coarse)
+    least = {pool: MEMORY_POOLS[pool].tables(config, MEMORY_POOLS[pool].least(config)) for pool in memories}
+    sizes = Sizes(_routed_experts(config, budget, shares), 0, least)
+    experts = EXPERTS.of(config)
+    if experts and experts.shared_experts == 0 and memories:
+        raise ConfigError(
+            f"field `{EXPERTS.field('shared_experts')}` is 0: the memory's activated part is taken off the shared experts; set it to 1"
+        )
     for pool in memories[:-1]:
         sizes = _fit_share(config, budget, shares[pool], pool, sizes)
     sizes = _fit_shared_width(config, budget, sizes)
     if memories:
         sizes = _fit_rows(config, budget, memories[-1], sizes)
-        if memories[-1] in PRODUCT_KEY:
-            for _ in range(3):
-                sizes = _fit_rows(config, budget, memories[-1], _fit_shared_width(config, budget, sizes))
-            sizes = _fit_shared_width(config, budget, sizes)
+        for _ in range(3):
+            if (wider := _fit_shared_width(config, budget, sizes)) == sizes:
+                break
+            sizes = _fit_rows(config, budget, memories[-1], wider)
+        sizes = _fit_shared_width(config, budget, sizes)
     _check(config, budget, shares, sizes)
     return replace(sizes, tables={**sizes.tables, **on_top})
 
 
-def check_start(config: Model, sizes: Sizes) -> None:
-    """Refuse a product-key memory that has no initial scale.
-
-    Raises:
-        ConfigError: `init: ultramem_v2` scales the mean top-m score to one, but it is not positive.
-    """
-    for pool, memory in config.product_keys.items():
-        for rows, columns in set(sizes.tables.get(pool, ())) if memory.init == "ultramem_v2" else ():
-            try:
-                initial_gain(memory, (rows, columns))
-            except ValueError as error:
-                raise ConfigError(f"field `model.{pool}.top_m` has the value {memory.top_m}: {error}") from None
-
-
 def _routed_experts(config: Model, budget: Budget, shares: Mapping[str, float]) -> int:
     """Top-k and as many idle ones as the share of P_sparse comes to; none in a dense model."""
-    if not shares or config.moe is None:
+    if not shares or EXPERTS.of(config) is None:
         return 0
-    share, sparse = shares.get("moe", 0.0), budget.total_params - budget.active_params
-    one_expert = _count(config, Sizes(config.moe.top_k + 1, 0)).parts["moe"].idle
-    idle_experts = round(share * sparse / one_expert)
-    if share > 0 and idle_experts == 0:
-        feasible = budget.active_params + math.ceil(one_expert / share)
-        raise BudgetError(
-            "total_params",
-            f"field `budget.total_params` has the value {budget.total_params:,}: the routed experts' share does not hold one of them; "
-            "raise it to {} or more, or make `model.moe.expert_width` smaller",
-            feasible,
-        )
-    return config.moe.top_k + idle_experts
+    one_expert = _count(config, Sizes(EXPERTS.least(config) + 1, 0)).parts[EXPERTS.name].idle
+    return EXPERTS.solve(config, budget, shares.get(EXPERTS.name, 0.0), one_expert)
 
 
 def budget_errors(config: Model, account: ModelAccount, budget: Budget) -> tuple[float, float]:
@@ -97,7 +77,8 @@ def budget_errors(config: Model, account: ModelAccount, budget: Budget) -> tuple
 
 def _fit_shared_width(config: Model, budget: Budget, sizes: Sizes) -> Sizes:
     """The multiple of the number of shared experts whose P_act is nearest to the budget's."""
-    step = max(config.moe.shared_experts if config.moe else 0, 0 if sizes.routed_experts else 1)
+    experts = EXPERTS.of(config)
+    step = max(experts.shared_experts if experts else 0, 0 if sizes.routed_experts else 1)
     if step == 0:
         return sizes
 
@@ -107,9 +88,9 @@ def _fit_shared_width(config: Model, budget: Budget, sizes: Sizes) -> Sizes:
     floor, slope = active(0), active(step) - active(0)
     steps = round((budget.active_params - floor) / slope)
     if steps < 1:
-        parts = ["attention", *(["router", f"the top-{config.moe.top_k} experts"] if config.moe and sizes.routed_experts else [])]
-        parts += ["the memory's projections"]
-        smaller = "`model.moe.expert_width`" if config.moe and sizes.routed_experts else "the memory's widths"
+        routed = sizes.routed_experts and experts
+        parts = ["attention", *(["router", f"the top-{experts.top_k} experts"] if routed else []), "the memory's projections"]
+        smaller = f"`{EXPERTS.field('expert_width')}`" if routed else "the memory's widths"
         raise BudgetError(
             "active_params",
             f"field `budget.active_params` has the value {budget.active_params:,}: {', '.join(parts[:-1])} and {parts[-1]} alone activate "
@@ -125,7 +106,7 @@ def _fit_rows(config: Model, budget: Budget, pool: str, sizes: Sizes) -> Sizes:
     def excess(size: int) -> float:
         return _count(config, _with_tables(config, pool, size, sizes)).total_params - budget.total_params
 
-    low = _least(config, pool)
+    low = MEMORY_POOLS[pool].least(config)
     if excess(low) > 0:
         feasible = budget.total_params + math.ceil(excess(low))
         raise BudgetError(
@@ -144,7 +125,7 @@ def _fit_share(config: Model, budget: Budget, share: float, pool: str, sizes: Si
     def excess(size: int) -> float:
         return _count(config, _with_tables(config, pool, size, sizes)).parts[pool].idle - wanted
 
-    low = _least(config, pool)
+    low = MEMORY_POOLS[pool].least(config)
     return _with_tables(config, pool, low if excess(low) > 0 else _nearest(low, excess), sizes)
 
 
@@ -164,47 +145,8 @@ def _largest(low: int, excess: Callable[[int], float]) -> int:
     return low
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------------
-
-
 def _with_tables(config: Model, pool: str, size: int, sizes: Sizes) -> Sizes:
-    return replace(sizes, tables={**sizes.tables, pool: _tables(config, pool, size)})
-
-
-def _tables(config: Model, pool: str, size: int) -> tuple[tuple[int, ...], ...]:
-    """Tables of a memory from the one integer that is solved for.
-
-    Hashed: distinct primes from `size` upward, in the order module, n-gram order, head. Product-key: `size` keys, spread as evenly as whole
-    numbers allow over the tables and their two sides.
-    """
-    if pool in PRODUCT_KEY:
-        tables = _value_tables(config, pool)
-        keys = [size // tables + (place < size % tables) for place in range(tables)]
-        return tuple((-(-count // 2), count // 2) for count in keys)
-    memory = getattr(config, pool)
-    tables, modules = len(memory.orders) * memory.heads, len(config.engram.layers) if pool == "engram" and config.engram else 1
-    primes = distinct_primes(size, tables * modules)
-    return tuple(primes[start : start + tables] for start in range(0, len(primes), tables))
-
-
-def _given_tables(config: Model, pool: str) -> tuple[tuple[int, ...], ...]:
-    """Tables of a memory whose rows the study gives."""
-    if pool in PRODUCT_KEY:
-        return (key_counts(getattr(config, pool), pool),) * _value_tables(config, pool)
-    return _tables(config, pool, getattr(config, pool).rows)
-
-
-def _least(config: Model, pool: str) -> int:
-    """The smallest size: two rows a table, or so many keys that each table holds the rows that a token reads of it."""
-    if pool not in PRODUCT_KEY:
-        return 2
-    memory = getattr(config, pool)
-    read = memory.heads * memory.top_m * config.layers_per_table(pool)
-    return 2 * math.ceil(math.sqrt(read)) * _value_tables(config, pool)
-
-
-def _value_tables(config: Model, pool: str) -> int:
-    return len(config.memory_layers(pool)) // config.layers_per_table(pool)
+    return replace(sizes, tables={**sizes.tables, pool: MEMORY_POOLS[pool].tables(config, size)})
 
 
 def _check(config: Model, budget: Budget, shares: Mapping[str, float], sizes: Sizes) -> None:
@@ -218,7 +160,7 @@ def _check(config: Model, budget: Budget, shares: Mapping[str, float], sizes: Si
                 name,
                 f"field `budget.{name}` has the value {getattr(budget, name):,}, which no integer sizes meet within "
                 f"{budget.tolerance:.2%} (off by {error:+.2%}); the nearest feasible value is {{}}"
-                + (_remedies(config) if config.moe and config.moe.shared_experts == 0 else ""),
+                + (_remedies(config) if (experts := EXPERTS.of(config)) and experts.shared_experts == 0 else ""),
                 got,
             )
     for pool, share in shares.items():
@@ -226,13 +168,13 @@ def _check(config: Model, budget: Budget, shares: Mapping[str, float], sizes: Si
             raise ConfigError(
                 f"field `shares.{pool}` has the value {share:g}, which no whole sizes come to within "
                 f"{SHARE_TOLERANCE:g}; the nearest feasible value is {account.share(pool):.4g}"
-                + (". Smaller experts (`model.moe.expert_width`) make finer shares" if config.moe else "")
+                + (f". Smaller experts (`{EXPERTS.field('expert_width')}`) make finer shares" if EXPERTS.of(config) else "")
             )
 
 
 def _remedies(config: Model) -> str:
     heads = f"; wider heads too (`model.head_dim`, now `width` / `heads` = {config.head_width})" if config.head_dim is None else ""
-    return f"; `model.moe.shared_experts: 1` would take up the rest{heads}"
+    return f"; `{EXPERTS.field('shared_experts')}: 1` would take up the rest{heads}"
 
 
 def _count(config: Model, sizes: Sizes) -> ModelAccount:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparsemem.accounting import Account, always_active
 from sparsemem.config import Model
-from sparsemem.layers.engram import distinct_primes
+from sparsemem.mechanisms.hashed import distinct_primes
 from sparsemem.model import Sizes, Transformer, count_model, memory_params
 
 VOCABULARY, CONTEXT = 40, 32

@@ -17,8 +17,9 @@ import torch
 from sparsemem.bench import data, measure, memory, moe, profile, step, sweep
 from sparsemem.bench import eval as evaluation
 from sparsemem.cli import main
-from sparsemem.config import HASHED, MEMORY_POOLS, Model
-from sparsemem.layers.moe import MixtureOfExperts
+from sparsemem.config import MEMORY_POOLS, Model
+from sparsemem.mechanisms.hashed import Hashed
+from sparsemem.mechanisms.moe.layer import MixtureOfExperts
 from sparsemem.memory.table import MemoryTable
 from sparsemem.parameter import initialize
 from sparsemem.train.optim import Optimizer
@@ -115,10 +116,10 @@ def test_the_layer_that_is_timed_holds_what_the_account_says(pool: str) -> None:
     tables = [weight for weight in weights if getattr(weight, "sparse_gradient", False)]
     active = sum(weight.numel() for weight in weights) - sum(table.numel() for table in tables)
     if pool == "moe":
-        active -= (memory.EXPERTS - 8) * 3 * 8 * 16  # experts beyond the top 8, three matrices of 8 x 16 each
+        active -= (memory.ROUTED - 8) * 3 * 8 * 16  # experts beyond the top 8, three matrices of 8 x 16 each
     else:
         kind = getattr(config, pool)
-        reads = len(kind.orders) * kind.heads if pool in HASHED else kind.heads * kind.top_m
+        reads = len(kind.orders) * kind.heads if isinstance(MEMORY_POOLS[pool], Hashed) else kind.heads * kind.top_m
         active += reads * sum(table.shape[1] for table in tables)
     assert active == memory.layer_account(config, pool, sizes).active
 

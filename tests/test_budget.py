@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsemem.budget import budget_errors, check_start, solve
+from sparsemem.budget import budget_errors, solve
 from sparsemem.config import Budget, ConfigError, Model
-from sparsemem.layers.engram import distinct_primes
-from sparsemem.layers.moe import moe_account
+from sparsemem.mechanisms import MEMORY_POOLS
+from sparsemem.mechanisms.hashed import distinct_primes
+from sparsemem.mechanisms.moe.layer import moe_account
 from sparsemem.model import ModelAccount, Sizes, count_model
 
 ENGRAM = {"layers": [2], "orders": [2, 3], "heads": 4, "row_dim": 8}
@@ -314,4 +315,4 @@ def test_a_memory_without_an_initial_scale_is_refused_by_name() -> None:
     fields = {"key_dim": 8, "rows": 256, "top_m": 256, "value_dim": 16, "pre_value_dim": 16, "virtual_tables": 1}
     config = Model.model_validate(STUDY | {"ultramem_v2": fields})
     with pytest.raises(ConfigError, match=r"`model\.ultramem_v2\.top_m` has the value 256: .* set `init: flat`"):
-        check_start(config, solve(config, _budget(), {}))
+        MEMORY_POOLS["ultramem_v2"].check_start(config, solve(config, _budget(), {}))

@@ -14,21 +14,13 @@ import yaml
 from pydantic import BaseModel
 
 from sparsemem.config import (
-    PEER,
-    PKM,
     Budget,
     ConfigError,
     Data,
-    Engram,
-    MemoryPlus,
     Model,
-    MoE,
-    NgramEmbedding,
     Study,
     Train,
     Trial,
-    UltraMem,
-    UltraMemV2,
     load_study,
     parse_quantity,
     parse_real,
@@ -36,6 +28,10 @@ from sparsemem.config import (
 )
 from sparsemem.config.nearest import COUNTED, OURS, nearest_path
 from sparsemem.config.refusal import named_errors
+from sparsemem.mechanisms.engram import Engram
+from sparsemem.mechanisms.moe import MoE
+from sparsemem.mechanisms.ngram_embedding import NgramEmbedding
+from sparsemem.mechanisms.product_key.fields import PEER, PKM, MemoryPlus, UltraMem, UltraMemV2
 
 STUDY: dict[str, Any] = {  # ARCHITECTURE.md's example
     "study": "allocation-quick",

@@ -15,10 +15,11 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from torch import Tensor
 
-from sparsemem import budget, model
+from sparsemem import model
 from sparsemem.accounting import Account
-from sparsemem.config import MEMORY_POOLS, POOLS, PRODUCT_KEY, Model, load_study
-from sparsemem.layers import moe
+from sparsemem.config import MEMORY_POOLS, POOLS, Model, load_study
+from sparsemem.mechanisms.moe import layer as moe
+from sparsemem.mechanisms.product_key import PRODUCT_KEY
 from sparsemem.memory.table import MemoryTable, Reads
 from sparsemem.model import Sizes, Transformer, check_account, count_model, memory_params, memory_rows_read
 from sparsemem.study.plan import plan
@@ -80,7 +81,7 @@ def _points() -> Iterator[tuple[str, str, Model]]:
 def _sizes(config: Model) -> Sizes:
     pools = [pool for pool in MEMORY_POOLS if getattr(config, pool)]
     tables = {
-        pool: budget._given_tables(config, pool) if pool in config.on_top else budget._tables(config, pool, 2 * budget._least(config, pool))
+        pool: POOLS[pool].given(config) if pool in config.on_top else POOLS[pool].tables(config, 2 * POOLS[pool].least(config))
         for pool in pools
     }
     return Sizes(config.moe.top_k + 3 if config.moe else 0, 5, tables)
@@ -103,7 +104,8 @@ def test_every_pool_and_every_field_has_a_case() -> None:
 def _reads(config: Model, sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> tuple[Counter[str], Counter[str], int]:
     """Of one token's forward pass: numbers that it reads of tables, and the most of them that may be distinct, by pool; and rows."""
     network = Transformer(config, sizes, CONTEXT, torch.arange(VOCABULARY), separator=0).initialize(0).eval()
-    owner = {id(module): model._part(network, name) for name, module in network.named_modules() if isinstance(module, MemoryTable)}
+    parts = model.owners(network)
+    owner = {id(module): parts[module.rows_RC] for module in network.modules() if isinstance(module, MemoryTable)}
     by_table: Counter[int] = Counter()
     numbers: Counter[str] = Counter()
     size = {id(module): len(module.rows_RC) for module in network.modules() if isinstance(module, MemoryTable)}
@@ -147,12 +149,12 @@ def _faults(config: Model, sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> lis
     assert all(weight.is_meta for weight in weights.values())
     numbers, distinct, rows_read = _reads(config, sizes, monkeypatch)
     total, rows, row_numbers = Counter[str](), Counter[str](), Counter[str]()
-    vocabulary = 0
+    vocabulary, parts = 0, model.owners(network)
     for name, weight in weights.items():
         if name in ("embedding", "head"):
             vocabulary += weight.numel()
             continue
-        part = model._part(network, name)
+        part = parts.get(weight, "backbone")
         total[part] += weight.numel()
         if name.endswith("rows_RC"):
             row_numbers[part] += weight.numel()
@@ -205,6 +207,6 @@ def test_a_plan_holds_its_accounts_against_tensors(monkeypatch: pytest.MonkeyPat
     study = load_study(Path(__file__).parents[1] / "sweeps" / "allocation-quick.yaml")
     plan(study)
     real = moe.moe_account
-    monkeypatch.setattr(model, "moe_account", lambda *sizes: real(*sizes) + Account(total=1))
+    monkeypatch.setattr(moe, "moe_account", lambda *sizes: real(*sizes) + Account(total=1))
     with pytest.raises(RuntimeError, match="account of `moe`"):
         plan(study)

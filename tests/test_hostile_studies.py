@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from sparsemem.config import ConfigError, Trial, load_study
 from sparsemem.config import study as study_module
-from sparsemem.config.model import ProductKey
+from sparsemem.mechanisms.product_key.fields import ProductKey
 from sparsemem.study.plan import plan
 
 PATIENCE = 20.0  # seconds for one file: what hangs takes hours

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from sparsemem.config import Model
-from sparsemem.layers.engram import distinct_primes
-from sparsemem.model import Sizes, Transformer, dense_width
+from sparsemem.mechanisms import EXPERTS
+from sparsemem.mechanisms.hashed import distinct_primes
+from sparsemem.model import Sizes, Transformer
 
 VOCABULARY, CONTEXT, SEPARATOR = 48, 24, 3
 ENGRAM = {"layers": [2], "orders": [2, 3], "heads": 2, "row_dim": 4, "init_std": 0.5}
@@ -66,8 +67,8 @@ def test_the_model_is_its_parts_in_order(tied: bool) -> None:
     model, tokens = _build(tie_embeddings=tied).eval(), _tokens()
     x = model.embedding[tokens]
     for layer, block in enumerate(model.blocks, start=1):
-        assert (block.memory is not None) == (layer == 2)
-        if block.memory is not None:
+        assert hasattr(block, "memory") == (layer == 2)
+        if layer == 2:
             x = x + block.memory(x, tokens)
         x = x + block.attention(block.attention_norm(x), model.turns_2THK)
         x = x + block.ffn(block.ffn_norm(x))[0]
@@ -110,7 +111,7 @@ def test_the_auxiliary_losses_of_all_layers_are_summed() -> None:
     moe = {"expert_width": 8, "top_k": 2, "balance_loss": 0.1, "z_loss": 0.2, "leading_dense": 1}
     model, tokens = _build(moe=moe).eval(), _tokens()
     seen = []
-    for layer in model.expert_layers():
+    for layer in model.layers_of("moe"):
         layer.register_forward_hook(lambda module, inputs, output: seen.append(output[1].detach()))
     auxiliary = model(tokens)[1]
     assert len(seen) == 2
@@ -123,18 +124,17 @@ def test_dense_blocks_stand_where_the_config_puts_them(leading_dense: int) -> No
     """A leading dense block is as wide as the experts a token would have passed there, so its activated count is the same."""
     moe = {"expert_width": 8, "top_k": 2, "leading_dense": leading_dense}
     model = _build(moe=moe)
-    assert len(model.expert_layers()) == 3 - leading_dense
+    assert len(model.layers_of("moe")) == 3 - leading_dense
     for block in list(model.blocks)[:leading_dense]:
         assert block.ffn.down.shape[0] == 12 + 2 * 8
 
 
 def test_the_dense_baseline_has_no_experts_and_no_memory() -> None:
     model = _build(routed=0, shared=40, engram=None)
-    assert model.expert_layers() == []
-    assert all(block.ffn.down.shape[0] == 40 and block.memory is None for block in model.blocks)
-    assert (
-        dense_width(Model.model_validate({"layers": 1, "width": 8, "heads": 1, "moe": {"expert_width": 8, "top_k": 2}}), Sizes(0, 40)) == 40
-    )
+    assert model.layers_of("moe") == []
+    assert all(block.ffn.down.shape[0] == 40 and not hasattr(block, "memory") for block in model.blocks)
+    bare = Model.model_validate({"layers": 1, "width": 8, "heads": 1, "moe": {"expert_width": 8, "top_k": 2}})
+    assert EXPERTS.activated_width(bare, Sizes(0, 40)) == 40
 
 
 def test_models_of_one_seed_start_from_the_same_weights_whatever_their_share() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sparsemem.config import ConfigError, Model, load_study
+from sparsemem.mechanisms.product_key.fields import memory_layers
 from sparsemem.model import Sizes, Transformer
 from sparsemem.study.access import describe_access, memory_access
 from sparsemem.study.plan import PlannedTrial, plan
@@ -50,7 +51,7 @@ def test_olmoe_has_its_weights_of_the_auxiliary_losses() -> None:
     small = Model(layers=3, width=16, heads=2, moe=trial.model.moe.model_copy(update={"expert_width": 8, "top_k": 2}))
     model = Transformer(small, Sizes(4, 0), 8, torch.arange(30), separator=0).initialize(0)
     alone = []
-    for layer in model.expert_layers():
+    for layer in model.layers_of("moe"):
         layer.register_forward_hook(lambda _, __, output: alone.append(output[1].item()))
     auxiliary = model(torch.arange(8).unsqueeze(0))[1].item()
     assert auxiliary == pytest.approx(sum(alone), rel=1e-6)
@@ -72,7 +73,7 @@ def test_the_sizes_of_the_released_scripts_follow(name: str, pool: str, keys: in
     for side in (side for table in planned.sizes.tables[pool] for side in table):
         assert side == pytest.approx(keys, rel=0.01)
     assert planned.sizes.shared_width == pytest.approx(width, rel=0.01)
-    assert model.memory_layers(pool) == tuple(layers)
+    assert memory_layers(model, pool) == tuple(layers)
     assert getattr(model, pool).placement == "parallel"
     assert getattr(model, pool).value_rate == (4.0, 1.0)  # `mem_value_lr_times`, `mem_value_lr_max_steps_rate`
     assert getattr(model, pool).tucker_penalty == 0

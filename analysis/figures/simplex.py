@@ -17,7 +17,7 @@ from matplotlib.tri import Triangulation
 
 from analysis.figures.style import COLOURS, GREY, ONE_COLUMN, TWO_COLUMNS, new_figure, style
 from analysis.status import Status
-from analysis.table import POOLS
+from sparsemem.mechanisms import label
 
 Array = np.ndarray
 HEIGHT = np.sqrt(3) / 2
@@ -72,7 +72,7 @@ def _triangle(axes: Axes, data: pd.DataFrame, off: float) -> dict[str, Line2D]:
         lattice = Triangulation(*at["surface"].T)
         axes.tricontourf(lattice, series["surface"]["loss"], levels=levels, **colours)
         axes.tricontour(lattice, series["surface"]["loss"], levels=levels, colors="black", linewidths=0.3, alpha=0.5)
-    _frame(axes, [POOLS.get(name.removeprefix("share_"), name) for name in names], off)
+    _frame(axes, [label(name.removeprefix("share_")) for name in names], off)
     x, y = at["mean"].T
     axes.scatter(x, y, s=34, color="white", zorder=3, clip_on=False)
     circles: dict[str, Any] = {"s": 22, "edgecolors": "black", "linewidths": 0.6, "zorder": 3, "clip_on": False}

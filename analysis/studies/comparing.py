@@ -16,7 +16,7 @@ from analysis.status import Status
 from analysis.studies.tables import facts, interval, number
 from analysis.studies.types import Drawing, Reading, Section, Table
 from analysis.table import RHO, si
-from sparsemem.config import MEMORY_POOLS
+from sparsemem.mechanisms import MEMORY_POOLS
 
 EXPERTS, DENSE = "routed experts alone", "the dense baseline"
 MOST = 12
@@ -168,7 +168,7 @@ def _differ_in_one(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Whether two alternatives differ in one thing: their memory with all its settings, or one field."""
 
     def outside(fields: dict[str, Any]) -> dict[str, Any]:
-        return {path: value for path, value in fields.items() if path != MEMORY and not path.startswith(_OF_A_MEMORY)}
+        return {path: value for path, value in fields.items() if path != MEMORY and not _of_a_memory(path)}
 
     paths = first.keys() | second.keys()
     missing = object()
@@ -176,7 +176,8 @@ def _differ_in_one(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return len(differing) == 1 or (MEMORY in differing and outside(first) == outside(second))
 
 
-_OF_A_MEMORY = tuple(f"model.{pool}." for pool in MEMORY_POOLS)
+def _of_a_memory(path: str) -> bool:
+    return path.startswith(tuple(f"model.{pool}." for pool in MEMORY_POOLS))
 
 
 def _share(share: float | None) -> str:

@@ -19,7 +19,7 @@ from analysis.studies.comparing import Comparison
 from analysis.studies.tables import rates_sections
 from analysis.studies.types import Drawing, Section, Table
 from analysis.table import si, varied_fields
-from sparsemem.config import MEMORY_POOLS
+from sparsemem.mechanisms import MEMORY_POOLS
 
 HELD = {"total_params": "P_tot", "active_params": "P_act", "flops_per_token": "FLOPs/token of a training step"}  # nosec B105
 MOST = 0.02  # largest spread of what is held: beyond it the loss moves by as much as the shares are meant to move it

@@ -21,7 +21,7 @@ from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, of_cells, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
 from analysis.table import si
-from sparsemem.config import MEMORY_POOLS
+from sparsemem.mechanisms import MEMORY_POOLS
 
 PUBLISHED = 1.855 - 1.835
 """Nats per token by which half the table with three times the rows read changed the loss (UltraMemV2, arXiv 2508.18756)."""
@@ -38,8 +38,10 @@ _NOTE = (
     "quadratic: and in their squares. The simplest surface within 2 of the least AICc is drawn."
 )
 
-_GRID = tuple(f"model.{pool}.{name}" for pool in MEMORY_POOLS for name in ("rows", "top_m", "heads", "layers"))
-"""Fields that set the rows and the rows read."""
+
+def _of_the_grid(field: str) -> bool:
+    """Whether a field sets the rows or the rows read."""
+    return field in {f"model.{pool}.{name}" for pool in MEMORY_POOLS for name in ("rows", "top_m", "heads", "layers")}
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Density(Analysis):
 
     @cached_property
     def fitted(self) -> list[tuple[Cell, DensityFit]]:
-        cells = split_cells(self.trials, self.axis, lambda field: field in _GRID)
+        cells = split_cells(self.trials, self.axis, _of_the_grid)
         return [(cell, fit_density(pd.concat([cell.trials, cell.dense]))) for cell in cells]
 
     def check(self) -> None:

@@ -21,8 +21,9 @@ from analysis.status import Status
 from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
-from analysis.table import POOLS, shown, si
-from sparsemem.config import PKM
+from analysis.table import shown, si
+from sparsemem.mechanisms import label
+from sparsemem.mechanisms.product_key.fields import PKM
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def _leaf(path: str) -> str:
 def _pools(settings: dict[str, str]) -> str:
     """The memories that a rung has, as readers call them."""
     used = dict.fromkeys(path.split(".")[1] for path, value in settings.items() if value != _default(path))
-    return " and ".join(POOLS.get(pool, pool) for pool in used)
+    return " and ".join(map(label, used))
 
 
 def _default(path: str) -> str:

@@ -18,7 +18,7 @@ from analysis.status import Status
 from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
-from analysis.table import POOLS
+from sparsemem.mechanisms import POOLS, label
 
 SHARE = "share_"
 
@@ -57,7 +57,8 @@ class Simplex(Analysis):
         return [record(cell, fit.to_dict(), self.point) for cell, fit in self.fitted]
 
     def readings(self) -> list[Reading]:
-        return [Reading(cell.label, fit.summary(POOLS), fit.status is Status.CONVERGED) for cell, fit in self.fitted]
+        names = {pool: label(pool) for pool in POOLS}
+        return [Reading(cell.label, fit.summary(names), fit.status is Status.CONVERGED) for cell, fit in self.fitted]
 
     def drawings(self) -> list[Drawing]:
         data = simplex_data([(cell, fit) for cell, fit in self.fitted if len(cell.trials)])
@@ -122,7 +123,7 @@ def _called(pools: str) -> str:
     for sign in (JOIN, TIMES):
         if sign in pools:
             return sign.join(_called(pool) for pool in pools.split(sign))
-    return POOLS.get(pools, pools)
+    return label(pools)
 
 
 _LAWS = (

@@ -22,7 +22,9 @@ from analysis.status import Status
 from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, of_cells, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
-from analysis.table import POOLS, shown, si, varied_fields
+from analysis.table import shown, si, varied_fields
+from sparsemem.mechanisms import label
+from sparsemem.mechanisms.ngram_embedding import NGRAM_EMBEDDING
 
 NEEDED = ("memory_rows", "memory_rows_read", "memory_params")
 PUBLISHED = -0.0256
@@ -79,7 +81,7 @@ class Slots(Analysis):
             designs = [name for name in varied if name.startswith(f"model.{pool}.") and name != column]
             for index, trial in trials[trials[column].notna()].iterrows():
                 design = ", ".join(f"{name.rpartition('.')[2]} {shown(trial[name]) or 'none'}" for name in designs)
-                names[index] = POOLS.get(pool, pool) + (f" ({design})" if design else "")
+                names[index] = label(pool) + (f" ({design})" if design else "")
         return trials.assign(mechanism=names)
 
     @cached_property
@@ -114,7 +116,7 @@ class Slots(Analysis):
             lead = f"{cell.label}: " if cell.label else ""
             lines += [lead + difference.summary() for difference in fit.differences]
             lines += [
-                lead + _beside_print(each) for each in fit.mechanisms if each.slope and each.mechanism.startswith(POOLS["ngram_embedding"])
+                lead + _beside_print(each) for each in fit.mechanisms if each.slope and each.mechanism.startswith(NGRAM_EMBEDDING.label)
             ]
             if fit.paired_sd is not None:
                 lines.append(f"{lead}Noise of one run once its seed's common effect is off: {fit.paired_sd:.4f} nats/token (sd).")

@@ -10,8 +10,9 @@ import pandas as pd
 from analysis.cells import RATE, Cell
 from analysis.fits.types import Estimate
 from analysis.studies.types import Section, Table
-from analysis.table import POOLS, RHO, shown, si
+from analysis.table import RHO, shown, si
 from sparsemem.config import Tuned
+from sparsemem.mechanisms import POOLS, label
 
 
 def number(value: Any, digits: int = 4, sign: bool = False) -> str:
@@ -70,7 +71,7 @@ def as_text(frame: pd.DataFrame) -> pd.DataFrame:
     text = {}
     for name in frame.columns:
         pool = name.removeprefix("share_")
-        heading, write = PLANNED.get(name, (f"share of {POOLS[pool]}", _share) if pool in POOLS else (name, shown))
+        heading, write = PLANNED.get(name, (f"share of {label(pool)}", _share) if pool in POOLS else (name, shown))
         text[heading] = [write(value) for value in frame[name]]
     return pd.DataFrame(text)
 

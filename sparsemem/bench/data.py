@@ -20,7 +20,7 @@ from sparsemem.bench.step import ROUNDS, SHAPES, SHARES
 from sparsemem.config import Trial
 from sparsemem.data import Batches
 from sparsemem.data.tokenizer import encode, train_tokenizer
-from sparsemem.layers.engram import NgramHash
+from sparsemem.mechanisms.engram.layer import NgramHash
 from sparsemem.train.loop import StepTimer
 
 TEXT_BYTES, TEXT_TOKENS = 2_000_000, 10_000_000

@@ -26,18 +26,15 @@ from torch import Tensor, nn
 
 from sparsemem.accounting import BYTES_PER_PARAMETER, STEP_OVER_FORWARD, Account
 from sparsemem.bench.measure import Place, Row, measurement, over, progress, speeds, take_turns, training_place
-from sparsemem.config import MEMORY_POOLS, PRODUCT_KEY, Model, Train
-from sparsemem.layers.engram import EngramMemory, distinct_primes
+from sparsemem.config import Model, Train
 from sparsemem.layers.feed_forward import FeedForward, feed_forward_account
-from sparsemem.layers.moe import MixtureOfExperts
-from sparsemem.layers.ngram_embedding import NgramEmbedding
-from sparsemem.layers.product_key import ProductKeyMemory, ValueTable
+from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS, POOLS, Vocabulary
 from sparsemem.memory.table import MemoryTable, Reads
 from sparsemem.model import Sizes, count_model
 from sparsemem.parameter import initialize
 from sparsemem.train.optim import Optimizer
 
-VOCABULARY, EXPERTS, RATE = 4096, 64, 1e-6
+VOCABULARY, ROUTED, RATE = 4096, 64, 1e-6
 TRAIN = Train(batch_tokens=1, lr=RATE)
 SHAPES: dict[str, dict[str, Any]] = {
     "quick": {  # product-key memories read 32 rows a token, as in sweeps/ultramem-ladder.yaml
@@ -101,29 +98,15 @@ class Layer(nn.Module):
 
     def __init__(self, config: Model, pool: str, sizes: Sizes) -> None:
         super().__init__()
-        self.mechanism = _mechanism(config, pool, sizes)
+        (placed,) = POOLS[pool].build(config, sizes, Vocabulary(torch.arange(VOCABULARY), separator=0))
+        self.mechanism = placed.layer
         self.ffn = FeedForward(config, sizes.shared_width) if sizes.shared_width else None
 
     def forward(self, x_BTD: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns the output, (B, T, D), and the auxiliary loss, a scalar or None."""
-        auxiliary = None
-        if isinstance(self.mechanism, EngramMemory | NgramEmbedding):
-            y_BTD = self.mechanism(x_BTD, tokens_BT)
-        else:
-            y_BTD, auxiliary = self.mechanism(x_BTD)
+        returned = self.mechanism(x_BTD, tokens_BT)
+        y_BTD, auxiliary = returned if isinstance(returned, tuple) else (returned, None)
         return (y_BTD if self.ffn is None else y_BTD + self.ffn(x_BTD)), auxiliary
-
-
-def _mechanism(config: Model, pool: str, sizes: Sizes) -> nn.Module:
-    if pool == "moe":
-        return MixtureOfExperts(config, sizes.routed_experts, 0)
-    (table,) = sizes.tables[pool]
-    if pool == "engram":
-        return EngramMemory(config, 1, table, torch.arange(VOCABULARY), separator=0)
-    if pool == "ngram_embedding":
-        return NgramEmbedding(config, table, VOCABULARY, separator=0)
-    keys = (table[0], table[1])
-    return ProductKeyMemory(config, pool, 1, keys, ValueTable(config, pool, keys, sizes.shared_width))
 
 
 def equal_sizes(config: Model, rows: int) -> dict[str, Sizes]:
@@ -132,12 +115,11 @@ def equal_sizes(config: Model, rows: int) -> dict[str, Sizes]:
     Args:
         rows: of each table: a square number; hashed tables take primes from there upward.
     """
-    sizes = {"moe": Sizes(EXPERTS, 0)}
-    active, unit = layer_account(config, "moe", sizes["moe"]).active, feed_forward_account(config.width, 1).active
-    for pool in MEMORY_POOLS:
-        keys, memory = math.isqrt(rows), getattr(config, pool)
-        table = (keys, keys) if pool in PRODUCT_KEY else distinct_primes(rows, len(memory.orders) * memory.heads)
-        bare = Sizes(0, 0, {pool: (table,)})
+    sizes = {EXPERTS.name: Sizes(ROUTED, 0)}
+    active, unit = layer_account(config, EXPERTS.name, sizes[EXPERTS.name]).active, feed_forward_account(config.width, 1).active
+    for pool in (pool for pool in config.pools if pool in MEMORY_POOLS):
+        given = config.model_copy(update={pool: config.pools[pool].model_copy(update={"rows": rows})})
+        bare = Sizes(0, 0, {pool: MEMORY_POOLS[pool].given(given)})
         sizes[pool] = replace(bare, shared_width=round((active - layer_account(config, pool, bare).active) / unit))
     return sizes
 
@@ -153,7 +135,7 @@ def _layers(place: Place, shape: str, rounds: int, batch: tuple[int, int], rows:
     sizes = equal_sizes(config, rows)
     steps = {pool: _layer_step(place, Layer(config, pool, each), config.width, batch) for pool, each in sizes.items()}
     flops = {pool: layer_account(config, pool, each).flops * STEP_OVER_FORWARD for pool, each in sizes.items()}
-    return speeds(place, "layer", shape, math.prod(batch), steps, flops, ("moe",), rounds)
+    return speeds(place, "layer", shape, math.prod(batch), steps, flops, (EXPERTS.name,), rounds)
 
 
 def _layer_step(place: Place, layer: Layer, width: int, batch: tuple[int, int]) -> Callable[[], float]:
@@ -166,8 +148,7 @@ def _layer_step(place: Place, layer: Layer, width: int, batch: tuple[int, int]) 
         loss = torch.dot(y_BTD.flatten().float(), gradient_BTD.flatten())
         (loss if auxiliary is None else loss + auxiliary).backward()
         optimizer.step(RATE, done=0.0)
-        if isinstance(layer.mechanism, MixtureOfExperts):
-            layer.mechanism.rebalance()
+        layer.mechanism.end_step()
 
     def turn() -> float:
         x_BTD, gradient_BTD = (torch.randn(*batch, width, device=place.device) for _ in range(2))

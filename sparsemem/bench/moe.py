@@ -1,6 +1,6 @@
 """`sparsemem bench moe`: the routed experts alone, forward and backward, by several ways of dispatch.
 
-- `layer`: as training does it, which is one of the next two (`layers.moe`);
+- `layer`: as training does it, which is one of the next two (`mechanisms.moe.layer`);
 - `grouped`: sorted, all experts at once by torch's grouped product; `apart`: sorted, one by one through oneDNN (on the processor);
 - `loop`: a plain loop over experts that autograd differentiates, as most code has it;
 - `padded`: batched products, each expert given as many rows as the busiest one.
@@ -25,9 +25,9 @@ from sparsemem.bench.measure import Place, Row, progress, speeds, training_place
 from sparsemem.bench.step import SHAPES
 from sparsemem.budget import solve
 from sparsemem.config import Trial
-from sparsemem.layers import moe
 from sparsemem.layers.feed_forward import feed_forward_account
-from sparsemem.layers.moe import MixtureOfExperts
+from sparsemem.mechanisms.moe import layer as moe
+from sparsemem.mechanisms.moe.layer import MixtureOfExperts
 from sparsemem.parameter import initialize
 
 ROUNDS = 15

@@ -19,7 +19,8 @@ from sparsemem.bench.measure import Place, Row, measurement, over, progress, tak
 from sparsemem.bench.step import SHAPES, SHARES
 from sparsemem.config import Trial
 from sparsemem.layers.head import head_loss
-from sparsemem.layers.moe import MixtureOfExperts
+from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
+from sparsemem.mechanisms.moe.layer import MixtureOfExperts
 from sparsemem.model import Block
 from sparsemem.train.loop import StepTimer
 
@@ -49,7 +50,8 @@ def parts(timer: StepTimer) -> dict[str, Callable[[], float]]:
     shape = (trial.train.batch_tokens // trial.data.context, trial.data.context)
     tokens_BT = torch.randint(trial.data.vocab_size, shape, device=timer.device)
     gradient_BTD = torch.randn(*shape, trial.model.width, device=timer.device)
-    blocks, experts = [block for block in model.blocks if isinstance(block, Block)], model.expert_layers()
+    blocks = [block for block in model.blocks if isinstance(block, Block)]
+    experts = [layer for layer in model.layers_of(EXPERTS.name) if isinstance(layer, MixtureOfExperts)]
 
     def both_ways(*runs: Callable[[Tensor], Tensor]) -> Callable[[], float]:
         """Forward and backward of each, on fresh inputs."""
@@ -76,7 +78,7 @@ def parts(timer: StepTimer) -> dict[str, Callable[[], float]]:
         with place.autocast():
             loss, auxiliary = model.loss(tokens_BT, tokens_BT, tokens_BT.numel())
         (loss + auxiliary).backward()
-        return place.timed(lambda: timer.optimizer.step(1e-6, 0.0)) + place.timed(lambda: [layer.rebalance() for layer in experts])
+        return place.timed(lambda: timer.optimizer.step(1e-6, 0.0)) + place.timed(lambda: [layer.end_step() for layer in experts])
 
     shared = [layer.shared for layer in experts if layer.shared is not None]
     return {
@@ -85,7 +87,7 @@ def parts(timer: StepTimer) -> dict[str, Callable[[], float]]:
         "router": both_ways(*(lambda x, layer=layer: _sum(layer.route(x.flatten(0, 1))[::2]) for layer in experts)),
         "experts": both_ways(*map(routed, experts)),
         "shared-experts": both_ways(*shared),
-        "memory": both_ways(*(lambda x, memory=block.memory: memory(x, tokens_BT) for block in blocks if block.memory is not None)),
+        "memory": both_ways(*(lambda x, memory=memory: memory(x, tokens_BT) for memory in model.layers_of(*MEMORY_POOLS))),
         "head-and-loss": both_ways(lambda x: head_loss(x.flatten(0, 1), model.embedding, tokens_BT.flatten())),
         "update": update,
     }

@@ -8,51 +8,27 @@ This package must not know torch or Ray: `analysis` reads it, and a study is ref
 - `ConfigError` names the file, the field, the value and the remedy.
 """
 
-from sparsemem.config.model import (
-    HASHED,
-    MEMORY_POOLS,
-    PEER,
-    PKM,
-    POOLS,
-    PRODUCT_KEY,
-    Engram,
-    MemoryPlus,
-    Model,
-    MoE,
-    NgramEmbedding,
-    ProductKey,
-    UltraMem,
-    UltraMemV2,
-    key_counts,
-)
+from sparsemem.config.model import Model
 from sparsemem.config.nearest import nearest_path, study_around
 from sparsemem.config.optimum import FIRST_SHARES, GRID_SHARES, Optimum
 from sparsemem.config.study import Study, changed, load_study
 from sparsemem.config.trial import WIDEST_TOLERANCE, Budget, Data, Run, Train, Trial
 from sparsemem.config.tune import Search, Tune, Tuned, Winner, named, point
-from sparsemem.config.values import BudgetError, ConfigError, parse_quantity, parse_real, parse_share
+from sparsemem.mechanisms import MEMORY_POOLS, POOLS
+from sparsemem.values import BudgetError, ConfigError, parse_quantity, parse_real, parse_share
 
 __all__ = [
     "FIRST_SHARES",
     "GRID_SHARES",
-    "HASHED",
     "MEMORY_POOLS",
-    "PEER",
-    "PKM",
     "POOLS",
-    "PRODUCT_KEY",
     "WIDEST_TOLERANCE",
     "Budget",
     "BudgetError",
     "ConfigError",
     "Data",
-    "Engram",
-    "MemoryPlus",
-    "MoE",
     "Model",
-    "NgramEmbedding",
     "Optimum",
-    "ProductKey",
     "Run",
     "Search",
     "Study",
@@ -60,11 +36,8 @@ __all__ = [
     "Trial",
     "Tune",
     "Tuned",
-    "UltraMem",
-    "UltraMemV2",
     "Winner",
     "changed",
-    "key_counts",
     "load_study",
     "named",
     "nearest_path",

@@ -8,6 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from sparsemem.mechanisms import POOLS
+
 _CALLED = {
     "train.lr": "learning_rate base_lr max_lr peak_lr lr_max",
     "train.batch_tokens": "batch_size bs global_batch_size train_batch_size per_device_train_batch_size",
@@ -25,11 +27,6 @@ _CALLED = {
     "model.heads": "n_head n_heads num_heads num_attention_heads",
     "model.kv_heads": "n_kv_heads num_kv_heads num_key_value_heads num_query_groups",
     "model.tie_embeddings": "tie_word_embeddings weight_tying",
-    "model.moe.expert_width": "intermediate_size moe_intermediate_size ffn_dim ffn_hidden_size d_ff mlp_dim expert_dim",
-    "model.moe.top_k": "k moe_top_k router_topk experts_per_token num_experts_per_tok num_experts_per_token",
-    "model.moe.shared_experts": "n_shared_experts num_shared_experts",
-    "model.moe.balance_loss": "aux_loss router_aux_loss_coef aux_loss_coef load_balancing_loss",
-    "model.moe.z_loss": "router_z_loss_coef z_loss_coef",
     "data.context": "seq_len seq_length sequence_length block_size context_length max_seq_len max_seq_length n_ctx",
     "data.vocab_size": "n_vocab vocab",
     "data.files": "path paths data_path train_data train_files",
@@ -42,6 +39,7 @@ _CALLED = {
     "seed": "random_seed",
     "study": "run_name experiment experiment_name",
 }
+_CALLED |= {f"model.{pool}.{field}": names for pool, each in POOLS.items() for field, names in each.called.items()}
 OURS = {name: path for path, names in _CALLED.items() for name in names.split()}
 """What other trainers and model files call a field -> our dotted path."""
 COUNTED = {

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictInt, model_validator
 
-from sparsemem.config.values import Share, Size, Strict
+from sparsemem.values import Share, Size, Strict
 
 FIRST_SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 """The first batch. Fewer decide nothing: the only law that four shares can judge is the parabola."""

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from sparsemem.config.nearest import nearest_path
-from sparsemem.config.values import ConfigError, brief
+from sparsemem.values import ConfigError, brief
 
 MOST_TEXT = 10**6  # characters of a YAML file
 MOST_VALUES = 10**5  # in it, with what its aliases stand for written out

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 from sparsemem.config.nearest import named_elsewhere, nearest_name
 from sparsemem.config.trial import TOKENS_PER_ACTIVE_PARAM, Train, Trial
 from sparsemem.config.tune import Search
-from sparsemem.config.values import ConfigError, brief, parse_quantity, shortened
+from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
+from sparsemem.values import ConfigError, brief, parse_quantity, shortened
 
 MOST_PROBLEMS = 10  # named in a refusal
 
@@ -25,10 +26,6 @@ EXAMPLES: dict[str, str] = {
     "layers": "3",
     "width": "64",
     "heads": "4",
-    "expert_width": "48",
-    "top_k": "2",
-    "key_dim": "16",
-    "engram.layers": "[2]",
     "budget": "{total_params: 1.24M, active_params: 135k, tokens: 500k}",
     "total_params": "1.24M",
     "active_params": "135k",
@@ -36,7 +33,7 @@ EXAMPLES: dict[str, str] = {
     "train": "{batch_tokens: 2048, lr: 2.5e-3}",
     "batch_tokens": "2048",
     "lr": "2.5e-3",
-    "shares": "{moe: 0.6, engram: 0.4}",
+    "shares": f"{{{EXPERTS.name}: 0.6, {next(iter(MEMORY_POOLS))}: 0.4}}",
     "rho": "0.5",
     "seed": "0",
     "vary": "{rho: [1.0, 0.5, 0.0], seed: [0, 1]}",
@@ -45,7 +42,7 @@ EXAMPLES: dict[str, str] = {
     "at": "{rho: 0.5}",
     "values": "{train.lr: 5e-3}",
 }
-"""What to write for a field, by its name, with the name of its group where that decides."""
+"""What to write for a field, by its name. A mechanism has the examples of its own fields."""
 
 
 class named_errors:
@@ -165,14 +162,14 @@ def _remedy(root: type[BaseModel], parts: list[str], problem: Any) -> str | None
 
 
 def _example(root: type[BaseModel], parts: list[str]) -> str:
-    """What to write for a field: as `EXAMPLES` has it, of a group its required fields, else its default."""
+    """What to write for a field: its own example, or as `EXAMPLES` has it, of a group its required fields, else its default."""
     *before, leaf = [part for part in parts if not part.isdigit()]
-    group = _group(root, parts)
+    group, holder = _group(root, parts), _group(root, before)
     if group is Search:
         return EXAMPLES["search"].removeprefix("{train.lr: ").removesuffix("}")
-    known = EXAMPLES.get(".".join((*before[-1:], leaf))) or EXAMPLES.get(leaf)
-    if known:
-        return known
+    own = holder.model_fields[leaf].examples if holder and leaf in holder.model_fields else None
+    if known := own[0] if own else EXAMPLES.get(leaf):
+        return str(known)
     if group:
         required = [name for name, field in group.model_fields.items() if field.is_required()] or list(group.model_fields)[:2]
         return "{" + ", ".join(f"{name}: {_example(root, [*parts, name])}" for name in required) + "}"

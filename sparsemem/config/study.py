@@ -19,7 +19,7 @@ from sparsemem.config.reading import read_mapping
 from sparsemem.config.refusal import named_errors
 from sparsemem.config.trial import REPLACED_BY, TOKENS_PER_ACTIVE_PARAM, Run, Trial
 from sparsemem.config.tune import Search, Tune, Tuned
-from sparsemem.config.values import ConfigError, Strict, brief, shortened
+from sparsemem.values import ConfigError, Strict, brief, shortened
 
 MOST_POINTS = 10**5  # of a study
 

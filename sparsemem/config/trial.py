@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
-from sparsemem.config.model import MEMORY_POOLS, POOLS, Model
+from sparsemem.config.model import Model
 from sparsemem.config.nearest import nearest_name
-from sparsemem.config.values import (
+from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS, POOLS
+from sparsemem.values import (
     Count,
     Quantity,
     Real,
@@ -302,7 +303,7 @@ class Trial(Strict):
             raise ValueError(f"`shares` {self.shares} sum to {total:g} and must sum to 1; {way} one of them by {abs(total - 1):.6g}")
         for pool in self.shares:
             if pool not in POOLS:
-                raise ValueError(f"`shares` names the pool {brief(pool)}; {nearest_name(pool, POOLS)}")
+                raise ValueError(f"`shares` names the pool {brief(pool)}; {nearest_name(pool, list(POOLS))}")
             if getattr(self.model, pool) is None:
                 raise ValueError(f"`shares` gives {self.shares[pool]:g} to {pool}, which `model` does not configure; add `model.{pool}`")
             if pool in self.model.on_top:
@@ -310,10 +311,8 @@ class Trial(Strict):
                     f"`shares` gives {self.shares[pool]:g} to {pool}, whose `rows` are given: it comes on top of the budget; "
                     "leave out one of them"
                 )
-        if self.model.moe and self.model.moe.top_k == 1 and self.model.moe.normalize_gates and self.shares:
-            raise ValueError(
-                "`model.moe.top_k` 1 with `normalize_gates` makes every gate 1: the router learns nothing; set `normalize_gates: false`"
-            )
+        for pool in self.model.pools:
+            POOLS[pool].check_trial(self)
         if self.train.batch_tokens % self.data.context:
             raise ValueError(f"`train.batch_tokens` {self.train.batch_tokens:,} must be a multiple of `data.context` {self.data.context}")
         if self.data.validation_tokens <= self.data.context:
@@ -338,7 +337,7 @@ class Trial(Strict):
     @property
     def rho(self) -> float | None:
         """Share of the sparse parameters held by routed experts; None for the dense baseline."""
-        return self.shares.get("moe", 0.0) if self.shares else None
+        return self.shares.get(EXPERTS.name, 0.0) if self.shares else None
 
     def at(self, paths: Iterable[str]) -> dict[str, Any]:
         """Dotted path -> value, units resolved; None where its shares do not use the field, and for the `rho` of the dense baseline."""
@@ -372,7 +371,7 @@ def _shares_of(rho: Any, memories: list[str]) -> dict[str, float]:
             f"`rho` is {rho:g}; it is a share of the sparse parameters, between 0 (all memory) and 1 (all routed experts){percent}"
         )
     if rho == 1:
-        return {"moe": 1.0}
+        return {EXPERTS.name: 1.0}
     if len(memories) != 1:
         raise ValueError(f"`rho` below 1 needs exactly one memory in `model`, found {memories or 'none'}; write `shares` instead")
-    return {"moe": round(rho, 12), memories[0]: round(1 - rho, 12)}
+    return {EXPERTS.name: round(rho, 12), memories[0]: round(1 - rho, 12)}

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from sparsemem.config.nearest import named_elsewhere, nearest_name
 from sparsemem.config.trial import Train, Trial
-from sparsemem.config.values import Count, Real, Size, Strict, parse_share
+from sparsemem.values import Count, Real, Size, Strict, parse_share
 
 Bound = Annotated[float, BeforeValidator(parse_share)]
 

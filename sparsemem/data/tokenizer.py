@@ -18,8 +18,8 @@ import numpy.typing as npt
 import tokenizers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from sparsemem.config.values import brief, shortened
 from sparsemem.data.corpus import refused
+from sparsemem.values import brief, shortened
 
 SEPARATOR = "<|endoftext|>"
 KNOWN_SEPARATORS = (

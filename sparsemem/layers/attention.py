@@ -5,17 +5,19 @@ Shape letters: B sequences, T positions, D model width, H query heads, G key-val
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemem.accounting import Account, always_active
-from sparsemem.config import Model
 from sparsemem.layers.norm import RMSNorm, norm_account
 from sparsemem.layers.product import linear
 from sparsemem.parameter import parameter, residual_std
+
+if TYPE_CHECKING:
+    from sparsemem.config import Model
 
 
 class Attention(nn.Module):

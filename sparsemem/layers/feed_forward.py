@@ -5,16 +5,18 @@ Shape letters: D model width, F inner width.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemem.accounting import Account, always_active
-from sparsemem.config import Model
 from sparsemem.layers.product import linear
 from sparsemem.parameter import parameter, residual_std
+
+if TYPE_CHECKING:
+    from sparsemem.config import Model
 
 
 class FeedForward(nn.Module):

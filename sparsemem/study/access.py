@@ -1,16 +1,23 @@
-"""The plan's second table: what finding and reading the rows of each memory costs, beside the routed experts of the same budget."""
+"""The plan's second table: what finding and reading the rows of each memory costs, beside the routed experts of the same budget.
+
+Closed forms after UltraMem (arXiv 2411.12364, fig. 1), which stand with each mechanism. Tokens that pick alike read less: the bytes are
+upper bounds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sparsemem.config import MEMORY_POOLS, PRODUCT_KEY, ConfigError, Model
+from sparsemem.config import ConfigError, Model
+from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
 from sparsemem.study.plan import PlannedTrial
 from sparsemem.study.text import count, size, table
 
 if TYPE_CHECKING:
     from sparsemem.model import Sizes
+
+BATCHES = (1, 64, 65_536)  # tokens: one, a small batch of decoding, a large one of training
 
 
 def memory_access(planned: Sequence[PlannedTrial]) -> list[dict[str, Any]]:
@@ -18,26 +25,25 @@ def memory_access(planned: Sequence[PlannedTrial]) -> list[dict[str, Any]]:
 
     Returns:
         trial_id (of the first trial with these sizes), pool, and per token: key_flops, candidate_flops, sorting_comparisons and index_share
-        (product-key memories; None for hashed ones), then for each batch size B key_bytes_B, row_bytes_B and moe_bytes_B (None where the
+        (None for a memory without keys), then for each batch size B key_bytes_B, row_bytes_B and moe_bytes_B (None where the
         budget holds no pure mixture of experts).
     """
-    from sparsemem.traffic import BATCHES, expert_bytes, index_of, key_bytes, row_bytes
-
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for p in planned:
         for pool in p.sizes.tables:
             key = (p.trial.model.model_dump_json(), str(p.sizes), pool)
             if key in rows:
                 continue
-            index = index_of(p.trial.model, p.sizes, pool) if pool in PRODUCT_KEY else None
+            memory = MEMORY_POOLS[pool]
+            index = memory.index(p.trial.model, p.sizes)
             row: dict[str, Any] = {"trial_id": p.trial.id, "pool": pool}
             row |= {"key_flops": index and index.scoring, "candidate_flops": index and index.candidates}
             row |= {"sorting_comparisons": index and index.sorting, "index_share": index and index.share}
             experts = _pure_experts(p)
             for batch in BATCHES:
-                row[f"key_bytes_{batch}"] = key_bytes(p.trial.model, p.sizes, pool, batch)
-                row[f"row_bytes_{batch}"] = row_bytes(p.trial.model, p.sizes, pool, batch)
-                row[f"moe_bytes_{batch}"] = None if experts is None else expert_bytes(*experts, batch)
+                row[f"key_bytes_{batch}"] = memory.key_bytes(p.trial.model, p.sizes, batch)
+                row[f"row_bytes_{batch}"] = memory.row_bytes(p.trial.model, p.sizes, batch)
+                row[f"{EXPERTS.name}_bytes_{batch}"] = None if experts is None else EXPERTS.row_bytes(*experts, batch)
             rows[key] = row
     return list(rows.values())
 
@@ -46,19 +52,17 @@ def _pure_experts(p: PlannedTrial) -> tuple[Model, Sizes] | None:
     """Model and sizes of the mixture of experts of the same budget, or None."""
     from sparsemem.budget import solve
 
-    if p.trial.model.moe is None or not p.trial.shares:
+    if EXPERTS.of(p.trial.model) is None or not p.trial.shares:
         return None
     model = p.trial.model.model_copy(update=dict.fromkeys(MEMORY_POOLS))
     try:
-        return model, solve(model, p.trial.budget, {"moe": 1.0})
+        return model, solve(model, p.trial.budget, {EXPERTS.name: 1.0})
     except ConfigError:
         return None
 
 
 def describe_access(rows: Sequence[dict[str, Any]]) -> str:
     """`memory_access` as a table; '' without memories."""
-    from sparsemem.traffic import BATCHES
-
     if not rows:
         return ""
     header = ["trial", "memory", "keys", "candidates", "sorting", "index share"]
@@ -69,7 +73,7 @@ def describe_access(rows: Sequence[dict[str, Any]]) -> str:
         line = [row["trial_id"], row["pool"], *("-" if value is None else count(value) for value in index)]
         line.append("-" if row["index_share"] is None else f"{row['index_share']:.1%}")
         for batch in BATCHES:
-            values = [row[f"{name}_bytes_{batch}"] for name in ("key", "row", "moe")]
+            values = [row[f"{name}_bytes_{batch}"] for name in ("key", "row", EXPERTS.name)]
             line += ["-" if value is None else size(value) for value in values]
         lines.append(line)
     about = "memory access per token: FLOPs of scoring keys and candidates, comparisons of sorting, their share of the layers' work;"

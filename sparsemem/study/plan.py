@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from sparsemem.config import MEMORY_POOLS, WIDEST_TOLERANCE, Budget, BudgetError, ConfigError, Model, Run, Study, Trial
+from sparsemem.config import WIDEST_TOLERANCE, Budget, BudgetError, ConfigError, Model, Run, Study, Trial
+from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS, POOLS
 from sparsemem.study.engine import slots
 from sparsemem.study.text import count, duration, size, table
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 LARGEST_STEP = {"cpu": 5e11, "cuda": 5e13}  # FLOPs of a training step that is still tried out for its time: some seconds
 MEASURED_SIZES = 3  # steps are measured at so many sizes at most; the others are interpolated
 START_SECONDS = 4.0  # a trial's process, its imports and its corpus
-EXPERT_WIDTH = "model.moe.expert_width"
+EXPERT_WIDTH = EXPERTS.field("expert_width")
 WHOLE_ROWS = 8  # that width is a multiple of this
 FEW_STEPS = 10
 MOST_OFFERS = 24  # values that are tried for a remedy
@@ -56,7 +57,7 @@ class PlannedTrial:
             "study": self.study,
             "seed": trial.seed,
             "rho": trial.rho,
-            "share_moe": account.share("moe"),
+            "share_moe": account.share(EXPERTS.name),
             "total_params": account.total_params,
             "active_params": account.active_params,
             "sparse_params": account.sparse_params,
@@ -181,13 +182,14 @@ def _few_steps(planned: Sequence[PlannedTrial]) -> list[str]:
 def _solved(
     model: Model, budget: Budget, shares: tuple[tuple[str, float], ...], context: int, vocabulary: int
 ) -> tuple[Sizes, ModelAccount]:
-    from sparsemem.budget import check_start, solve
+    from sparsemem.budget import solve
     from sparsemem.model import count_model
 
     sizes = solve(model, budget, dict(shares))
     account = count_model(model, sizes, context, vocabulary)
     _check_flops(budget, account)
-    check_start(model, sizes)
+    for pool in sizes.pools:
+        POOLS[pool].check_start(model, sizes)
     return sizes, account
 
 
@@ -201,9 +203,10 @@ def _serving_all(error: BudgetError, budget: Budget, trials: Sequence[Trial]) ->
         found = []
         for model, shares in alike:
             own = budget if field == EXPERT_WIDTH else budget.model_copy(update={field: value})
-            moe = model.moe and model.moe.model_copy(update={"expert_width": value})
+            experts = EXPERTS.of(model)
+            narrower = {EXPERTS.name: experts and experts.model_copy(update={"expert_width": value})}
             try:
-                solve(model.model_copy(update={"moe": moe}) if field == EXPERT_WIDTH else model, own, dict(shares))
+                solve(model.model_copy(update=narrower) if field == EXPERT_WIDTH else model, own, dict(shares))
             except ConfigError as other:
                 found.append(other)
         return found
@@ -222,7 +225,7 @@ def _serving_all(error: BudgetError, budget: Budget, trials: Sequence[Trial]) ->
         wide = _least_tolerance(alike, budget)
         words += "; no value near it serves every point"
         words += f": `budget.tolerance: {wide:g}` would do" if wide else ", so change the model"
-    widths = {model.moe.expert_width for model, _ in alike if model.moe}
+    widths = {experts.expert_width for model, _ in alike if (experts := EXPERTS.of(model))}
     if f"`{EXPERT_WIDTH}`" in words and len(widths) == 1:
         (width,) = widths
         narrower = range((width - 1) // WHOLE_ROWS * WHOLE_ROWS, 0, -WHOLE_ROWS * max(1, width // (WHOLE_ROWS * MOST_OFFERS)))

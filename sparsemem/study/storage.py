@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 from uuid import uuid4
 
-from sparsemem.config.values import parse_storage
 from sparsemem.files import write_atomically
+from sparsemem.values import parse_storage
 
 T = TypeVar("T")
 

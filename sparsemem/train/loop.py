@@ -42,7 +42,11 @@ from sparsemem.train.optim import Optimizer, learning_rate
 from sparsemem.train.ranks import started
 
 CURVE_COLUMNS = ("step", "tokens", "train_loss", "val_loss", "lr", "grad_norm", "expert_load_max", "tokens_per_second", "seconds")
-USAGE_COLUMNS = ("coverage", "kl_uniform", "top1_score", "topm_score", "output_std", "singular_values", "gate_mean")
+USAGE_COLUMNS = (
+    *("step", "tokens", "layer", "pool", "coverage", "kl_uniform", "top1_score", "topm_score", "output_std", "singular_values"),
+    "gate_mean",
+)
+"""Of every `usage.csv`; what else a mechanism logs follows."""
 CURVE_ROWS = 50
 CHECKPOINT_SECONDS = 20.0
 CHECKPOINT_TIMES = 10  # a checkpoint waits for so many times what the last one took: tables of gigabytes take a while to write
@@ -168,8 +172,8 @@ def train_step(
         value = float(parallel.total(loss.detach()))
         parallel.add_up_gradients(model.parameters())
     norm = optimizer.step(rate, done) if math.isfinite(value) else math.nan
-    for layer in model.expert_layers():
-        layer.rebalance()
+    for layer in model.layers_of():
+        layer.end_step()
     return value, norm
 
 
@@ -269,7 +273,7 @@ class _Run:
     def _gather(self, loss: float, norm: float, seconds: float) -> None:
         since = self.since
         since.loss, since.norm, since.steps = since.loss + loss, since.norm + norm, since.steps + 1
-        since.load += max((layer.imbalance for layer in self.model.expert_layers()), default=math.nan)
+        since.load += max((load for layer in self.model.layers_of() if not math.isnan(load := layer.imbalance)), default=math.nan)
         since.seconds += seconds
         since.tokens = self._tokens_done() - (self.curve[-1]["tokens"] if self.curve else 0)
         self.seconds += seconds
@@ -293,7 +297,8 @@ class _Run:
     def _write_curve(self) -> None:
         write_text(self.folder / "curve.csv", _csv(CURVE_COLUMNS, self.curve))
         if self.usage:
-            write_text(self.folder / "usage.csv", _csv(("step", "tokens", "layer", "pool", *USAGE_COLUMNS), self.usage))
+            columns = dict.fromkeys(name for names in (USAGE_COLUMNS, *self.usage) for name in names)
+            write_text(self.folder / "usage.csv", _csv(list(columns), self.usage))
         else:  # what an unusable checkpoint may have left
             (self.folder / "usage.csv").unlink(missing_ok=True)
 

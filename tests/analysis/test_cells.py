@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from analysis.cells import RATE, split_cells
 from sparsemem.config import MEMORY_POOLS, ConfigError, Study, Trial, changed
-from sparsemem.config.model import PRODUCT_KEY
+from sparsemem.mechanisms.product_key import PRODUCT_KEY
 
 MEMORY = {
     **{"layers": [1, 2], "key_dim": 16, "placement": "parallel", "heads": 2},

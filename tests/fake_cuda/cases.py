@@ -14,7 +14,7 @@ import torch
 
 from sparsemem.bench import BENCHES
 from sparsemem.config import Trial
-from sparsemem.layers import moe
+from sparsemem.mechanisms.moe import layer as moe
 from sparsemem.train.evaluate import sequence_losses
 from sparsemem.train.loop import StepTimer
 
@@ -72,7 +72,7 @@ def many_experts() -> dict[str, Any]:
 
 def planted_mistakes() -> dict[str, Any]:
     """Mistakes that a CPU does not notice, and whether the fake device does."""
-    layer, x_SD = StepTimer(trial({"moe": 1.0}), threads=1, device="cuda").model.expert_layers()[0], torch.randn(4, 16, device="cuda")
+    layer, x_SD = StepTimer(trial({"moe": 1.0}), threads=1, device="cuda").model.layers_of("moe")[0], torch.randn(4, 16, device="cuda")
     chosen_SK, gates_SK = torch.zeros(4, 2, dtype=torch.int64, device="cuda"), torch.ones(4, 2, device="cuda")
     real = moe._product
 

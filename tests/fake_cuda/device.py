@@ -79,8 +79,8 @@ def fake_cuda() -> Iterator[None]:
             "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
             "torch.nn.Module.to": _moved,
             "torch.Tensor.new_tensor": lambda self, number: torch.full((), number, dtype=self.dtype, device=self.device),
-            "sparsemem.layers.retrieval.top_score_moments": lambda memory, keys: (1.0, 0.5),  # simulated with real numbers
-            "sparsemem.layers.product_key.top_score_moments": lambda memory, keys: (1.0, 0.5),
+            "sparsemem.mechanisms.product_key.retrieval.top_score_moments": lambda memory, keys: (1.0, 0.5),  # simulated with real numbers
+            "sparsemem.mechanisms.product_key.layer.top_score_moments": lambda memory, keys: (1.0, 0.5),
         }.items():
             held.enter_context(patch(target, value))
         held.enter_context(torch.autograd.set_multithreading_enabled(False))  # the backward pass in this thread, which is watched

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparsemem.config import Trial
-from sparsemem.layers.moe import MixtureOfExperts
+from sparsemem.mechanisms.moe.layer import MixtureOfExperts
 from sparsemem.train import loop
 from sparsemem.train.loop import StepTimer, run_trial
 

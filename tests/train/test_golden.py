@@ -32,7 +32,9 @@ from sparsemem.budget import solve
 from sparsemem.config import Trial
 from sparsemem.data import Batches, Tokens
 from sparsemem.files import write_text
-from sparsemem.layers import moe, product, retrieval
+from sparsemem.layers import product
+from sparsemem.mechanisms.moe import layer as moe
+from sparsemem.mechanisms.product_key import retrieval
 from sparsemem.model import Transformer
 from sparsemem.train.loop import train_step
 from sparsemem.train.optim import Optimizer, learning_rate

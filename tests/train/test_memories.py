@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from sparsemem.budget import solve
-from sparsemem.config import PRODUCT_KEY, Trial
-from sparsemem.layers import engram
+from sparsemem.config import Trial
+from sparsemem.mechanisms.engram import layer as engram
+from sparsemem.mechanisms.product_key import PRODUCT_KEY
+from sparsemem.mechanisms.product_key.fields import memory_layers
 from sparsemem.train import loop, run_trial
 
 
@@ -55,7 +57,7 @@ def test_what_a_memory_reads_is_logged_at_every_evaluation(memory_trial: Trial, 
     pool = _pool(memory_trial)
     with open(tmp_path / "usage.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    layers = memory_trial.model.memory_layers(pool) if pool in PRODUCT_KEY else (0,)
+    layers = memory_layers(memory_trial.model, pool) if pool in PRODUCT_KEY else (0,)
     assert [(int(row["layer"]), row["pool"]) for row in rows] == [(layer, pool) for layer in layers] * memory_trial.train.evaluations
     assert all(0 < float(row["coverage"]) <= 1 and float(row["kl_uniform"]) >= 0 and float(row["output_std"]) > 0 for row in rows)
     assert all(row["gate_mean"] == "" for row in rows)
@@ -63,7 +65,7 @@ def test_what_a_memory_reads_is_logged_at_every_evaluation(memory_trial: Trial, 
         assert all(row["top1_score"] == row["topm_score"] == row["singular_values"] == "" for row in rows)
         return
     assert all(float(row["top1_score"]) >= float(row["topm_score"]) for row in rows)
-    ranks = max(memory_trial.model.product_keys[pool].tucker_rank, 0)
+    ranks = max(memory_trial.model.pools[pool].tucker_rank, 0)
     assert all(len(row["singular_values"].split()) == ranks for row in rows)
 
 

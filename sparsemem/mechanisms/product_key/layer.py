@@ -16,18 +16,24 @@ of a pre-value, A addresses, or reads, N rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
-from sparsemem.config import Model, ProductKey
+from sparsemem.layers.documents import documents
 from sparsemem.layers.product import linear
-from sparsemem.layers.retrieval import ProductKeyRetrieval, retrieval_account, top_score_moments
-from sparsemem.layers.usage import Usage
+from sparsemem.mechanisms.layer import SparseLayer
+from sparsemem.mechanisms.product_key.fields import ProductKey, layers_per_table, memory_layers
+from sparsemem.mechanisms.product_key.retrieval import ProductKeyRetrieval, retrieval_account, top_score_moments
 from sparsemem.memory.table import MemoryTable, Reads
 from sparsemem.parameter import parameter, residual_std
+
+if TYPE_CHECKING:
+    from sparsemem.config import Model
 
 
 class ValueTable(nn.Module):
@@ -40,14 +46,14 @@ class ValueTable(nn.Module):
             ffn_inner: activated inner width of a feed-forward, whose output variance `init: ultramem_v2` matches.
         """
         super().__init__()
-        memory: ProductKey = getattr(config, pool)
+        memory: ProductKey = config.pools[pool]
         value_std, pre_value_std = row_stds(config, pool, keys, ffn_inner)
         rows, value_dim, pre_value_dim = (math.prod(keys),), *_row_widths(config, memory)
         self.values = MemoryTable(rows, value_dim, value_std, memory.value_rate)
         self.pre_values = MemoryTable(rows, pre_value_dim, pre_value_std, memory.value_rate) if pre_value_dim else None
 
 
-class ProductKeyMemory(nn.Module):
+class ProductKeyMemory(SparseLayer):
     """One memory layer: retrieve, weight, pool, project. The block decides where its output is added.
 
     Buffers:
@@ -56,15 +62,16 @@ class ProductKeyMemory(nn.Module):
 
     shuffle_A: Tensor
 
-    def __init__(self, config: Model, pool: str, layer: int, keys: tuple[int, int], table: ValueTable) -> None:
+    def __init__(self, config: Model, pool: str, layer: int, keys: tuple[int, int], table: ValueTable, separator: int = 0) -> None:
         """
         Args:
             layer: 1-based block; the seed of the shuffle.
             keys: row keys and column keys of `table`.
+            separator: token id that ends a document, where the query's convolution has to know.
         """
-        super().__init__()
-        memory: ProductKey = getattr(config, pool)
-        self.memory, self.rows, self.table = memory, math.prod(keys), table
+        super().__init__(math.prod(keys))
+        memory: ProductKey = config.pools[pool]
+        self.memory, self.table, self.separator = memory, table, separator
         self.retrieval = ProductKeyRetrieval(config, memory, keys)
         pooled = projected_groups(memory) * _row_widths(config, memory)[0]
         pre_std, gate_std, out_std = _projection_stds(config, memory)
@@ -76,10 +83,14 @@ class ProductKeyMemory(nn.Module):
             counted = self.retrieval.query_FD.is_meta  # only, and published models have a billion addresses
             shuffle_A = torch.empty(addresses) if counted else torch.randperm(addresses, generator=stream, device="cpu")
             self.register_buffer("shuffle_A", shuffle_A, persistent=False)
-        self._usage: Usage | None = None
 
-    def forward(self, x_BTD: Tensor, documents_BT: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """(B, T, D) -> what the memory adds, (B, T, D), and the retrieval's weighted auxiliary loss, a scalar or None."""
+    def forward(self, x_BTD: Tensor, tokens_BT: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """(B, T, D) -> what the memory adds, (B, T, D), and the retrieval's weighted auxiliary loss, a scalar or None.
+
+        Raw token ids (B, T) are read where the query's convolution stays in its document; without them it is one.
+        """
+        asks = self.memory.conv_reset_at_document_end
+        documents_BT = documents(tokens_BT, self.separator) if asks and tokens_BT is not None else None
         addresses_SHM, scores_SHMG, auxiliary = self.retrieval(x_BTD, documents_BT)
         reads, weights_SMG, x_SD = self._reads(addresses_SHM), scores_SHMG.flatten(1, 2), x_BTD.flatten(0, 1)
         if self.table.pre_values is not None:
@@ -93,21 +104,19 @@ class ProductKeyMemory(nn.Module):
         if self.out_DW is not None:
             y_SD = linear(y_SD, self.out_DW)
         if not self.training:
-            self._usage = self._usage or Usage(self.rows)
             first_SH, last_SH = scores_SHMG[:, :, 0].double().sum(-1), scores_SHMG[:, :, -1].double().sum(-1)
-            self._usage.add(reads.rows_A, y_SD, top1_score=first_SH, topm_score=last_SH)
+            self.note(reads.rows_A, y_SD, top1_score=first_SH, topm_score=last_SH)
         return y_SD.view_as(x_BTD), auxiliary
 
-    def usage(self) -> dict[str, float | list[float]]:
-        """What evaluation read since the last call, which is then forgotten.
+    def reads(self) -> Iterator[tuple[nn.Parameter, int]]:
+        for table in (self.table.values, self.table.pre_values):
+            if table is not None:
+                yield table.rows_RC, self.memory.heads * self.memory.top_m
 
-        Returns:
-            `coverage`, the share of rows that were read; `kl_uniform`, the divergence of reads over rows from the uniform distribution, in
-            nats; `top1_score` and `topm_score`, the means of a head's first and last weight, cores summed, pre-values aside; `output_std`;
-            `singular_values` of the Tucker core. Means are not a number where nothing was read.
-        """
-        usage, self._usage = self._usage or Usage(self.rows), None
-        return {**usage.summary(), "singular_values": self.retrieval.singular_values()}
+    def usage(self) -> dict[str, Any]:
+        """Also `top1_score` and `topm_score`, the means of a head's first and last weight, cores summed, pre-values aside; and
+        `singular_values` of the Tucker core."""
+        return {**super().usage(), "singular_values": self.retrieval.singular_values()}
 
     def _reads(self, addresses_SHM: Tensor) -> Reads:
         """Which row of the table each address stands for and, if these are projected apart, in which virtual table."""
@@ -145,13 +154,13 @@ def row_stds(config: Model, pool: str, keys: tuple[int, int], ffn_inner: int) ->
     are projected together, counts with (w1 + w2)^2 in place of w1^2 + w2^2: k addresses without preference give about (k - 1) (1 - 1 / E)
     / rows more.
     """
-    memory: ProductKey = getattr(config, pool)
+    memory: ProductKey = config.pools[pool]
     value_dim, pre_value_dim = _row_widths(config, memory)
     reads, groups = memory.heads * memory.top_m, projected_groups(memory)
     if memory.init in ("flat", "released"):
         return 0.02, 0.02
     if memory.init == "ultramem":
-        return math.sqrt(groups / (2 * reads * len(config.memory_layers(pool)))), 1 / math.sqrt(pre_value_dim or 1)
+        return math.sqrt(groups / (2 * reads * len(memory_layers(config, pool)))), 1 / math.sqrt(pre_value_dim or 1)
     after = 1 / groups if memory.projection == "none" else 0.4 * value_dim / config.width
     after *= SILU_SQUARE if memory.projection == "gated" else 1.0
     square = 0.032 * ffn_inner / config.width / config.layers / (reads * _weight_square(memory, keys) * after)  # of neuron x value
@@ -192,13 +201,13 @@ def product_key_account(config: Model, pool: str, tables: tuple[tuple[int, int],
     Args:
         tables: row keys and column keys of each table.
     """
-    memory: ProductKey = getattr(config, pool)
+    memory: ProductKey = config.pools[pool]
     value_dim, _ = _row_widths(config, memory)
     row, read = row_parameters(config, pool), memory.heads * memory.top_m
     pooled, projections = projected_groups(memory) * value_dim, {"none": 0, "linear": 1, "gated": 2}[memory.projection]
     layer = always_active(config.width * (projections * pooled + (memory.pre_value_dim or 0)))
     layer += Account(0, 0, 2 * read * row, read * row * BYTES_PER_PARAMETER)  # each value read is multiplied and added once
-    together, account = config.layers_per_table(pool), Account()
+    together, account = layers_per_table(config, pool), Account()
     for keys in tables:
         rows = math.prod(keys)  # of a table that several layers read, a token cannot touch more than all
         account += (layer + retrieval_account(config, memory, keys)) * together + Account(rows * row, min(together * read, rows) * row)
@@ -207,7 +216,7 @@ def product_key_account(config: Model, pool: str, tables: tuple[tuple[int, int],
 
 def row_parameters(config: Model, pool: str) -> int:
     """Parameters of one row: its value and its pre-value."""
-    return sum(_row_widths(config, getattr(config, pool)))
+    return sum(_row_widths(config, config.pools[pool]))
 
 
 def projected_groups(memory: ProductKey) -> int:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -33,11 +34,14 @@ from torch import Tensor, nn
 
 from sparsemem import parallel
 from sparsemem.accounting import Account, always_active
-from sparsemem.config import Model, ProductKey
 from sparsemem.layers.best import best
 from sparsemem.layers.documents import earlier
 from sparsemem.layers.product import linear, linears
+from sparsemem.mechanisms.product_key.fields import ProductKey
 from sparsemem.parameter import parameter
+
+if TYPE_CHECKING:
+    from sparsemem.config import Model
 
 LARGEST_SIMULATION = 2**28  # numbers drawn or scored at once, 1 GiB
 

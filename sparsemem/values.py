@@ -133,6 +133,15 @@ def shortened(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
 
 
+def refuse_partial_rows(name: str, width: int) -> None:
+    """
+    Raises:
+        ValueError: a width with which grouped matrix products cannot work.
+    """
+    if width % 8:
+        raise ValueError(f"`{name}` {width} must be a multiple of 8: grouped matrix products need rows of whole 16 bytes")
+
+
 class Strict(BaseModel):
     """A group of fields: frozen, and an unknown name is refused."""
 

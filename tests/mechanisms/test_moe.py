@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sparsemem.config import Model
-from sparsemem.layers import moe
-from sparsemem.layers.moe import MixtureOfExperts, moe_account
 from sparsemem.layers.product import fast
+from sparsemem.mechanisms.moe import layer as moe
+from sparsemem.mechanisms.moe.layer import MixtureOfExperts, moe_account
 from sparsemem.parameter import initialize
 
 WIDTH, INNER = 8, 16
@@ -133,12 +133,12 @@ def test_the_bias_moves_against_the_load_by_its_rate() -> None:
     """`b += rate * sign(mean load - load)` (arXiv 2408.15664, algorithm 1)."""
     layer = _layer(4, 1, bias_rate=0.01)
     layer.load_E.copy_(torch.tensor([10, 2, 6, 6]))
-    layer.rebalance()
+    layer.end_step()
     assert layer.bias_E.tolist() == pytest.approx([-0.01, 0.01, 0, 0])
     assert layer.imbalance == pytest.approx(10 / 6)
     assert layer.load_E.tolist() == [0, 0, 0, 0]
     layer.load_E.fill_(3)
-    layer.rebalance()
+    layer.end_step()
     assert layer.bias_E.tolist() == pytest.approx([-0.01, 0.01, 0, 0])
     assert layer.imbalance == 1
 
@@ -147,11 +147,11 @@ def test_balancing_levels_the_load_of_a_lopsided_router() -> None:
     layer = _layer(8, 2, bias_rate=0.003)
     x = torch.randn(1, 512, WIDTH) + 1.0
     layer(x)
-    layer.rebalance()
+    layer.end_step()
     before = layer.imbalance
     for _ in range(400):
         layer.route(x[0])
-        layer.rebalance()
+        layer.end_step()
     assert before > 1.5
     assert layer.imbalance < 1.15
 
@@ -159,7 +159,7 @@ def test_balancing_levels_the_load_of_a_lopsided_router() -> None:
 def test_a_rate_of_zero_keeps_the_bias() -> None:
     layer = _layer(4, 1, bias_rate=0)
     layer.load_E.copy_(torch.tensor([10, 2, 6, 6]))
-    layer.rebalance()
+    layer.end_step()
     assert not layer.bias_E.any()
 
 

@@ -11,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsemem.config import Engram, Model
-from sparsemem.layers.engram import EngramMemory, NgramHash, distinct_primes, engram_account, hash_multipliers
+from sparsemem.config import Model
+from sparsemem.mechanisms.engram import Engram
+from sparsemem.mechanisms.engram.layer import EngramMemory, NgramHash, engram_account, hash_multipliers
+from sparsemem.mechanisms.hashed import distinct_primes
 from sparsemem.parameter import initialize
 
 WIDTH, VOCABULARY, SEPARATOR = 16, 50, 3

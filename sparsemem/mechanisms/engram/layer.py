@@ -10,7 +10,7 @@ Shape letters: B sequences, T positions, D model width, N orders, H tables (orde
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,13 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
-from sparsemem.config import Engram, Model
 from sparsemem.layers.documents import documents, earlier
 from sparsemem.layers.norm import RMSNorm, norm_account
 from sparsemem.layers.product import linear
-from sparsemem.layers.usage import Usage
+from sparsemem.mechanisms.layer import SparseLayer
 from sparsemem.memory.table import MemoryTable
 from sparsemem.parameter import parameter
+
+if TYPE_CHECKING:
+    from sparsemem.config import Model
+    from sparsemem.mechanisms.engram import Engram
 
 
 class NgramHash(nn.Module):
@@ -75,13 +78,12 @@ def hash_multipliers(config: Engram, layer: int, vocabulary: int) -> Tensor:
     return torch.from_numpy(2 * stream.integers(0, bound, size=max(config.orders)) + 1)
 
 
-class EngramMemory(nn.Module):
+class EngramMemory(SparseLayer):
     """The module at the entry of one block: hash, look up, gate, convolve. The caller adds its output to the residual stream."""
 
     def __init__(self, config: Model, layer: int, rows: tuple[int, ...], canonical: Tensor, separator: int) -> None:
-        super().__init__()
-        assert config.engram is not None
-        self.config = config.engram
+        super().__init__(sum(rows))
+        self.config: Engram = config.pools["engram"]
         memory_width, width = len(rows) * self.config.row_dim, config.width
         self.hash = NgramHash(self.config, layer, rows, canonical, separator)
         self.table = MemoryTable(rows, self.config.row_dim, self.config.init_std)
@@ -94,7 +96,6 @@ class EngramMemory(nn.Module):
         if self.config.conv:
             self.conv_norm = RMSNorm(width, config.norm_eps)
             self.taps_KD = parameter(self.config.conv_kernel, width)  # zero: the module starts as its gated value
-        self._usage: Usage | None = None
 
     def forward(self, hidden_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
         """Hidden states (B, T, D) and raw token ids (B, T) -> what the memory adds, (B, T, D)."""
@@ -107,14 +108,8 @@ class EngramMemory(nn.Module):
         documents_BT = documents(tokens_BT, self.hash.separator) if self.config.conv_reset_at_document_end else None
         out_BTD = value_BTD + self._convolve(value_BTD, documents_BT) if self.config.conv else value_BTD
         if not self.training:
-            self._usage = self._usage or Usage(len(self.table.rows_RC))
-            self._usage.add(rows_BTH + self.table.first_H, out_BTD, gate_mean=gate_BT1)
+            self.note(rows_BTH + self.table.first_H, out_BTD, gate_mean=gate_BT1)
         return out_BTD
-
-    def usage(self) -> dict[str, float]:
-        """What evaluation read since the last call, which is then forgotten: as a product-key memory's, and `gate_mean`."""
-        usage, self._usage = self._usage or Usage(len(self.table.rows_RC)), None
-        return usage.summary()
 
     def gate(self, hidden_BTD: Tensor, key_BTD: Tensor) -> Tensor:
         """How much of the memory each position lets in, (B, T, 1) between 0 and 1 (Engram sec. 2)."""
@@ -135,8 +130,7 @@ class EngramMemory(nn.Module):
 
 def engram_account(config: Model, rows: tuple[tuple[int, ...], ...]) -> Account:
     """Closed form of all modules: what every token passes (projections, norms, convolution) and the rows; `rows` for each module."""
-    assert config.engram is not None
-    return sum((_module_account(config, config.engram, module) for module in rows), Account())
+    return sum((_module_account(config, config.pools["engram"], module) for module in rows), Account())
 
 
 def _module_account(config: Model, engram: Engram, rows: tuple[int, ...]) -> Account:
@@ -145,37 +139,3 @@ def _module_account(config: Model, engram: Engram, rows: tuple[int, ...]) -> Acc
     score = norm_account(width) * 2 + Account(flops=2 * width)
     conv = norm_account(width) + always_active(width * engram.conv_kernel) if engram.conv else Account()
     return projections + score + conv + Account(sum(rows) * engram.row_dim, read, 0, read * BYTES_PER_PARAMETER)
-
-
-def distinct_primes(at_least: int, count: int) -> tuple[int, ...]:
-    """The first `count` primes from `at_least` upward: rows of all tables of a model, none used twice.
-
-    >>> distinct_primes(8, 4)
-    (11, 13, 17, 19)
-    """
-    return tuple(prime for _, prime in zip(range(count), _primes_from(at_least), strict=False))
-
-
-def _primes_from(start: int) -> Iterator[int]:
-    candidate = max(start, 2)
-    while True:
-        if _is_prime(candidate):
-            yield candidate
-        candidate += 1
-
-
-def _is_prime(number: int) -> bool:
-    """Miller and Rabin's test with the first twelve primes as bases, which is exact below 3.1e23 (Sorenson and Webster 2015).
-
-    >>> [number for number in range(2, 30) if _is_prime(number)], _is_prime(10**15 + 37), _is_prime(1_000_003**2)
-    ([2, 3, 5, 7, 11, 13, 17, 19, 23, 29], True, False)
-    """
-    bases = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
-    if any(number % base == 0 for base in bases):
-        return number in bases
-    halvings = ((number - 1) & (1 - number)).bit_length() - 1
-    for base in bases:
-        power = pow(base, (number - 1) >> halvings, number)
-        if power != 1 and all(pow(power, 2**squared, number) != number - 1 for squared in range(halvings)):
-            return False
-    return True

@@ -12,10 +12,9 @@ or some more), F inner width of an expert.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,23 +22,27 @@ from torch import Tensor, nn
 
 from sparsemem import parallel
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
-from sparsemem.config import Model, MoE
 from sparsemem.counting import occurrences
 from sparsemem.layers.best import best
 from sparsemem.layers.feed_forward import FeedForward, feed_forward_account, gated, gated_backward
 from sparsemem.layers.product import fast, linear, product
+from sparsemem.mechanisms.layer import SparseLayer
 from sparsemem.parameter import parameter, residual_std
+
+if TYPE_CHECKING:
+    from sparsemem.config import Model
+    from sparsemem.mechanisms.moe import MoE
 
 WIDE, BUSY, STEP = 2**15, 128, 32  # numbers in an expert's first matrix, tokens an expert, rows by which a group grows: see `_Groups`
 MOST_EXPERTS = {"cuda": 1023}  # of one grouped product: torch's kernel prepares them in one block of threads and refuses more
 
 
-class MixtureOfExperts(nn.Module):
+class MixtureOfExperts(SparseLayer):
     """Routed experts beside the shared ones.
 
     Buffers:
         bias_E: selection bias of loss-free balancing; not a trained parameter, not counted.
-        load_E: assignments to each expert since `rebalance` was last called; only training adds to it.
+        load_E: assignments to each expert since `end_step` was last called; only training adds to it.
     """
 
     bias_E: Tensor
@@ -47,20 +50,18 @@ class MixtureOfExperts(nn.Module):
 
     def __init__(self, config: Model, routed_experts: int, shared_width: int) -> None:
         super().__init__()
-        assert config.moe is not None
-        self.config: MoE = config.moe
-        width, inner = config.width, config.moe.expert_width
+        self.config: MoE = config.pools["moe"]
+        width, inner = config.width, self.config.expert_width
         out_std = residual_std(config.init_std, config.layers)
         self.router_ED = parameter(routed_experts, width, std=config.init_std)
         self.gate_up_EDF = parameter(routed_experts, width, 2 * inner, std=config.init_std)
         self.down_EFD = parameter(routed_experts, inner, width, std=out_std)
         self.shared = FeedForward(config, shared_width) if shared_width else None
-        self.imbalance = math.nan
         self.register_buffer("bias_E", torch.zeros(routed_experts))
         self.register_buffer("load_E", torch.zeros(routed_experts, dtype=torch.int64))
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, D) -> the layer's output (B, T, D) and its weighted auxiliary loss, a scalar."""
+    def forward(self, x_BTD: Tensor, tokens_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, T, D) -> the layer's output (B, T, D) and its weighted auxiliary loss, a scalar. Experts do not look at token ids."""
         x_SD = x_BTD.flatten(0, -2)
         gates_SK, experts_SK, auxiliary = self.route(x_SD)
         y_BTD = self.routed(x_SD, gates_SK, experts_SK).view_as(x_BTD)
@@ -88,7 +89,7 @@ class MixtureOfExperts(nn.Module):
         return _Experts.apply(x_SD.to(dtype), gates_SK.to(dtype), experts_SK, self.gate_up_EDF.to(dtype), self.down_EFD.to(dtype))
 
     @torch.no_grad()
-    def rebalance(self) -> None:
+    def end_step(self) -> None:
         """Move the selection bias one step against the load seen since the last call, then forget that load.
 
         `imbalance` keeps the largest load over the mean one, for the log: 1 is perfect balance.
@@ -97,6 +98,9 @@ class MixtureOfExperts(nn.Module):
         self.imbalance = float(load_E.max() / load_E.mean())
         self.bias_E += self.config.bias_rate * torch.sign(load_E.mean() - load_E)
         self.load_E.zero_()
+
+    def reads(self) -> Iterator[tuple[nn.Parameter, int]]:
+        return ((weight, self.config.top_k) for weight in (self.gate_up_EDF, self.down_EFD))
 
     def _auxiliary(self, logits_SE: Tensor, affinity_SE: Tensor, load_E: Tensor) -> Tensor:
         loss = logits_SE.new_zeros(())
@@ -255,8 +259,8 @@ def _gather_sum(x_AD: Tensor, rows_SK: Tensor) -> Tensor:
 
 def moe_account(config: Model, routed_experts: int, shared_width: int) -> Account:
     """Closed form of one layer: router and shared experts, which every token passes, and the routed experts."""
-    assert config.moe is not None
-    expert = feed_forward_account(config.width, config.moe.expert_width)
-    active = expert * config.moe.top_k
+    experts: MoE = config.pools["moe"]
+    expert = feed_forward_account(config.width, experts.expert_width)
+    active = expert * experts.top_k
     routed = Account(expert.total * routed_experts, active.active, active.flops, active.active * BYTES_PER_PARAMETER)
     return always_active(config.width * routed_experts) + feed_forward_account(config.width, shared_width) + routed

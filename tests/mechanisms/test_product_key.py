@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sparsemem.config import Model
 from sparsemem.layers.feed_forward import FeedForward
-from sparsemem.layers.product_key import (
+from sparsemem.mechanisms.product_key.layer import (
     SILU_SQUARE,
     ProductKeyMemory,
     ValueTable,
@@ -24,7 +24,7 @@ from sparsemem.layers.product_key import (
     row_parameters,
     row_stds,
 )
-from sparsemem.layers.retrieval import retrieval_account, top_score_moments
+from sparsemem.mechanisms.product_key.retrieval import retrieval_account, top_score_moments
 from sparsemem.parameter import initialize
 
 WIDTH, KEYS = 16, (5, 4)

@@ -12,18 +12,22 @@ width).
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
-from sparsemem.config import Model
 from sparsemem.layers.norm import RMSNorm, norm_account
 from sparsemem.layers.product import linear
-from sparsemem.layers.usage import Usage
+from sparsemem.mechanisms.layer import SparseLayer
 from sparsemem.memory.table import MemoryTable
 from sparsemem.parameter import parameter
+
+if TYPE_CHECKING:
+    from sparsemem.config import Model
+    from sparsemem.mechanisms.ngram_embedding import NgramEmbedding
 
 
 class PolynomialHash(nn.Module):
@@ -40,8 +44,7 @@ class PolynomialHash(nn.Module):
             separator: id of the token that ends a document; it also stands for whatever an n-gram may not reach.
         """
         super().__init__()
-        assert config.ngram_embedding is not None
-        memory = config.ngram_embedding
+        memory: NgramEmbedding = config.pools["ngram_embedding"]
         self.reset, self.separator = memory.reset_at_document_end, separator
         order_H = [order for order in memory.orders for _ in range(memory.heads)]
         longest = order_H[-1]
@@ -64,41 +67,33 @@ class PolynomialHash(nn.Module):
         return sum_BTH % self.primes_H
 
 
-class NgramEmbedding(nn.Module):
+class NgramEmbeddingLayer(SparseLayer):
     """Turns the vocabulary embedding into what enters the first block."""
 
     def __init__(self, config: Model, rows: tuple[int, ...], vocabulary: int, separator: int) -> None:
         """Arguments as those of `PolynomialHash`."""
-        super().__init__()
-        assert config.ngram_embedding is not None
-        memory = config.ngram_embedding
+        super().__init__(sum(rows))
+        memory: NgramEmbedding = config.pools["ngram_embedding"]
         self.hash = PolynomialHash(config, rows, vocabulary, separator)
         self.table = MemoryTable(rows, memory.row_dim, memory.init_std)
         # Neither paper says how W starts. With this scale W E has the deviation of the rows, which by default is the embedding's too.
         self.projection = parameter(config.width, len(rows) * memory.row_dim, std=1 / math.sqrt(memory.row_dim))
         self.factor = (math.sqrt(config.width) if memory.amplify == "scale" else 1.0) / (1 + len(rows))
         self.norm = RMSNorm(config.width, config.norm_eps) if memory.amplify == "norm" else None
-        self._usage: Usage | None = None
 
     def forward(self, embedded_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
         """Vocabulary embeddings (B, T, D) and their raw token ids (B, T) -> (B, T, D)."""
         rows_BTH = self.hash(tokens_BT)
         added_BTD = linear(self.table(rows_BTH), self.projection)
         if not self.training:
-            self._usage = self._usage or Usage(len(self.table.rows_RC))
-            self._usage.add(rows_BTH + self.table.first_H, added_BTD * self.factor)
+            self.note(rows_BTH + self.table.first_H, added_BTD * self.factor)  # before the norm
         out_BTD = (embedded_BTD + added_BTD) * self.factor
         return out_BTD if self.norm is None else self.norm(out_BTD)
-
-    def usage(self) -> dict[str, float]:
-        """What evaluation read since the last call, which is then forgotten: as a product-key memory's; the output before the norm."""
-        usage, self._usage = self._usage or Usage(len(self.table.rows_RC)), None
-        return usage.summary()
 
 
 def ngram_embedding_account(config: Model, rows: tuple[int, ...]) -> Account:
     """Closed form of the whole: projections, norm (where the sum is normed) and rows; `rows` for each table."""
-    assert config.ngram_embedding is not None
-    memory, read = config.ngram_embedding, len(rows) * config.ngram_embedding.row_dim
+    memory: NgramEmbedding = config.pools["ngram_embedding"]
+    read = len(rows) * memory.row_dim
     norm = norm_account(config.width) if memory.amplify == "norm" else Account()
     return always_active(config.width * read) + norm + Account(sum(rows) * memory.row_dim, read, 0, read * BYTES_PER_PARAMETER)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsemem.config import Model
-from sparsemem.layers.engram import distinct_primes
-from sparsemem.layers.ngram_embedding import NgramEmbedding, PolynomialHash, ngram_embedding_account
+from sparsemem.mechanisms.hashed import distinct_primes
+from sparsemem.mechanisms.ngram_embedding.layer import NgramEmbeddingLayer, PolynomialHash, ngram_embedding_account
 from sparsemem.parameter import initialize
 
 WIDTH, VOCABULARY, SEPARATOR = 16, 50, 3
@@ -114,9 +114,9 @@ def test_longer_orders_look_further_back_and_not_beyond() -> None:
 # --- the module -------------------------------------------------------------------------------------------------------------
 
 
-def _build(**memory: Any) -> tuple[NgramEmbedding, Model]:
+def _build(**memory: Any) -> tuple[NgramEmbeddingLayer, Model]:
     config = _config(**memory)
-    module = NgramEmbedding(config, _rows(config), VOCABULARY, SEPARATOR)
+    module = NgramEmbeddingLayer(config, _rows(config), VOCABULARY, SEPARATOR)
     initialize(module, seed=0)
     if module.norm is not None:
         module.norm.gain.data.uniform_(0.5, 1.5)
@@ -129,7 +129,7 @@ def _inputs(length: int = 19) -> tuple[Tensor, Tensor]:
     return torch.randn(2, length, WIDTH) * 0.02, tokens
 
 
-def _formula(module: NgramEmbedding, config: Model, embedded: np.ndarray, tokens: list[int]) -> np.ndarray:
+def _formula(module: NgramEmbeddingLayer, config: Model, embedded: np.ndarray, tokens: list[int]) -> np.ndarray:
     """MECHANISMS 4 in float64: position by position, table by table."""
     memory, primes = config.ngram_embedding, _rows(config)
     assert memory is not None
@@ -242,7 +242,7 @@ def test_a_table_starts_at_the_scale_of_the_vocabulary_embedding(row_dim: int) -
     """Every term of the mean weighs alike: 1 + H independent ones average to 1 / sqrt(1 + H) of one's deviation, times sqrt(D)."""
     width = 128
     config = _config(width=width, row_dim=row_dim, orders=[2, 3], heads=4, amplify="scale")
-    module = NgramEmbedding(config, _rows(config, 997), VOCABULARY, SEPARATOR)
+    module = NgramEmbeddingLayer(config, _rows(config, 997), VOCABULARY, SEPARATOR)
     initialize(module, seed=0)
     tokens = torch.randint(VOCABULARY, (8, 256))
     embedded = torch.randn(8, 256, width) * config.init_std
@@ -256,7 +256,7 @@ def test_the_account_counts_the_tensors(amplify: str, orders: tuple[int, ...]) -
     config = _config(amplify=amplify, orders=orders)
     rows = _rows(config, 997)
     with torch.device("meta"):
-        module = NgramEmbedding(config, rows, VOCABULARY, SEPARATOR)
+        module = NgramEmbeddingLayer(config, rows, VOCABULARY, SEPARATOR)
     account, weights = ngram_embedding_account(config, rows), dict(module.named_parameters())
     assert account.total == sum(weight.numel() for weight in weights.values())
     assert account.idle == weights["table.rows_RC"].numel() - len(rows) * 4

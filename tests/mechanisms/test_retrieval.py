@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsemem import parallel
-from sparsemem.config import Model, ProductKey
-from sparsemem.layers import retrieval
+from sparsemem.config import Model
 from sparsemem.layers.documents import documents
-from sparsemem.layers.retrieval import (
+from sparsemem.mechanisms.product_key import retrieval
+from sparsemem.mechanisms.product_key.fields import ProductKey
+from sparsemem.mechanisms.product_key.retrieval import (
     BatchNorm,
     IndexCost,
     ProductKeyRetrieval,
@@ -56,7 +57,7 @@ def _blocks_of_two_tokens() -> Iterator[None]:
 def _config(pool: str, **fields: Any) -> tuple[Model, ProductKey]:
     memory = {"placement": "parallel", "key_dim": 4, "projection": "linear"} | fields
     config = Model.model_validate({"layers": 1, "width": WIDTH, "heads": 1, pool: memory})
-    return config, config.product_keys[pool]
+    return config, config.pools[pool]
 
 
 def _retrieval(pool: str = "pkm", keys: tuple[int, int] = (7, 5), seed: int = 0, **fields: Any) -> ProductKeyRetrieval:
