@@ -46,9 +46,9 @@ IN_FP32 = {
     "layers/attention.py:forward": "the plain attention that a fake device takes in place of flash attention",
     "layers/product.py:linear": "the router",
     "layers/product.py:linears": "scores of product keys",
-    "product_key/retrieval.py:<genexpr>": "their filter",
-    "product_key/retrieval.py:_choose_products": "scores of candidate rows",
-    "product_key/retrieval.py:score_pairs": "scores of chosen rows",
+    "mechanisms/product_key/retrieval.py:<genexpr>": "their filter",
+    "mechanisms/product_key/retrieval.py:_choose_products": "scores of candidate rows",
+    "mechanisms/product_key/retrieval.py:score_pairs": "scores of chosen rows",
     "train/loop.py:train_step": "the backward passes of these",
 }
 """Who multiplies matrices in fp32 though autocast is on, and what."""
