@@ -190,9 +190,8 @@ def _failures(results: Results) -> list[dict[str, str]]:
             if trial["status"] == "diverged"
             else ("failure.json", "message", "stopped before its end; run the study again to go on")
         )
-        path = results.folder / "trials" / trial["trial_id"] / name
         try:
-            message = str(json.loads(path.read_text(encoding="utf-8")).get(field, otherwise))
+            message = str(json.loads(results.files.read(trial["trial_id"], name)).get(field, otherwise))
         except FileNotFoundError:
             message = otherwise
         except (OSError, ValueError, TypeError, AttributeError):

@@ -15,8 +15,9 @@ import yaml
 from pydantic import ValidationError
 
 from analysis.errors import AnalysisError
-from analysis.table import load_curves, load_sequence_losses, load_trials, typed_trials
+from analysis.table import load_curves, load_sequence_losses, load_trials, trial_files, typed_trials
 from sparsemem.config import Tuned, nearest_path, study_around
+from sparsemem.trial_files import TrialFiles
 
 COUNTS = (
     *("documents", "train_tokens", "validation_tokens", "duplicates_exact", "duplicates_near"),
@@ -139,6 +140,11 @@ class Results:
         if lacking:
             raise AnalysisError(f"{path}: not the record of a report (field `{lacking[0]}` is missing or damaged); {remedy}")
         return dict(record)
+
+    @cached_property
+    def files(self) -> TrialFiles:
+        """Of the trials."""
+        return trial_files(self.folder)
 
     @property
     def name(self) -> str:

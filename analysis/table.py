@@ -14,6 +14,8 @@ import pandas as pd
 from analysis.columns import floats
 from analysis.errors import AnalysisError, require_columns
 from sparsemem.mechanisms import MEMORY_POOLS, POOLS
+from sparsemem.trial_files import TrialFiles
+from sparsemem.values import ConfigError
 
 STATUSES = ("finished", "diverged", "failed", "out_of_memory", "interrupted", "running", "pending")
 NUMBERS = (
@@ -129,10 +131,24 @@ def load_sequence_losses(results_dir: Path | str) -> pd.DataFrame:
         if not columns:
             sequences = own["sequence"].to_numpy()
         if not np.array_equal(own["sequence"], sequences):
-            path = Path(results_dir) / "trials" / str(trial_id) / "val_losses.csv"
+            path = trial_files(results_dir).path(str(trial_id), "val_losses.csv")
             raise AnalysisError(f"{path}: not the {len(sequences)} held-out sequences of the other trials; run this trial again")
         columns[str(trial_id)] = own["nats_per_token"].to_numpy()
     return pd.DataFrame(columns, index=pd.Index(sequences, name="sequence"))
+
+
+def trial_files(results_dir: Path | str) -> TrialFiles:
+    """The files of the trials, packed or not.
+
+    Raises:
+        AnalysisError: the pack is damaged.
+    """
+    files = TrialFiles(Path(results_dir))
+    try:
+        _ = files.packed
+    except ConfigError as error:
+        raise AnalysisError(str(error)) from None
+    return files
 
 
 def paired_differences(trials: pd.DataFrame, sequence_losses: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -288,12 +304,12 @@ def _read_each(results_dir: Path | str, trial_ids: pd.Series, name: str, numbers
     Raises:
         AnalysisError: a file is missing or cannot be read, or lacks a column of `numbers` or holds text in it.
     """
-    folder = Path(results_dir) / "trials"
+    files = trial_files(results_dir)
     texts: dict[bytes, dict[str, list[bytes]]] = {}
     for trial_id in trial_ids:
-        path = folder / trial_id / name
+        path = files.path(trial_id, name)
         try:
-            heading, *lines = [line for line in path.read_bytes().splitlines() if line.strip()] or [b""]
+            heading, *lines = [line for line in files.read(trial_id, name).splitlines() if line.strip()] or [b""]
         except FileNotFoundError:
             raise AnalysisError(
                 f"{path}: no such file, though trials.csv says that this trial ended; `sparsemem run` the study again"
@@ -316,9 +332,9 @@ def _read_each(results_dir: Path | str, trial_ids: pd.Series, name: str, numbers
     tables = []
     for heading, own in texts.items():
         try:
-            tables.append(parsed(heading, own, folder / "*" / name))
+            tables.append(parsed(heading, own, files.path("*", name)))
         except AnalysisError:
             for trial_id, lines in own.items():  # which file is it?
-                parsed(heading, {trial_id: lines}, folder / trial_id / name)
+                parsed(heading, {trial_id: lines}, files.path(trial_id, name))
             raise
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["trial_id", *numbers])

@@ -36,6 +36,7 @@ Write a study in YAML, look at its plan, run it, read its report.
   sparsemem status runs/allocation-quick --watch   how far it is, from another terminal
   sparsemem tune my-study.yaml                     find the learning rate at each share, apart from the study
   sparsemem report runs/allocation-quick           fits, figures and report again, from the result files
+  sparsemem pack runs/allocation-quick             all finished trials' files in one, to keep or to commit
   sparsemem bench step                             speed of a training step on this machine; more with `sparsemem bench --help`
 
 exit codes: 0 done, 1 some trials failed, 2 refused input, 130 interrupted and resumable"""
@@ -159,7 +160,10 @@ def _parser() -> Parser:
         )
     status = add("status", _status, "show how far a study is, from its files alone", "sparsemem status runs/allocation-quick")
     report = add("report", _report, "write fits, figures and report again, from the result files", "sparsemem report runs/allocation-quick")
-    report.add_argument("folder", type=Path, metavar="DIR", help="results folder of one study")
+    does = "put the files of finished trials into one, which every command reads as it reads folders"
+    pack = add("pack", _pack, does, "sparsemem pack results/allocation-quick")
+    for sub in (report, pack):
+        sub.add_argument("folder", type=Path, metavar="DIR", help="results folder of one study")
     status.add_argument("folder", metavar="DIR|URI", help="results folder of one study, or its address in a storage (`run.storage`)")
     shown = status.add_mutually_exclusive_group()
     shown.add_argument("--watch", action="store_true", help="keep showing it until no process runs it any more; Ctrl-C leaves at any time")
@@ -340,6 +344,13 @@ def _report(arguments: argparse.Namespace) -> int:
     except AnalysisError as error:
         raise ConfigError(str(error)) from None
     _print_findings(ledger.folder)
+    return DONE
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    from sparsemem.study.pack import pack_study
+
+    print(pack_study(arguments.folder, _say))
     return DONE
 
 

@@ -24,8 +24,8 @@ TEMPORARY = ".tmp"
 SCRATCH_LOCK = "in-use"
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk, then move it into place.
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], check: Callable[[Path], object] = lambda temporary: None) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to the disk, let `check` look at it, then move it into place.
 
     Raises:
         OSError: the disk is full or the folder is not writable; `path` is untouched then.
@@ -38,6 +38,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
+                check(Path(temporary))
                 os.chmod(temporary, 0o666 & ~_umask())
                 os.replace(temporary, path)
         except BaseException:

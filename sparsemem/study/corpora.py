@@ -30,7 +30,7 @@ from sparsemem.data.prepare import (
     select_text,
     whole_folder,
 )
-from sparsemem.study.ledger import FINAL, Ledger, data_id, trial_of
+from sparsemem.study.ledger import FINAL, Ledger, data_id
 
 MOST_NAMES = 4  # of what has changed, in a message
 
@@ -219,8 +219,8 @@ def _renamed_notes(trials: Iterable[Trial], base: Path, ledger: Ledger) -> list[
         return []
     now = {name: digest for name, data in waiting.items() if (digest := _digest_now(data, base)) in digests.values()}
     ids, found = {trial.id for trial in own}, Counter[tuple[str, str]]()
-    for path in sorted(ledger.folder.glob("trials/*/trial.yaml")) if now else ():
-        old = None if path.parent.name in ids or ledger.state(path.parent.name).status not in FINAL else trial_of(path)
+    for id_ in ledger.files.begun() if now else ():
+        old = None if id_ in ids or ledger.state(id_).status not in FINAL else ledger.trial(id_)
         for name, digest in now.items():
             names = {each: getattr(waiting[name], each) for each in ("files", "validation_files")}
             if old and digests.get(data_id(old.data)) == digest:

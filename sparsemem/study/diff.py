@@ -44,12 +44,13 @@ def diff(study: Study, planned: Sequence[PlannedTrial], folder: Path | None) -> 
             "train it by `sparsemem run`, leave out --diff to see its plan, or name other results by --diff DIR"
         )
     axes = list(planned[0].varied) or ["rho", "seed"]
-    there = {path.parent.name: _fields(path) for path in sorted(found.glob("trials/*/trial.yaml"))}
+    ledger = Ledger(found, [p.row() for p in planned])
+    there = {id_: _comparable(trial) if (trial := ledger.trial(id_)) else {} for id_ in ledger.files.begun()}
     ids = {p.trial.id for p in planned}
     gone = {id_: fields for id_, fields in there.items() if id_ not in ids}
     candidates = {id_: _leaves(fields) for id_, fields in {**gone, **there}.items() if fields}  # of equally similar ones the one that goes
     records = []
-    for p, progress in zip(planned, look(Ledger(found, [p.row() for p in planned])), strict=True):
+    for p, progress in zip(planned, look(ledger), strict=True):
         record: dict[str, Any] = {"trial_id": p.trial.id, "state": "finished", "done": progress.tokens_done / progress.tokens}
         if p.trial.id not in there:
             record["state"] = "new"
@@ -117,14 +118,6 @@ def changes(there: Any, now: Any, path: str = "") -> Changes:
             found |= changes(there.get(name), now.get(name), f"{path}.{name}" if path else name)
         return found
     return {} if there == now else {path: (there, now)}
-
-
-def _fields(path: Path) -> dict[str, Any]:
-    """Of a trial as written; none where they cannot be read."""
-    try:
-        return _comparable(Trial.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
 
 
 def _comparable(trial: Trial) -> dict[str, Any]:

@@ -240,6 +240,9 @@ class Driver:
                 if size == -1 or (path.name == "trial.yaml" and size != path.stat().st_size):
                     records[name] = path
         together(lambda name: self.storage.put(records[name], name), records)
+        packed = self.ledger.files.packed  # there every trial has a folder
+        lacking = {f"trials/{id_}/{name}": text for id_ in self._trials & packed.keys() for name, text in packed[id_].items()}
+        together(lambda name: self.storage.write(name, lacking[name]), lacking.keys() - there)
         self._send_table(self.storage)
 
     def _send_table(self, storage: Storage) -> None:

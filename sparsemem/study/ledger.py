@@ -1,6 +1,6 @@
 """The results folder of a study: what was planned, how far each trial is, and what came out. It must not know engines or torch.
 
-Files are the only state. A trial's status follows from what lies in its folder:
+Files are the only state. A trial's status follows from its files (`trial_files`: its folder's, or those of a packed trial):
 
 - `result.json` -> finished or diverged; it is written last, so its presence means that the rest is there.
 - its lock is held, or its `beat.json` changes (a machine with another disk, see `exchange`) -> running.
@@ -37,6 +37,7 @@ import yaml
 from sparsemem.config import ConfigError, Data, Study, Trial, load_study, study_around
 from sparsemem.files import TEMPORARY, remove_temporaries, set_aside, write_json, write_text
 from sparsemem.locks import is_held, locked
+from sparsemem.trial_files import TrialFiles, damaged
 
 BEAT_SECONDS = 3.0
 LOST_BEATS = 10  # a busy machine or store may miss some
@@ -75,6 +76,7 @@ class Ledger:
             rows: the columns of `trials.csv` known before training, one mapping a planned trial.
         """
         self.folder = folder
+        self.files = TrialFiles(folder)
         self.rows = rows
         self._final: dict[str, State] = {}
         self._untouched: dict[str, int] = {}
@@ -130,15 +132,25 @@ class Ledger:
         try:
             changed = os.stat(folder).st_mtime_ns
         except OSError:
+            changed = 0
+        packed = trial_id in self.files.packed  # looked at last: a folder goes once the pack is there
+        if not packed and changed in (0, self._untouched.get(trial_id)):
             return State("pending")
-        if self._untouched.get(trial_id) == changed:
-            return State("pending")
-        state = _state(Path(folder), trial_id)
+        state = _state(self.files, trial_id)
         if state.status in FINAL:
             self._final[trial_id] = state
+        elif packed:
+            raise damaged(self.files.path(trial_id, "result.json"), "not the whole result of this trial")
         elif state.status == "pending" and time.time_ns() - changed > CLOCK_TICK_NS and not os.path.exists(f"{folder}/lock"):
             self._untouched[trial_id] = changed  # whatever happens next begins with a new file, its lock
         return state
+
+    def trial(self, trial_id: str) -> Trial | None:
+        """As its `trial.yaml` describes it; None where that cannot be read."""
+        try:
+            return Trial.model_validate(yaml.safe_load(self.files.read(trial_id, "trial.yaml")))
+        except (OSError, ValueError, yaml.YAMLError):
+            return None
 
     def node(self, trial_id: str) -> str:
         """The node that a running trial is on; '' where that is not known."""
@@ -251,7 +263,8 @@ class Ledger:
         result, description = folder / "result.json", folder / "trial.yaml"
         if result.exists():
             say(f"{result}: not the whole result of trial {trial.id}; set aside as {set_aside(result).name}, the trial runs again")
-        if description.exists() and not _describes(description, trial.id):
+        written = self.trial(trial.id)
+        if description.exists() and not (written and written.id == trial.id):
             say(f"{description}: not the description of trial {trial.id}; set aside as {set_aside(description).name} and written again")
         if not description.exists():
             write_text(description, yaml.safe_dump(trial.model_dump(mode="json"), sort_keys=False))
@@ -341,9 +354,10 @@ def is_beating(path: Path) -> bool:
 # --- reading a trial's files ------------------------------------------------------------------------------------------------
 
 
-def _state(folder: Path, trial_id: str) -> State:
+def _state(files: TrialFiles, trial_id: str) -> State:
+    folder = files.folder / "trials" / trial_id
     try:
-        result = _result(folder / "result.json", trial_id)
+        result = _result(files, trial_id)
         return State(result["status"], result, str(result.get("why", "")))
     except (OSError, ValueError):
         pass  # none yet, or not a whole one: `begin` sets that aside
@@ -360,12 +374,12 @@ def _state(folder: Path, trial_id: str) -> State:
     return State("interrupted" if began else "pending")
 
 
-def _result(path: Path, trial_id: str) -> dict[str, Any]:
+def _result(files: TrialFiles, trial_id: str) -> dict[str, Any]:
     """
     Raises:
         OSError, ValueError: it is not the whole result of this trial.
     """
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = json.loads(files.read(trial_id, "result.json"))
     if not isinstance(result, dict) or result.get("status") not in FINAL:
         raise ValueError(f"its status is not one of {', '.join(FINAL)}")
     if result.get("trial_id") != trial_id:
@@ -375,7 +389,7 @@ def _result(path: Path, trial_id: str) -> dict[str, Any]:
         if result["status"] == "finished" and not (isinstance(value, int | float) and math.isfinite(value)):
             raise ValueError(f"its {name} is {value!r}")
     if result["status"] == "finished":
-        text = (path.parent / "val_losses.csv").read_text(encoding="utf-8")
+        text = files.read(trial_id, "val_losses.csv").decode()
         losses = [float(loss) for loss in text.replace("\n", ",").split(",")[3::2]]  # two columns; millions of lines in a large study
         if not losses or not math.isclose(math.fsum(losses) / len(losses), result["val_loss"], rel_tol=1e-6):
             raise ValueError("val_losses.csv beside it is not the one it was made from")
@@ -400,19 +414,6 @@ def _listed(path: Path) -> list[dict[str, str]]:
             return list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error):
         return []
-
-
-def trial_of(path: Path) -> Trial | None:
-    """The trial that a `trial.yaml` describes; None where it cannot be read."""
-    try:
-        return Trial.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-
-
-def _describes(path: Path, trial_id: str) -> bool:
-    trial = trial_of(path)
-    return trial is not None and trial.id == trial_id
 
 
 def _is_used(folder: Path) -> bool:

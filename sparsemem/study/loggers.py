@@ -150,10 +150,12 @@ class _Follower:
     def look(self, last: bool) -> None:
         """Tell of what is new; `last`: and that trials without a result have stopped."""
         for id_ in list(self._left):
-            if not (self._ledger.trial_folder(id_) / "curve.csv").exists():
-                continue
             state = self._ledger.state(id_)  # before the curve, which is whole once there is a result
-            rows = [row for row in _curve(self._ledger.trial_folder(id_) / "curve.csv") if row[0] > self._step.get(id_, -1)]
+            try:
+                curve = self._ledger.files.read(id_, "curve.csv").decode()
+            except FileNotFoundError:
+                continue
+            rows = [row for row in _curve(curve) if row[0] > self._step.get(id_, -1)]
             if id_ not in self._open:
                 self._open[id_] = TRACKERS[self.name](self._told(id_))
             if rows:
@@ -175,10 +177,9 @@ class _Follower:
         return Told(self._ledger.study, id_, label(row, axes), values, config, self._folder)
 
 
-def _curve(path: Path) -> list[Row]:
+def _curve(text: str) -> list[Row]:
     """Rows of a curve; what was not measured there, or is no number, is left out."""
-    with open(path, newline="", encoding="utf-8") as file:
-        lines = [{name: float(value) for name, value in line.items() if value} for line in csv.DictReader(file)]
+    lines = [{name: float(value) for name, value in line.items() if value} for line in csv.DictReader(text.splitlines())]
     return [(int(line.pop("step")), {name: value for name, value in line.items() if math.isfinite(value)}) for line in lines]
 
 

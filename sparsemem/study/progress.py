@@ -102,8 +102,7 @@ def shown(axis: str, value: Any) -> str:
 
 def _curve(ledger: Ledger, trial_id: str) -> list[dict[str, str]]:
     try:
-        with open(ledger.trial_folder(trial_id) / "curve.csv", newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        return list(csv.DictReader(ledger.files.read(trial_id, "curve.csv").decode().splitlines()))
     except OSError:
         return []
 

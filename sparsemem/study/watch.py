@@ -111,14 +111,15 @@ def trial_log(folder: Path, trial_id: str) -> str:
     Raises:
         ConfigError: the study, and its tuning, have no such trial; the beginning of an id will do if it is the only one.
     """
-    known = sorted(path for place in ("trials", "tune/trials") for path in (folder / place).glob(f"{trial_id}*") if path.is_dir())
+    ledgers = (Ledger(folder, []), Ledger(folder / "tune", []))
+    known = [(ledger, id_) for ledger in ledgers for id_ in ledger.files.begun() if id_.startswith(trial_id)]
     if not known:
         raise ConfigError(f"{folder}: has no trial {trial_id!r} that was begun; `sparsemem status {folder}` lists them")
     if len(known) > 1:
-        raise ConfigError(f"{folder}: {trial_id!r} begins the ids of {', '.join(path.name for path in known)}; give more of one")
-    (trial,) = known
-    parts = []
-    if why := Ledger(trial.parents[1], []).state(trial.name).result.get("why"):
+        raise ConfigError(f"{folder}: {trial_id!r} begins the ids of {', '.join(id_ for _, id_ in known)}; give more of one")
+    ((ledger, id_),) = known
+    trial, parts = ledger.trial_folder(id_), []
+    if why := ledger.state(id_).result.get("why"):
         parts.append(f"diverged: {why}")
     try:
         failure = json.loads((trial / "failure.json").read_text(encoding="utf-8"))
