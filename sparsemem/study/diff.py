@@ -37,8 +37,8 @@ def diff(study: Study, planned: Sequence[PlannedTrial], folder: Path | None) -> 
     found = next((each for each in ([folder] if folder else usual) if (each / "study.yaml").is_file()), None)
     if found is None:
         if folder:
-            there = "holds none" if folder.exists() else "does not exist"
-            raise ConfigError(f"--diff needs the results of a study, and {folder} {there}{nearest_study(folder)}")
+            what = "holds none" if folder.exists() else "does not exist"
+            raise ConfigError(f"--diff needs the results of a study, and {folder} {what}{nearest_study(folder)}")
         raise ConfigError(
             f"--diff needs the results of a study, and {study.study} has not been run yet: {' and '.join(map(str, usual))} hold none; "
             "train it by `sparsemem run`, leave out --diff to see its plan, or name other results by --diff DIR"
