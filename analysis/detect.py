@@ -83,7 +83,7 @@ def describe_detect(found: dict[str, Any]) -> str:
     of = f"95% interval {noise['low']:.4f} to {noise['high']:.4f}, {noise['df']} degrees of freedom, {noise['folder']}"
     lines = [
         f"noise of one run once its seed's common effect is off: {noise['paired_sd']:.4f} nats/token (sd, {of})",
-        f"a paired difference of two points, two-sided test at {found['level']:.0%}:",
+        f"one paired difference of two points, two-sided test at {found['level']:.0%} (reports of several correct for their number):",
     ]
     sizes = [cell["paired_sd"] for cell in noise["cells"]]
     if max(sizes) > UNEVEN * min(sizes):

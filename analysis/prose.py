@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
-from analysis.cells import RATE
+from analysis.cells import RATE, split_cells
 from analysis.figures.allocation import PUBLISHED
-from analysis.results import Results
+from analysis.results import LEARNED_NATS, LEARNED_NOTHING, Results
 from analysis.table import RHO, si, varied_fields
-from sparsemem.config import Tuned
+from sparsemem.config import Tuned, Winner
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
 
 MOST_LISTED = 6
 """Tuned values that are listed; of more the ends are given."""
-LEARNED_NATS = 0.05
-"""Below chance, from which on a trial has learned something."""
 
 DIFFERENCES_CAPTION = (
     f"Loss less that of the pure mixture of experts ({RHO} = 1) with the same seed, mean over seeds; bars are one standard error between "
@@ -86,17 +83,13 @@ def remarks(results: Results) -> list[str]:
         values = sorted(results.trials[path if path == RATE else f"tuned.{path}"].dropna().unique())
         listed = ", ".join(map(str, values)) if len(values) <= MOST_LISTED else f"{len(values)} values from {values[0]} to {values[-1]}"
         lines.append(f"Tuned before the study: {path} {listed}.")
-    finished = results.finished
-    entries = finished["data.vocab_size"] if "data.vocab_size" in finished else results.corpus.get("vocab_size")
-    if entries is not None and len(finished):
-        chance = np.log(entries)
-        lost = finished[finished["val_loss"] > chance - LEARNED_NATS]
-        if len(lost):
-            lines.append(
-                f"Warning: {len(lost)} of {len(finished)} finished trials, such as {lost['trial_id'].iloc[0]}, end above, or within "
-                f"{LEARNED_NATS:g} nats of, the loss of equally likely tokens ({np.max(chance):.3f} nats). They learned nothing, and what "
-                "is compared there says nothing: lower `train.lr`, or train longer."
-            )
+    idle = results.trials[results.trials["status"] == LEARNED_NOTHING]
+    if len(idle):
+        lines.append(
+            f"Warning: {len(idle)} of {len(idle) + len(results.finished)} trained trials, such as {idle['trial_id'].iloc[0]}, end above, "
+            f"or within {LEARNED_NATS:g} nats of, the loss of equally likely tokens ({results.chance(idle).max():.3f} nats). They learned "
+            "nothing and are left out of every fit and comparison: lower `train.lr`, or train longer."
+        )
     return lines
 
 
@@ -119,7 +112,7 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
     elif lengths[-1] < 10 * lengths[0]:
         lines.append(f"Training lengths a factor of {lengths[-1] / lengths[0]:.3g} apart: only a fast movement of the answer would show.")
     if results.tuned and RATE in results.tuned.fields:
-        lines.append(_rates_tuned(results.tuned, noun))
+        lines.append(_rates_tuned(results.tuned, finished, noun))
     elif RATE in varied:
         lines.append(
             f"The learning rate was chosen per {noun} on the held-out set itself: a {noun} with more rates tried is flattered by a little."
@@ -137,7 +130,7 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
         lines.append(f"One corpus, {' '.join([name, *_named(results)])}{seen}.")
         if len(finished) and (times := finished["tokens"].max() / (results.corpus.get("train_tokens") or float("inf"))) > 1:
             lines.append(f"Trials read their text up to {times:.3g} times: a model that can remember it, as memory does, is favoured.")
-    seeds = finished.groupby(list(axis), dropna=False)["seed"].nunique()
+    seeds = pd.concat([cell.trials.groupby(list(axis), dropna=False)["seed"].nunique() for cell in split_cells(trials, axis)])
     if len(seeds):
         number = (
             f"{seeds.min()} to {seeds.max()} seeds"
@@ -148,6 +141,8 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
         )
         pooled = f"the noise is pooled over {plural(noun)} and taken to be alike at all of them"
         lines.append(f"{number} a {noun}: {'seed noise is not measured' if seeds.max() == 1 else pooled}.")
+        if seeds.min() < seeds.max():
+            lines.append(f"A seed that one of two {plural(noun)} lacks says nothing of their difference.")
     lines += _searched(results)
     lines.append("All runs are judged on the same held-out sequences, and a seed changes data order and initial weights together.")
     return lines
@@ -169,18 +164,31 @@ def sources(results: Results) -> str:
     return f"{many} in {number:,} {what}{'s' * (number != 1)}"
 
 
-def _rates_tuned(tuned: Tuned, noun: str) -> str:
+def _rates_tuned(tuned: Tuned, finished: pd.DataFrame, noun: str) -> str:
     """How the rates of `sparsemem tune` were found, and which of them to doubt."""
     paths = list(dict.fromkeys(path for winner in tuned.winners for path in winner.at))
     own = f"apart for each value of {' and '.join(paths)}," if paths else f"once for every {noun},"
-    doubted = sum(RATE in winner.doubts() for winner in tuned.winners)
     line = f"The learning rate was tuned {own} on the held-out set itself (`sparsemem tune`, one seed a trial): see Tuned settings."
-    if doubted:
+    found = Counter(why for winner in tuned.winners if (why := _rate_doubt(winner)))
+    if found:
+        each = "; ".join(f"{number} of {len(tuned.winners)} {why[number != 1]}" for why, number in found.items())
         line += (
-            f" {doubted} of {len(tuned.winners)} rates lie at the edge of what was tried: a better one may lie beyond, and part of the "
-            f"differences between {plural(noun)} may be one of tuning."
+            f" Rates to doubt: {each}. A better one may lie there, and part of the differences between {plural(noun)} may be one of tuning."
         )
+    if seeds := {winner.seed for winner in tuned.winners if winner.seed is not None} & set(finished["seed"]):
+        line += f" Seed {', '.join(map(str, sorted(seeds)))} served the search and is compared too: its runs are flattered by a little."
     return line
+
+
+def _rate_doubt(winner: Winner) -> tuple[str, str] | None:
+    """Why a better rate may exist than the winner's, for one and for several; None where nothing says so."""
+    if RATE in winner.edges:
+        return "lies at the edge of what was searched", "lie at the edge of what was searched"
+    if RATE in winner.unbracketed:
+        return "is the outermost value tried", "are the outermost values tried"
+    return (
+        ("has no value tried close to it on one side", "have no value tried close to them on one side") if RATE in winner.doubts() else None
+    )
 
 
 def _searched(results: Results) -> list[str]:

@@ -22,7 +22,7 @@ from markupsafe import Markup, escape
 from analysis import prose
 from analysis.figures.style import save
 from analysis.fits.types import plain
-from analysis.results import Results
+from analysis.results import LEARNED_NOTHING, Results
 from analysis.studies import analyse
 from analysis.studies.tables import PLANNED, as_text, number, tuned_sections
 from analysis.studies.types import Analysis, Drawing
@@ -171,17 +171,20 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
 
 
 def linked(text: str) -> Markup:
-    """Text for the page, its arXiv numbers as links.
+    """Text for the page: its arXiv numbers as links, what stands in backticks as code.
 
     >>> linked("a < b (arXiv 2601.07372)")
     Markup('a &lt; b (<a href="https://arxiv.org/abs/2601.07372">arXiv 2601.07372</a>)')
+    >>> linked("lower `train.lr`")
+    Markup('lower <code>train.lr</code>')
     """
-    return Markup(re.sub(r"arXiv (\d{4}\.\d{5})", r'<a href="https://arxiv.org/abs/\1">\g<0></a>', str(escape(text))))  # nosec B704: escaped
+    coded = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"arXiv (\d{4}\.\d{5})", r'<a href="https://arxiv.org/abs/\1">\g<0></a>', coded))  # nosec B704: escaped
 
 
 def _failures(results: Results) -> list[dict[str, str]]:
     """Trials that ended without a result: which point, and why."""
-    trials = results.trials[results.trials["status"].isin(("diverged", "failed", "out_of_memory", "interrupted"))]
+    trials = results.trials[results.trials["status"].isin((LEARNED_NOTHING, "diverged", "failed", "out_of_memory", "interrupted"))]
     points = as_text(trials[["rho", *varied_fields(results.trials), "seed"]]).to_dict("records")
     found = []
     for trial, point in zip(trials.to_dict("records"), points, strict=True):
@@ -193,7 +196,7 @@ def _failures(results: Results) -> list[dict[str, str]]:
         try:
             message = str(json.loads(results.files.read(trial["trial_id"], name)).get(field, otherwise))
         except FileNotFoundError:
-            message = otherwise
+            message = "its loss is that of equally likely tokens" if trial["status"] == LEARNED_NOTHING else otherwise
         except (OSError, ValueError, TypeError, AttributeError):
             message = f"{name} cannot be read"
         where = ", ".join(f"{name} {value}" for name, value in point.items() if value)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 from pydantic import ValidationError
@@ -19,6 +20,9 @@ from analysis.table import load_curves, load_sequence_losses, load_trials, trial
 from sparsemem.config import Tuned, nearest_path, study_around
 from sparsemem.trial_files import TrialFiles
 
+LEARNED_NATS = 0.05
+"""Below chance, from which on a trial has learned something."""
+LEARNED_NOTHING = "learned_nothing"
 COUNTS = (
     *("documents", "train_tokens", "validation_tokens", "duplicates_exact", "duplicates_near"),
     *("bytes_per_token", "vocab_size", "canonical_size"),
@@ -48,8 +52,16 @@ class Results:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """`load_trials`: one row a planned trial."""
-        return load_trials(self.folder)
+        """`load_trials`: one row a planned trial. The status of a finished one that learned nothing is `learned_nothing`: its loss is that
+        of chance, whatever the point is, so it enters no fit and no comparison."""
+        trials = load_trials(self.folder)
+        idle = (trials["status"] == "finished") & (trials["val_loss"] > self.chance(trials) - LEARNED_NATS)
+        return trials.assign(status=trials["status"].mask(idle, LEARNED_NOTHING))
+
+    def chance(self, trials: pd.DataFrame) -> pd.Series:
+        """Loss of equally likely tokens, nats per token, of each trial; infinite where the number of tokens is not known."""
+        entries = trials["data.vocab_size"] if "data.vocab_size" in trials else self.corpus.get("vocab_size")
+        return pd.Series(np.log(entries) if entries is not None else np.inf, index=trials.index).fillna(np.inf)
 
     @cached_property
     def finished(self) -> pd.DataFrame:

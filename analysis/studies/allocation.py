@@ -93,7 +93,7 @@ class Allocation(Analysis):
         _ = self.cells
 
     def foresee(self) -> list[str]:
-        lines = [line for each in self.compared for line in each.warnings()]
+        lines = [line for each in self.compared for line in each.warnings(self.results.described.get("model") or {})]
         shares = [cell.planned[self.share].dropna().round(9).nunique() for cell in self.cells]
         if min(shares) < LEAST_SHARES:
             few = f"{sum(count < LEAST_SHARES for count in shares)} of {len(shares)} curves have fewer than {LEAST_SHARES} {self.point}s"
@@ -113,7 +113,7 @@ class Allocation(Analysis):
         return [*own, *over_all, *(each.reading() for each in self.compared)]
 
     def remarks(self) -> list[str]:
-        return [line for each in self.compared for line in each.warnings()]
+        return [line for each in self.compared for line in each.warnings(self.results.described.get("model") or {})]
 
     def drawings(self) -> list[Drawing]:
         if not self.drawable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -21,8 +21,8 @@ from sparsemem.mechanisms import MEMORY_POOLS
 EXPERTS, DENSE = "routed experts alone", "the dense baseline"
 MOST = 12
 """Cells at one budget beyond which their pairs are too many to be read, or told from noise."""
-HALF = 0.5
-"""Part of the shared experts' width that a memory may take before the report warns."""
+NARROW = 0.75
+"""Part of the shared experts' width that a memory must leave, else the report warns."""
 NOTE = (
     "Differences of loss for the average seed, nats per token, each interval at 95% on its own. p: chance of so large a difference if "
     "there were none, after Holm's correction; below 0.05 it is told from noise. Pairs at all shares are corrected together, and so are "
@@ -62,17 +62,21 @@ class Comparison:
         reference = mixed.map({True: widest[0], False: widest[1]}).where(points["rho"].notna())
         return points.assign(left=points["shared_width"] / reference)
 
-    def warnings(self) -> list[str]:
-        """Where a memory takes over half of what the shared experts would have."""
+    def warnings(self, model: Mapping[str, Any]) -> list[str]:
+        """Where a memory takes over a quarter of what the shared experts would have, and what to try.
+
+        Args:
+            model: the section of the study, for the values that it gives all trials.
+        """
         lead, lines = f"{self.label}: " if self.label else "", []
-        narrow = self.widths[self.widths["left"] < HALF]
+        narrow = self.widths[self.widths["left"] < NARROW]
         for name, rows in narrow.groupby("alternative", sort=False):
             each = ", ".join(
                 f"{row.shared_width:.0f} of {row.shared_width / row.left:.0f} at share {row.rho:.4g}" for row in rows.itertuples()
             )
             lines.append(
                 f"{lead}Warning: {name} leaves the shared experts a width of {each}. What it activates itself (keys, projections) takes "
-                "the rest, so its loss is also that of a smaller shared part: give it fewer layers or heads, or a smaller `key_dim`."
+                f"the rest, so its loss is also that of a smaller shared part. {_smaller(name, model)}"
             )
         return lines
 
@@ -178,6 +182,18 @@ def _differ_in_one(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 def _of_a_memory(path: str) -> bool:
     return path.startswith(tuple(f"model.{pool}." for pool in MEMORY_POOLS))
+
+
+def _smaller(name: str, model: Mapping[str, Any]) -> str:
+    """How to make a memory activate less, from the settings that it has."""
+    tried = []
+    for pool in (pool for pool, memory in MEMORY_POOLS.items() if memory.label in name):
+        settings = model.get(pool) or {}
+        if (width := settings.get("key_dim") or 0) > 1:
+            tried.append(f"`model.{pool}.key_dim={width // 2}`")
+        if len(layers := settings.get("layers") or ()) > 1:
+            tried.append(f"`model.{pool}.layers=[{', '.join(map(str, layers[: len(layers) // 2]))}]`")
+    return f"To lessen it, try {' or '.join(tried)}." if tried else "To lessen it, give it fewer layers, heads or a smaller `key_dim`."
 
 
 def _share(share: float | None) -> str:

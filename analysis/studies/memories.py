@@ -55,7 +55,7 @@ class Memories(Analysis):
         return [each.reading() for each in self.compared]
 
     def remarks(self) -> list[str]:
-        return [line for each in self.compared for line in each.warnings()]
+        return [line for each in self.compared for line in each.warnings(self.results.described.get("model") or {})]
 
     def drawings(self) -> list[Drawing]:
         names = [f"memories-{place}" if len(self.compared) > 1 else "memories" for place in range(1, len(self.compared) + 1)]

@@ -11,7 +11,7 @@ This package must not know torch or Ray: `analysis` reads it, and a study is ref
 from sparsemem.config.model import Model
 from sparsemem.config.nearest import nearest_path, study_around
 from sparsemem.config.optimum import FIRST_SHARES, GRID_SHARES, Optimum
-from sparsemem.config.study import Study, changed, load_study
+from sparsemem.config.study import Study, changed, load_study, load_tuned
 from sparsemem.config.trial import WIDEST_TOLERANCE, Budget, Data, Run, Train, Trial
 from sparsemem.config.tune import Search, Tune, Tuned, Winner, named, point
 from sparsemem.mechanisms import MEMORY_POOLS, POOLS
@@ -39,6 +39,7 @@ __all__ = [
     "Winner",
     "changed",
     "load_study",
+    "load_tuned",
     "named",
     "nearest_path",
     "parse_quantity",

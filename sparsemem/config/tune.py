@@ -17,6 +17,8 @@ Bound = Annotated[float, BeforeValidator(parse_share)]
 NOT_TUNED = ("betas", "precision", "evaluations")  # a pair; what the device decides; what the pruner reads
 
 MOST_CORNERS = 10_000
+FAR = 2.0
+"""Factor between the best value and the next one tried from which on a better one may lie between them."""
 
 
 class Search(Strict):
@@ -90,6 +92,10 @@ class Winner(Strict):
     """Field of a range -> how many values were tried. Empty in files of before it was kept."""
     unbracketed: tuple[str, ...] = ()
     """Those whose best value is the least or the largest that was tried: no worse one bounds it on that side."""
+    next_tried: dict[str, tuple[Real | None, Real | None]] = Field(default_factory=dict)
+    """Field of a range -> the values tried next below and above the best one; None where there is none."""
+    seed: int | None = None
+    """The seed that all values were tried with."""
 
     @model_validator(mode="after")
     def _fields_exist(self) -> Winner:
@@ -104,6 +110,10 @@ class Winner(Strict):
             tried = self.tried.get(path, 0)
             outermost = f"is the outermost of {tried} values tried, so a better one may lie beyond"
             found.setdefault(path, "is the only value tried" if tried == 1 else outermost)
+        for path, nearest in self.next_tried.items():
+            far = [value for value in nearest if value and not 1 / FAR <= value / self.values[path] <= FAR]
+            if far:
+                found.setdefault(path, f"has no value tried within a factor of {FAR:g} of it on one side (next: {far[0]:g})")
         return found
 
 

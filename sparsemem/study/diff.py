@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from sparsemem.config import ConfigError, Study, Trial
+from sparsemem.config import ConfigError, Study, Trial, Tuned
 from sparsemem.study.ledger import FINAL, Ledger, nearest_study, study_fields
 from sparsemem.study.plan import PlannedTrial
 from sparsemem.study.progress import look, shown
@@ -67,6 +67,8 @@ def diff(study: Study, planned: Sequence[PlannedTrial], folder: Path | None) -> 
         records.append({"trial_id": id_, "state": "no longer planned", "done": None, **{axis: _at(fields, axis) for axis in axes}})
     recorded = yaml.safe_load((found / "study.yaml").read_text(encoding="utf-8"))
     recorded.pop("provenance", None)
+    if recorded.get("tuned"):
+        recorded["tuned"] = Tuned.model_validate(recorded["tuned"]).model_dump(mode="json")
     return {"folder": str(found), "study": changes(recorded, study_fields(study)), "trials": records}
 
 
@@ -144,4 +146,9 @@ def _listed(found: Changes) -> str:
     def text(value: Any) -> str:
         return "set" if isinstance(value, dict) else "none" if value is None else json.dumps(value).strip('"')
 
-    return ", ".join(f"{path} {text(there)} -> {text(now)}" for path, (there, now) in found.items())
+    def both(there: Any, now: Any) -> str:
+        if isinstance(there, list) and isinstance(now, list) and any(isinstance(item, dict) for item in [*there, *now]):
+            return f"({sum(item not in there for item in now)} of {len(now)} are new)"
+        return f"{text(there)} -> {text(now)}"
+
+    return ", ".join(f"{path} {both(there, now)}" for path, (there, now) in found.items())

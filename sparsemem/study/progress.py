@@ -131,7 +131,7 @@ def headline(trials: Sequence[TrialProgress], slots: int = 0, most: int | None =
     finished = [trial for trial in trials if trial.status == "finished" and trial.loss is not None]
     if finished:
         best = min(finished, key=lambda trial: trial.loss or 0.0)
-        parts.append(f"best {best.loss:.4f} nats ({best.label})")
+        parts.append(f"best single run {best.loss:.4f} nats ({best.label})")
     return " · ".join(parts)
 
 

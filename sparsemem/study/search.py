@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,8 @@ class PointSearch:
             edges=edges(self.fields, values),
             tried={path: len(found) for path, found in tried.items()},
             unbracketed=tuple(path for path, found in tried.items() if values[path] in (found[0], found[-1])),
+            next_tried={path: _neighbours(found, values[path]) for path, found in tried.items()},
+            seed=self.trial.seed,
         )
         near = {path: [self.values(trial)[path] for trial in tied] for path in ranges}
         return Outcome(self.at, dict(statuses), winner, {path: (min(found), max(found)) for path, found in near.items()})
@@ -199,6 +201,11 @@ def _spread(fields: Mapping[str, BaseDistribution], place: int, seed: int) -> di
         elif isinstance(field, CategoricalDistribution):
             found[path] = field.choices[int(share * len(field.choices))]
     return found
+
+
+def _neighbours(tried: Sequence[float], value: float) -> tuple[float | None, float | None]:
+    below, above = ([each for each in tried if each < value], [each for each in tried if each > value])
+    return max(below, default=None), min(above, default=None)
 
 
 def _rounded(value: Any, settings: Tune, path: str) -> Any:

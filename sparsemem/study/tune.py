@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from sparsemem.config import ConfigError, Study, Trial, Tune, Tuned, changed, point
+from sparsemem.config import ConfigError, Study, Trial, Tune, Tuned, changed, load_tuned, point
 from sparsemem.failure import record_failure
 from sparsemem.files import remove_temporaries, write_text
 from sparsemem.study.corpora import begun_with, prepare_corpora
@@ -75,7 +75,7 @@ def tune_study(study: Study, base: Path, results: Path, say: Callable[[str], Non
         held.enter_context(workers)
         _Driver(searches, ledger, workers, say).to_the_end()
         outcomes = [search.outcome() for search in searches]
-        _write_winners(ledger.folder / "winners.yaml", study.study, outcomes)
+        _write_winners(ledger.folder / "winners.yaml", study.study, outcomes, say)
     return outcomes
 
 
@@ -180,10 +180,16 @@ def _corners(trial: Trial, settings: Tune) -> list[Trial]:
     return [changed(trial, dict(zip(settings.search, values, strict=True))) for values in itertools.product(*ends)]
 
 
-def _write_winners(path: Path, study: str, outcomes: Sequence[Outcome]) -> None:
-    """For a study's `tuned`; a point without a finished trial is left out, and refused there by name."""
-    winners = tuple(outcome.winner for outcome in outcomes if outcome.winner)
-    text = yaml.safe_dump(Tuned(study=study, winners=winners).model_dump(mode="json"), sort_keys=False)
+def _write_winners(path: Path, study: str, outcomes: Sequence[Outcome], say: Callable[[str], None]) -> None:
+    """For a study's `tuned`; a point without a finished trial is left out, and refused there by name. Other values of before are kept."""
+    found = Tuned(study=study, winners=tuple(outcome.winner for outcome in outcomes if outcome.winner))
+    if path.exists():
+        before = load_tuned(path)
+        if [winner.values for winner in before.winners] != [winner.values for winner in found.winners]:
+            kept = path.with_name("winners-before.yaml")
+            write_text(kept, path.read_text(encoding="utf-8"))
+            say(f"{path}: written anew with other values; a study that takes them plans new trials. The values of before are in {kept}")
+    text = yaml.safe_dump(found.model_dump(mode="json"), sort_keys=False)
     write_text(
         path, f"# Written by `sparsemem tune`. A study takes these values by `tuned: PATH`, the path relative to its own file.\n{text}"
     )

@@ -14,6 +14,8 @@ from sparsemem.config import Tune, Winner, named
 from sparsemem.study.text import table
 
 BRACKET = 3  # values tried of which the best may have a worse one on either side
+WIDER = 3  # factor by which a logarithmic range is widened
+SEED_NOTE = "se: over the held-out sequences, of one run a value. Runs of another seed scatter more, so a small movement may be chance."
 EDGE = 0.1  # share of a range, at each end, that counts as its edge
 
 
@@ -67,15 +69,14 @@ def describe_outcomes(outcomes: Sequence[Outcome], settings: Tune) -> str:
             row += ["-"] * (2 + len(fields))
         rows.append(row)
     lines = [table(header, rows)] if settings.per else [table(["", *header], [["all trials", *row] for row in rows])]
+    if any(outcome.winner and outcome.winner.val_loss_se for outcome in outcomes):
+        lines.append(SEED_NOTE)
     lines += [f"no winner at {named(outcome.at) or 'all trials'}: no trial finished" for outcome in outcomes if not outcome.winner]
     lines += [line for path in ranges for line in movements(outcomes, settings, path)]
     for winner in (outcome.winner for outcome in outcomes if outcome.winner):
         for path, why in winner.doubts().items():
-            remedy = (
-                f" ({_searched(settings, path)}); widen it and tune again"
-                if path in winner.edges
-                else f"; tune with more trials, such as --set tune.trials={2 * settings.trials}"
-            )
+            more = f"; tune with more trials, such as --set tune.trials={2 * settings.trials}"
+            remedy = f" ({_searched(settings, path)}); {_widened(settings, path, winner)}" if path in winner.edges else more
             lines.append(f"warning: {path} {winner.values[path]} at {named(winner.at) or 'all trials'} {why}{remedy}")
     return "\n".join(lines)
 
@@ -113,6 +114,19 @@ def values_text(values: Mapping[str, Any]) -> str:
 
 def _with_range(value: Any, near: tuple[float, float] | None) -> str:
     return f"{value}" if near is None or near[0] == near[1] else f"{value} ({near[0]} to {near[1]})"
+
+
+def _widened(settings: Tune, path: str, winner: Winner) -> str:
+    """What to type for a search that goes on beyond the end at which the winner lies."""
+    search, value = settings.search[path], winner.values[path]
+    if search.low is None or search.high is None:
+        return f"add choices beyond {value} and tune again"
+    upward = value > math.sqrt(search.low * search.high) if search.log else value > (search.low + search.high) / 2
+    if upward:
+        low, high = search.low, search.high * WIDER if search.log else 2 * search.high - search.low
+    else:
+        low, high = search.low / (WIDER if search.log else 2), search.high
+    return f"widen it and tune again: --set 'tune.search={{{path}: {{low: {low:g}, high: {high:g}, log: {str(search.log).lower()}}}}}'"
 
 
 def _searched(settings: Tune, path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_a_tuned_rate_is_told_and_the_written_one_is_not(new_points: Callable[..
     assert "train.lr tuned, see Tuned settings" in page
     assert "One learning rate for every" not in page
     assert "tuned apart for each value of rho, on the held-out set itself" in page
-    assert "1 of 2 rates lie at the edge of what was tried" in page
+    assert "Rates to doubt: 1 of 2 is the outermost value tried." in page
     table = page[page.index("Tuned settings", page.index("Settings") if "Tuned settings" not in page else 0) :]
     assert "0.0093" in table
     assert "train.lr is the outermost of 2 values tried" in table
@@ -81,6 +82,29 @@ def test_trials_that_learned_nothing_are_told(new_points: Callable[..., Path]) -
     folder = new_points("memories", points)
     page = words(folder)
     assert (
-        "2 of 4 finished trials, such as 000000000000, end above, or within 0.05 nats of, the loss of equally likely tokens (8.318" in page
+        "2 of 4 trained trials, such as 000000000000, end above, or within 0.05 nats of, the loss of equally likely tokens (8.318" in page
     )
     assert "learned nothing" in summarize(folder).splitlines()[1]
+    assert "2 of 4 trials finished; 2 learned nothing." in page
+    assert "its loss is that of equally likely tokens" in page
+    (fit,) = json.loads((folder / "fits.json").read_text())["fits"]
+    assert all(level["loss"] < 4.1 for level in fit["levels"])  # no level of trials that learned nothing
+
+
+def test_each_doubt_of_a_tuned_rate_is_told_by_its_own_name(new_points: Callable[..., Path]) -> None:
+    rate = {"train.lr": 0.01}
+    winners = [
+        {"at": {"rho": 0.75}, "values": rate, "tried": {"train.lr": 8}, "edges": ["train.lr"], "unbracketed": ["train.lr"], "seed": 0},
+        {"at": {"rho": 0.5}, "values": rate, "tried": {"train.lr": 8}, "next_tried": {"train.lr": [0.0095, 0.025]}, "seed": 0},
+    ]
+    page = words(tuned_study(new_points, winners, [0.01, 0.01]))
+    assert "1 of 2 lies at the edge of what was searched; 1 of 2 has no value tried close to it on one side." in page
+    assert "train.lr has no value tried within a factor of 2 of it on one side (next: 0.025)" in page
+    assert "Seed 0 served the search and is compared too" in page
+
+
+def test_seeds_are_counted_for_each_memory(new_points: Callable[..., Path]) -> None:
+    """Memories at one share have one rho: five seeds of the one are no five of the other."""
+    points = [{"rho": 0.5, "share_moe": 0.5, "loss": 4.0, **{f"share_{other}": 0.5 * (other == pool) for other in POOLS}} for pool in POOLS]
+    page = words(new_points("memories", points, seeds=5, statuses=dict.fromkeys((5, 7, 9), "failed")))
+    assert "2 to 5 seeds a memory and share" in page

@@ -35,7 +35,7 @@ def test_progress_is_read_from_the_files_of_the_trials(ledger: Ledger) -> None:
     assert [trial.loss for trial in trials] == [3.5, 4.5, None, None]
     line = headline(trials, slots=1)
     assert line.startswith("1 of 4 trials done · 1 running · 2 left · 1 failed · 50 tokens/s · about ")
-    assert line.endswith("best 3.5000 nats (rho 1.0)")
+    assert line.endswith("best single run 3.5000 nats (rho 1.0)")
     assert "rho dense" in overview(trials)
     assert "boo" in overview(trials)
 

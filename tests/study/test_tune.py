@@ -322,11 +322,27 @@ def test_winners_at_an_edge_and_movements_are_said(run: Callable[..., list[Outco
     winners = [outcome.winner for outcome in outcomes if outcome.winner]
     assert "train.lr" in winners[1].edges  # 0.02 is out of range
     assert f"warning: train.lr {winners[1].values['train.lr']} at rho=0.0 lies at the edge of what was searched (0.001 to 0.005)" in text
+    assert "widen it and tune again: --set 'tune.search={train.lr: {low: 0.001, high: 0.015, log: true}}'" in text
+    assert "Runs of another seed scatter more" in text
+    assert [winner.seed for winner in winners] == [0, 0]
     assert (
         f"along rho: best train.lr between {winners[0].values['train.lr']} (rho=1.0) and {winners[1].values['train.lr']} (rho=0.0)" in text
     )
     assert text.splitlines()[0].split()[:2] == ["rho", "trials"]
     assert all(winner.values["train.batch_tokens"] in (256, 512, 1024) for winner in winners)
+
+
+def test_winners_are_not_overwritten_without_a_word(run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path) -> None:
+    run(trials=2)
+    (written,) = tmp_path.rglob("winners.yaml")
+    first = written.read_text(encoding="utf-8")
+    said: list[str] = []
+    again = run(trials=2, said=said)
+    assert again
+    assert not any("written anew" in line for line in said)
+    run(trials=12, said=said)
+    assert any("written anew with other values" in line for line in said)
+    assert written.with_name("winners-before.yaml").read_text(encoding="utf-8") == first
 
 
 def test_the_better_of_two_values_is_no_best(run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def lines(trials: list[TrialProgress], width: int, height: int) -> list[str]:
 def test_a_screen_shows_what_runs_first_with_its_speed_and_time_left(width: int) -> None:
     shown = lines(TRIALS, width, 20)
     assert all(len(line) <= width for line in shown)
-    assert "1.5 core-hours · best 3.5000 nats (rho 1.0, seed 0)" in " ".join(" ".join(shown).split())
+    assert "1.5 core-hours · best single run 3.5000 nats (rho 1.0, seed 0)" in " ".join(" ".join(shown).split())
     table = [line.split() for line in shown[[line.startswith("state") for line in shown].index(True) :]]
     assert [row[0] for row in table[1:5]] == ["running", "failed", "finished", "pending"]
     assert table[1] == ["running", "dddddd", "rho", "0.0,", "seed", "0", "50%", "50", "10", "s", "4.2500"]
