@@ -184,8 +184,11 @@ def _write_winners(path: Path, study: str, outcomes: Sequence[Outcome], say: Cal
     """For a study's `tuned`; a point without a finished trial is left out, and refused there by name. Other values of before are kept."""
     found = Tuned(study=study, winners=tuple(outcome.winner for outcome in outcomes if outcome.winner))
     if path.exists():
-        before = load_tuned(path)
-        if [winner.values for winner in before.winners] != [winner.values for winner in found.winners]:
+        try:
+            before = [winner.values for winner in load_tuned(path.name, path.parent).winners]
+        except ConfigError:  # damaged; it is kept all the same
+            before = []
+        if before != [winner.values for winner in found.winners]:
             kept = path.with_name("winners-before.yaml")
             write_text(kept, path.read_text(encoding="utf-8"))
             say(f"{path}: written anew with other values; a study that takes them plans new trials. The values of before are in {kept}")
