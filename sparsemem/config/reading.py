@@ -105,9 +105,9 @@ def read_value(text: str) -> Any:
         where = getattr(error, "problem_mark", None)
         place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
         problem = str(getattr(error, "problem", None) or error)
-        may_lack = where and re.search("mapping values are not allowed|expected ':'|<block end>", problem)
-        if may_lack and (lacking := _without_colon(text.splitlines(), where.line)):
-            raise ConfigError(lacking) from None
+        if where and re.search("mapping values are not allowed|expected ':'|<block end>", problem):
+            if lacking := _without_colon(text.splitlines(), where.line):
+                raise ConfigError(lacking) from None
         remedy = next((f"; {words}" for part, words in _YAML_REMEDIES.items() if part in problem), "")
         raise ConfigError(f"not valid YAML{place}: {problem}{remedy}") from None
 
