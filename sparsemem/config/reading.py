@@ -105,19 +105,19 @@ def read_value(text: str) -> Any:
         where = getattr(error, "problem_mark", None)
         place = f" at line {where.line + 1}, column {where.column + 1}" if where else ""
         problem = str(getattr(error, "problem", None) or error)
-        if where and re.search("mapping values are not allowed|expected ':'|<block end>", problem):
-            if lacking := _without_colon(text.splitlines(), where.line):
-                raise ConfigError(lacking) from None
+        of_colon = re.search("mapping values are not allowed|expected ':'|<block end>", problem)
+        if where and of_colon and (lacking := _without_colon(text.splitlines()[: where.line + 1])):
+            raise ConfigError(lacking) from None
         remedy = next((f"; {words}" for part, words in _YAML_REMEDIES.items() if part in problem), "")
         raise ConfigError(f"not valid YAML{place}: {problem}{remedy}") from None
 
 
-def _without_colon(lines: list[str], last: int) -> str:
-    """Of the line at which reading stopped, and of the one before: that it names a field without a colon, and what to write; else empty.
+def _without_colon(lines: list[str]) -> str:
+    """Of the line at which reading stopped, the last, or of the one before: that its field lacks a colon, and what to write; else empty.
 
     A line that is indented more than the one before continues the text there, unless that one ends in a colon.
     """
-    written = [(number, line.rstrip()) for number, line in enumerate(lines[: last + 1], 1) if line.strip() and line.strip()[0] != "#"]
+    written = [(number, line.rstrip()) for number, line in enumerate(lines, 1) if line.strip() and line.strip()[0] != "#"]
     for (_, before), (number, line) in zip([(0, ":"), *written][-2:-4:-1], written[:-3:-1], strict=False):
         continues = len(line) - len(line.lstrip()) > len(before) - len(before.lstrip()) and before[-1] != ":"
         if not continues and (found := re.fullmatch(r"\s*(?:- )?(\w+)(?:(?:\s*=\s*|\s+|:)([^\s:].*))?", line)):

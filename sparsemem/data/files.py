@@ -6,6 +6,7 @@ import functools
 import glob
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ MOST_NAMES = 4  # of files that are read in part, in a remark
 COUNTED = 4  # times `max_bytes` up to which the text of rows is counted: a column of text may be little of its file, or more than it
 READ_AHEAD = 1.5  # text read of the user's files over what is kept: room for what de-duplication drops
 
+SHORT_PARAGRAPH = 100  # bytes
+FEW_COPIES = 0.01
 
 SPLIT = "by size, no short ends"  # part of the digest: what is read and held out follows from content and sizes, not from names
 
@@ -124,6 +127,11 @@ def _read(
         except (OSError, EOFError) as error:
             remedy = f"the file cannot be read ({getattr(error, 'strerror', None) or error}); repair it or narrow the glob"
             raise refused("files", name, remedy) from None
+        if len(found) == 1 and is_undivided(config, paths[name]) and (copied := copied_paragraphs(found[0].read() or b"")):
+            remarks.append(
+                f"{name} is one document, in which {copied:,} bytes of paragraphs stand again; copies are dropped by document, and "
+                "`data.document_separator: blank lines` makes each paragraph one"
+            )
         if empty and not found:
             raise refused("text_field", config.text_field, f"all {empty} rows of {name} are null there; name the column of text")
         if empty:
@@ -135,6 +143,22 @@ def _read(
         more = f" and parts of {len(cut) - MOST_NAMES} more" if len(cut) > MOST_NAMES else ""
         remarks.append(f"read {parts}{more}: what was read suffices for `data.max_bytes` {config.max_bytes:,}")
     return documents
+
+
+def is_undivided(config: Data, *files: Path) -> bool:
+    """Whether a file, or any that `data.files` may match, is one document as its text is not divided."""
+    text, kinds = READERS[".txt"], {kind_of(path) for path in (files or map(Path, config.files))}
+    return config.document_separator is None and any(READERS.get(kind, text) is text for kind in kinds)
+
+
+def copied_paragraphs(text: bytes) -> int:
+    """Bytes of the paragraphs between blank lines that stand in a text before; 0 where those are less than `FEW_COPIES` of it.
+
+    Short ones do not count: headings and separators are alike in any text.
+    """
+    paragraphs = [part for each in re.split(rb"\n[ \t\r]*\n", text) if len(part := each.strip()) >= SHORT_PARAGRAPH]
+    copied = sum(map(len, paragraphs)) - sum(map(len, set(paragraphs)))
+    return copied if copied >= FEW_COPIES * len(text) else 0
 
 
 def _size(path: Path, config: Data) -> int:

@@ -27,7 +27,7 @@ from sparsemem.config import ConfigError, Data, nearest_path
 from sparsemem.data.account import accounts, describe_text
 from sparsemem.data.canonical import canonical_table
 from sparsemem.data.corpus import Corpus, Document, refused
-from sparsemem.data.files import open_files
+from sparsemem.data.files import is_undivided, open_files
 from sparsemem.data.hub import open_hub
 from sparsemem.data.python_source import open_python_source
 from sparsemem.data.selection import Selection, fair_share, hold_out_by_size, select
@@ -258,7 +258,7 @@ def _build(config: Data, corpus: Corpus, base: Path, folder: Path, digest: str, 
         "corpus": config.corpus,
         "digest": digest,
         "packages": packages,
-        "documents": len(train) + len(val),
+        "documents": len({(document.package, document.name) for side in sides.values() for document, _ in side}),
         "bytes": sum(package["bytes"] for package in packages),
         "text": accounts(total, text, sum(package["bytes"] for package in packages if package["split"] == "validation")),
         "remarks": corpus.remarks,
@@ -303,8 +303,7 @@ def select_text(config: Data, corpus: Corpus, report: Callable[[str], None] = la
     for line in corpus.remarks:
         report(f"corpus {config.corpus}: {line}")
     report(
-        f"corpus {config.corpus}: {len(text.train)} documents to train on, {len(text.validation)} to hold out from; "
-        f"{text.duplicates_exact} copies and {text.duplicates_near} near-copies dropped"
+        f"corpus {config.corpus}: {text.counts()}"
         + (f", {text.held:,} bytes of training text since they are in `validation_files`" if config.validation_files and text.held else "")
     )
     if not text.train:
@@ -312,7 +311,7 @@ def select_text(config: Data, corpus: Corpus, report: Callable[[str], None] = la
             "corpus", config.corpus, f"no text is left to train on beside the held-out text{_dropped_of(config, text)}; {MORE_TEXT}"
         )
     if not text.validation:
-        raise refused("corpus", config.corpus, f"no text is left to hold out{_dropped(text.near_held_out)}; {VALIDATION_REMEDY}")
+        raise refused("corpus", config.corpus, f"no text is left to hold out{_dropped(text.near_held_out, config)}; {VALIDATION_REMEDY}")
     return text, total + sum(corpus.unread.values())
 
 
@@ -326,16 +325,14 @@ def _dropped_of(config: Data, text: Selection) -> str:
     """Why no training text is left."""
     if config.validation_files and text.held:
         return f", since {text.held:,} bytes are copies or near-copies of `validation_files` and were dropped"
-    return _dropped(text.exact + text.near)
+    return _dropped(text.exact + text.near, config)
 
 
-def _dropped(size: int) -> str:
+def _dropped(size: int, config: Data) -> str:
     """Why text is missing, where copies are the reason."""
-    return (
-        f", since {size:,} bytes were copies or near-copies of other text (over half of their runs of six words) and were dropped"
-        if size
-        else ""
-    )
+    whole = "; a text file is one document until `document_separator` divides it, such as `blank lines`" * is_undivided(config)
+    copies = "copies or near-copies of other text (over half of their runs of six words)"
+    return f", since {size:,} bytes were {copies} and were dropped{whole}" if size else ""
 
 
 def _cut(config: Data, encoded: Sequence[Encoded], near_held_out: int, separator: int) -> list[Encoded]:
@@ -347,7 +344,9 @@ def _cut(config: Data, encoded: Sequence[Encoded], near_held_out: int, separator
     if sizes.total() < total:
         if config.most_held_out >= 0.5:
             remedy = f"write `validation_tokens: {sizes.total()}` or fewer, or {VALIDATION_REMEDY}"
-            raise refused("validation_tokens", total, f"the text held out has {sizes.total()} tokens{_dropped(near_held_out)}; {remedy}")
+            raise refused(
+                "validation_tokens", total, f"the text held out has {sizes.total()} tokens{_dropped(near_held_out, config)}; {remedy}"
+            )
         total = sizes.total()
     room = dict.fromkeys(sizes, fair_share(sizes.values(), total))
     cut = []

@@ -55,6 +55,15 @@ class Selection:
     near_held_out: int = 0
     """Bytes of near-duplicates dropped on the held-out side."""
 
+    def counts(self) -> str:
+        """Its documents in words; one whose end is held out is one, on both sides."""
+        train, held = ({(kept.document.package, kept.document.name) for kept in side} for side in (self.train, self.validation))
+        ends = f" ({len(train & held)} of them by the end)" if train & held else ""
+        return (
+            f"documents to train on: {len(train)}, to hold out from: {len(held)}{ends}; "
+            f"{self.duplicates_exact} copies and {self.duplicates_near} near-copies dropped"
+        )
+
 
 def select(
     documents: Sequence[Document], max_bytes: int, validation_bytes: int, held_out: Sequence[Document] | None = None, level: bool = False

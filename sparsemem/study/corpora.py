@@ -32,6 +32,7 @@ from sparsemem.data.prepare import (
 )
 from sparsemem.study.ledger import FINAL, Ledger, data_id
 
+GONE = "cannot be read any more"
 MOST_NAMES = 4  # of what has changed, in a message
 
 Fetch = Callable[[str], Callable[[Path], None] | None]
@@ -281,30 +282,32 @@ def _kept(data: Data, base: Path, begun: Begun, fetch: Fetch | None) -> _Kept | 
     if not begun.trials:
         return None
     raise ConfigError(
-        f"{begun.where}: its {begun.trials} finished trials were trained on the corpus {digest}; the text of `data` has changed since "
-        f"({change}), and those tokens are not in the cache {cache_folder()}; run it where it began, copy the folder {digest} from the "
+        f"{begun.where}: its {begun.trials} finished trials were trained on the corpus {digest}; the text of `data` {change}, "
+        f"and those tokens are not in the cache {cache_folder()}; run it where it began, copy the folder {digest} from the "
         "cache there into this one, bring the text back as it was, or begin anew with another `study` name"
     )
 
 
 def _note(begun: Begun, change: str) -> str:
     trials = f" as its {begun.trials} finished trial{'s' * (begun.trials != 1)} did" if begun.trials else ""
-    return (
-        f"note: the text of `data` has changed since the study began ({change}); it goes on with the tokens that it began with, "
-        f"{begun.digest}{trials}, and no curve mixes two texts; for the new text give the study another `study` name"
+    remedy = (
+        "keep those tokens in the cache, or bring the text back as it was"
+        if change.startswith(GONE)
+        else "no curve mixes two texts; for the new text give the study another `study` name"
     )
+    return f"note: the text of `data` {change}; it goes on with the tokens that it began with, {begun.digest}{trials}; {remedy}"
 
 
 def _changed(data: Data, base: Path, digest: str) -> str | None:
-    """How a text differs from the one that has this digest, in words; None where it does not."""
+    """What has become of the text that had this digest, in words; None where it has it still."""
     try:
         corpus, now = named_corpus(data, base)
     except ConfigError as error:
-        return str(error)
+        return f"{GONE} ({error})"
     if now == digest:
         return None
     folder = kept_folder(digest)
-    return f"it comes to {now}" + (_differences(folder, corpus) if folder else "")
+    return f"has changed since the study began (it comes to {now}{_differences(folder, corpus) if folder else ''})"
 
 
 def _differences(folder: Path, corpus: Corpus) -> str:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from sparsemem.config import ConfigError, Data
 from sparsemem.data import Tokens, prepare
+from sparsemem.data.files import open_files
 from sparsemem.data.prepare import named_corpus, select_text
 
 from .conftest import prose
@@ -54,12 +55,28 @@ def test_a_number_of_held_out_tokens_is_met_or_refused_with_the_number_there_is(
 def test_text_that_repeats_itself_is_named_as_the_reason(tmp_path: Path, small: Settings) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "log.txt").write_text(prose(0, 6000) * 10)
-    near = r"since [\d,]+ bytes were copies or near-copies of other text .*; use more text that differs"
+    near = r"since [\d,]+ bytes were copies or near-copies of other text .*; a text file is one document until `document_separator` "
+    near += "divides it, such as `blank lines`; use more text that differs"
     with pytest.raises(ConfigError, match=rf"no text is left to train on .*{near}"):
         prepare(small(), tmp_path, tmp_path / "cache")
     (tmp_path / "corpus" / "log.txt").write_text(prose(0, 40_000) + prose(0, 9000))
     with pytest.raises(ConfigError, match=rf"no text is left to hold out, {near}, or name texts to hold out by `validation_files`"):
         prepare(small(), tmp_path, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("again", "separator", "told"), [(3, None, True), (0, None, False), (3, "blank lines", False)], ids=["copies", "none", "divided"]
+)
+def test_paragraphs_that_stand_again_in_one_document_are_told(
+    tmp_path: Path, small: Settings, again: int, separator: str | None, told: bool
+) -> None:
+    paragraphs = [prose(i, 1000) for i in range(40)]
+    (tmp_path / "a.txt").write_text("\n\n".join([*paragraphs, *["* * *"] * 40, *paragraphs[:again]]), encoding="utf-8")
+    corpus = open_files(small(files=["a.txt"], document_separator=separator), tmp_path)
+    corpus.documents()
+    copied = sum(len(paragraph.strip().encode()) for paragraph in paragraphs[:again])
+    words = f"a.txt is one document, in which {copied:,} bytes of paragraphs stand again; copies are dropped by document"
+    assert [words in remark for remark in corpus.remarks] == [True] * told
 
 
 def test_files_to_hold_out_can_be_named(text_folder: Path, small: Settings) -> None:
@@ -78,7 +95,7 @@ def test_files_to_hold_out_can_be_named(text_folder: Path, small: Settings) -> N
 )
 def test_a_separator_makes_documents(tmp_path: Path, small: Settings, separator: str, join: str) -> None:
     (tmp_path / "a.txt").write_text(join.join(prose(i, 3000) for i in range(30)), encoding="utf-8")
-    assert prepared(tmp_path, small(files=["a.txt"])).manifest["documents"] == 2  # its begin and its end
+    assert prepared(tmp_path, small(files=["a.txt"])).manifest["documents"] == 1  # on both sides
     tokens = prepared(tmp_path, small(files=["a.txt"], document_separator=separator))
     whole = Tokenizer.from_file(str(tmp_path / "cache" / tokens.digest / "tokenizer.json")).decode(tokens.train.tolist())
     assert 27 <= tokens.manifest["documents"] <= 60

@@ -163,7 +163,7 @@ def test_the_report_names_the_files_and_counts_them_once(write_study: Callable[.
     (write_study().parent / "mine.txt").write_bytes(b"\n".join(path.read_bytes() for path in write_study().parent.glob("corpus/*.txt")))
     ledger, _ = run(write_study(data=machine.TINY["data"] | {"files": ["mine.txt"]}))
     results = Results(ledger.folder)
-    assert prose.sources(results) == "2 documents in 1 file"
+    assert prose.sources(results) == "1 document in 1 file"
     assert [line for line in prose.caveats(results) if line.startswith("One corpus, files mine.txt")]
 
 
@@ -180,13 +180,21 @@ def test_plan_and_run_say_alike_that_the_text_has_changed_or_is_gone(
     monkeypatch.chdir(tmp_path)
     (began,) = digests(run(write_study())[0])
     capsys.readouterr()
-    for change in (change_text, lambda file: shutil.rmtree(file.parent / "corpus")):
+    changes = {
+        "has changed since the study began (it comes to ": (change_text, "for the new text give the study another `study` name"),
+        "cannot be read any more (field `data.files` has the value 'corpus/*.txt': no file matches it": (
+            lambda file: shutil.rmtree(file.parent / "corpus"),
+            "keep those tokens in the cache, or bring the text back as it was",
+        ),
+    }
+    for told, (change, remedy) in changes.items():
         change(write_study())
         for vary, ran in (({"rho": [1.0, 0.5, 0.0]}, 3), (FOUR["vary"], 4)):  # nothing is left to train; something is
             file = write_study(vary=vary)
             assert main(["plan", str(file), "--json"]) == 0
             out, err = capsys.readouterr()
-            (note,) = [line for line in err.splitlines() if line.startswith("note: the text of `data` has changed")]
+            (note,) = [line for line in err.splitlines() if line.startswith(f"note: the text of `data` {told}")]
+            assert note.endswith(f"; {remedy}")
             assert f"goes on with the tokens that it began with, {began} as its" in note
             assert [text["digest"] for text in json.loads(out)["texts"]] == [began]
             ledger, said = run(file)
