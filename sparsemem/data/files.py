@@ -19,7 +19,7 @@ COUNTED = 4  # times `max_bytes` up to which the text of rows is counted: a colu
 READ_AHEAD = 1.5  # text read of the user's files over what is kept: room for what de-duplication drops
 
 SHORT_PARAGRAPH = 100  # bytes
-FEW_COPIES = 0.01
+FEW_COPIES = 0.01  # of the text: fewer copies inside documents are not told
 
 SPLIT = "by size, no short ends"  # part of the digest: what is read and held out follows from content and sizes, not from names
 
@@ -104,7 +104,7 @@ def _read(
         level: each file gives its first bytes before any gives more, as small ones leave room for large ones.
         unread: receives what was left of each file, about.
     """
-    documents: list[Document] = []
+    documents, copied = list[Document](), dict[str, int]()
     names = sorted(paths, key=lambda name: (sizes[name] * level, digests[name], name))
     for place, name in enumerate(names):
         room = limit // (len(names) - place) if level else limit
@@ -127,17 +127,21 @@ def _read(
         except (OSError, EOFError) as error:
             remedy = f"the file cannot be read ({getattr(error, 'strerror', None) or error}); repair it or narrow the glob"
             raise refused("files", name, remedy) from None
-        if len(found) == 1 and is_undivided(config, paths[name]) and (copied := copied_paragraphs(found[0].read() or b"")):
-            remarks.append(
-                f"{name} is one document, in which {copied:,} bytes of paragraphs stand again; copies are dropped by document, and "
-                "`data.document_separator: blank lines` makes each paragraph one"
-            )
+        if len(found) == 1 and is_undivided(config, paths[name]) and (copies := _copied_paragraphs(found[0].read() or b"")):
+            copied[name] = copies
         if empty and not found:
             raise refused("text_field", config.text_field, f"all {empty} rows of {name} are null there; name the column of text")
         if empty:
             remarks.append(f"{name}: {empty} rows skipped whose `{config.text_field}` is null")
         documents += found
         limit -= taken
+    if sum(copied.values()) >= FEW_COPIES * max(1, sum(document.size for document in documents)):
+        first, *others = sorted(copied, key=lambda name: (-copied[name], digests[name]))
+        more = f" and {len(others)} more" if others else ""
+        remarks.append(
+            f"{sum(copied.values()):,} bytes of paragraphs stand again in one document, {first}{more}; copies are dropped by document, "
+            "and `data.document_separator: blank lines` makes each paragraph one"
+        )
     if cut := sorted((name for name in paths if name in unread), key=lambda name: (-unread[name], digests[name])):
         parts = ", ".join(f"{sizes[name] - unread[name]:,} of about {sizes[name]:,} bytes of {name}" for name in cut[:MOST_NAMES])
         more = f" and parts of {len(cut) - MOST_NAMES} more" if len(cut) > MOST_NAMES else ""
@@ -151,14 +155,10 @@ def is_undivided(config: Data, *files: Path) -> bool:
     return config.document_separator is None and any(READERS.get(kind, text) is text for kind in kinds)
 
 
-def copied_paragraphs(text: bytes) -> int:
-    """Bytes of the paragraphs between blank lines that stand in a text before; 0 where those are less than `FEW_COPIES` of it.
-
-    Short ones do not count: headings and separators are alike in any text.
-    """
+def _copied_paragraphs(text: bytes) -> int:
+    """Bytes of the paragraphs between blank lines that stand in a text before; short ones, such as headings, are alike in any."""
     paragraphs = [part for each in re.split(rb"\n[ \t\r]*\n", text) if len(part := each.strip()) >= SHORT_PARAGRAPH]
-    copied = sum(map(len, paragraphs)) - sum(map(len, set(paragraphs)))
-    return copied if copied >= FEW_COPIES * len(text) else 0
+    return sum(map(len, paragraphs)) - sum(map(len, set(paragraphs)))
 
 
 def _size(path: Path, config: Data) -> int:

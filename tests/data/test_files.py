@@ -75,7 +75,7 @@ def test_paragraphs_that_stand_again_in_one_document_are_told(
     corpus = open_files(small(files=["a.txt"], document_separator=separator), tmp_path)
     corpus.documents()
     copied = sum(len(paragraph.strip().encode()) for paragraph in paragraphs[:again])
-    words = f"a.txt is one document, in which {copied:,} bytes of paragraphs stand again; copies are dropped by document"
+    words = f"{copied:,} bytes of paragraphs stand again in one document, a.txt; copies are dropped by document"
     assert [words in remark for remark in corpus.remarks] == [True] * told
 
 
