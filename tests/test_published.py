@@ -157,5 +157,5 @@ def test_a_head_of_another_width_is_named_where_the_model_misses_its_budget() ->
     assert "head_dim" in text
     with pytest.raises(ConfigError, match=r"`model\.head_dim`, now `width` / `heads` = 64"):
         plan(load_study(PUBLISHED / "qwen3-30b-a3b.yaml", {"model.head_dim": None}))
-    with pytest.raises(ConfigError, match=r"or give the width of a head as `head_dim`"):
+    with pytest.raises(ConfigError, match=r"write heads: 40, 45, 48, 60, 72, 80, or the width of a head, head_dim: 44"):
         load_study(PUBLISHED / "gpt-oss-20b.yaml", {"model.head_dim": None})

@@ -55,7 +55,8 @@ class Model(Strict):
     @model_validator(mode="after")
     def _shapes(self) -> Model:
         if self.head_dim is None and self.width % (2 * self.heads):
-            fit = ", ".join(str(heads) for heads in range(1, self.width) if self.width % (2 * heads) == 0)
+            counts = [heads for heads in range(1, self.width) if self.width % (2 * heads) == 0]
+            fit = ", ".join(map(str, sorted(sorted(counts, key=lambda heads: abs(heads - self.heads))[:6])))
             raise ValueError(
                 f"`width` {self.width} must be a multiple of 2 x `heads` = {2 * self.heads} (RoPE turns pairs): write heads: "
                 f"{fit or '(none divides an odd `width`)'}, or the width of a head, head_dim: {self.width // self.heads // 2 * 2 or 2}"

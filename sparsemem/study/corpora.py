@@ -281,8 +281,9 @@ def _kept(data: Data, base: Path, begun: Begun, fetch: Fetch | None) -> _Kept | 
         return _Kept(lambda: whole_folder(digest, fill), note)
     if not begun.trials:
         return None
+    trained = f"{begun.trials} finished trial{'s were' if begun.trials != 1 else ' was'}"
     raise ConfigError(
-        f"{begun.where}: its {begun.trials} finished trials were trained on the corpus {digest}; the text of `data` {change}, "
+        f"{begun.where}: its {trained} trained on the corpus {digest}; the text of `data` {change}, "
         f"and those tokens are not in the cache {cache_folder()}; run it where it began, copy the folder {digest} from the "
         "cache there into this one, bring the text back as it was, or begin anew with another `study` name"
     )
