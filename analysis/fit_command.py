@@ -128,9 +128,9 @@ LAWS = {
         "--share share_moe --loss val_loss --seed seed",
     ),
     "allocation-joint": Law(
-        "one law of that kind over several budgets: whether the best share moves with compute or with sparsity",
+        "one law of that kind over several budgets: whether the best share moves with size, tokens for each parameter or sparsity",
         ("share", "loss", "seed", "d", "total", "n"),
-        ("flops",),
+        (),
         _call("joint", "fit_joint", {"share": "x", "d": "tokens", "n": "active"}),
         "--share share_moe --loss val_loss --seed seed --d tokens --total total_params --n active_params",
     ),

@@ -1,4 +1,4 @@
-"""The best share against the compute or the sparsity of a budget: each budget's own curve, and the law over all of them."""
+"""The best share against what varies between budgets (`LABELS`): each budget's own curve, and the law over all of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from analysis.figures.style import COLOURS, MARKERS, ONE_COLUMN, new_figure, sty
 from analysis.interval import percent
 from analysis.status import Status
 
-LABELS = {"compute": "Compute of a training run (FLOPs)", "sparsity": "Sparsity, P_tot / P_act"}
+LABELS = {
+    "active_params": "Activated parameters, P_act",
+    "tokens_per_active_param": "Training tokens per activated parameter",
+    "sparsity": "Sparsity, P_tot / P_act",
+}
 
 
 def optimum_figure(data: pd.DataFrame, factor: str) -> Figure:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations_with_replacement
+from itertools import combinations, combinations_with_replacement
 
 import numpy as np
 from scipy.special import expit
@@ -230,9 +230,26 @@ class Law:
     curves: tuple[Curve, ...]
     theta: tuple[Array, ...]
     chosen_B: Array
-    centre_F: Array
-    low: float
-    high: float
+    z_CF: Array
+    """Decimal logarithms of the factors of its budgets."""
+    shares: Array
+    """Sampled ones."""
+
+    @property
+    def centre_F(self) -> Array:
+        return np.asarray(self.z_CF.mean(0))
+
+    @property
+    def spread_F(self) -> Array:
+        return np.asarray(np.ptp(self.z_CF, axis=0))
+
+    @property
+    def low(self) -> float:
+        return float(self.shares.min())
+
+    @property
+    def high(self) -> float:
+        return float(self.shares.max())
 
     def optimum(self, log_F: Array) -> Array:
         """Best share at one budget in each row -> [B]."""
@@ -240,10 +257,24 @@ class Law:
         each = [curve.optimum(theta, z_F, self.low, self.high) for curve, theta in zip(self.curves, self.theta, strict=True)]
         return np.stack(each)[self.chosen_B, np.arange(len(self.chosen_B))]
 
+    def value(self, log_F: Array, x_X: Array) -> Array:
+        """Loss less the level at one budget in each row -> [B, X]."""
+        z_XF = np.repeat((log_F - self.centre_F)[None], len(x_X), axis=0)
+        found_BX = np.empty((len(self.chosen_B), len(x_X)))
+        for place, (curve, theta_BK) in enumerate(zip(self.curves, self.theta, strict=True)):
+            own_B = self.chosen_B == place
+            found_BX[own_B] = curve.value(theta_BK[own_B], x_X, z_XF)
+        return found_BX
+
+    @property
+    def fullest(self) -> Law:
+        """The law in which every factor may move the optimum, in all rows."""
+        return replace(self, chosen_B=np.full(len(self.chosen_B), len(self.curves) - 1))
+
 
 def nested(factors: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Which factors move the optimum: none, each alone, all."""
-    return [(), *((name,) for name in factors), *([factors] if len(factors) > 1 else [])]
+    """Which factors move the optimum: none, each alone, ..., all."""
+    return [each for count in range(len(factors) + 1) for each in combinations(factors, count)]
 
 
 @dataclass(frozen=True)

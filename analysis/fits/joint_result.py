@@ -1,8 +1,9 @@
-"""What a law over several budgets (`joint`) gives back: its numbers, its words, and the best share at other budgets."""
+"""What a law over several budgets (`joint`) gives back: its numbers, its words, and the curve at other budgets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +12,18 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 from analysis.fits.allocation_result import AllocationFit
+from analysis.fits.joint_budgets import FACTORS, UNIT_WORDS, UNITS, VARIES, WORDS, together
 from analysis.fits.joint_law import Law
 from analysis.fits.types import Estimate, Fit, with_doubt
 from analysis.interval import ends, percent
 from analysis.status import Status
+from analysis.table import si
+from sparsemem.config.nearest import nearest_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Array = np.ndarray
-FACTORS = ("compute", "sparsity")
-UNITS = {"compute": "FLOPs of a training run, LM head excluded", "sparsity": "P_tot / P_act"}
-VARIES = 1.1  # a factor whose budgets are within this ratio is held
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,22 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """The best share at a budget that the user names."""
+    """What the law says of a budget that the user names, with every factor free to move the optimum."""
 
     status: Status
     message: str
-    optimum: Estimate | None
-    """None where the budget is too far from the data for a number to mean anything."""
+    at: dict[str, float]
+    """Value of every factor that was studied."""
+    optimum: Estimate
+    """Best share."""
+    depth: Estimate | None
+    """Loss at share 1 less that at the best share, nats per token; None where share 1 was not sampled."""
+    tied: tuple[Estimate, Estimate]
+    """First and last share that a study like these could not tell from the best: less than `tie_width` behind it."""
+    tie_width: float
+    """Nats per token, by the seeds and the noise of the nearest budget (`noise.tie_width`)."""
+    differences: dict[float, Estimate]
+    """Sampled share -> its loss less that of the largest sampled one, nats per token."""
     distance: float
     """How far beyond the sampled range, in units of that range's length on a logarithmic axis; 0 inside."""
 
@@ -83,7 +94,7 @@ class JointFit(Fit):
     """A law of several budgets with its status. Intervals are 95% percentile intervals over resamples; losses are in nats per token."""
 
     budgets: tuple[dict[str, float], ...]
-    """Compute and sparsity of each budget, and its columns."""
+    """Every factor of each budget (`joint_budgets.FACTORS`), and its columns."""
     factors: tuple[str, ...] = ()
     """Those that vary and can be told apart."""
     moves_with: tuple[str, ...] = ()
@@ -98,64 +109,93 @@ class JointFit(Fit):
     """Factor -> best share at its largest sampled value less that at its least, the others at their mean; in the fullest model."""
     moved: tuple[str, ...] = ()
     """Factors along which the best share is shown to move; `conventions` says how."""
+    movement_p: dict[str, float] = field(default_factory=dict)
+    """Factor -> chance of so much worse a fit without its movement of the best share if there were none, corrected for their number."""
     models: tuple[Model, ...] = ()
     left_out: LeftOut | None = None
+    tie_widths: tuple[float, ...] = ()
+    """For each budget how far behind the best a share may be and still be tied with it, nats per token."""
     unsettled: int = 0
     """Resamples in which the descent of a model did not come to rest (`conventions` says what that is)."""
     _law: Law | None = field(default=None, repr=False, compare=False)
 
-    def extrapolate(self, compute: float | None = None, sparsity: float | None = None) -> Extrapolation:
-        """The best share at another budget. The farther from the data, the graver the warning; beyond one sampled range, no number.
+    def extrapolate(self, **at: float) -> Extrapolation:
+        """The curve at another budget. The farther from the data, the wider its intervals and the graver the warning.
 
         Args:
-            compute: FLOPs of the training run, without the LM head; needed where it varied.
-            sparsity: P_tot / P_act; likewise.
+            at: factor (`active_params`, `tokens_per_active_param`, `sparsity`) -> value; each that was studied is needed.
 
         Raises:
-            AnalysisError: no law was fitted, a factor is missing or not positive, or one that did not vary is given another value.
+            AnalysisError: no law was fitted, a factor is unknown, missing or not positive, or one that did not vary is given another value.
         """
+        law = self._require_law().fullest
+        log_F, distance, where = self._place(at)
+        grid_X = np.linspace(law.low, law.high, 401)
+        shares = sorted({float(share) for share in law.shares})
+        value_BX = law.value(log_F, np.concatenate([grid_X, shares]))
+        curve_BX, own_BX = value_BX[:, : len(grid_X)], value_BX[:, len(grid_X) :]
+        optimum_B, least_B = law.optimum(log_F), value_BX.min(1)
+        apart_CF = (np.log10([[budget[name] for name in self.factors] for budget in self.budgets]) - log_F) / law.spread_F
+        width = self.tie_widths[int((apart_CF**2).sum(1).argmin())]
+        tied_BX = curve_BX <= least_B[:, None] + width
+        ends_B2 = np.stack([grid_X[tied_BX.argmax(1)], grid_X[len(grid_X) - 1 - tied_BX[:, ::-1].argmax(1)]], axis=1)
+        depth_B, behind_BX = own_BX[:, -1] - least_B, own_BX - own_BX[:, [-1]]
+        warning = ""
+        if distance > 0:
+            grave = "an extrapolation" if distance <= 0.5 else "barely more than a guess" if distance <= 1 else "a guess"
+            warning = f"{where}: {distance:.2f} of the sampled range beyond the data, {grave}; the law may change there."
+        return Extrapolation(
+            status=self.status,
+            message=" ".join(filter(None, (warning, self.message))),
+            at=dict(zip(self.factors, (float(10**each) for each in log_F), strict=True)),
+            optimum=Estimate.of(optimum_B[0], optimum_B[1:]),
+            depth=Estimate.of(depth_B[0], depth_B[1:]) if shares[-1] == 1 else None,
+            tied=(Estimate.of(ends_B2[0, 0], ends_B2[1:, 0]), Estimate.of(ends_B2[0, 1], ends_B2[1:, 1])),
+            tie_width=width,
+            differences={share: Estimate.of(each[0], each[1:]) for share, each in zip(shares[:-1], behind_BX.T, strict=False)},
+            distance=distance,
+        )
+
+    def _require_law(self) -> Law:
         if self._law is None:
             raise AnalysisError(f"this fit has no law: {self.status}. {self.message}")
-        given = {"compute": compute, "sparsity": sparsity}
-        z_F, distance, where = [], 0.0, ""
+        return self._law
+
+    def _place(self, at: Mapping[str, float]) -> tuple[Array, float, str]:
+        """A budget on the law's axes, how far it is beyond the data, and in which factor -> [F], ranges, words."""
+        log_F, distance, where = [], 0.0, ""
+        for name in at:
+            if name not in FACTORS:
+                raise AnalysisError(f"extrapolate: `{name}` is no factor; {nearest_name(name, FACTORS)}")
         for name in FACTORS:
-            value, sampled = given[name], [budget[name] for budget in self.budgets]
+            value, sampled = at.get(name), [budget[name] for budget in self.budgets]
             if value is None:
                 if name in self.factors:
                     raise AnalysisError(f"extrapolate: give `{name}` ({UNITS[name]}); it ran from {min(sampled):.3g} to {max(sampled):.3g}")
                 continue
-            if not value > 0:
+            if not (math.isfinite(value) and value > 0):
                 raise AnalysisError(f"extrapolate: `{name}` is {value!r}; it must be positive")
             if name not in self.factors:
                 if not min(sampled) / VARIES <= value <= max(sampled) * VARIES:
                     raise AnalysisError(
-                        f"extrapolate: the effect of `{name}` cannot be told from these budgets; leave it out, or train other values of it"
+                        f"extrapolate: the effect of `{name}` cannot be told from these budgets, whose values run from "
+                        f"{min(sampled):.3g} to {max(sampled):.3g}; leave it out, or train other values of it"
                     )
                 continue
             low, high = np.log10(min(sampled)), np.log10(max(sampled))
             beyond = float(max(low - np.log10(value), np.log10(value) - high, 0) / (high - low))
             if beyond > distance:
                 distance, where = beyond, f"{name} {value:.3g} against {min(sampled):.3g} to {max(sampled):.3g} sampled"
-            z_F.append(np.log10(value))
-        if distance > 1:
-            message = f"{where} is {distance:.1f} times the sampled range beyond it: no number is given, train a budget nearer to it."
-            return Extrapolation(Status.TOO_FEW_POINTS, message, None, distance)
-        draws_B = self._law.optimum(np.array(z_F))
-        warning = ""
-        if distance > 0:
-            grave = "barely more than a guess" if distance > 0.5 else "an extrapolation"
-            warning = f"{where}: {distance:.2f} of the sampled range beyond the data, {grave}; the law may change there."
-        return Extrapolation(self.status, " ".join(filter(None, (self.message, warning))), Estimate.of(draws_B[0], draws_B[1:]), distance)
+            log_F.append(np.log10(value))
+        return np.array(log_F), distance, where
 
     def band(self, factor: str, values: Array) -> pd.DataFrame:
         """The law's best share along a factor, the others at their mean -> value, optimum, low, high."""
-        if self._law is None:
-            raise AnalysisError(f"this fit has no law: {self.status}. {self.message}")
-        rows = []
+        law, rows = self._require_law(), []
         for value in np.asarray(values, float):
-            z_F = self._law.centre_F.copy()
+            z_F = law.centre_F.copy()
             z_F[self.factors.index(factor)] = np.log10(value)
-            draws_B = self._law.optimum(z_F)
+            draws_B = law.optimum(z_F)
             rows.append((value, draws_B[0], *np.quantile(draws_B[1:], ends())))
         return pd.DataFrame(rows, columns=["value", "optimum", "low", "high"])
 
@@ -165,15 +205,17 @@ class JointFit(Fit):
             sampled = [budget[factor] for budget in self.budgets]
             doubt = "no movement can be told from noise" if shift.low <= 0 <= shift.high else "a movement is not shown"
             moves = "it moves" if factor in self.moved else doubt
-            unit = " FLOPs" if factor == "compute" else ""
-            span = f"From {min(sampled):.3g} to {max(sampled):.3g}{unit} of {factor} the best {noun} shifts by {shift.value:+.2f}"
-            lines.append(f"{span} ({percent()} interval {shift.low:+.2f} to {shift.high:+.2f}): {moves}.")
+            span = f"From {_told(min(sampled))} to {_told(max(sampled))} {UNIT_WORDS[factor]} the best {noun} shifts by {shift.value:+.2f}"
+            several = f"; p = {self.movement_p[factor]:.2g} after Holm's correction" if len(self.shifts) > 1 else ""
+            lines.append(f"{span} ({percent()} interval {shift.low:+.2f} to {shift.high:+.2f}{several}): {moves}.")
+        if self.models and (held := [WORDS[name] for name in FACTORS if name not in self.factors]):
+            lines.append(f"Not studied, for want of values that can be told apart: {', '.join(held)}.")
         if self.models:
             chosen = next(model for model in self.models if model.moves_with == self.moves_with)
-            what = f"an optimum that moves with {' and '.join(self.moves_with)}" if self.moves_with else "the same optimum everywhere"
+            what = f"an optimum that moves with {together(self.moves_with)}" if self.moves_with else "the same optimum everywhere"
             best = f" ({self.optima[0].value:.2f}, {percent()} interval {self.optima[0].low:.2f} to {self.optima[0].high:.2f})"
             lines.append(f"AICc prefers {what}{'' if self.moves_with else best}; {self.law} curves, {chosen.df} degrees of freedom.")
-            tests = [f"{' and '.join(model.moves_with)} p = {model.same_optimum_p:.2g}" for model in self.models if model.moves_with]
+            tests = [f"{together(model.moves_with)} p = {model.same_optimum_p:.2g}" for model in self.models if model.moves_with]
             lines.append(f"Against the same optimum everywhere: {', '.join(tests)} (F test).")
         if self.left_out:
             left, verdict = self.left_out, "holds" if self.left_out.error.low <= 0 <= self.left_out.error.high else "excludes"
@@ -217,3 +259,7 @@ class JointFit(Fit):
 
         if self._law:
             draw_fit(ax, self.drawn(), self.factors[0])
+
+
+def _told(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else si(value)

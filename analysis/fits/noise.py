@@ -115,14 +115,26 @@ def tied_with_best(model: SeedModel, sd: float, df: int, rng: np.random.Generato
     Gupta's subset selection (Technometrics 7, 1965): share k stays if no share i beats it by more than d_k standard errors of their
     paired difference, d_k being the 95% quantile of the largest such ratio when all shares are equal (simulated, pooled noise).
     """
+    error_II, most_I = _ties(model, df, rng)
+    return np.array([((model.mean_I[k] - model.mean_I) / error_II[k]).max() <= sd * most_I[k] for k in range(len(most_I))])
+
+
+def tie_width(model: SeedModel, sd: float, df: int, rng: np.random.Generator) -> float:
+    """How much worse than the best a share may be and still be tied with it (`tied_with_best`), the median over shares: what a study of
+    these seeds and this noise does not tell apart, nats per token."""
+    error_II, most_I = _ties(model, df, rng)
+    return float(
+        sd * np.median([most * np.median(np.delete(error_I, k)) for k, (error_I, most) in enumerate(zip(error_II, most_I, strict=True))])
+    )
+
+
+def _ties(model: SeedModel, df: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Standard errors of the paired differences in units of the noise [I, I], and of them how many a tied share may be behind -> [I]."""
     c = model.covariance_II
     error_II = np.sqrt(np.maximum(np.diag(c)[:, None] + np.diag(c)[None] - 2 * c, 0)) + np.eye(len(c))
     draws, size = rng.standard_normal((10_000, model.map_IN.shape[1])) @ model.map_IN.T, np.sqrt(rng.chisquare(df, 10_000) / df)
-    stays = []
-    for k in range(len(c)):
-        chance = ((draws[:, [k]] - draws) / error_II[k]).max(1) / size
-        stays.append(((model.mean_I[k] - model.mean_I) / error_II[k]).max() <= sd * np.quantile(chance, 0.95))
-    return np.array(stays)
+    most_I = [np.quantile(((draws[:, [k]] - draws) / error_II[k]).max(1) / size, 0.95) for k in range(len(c))]
+    return error_II, np.array(most_I)
 
 
 def lack_of_fit(model: SeedModel, squares: float, parameters: int) -> float | None:

@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 
 from analysis import prose
-from analysis.cells import Cell, split_cells
+from analysis.cells import MEMORY, ON_TOP, SHARE, Cell, split_cells
 from analysis.figures.allocation import allocation_figure, differences_figure
 from analysis.figures.curves import curves_data, curves_figure
 from analysis.figures.diagnostics import diagnostics_figure
 from analysis.figures.joint import optimum_figure
 from analysis.fits.allocation import LEAST_SHARES, fit_allocation
 from analysis.fits.allocation_result import AllocationFit, called
-from analysis.fits.joint import BUDGET, factors_of, fit_joint
+from analysis.fits.joint import fit_joint
+from analysis.fits.joint_budgets import BUDGET, FACTORS, WORDS, factors_of, together
 from analysis.fits.joint_result import JointFit
 from analysis.status import Status
 from analysis.studies.comparing import MOST, Comparison, compare
@@ -36,7 +37,8 @@ _LAWS = (
     "holds the true best with 95% confidence."
 )
 _JOINT = (
-    "One law for the curves of all budgets, each with a level of its own and a depth that follows the compute and the sparsity: level + "
+    "One law for the curves of all budgets, each with a level of its own and a depth that follows size, tokens per activated parameter and "
+    "sparsity where these vary: level + "
     "exp(s + s' z) H(x; m + m' z), z the logarithms of what varies, H a cubic or a two-power curve whose form may follow them too. The "
     "models differ in what moves the optimum (m'). F test: chance of so much better a fit than with the same optimum everywhere if that "
     "were true. Left-out error: rms of the differences between shares at the largest budget, predicted from the others, where those "
@@ -70,7 +72,7 @@ class Allocation(Analysis):
         """The law over all budgets, apart for every other field that the study varies: label, the budgets' own fits, the law."""
         groups: dict[str, list[tuple[Cell, AllocationFit]]] = {}
         for cell, fit in self.drawable:
-            others = {path: value for path, value in cell.fields.items() if path not in self.along}
+            others = {path: value for path, value in cell.fields.items() if path not in (*self.along, *self.carried)}
             groups.setdefault(replace(cell, fields=others).label, []).append((cell, fit))
         found = []
         for label, fitted in groups.items():
@@ -78,6 +80,17 @@ class Allocation(Analysis):
                 law = fit_joint(pd.concat([cell.trials for cell, _ in fitted]), self.share)
                 found.append((", ".join(filter(None, ("All budgets", label))), fitted, law))
         return found
+
+    @cached_property
+    def carried(self) -> list[str]:
+        """Other fields that have one value at each budget, such as a batch that grows with the tokens: they belong to the budget."""
+        values: dict[str, dict[str, set[str]]] = {}
+        for cell in self.cells:
+            budget = str({path: value for path, value in cell.fields.items() if path in self.along})
+            for path, value in cell.fields.items():
+                if path not in (*self.along, MEMORY, ON_TOP, SHARE):
+                    values.setdefault(path, {}).setdefault(budget, set()).add(str(value))
+        return [path for path, held in values.items() if len(held) > 1 and all(len(own) == 1 for own in held.values())]
 
     @cached_property
     def compared(self) -> list[Comparison]:
@@ -154,9 +167,11 @@ class Allocation(Analysis):
     def caveats(self) -> list[str]:
         fixed = not {"budget.total_params", "budget.active_params"} & set(varied_fields(self.results.trials))
         alone = "One total and one activated parameter count: whether the optimum moves with sparsity or with size cannot be told."
+        beside = f"{', '.join(self.carried)}: another value at each budget, so what it does cannot be told from what the budget does."
         many = f"More than {MOST} curves: the differences between them are not tested."
         return [
             *([alone] if fixed else []),
+            *([beside] if self.carried else []),
             *([many] if len(self.cells) > MOST and not self.compared else []),
             *prose.designs(self.results),
         ]
@@ -241,7 +256,9 @@ def joint_tables(law: JointFit, noun: str = "share") -> tuple[Table, ...]:
     """Facts, models and parameters of the law over all budgets, for the page."""
     pairs = [("status", str(law.status).replace("_", " ")), ("shape", law.law), ("runs, budgets", f"{len(law.rows)}, {len(law.budgets)}")]
     pairs += [(f"best {noun} at {_budget(budget)}", interval(best, 3)) for budget, best in zip(law.budgets, law.optima, strict=True)]
-    pairs += [(f"shift with {factor}, in the fullest model", interval(shift, 3)) for factor, shift in law.shifts.items()]
+    pairs += [(f"shift with {WORDS[factor]}, in the fullest model", interval(shift, 3)) for factor, shift in law.shifts.items()]
+    pairs += [(f"no shift with {WORDS[factor]}, p (Holm)", f"{p:.2g}") for factor, p in law.movement_p.items() if len(law.factors) > 1]
+    pairs += [(f"{WORDS[factor]}, not studied", why) for factor, why in law.conventions["dropped"].items()]
     if law.left_out:
         pairs += [
             (f"largest budget left out, best {noun} predicted", interval(law.left_out.predicted, 3)),
@@ -251,7 +268,7 @@ def joint_tables(law: JointFit, noun: str = "share") -> tuple[Table, ...]:
         ]
     models = [
         {
-            "optimum moves with": (" and ".join(model.moves_with) or "nothing") + (" (used)" if model.moves_with == law.moves_with else ""),
+            "optimum moves with": (together(model.moves_with) or "nothing") + (" (used)" if model.moves_with == law.moves_with else ""),
             "parameters": str(model.parameters),
             "degrees of freedom": str(model.df),
             "AICc": number(model.aicc, 1),
@@ -270,7 +287,8 @@ def joint_tables(law: JointFit, noun: str = "share") -> tuple[Table, ...]:
 
 
 def _budget(budget: dict[str, float]) -> str:
-    return f"{si(budget['compute'])} FLOPs, sparsity {budget['sparsity']:.3g}"
+    active, tokens, sparsity = (budget[name] for name in FACTORS)
+    return f"P_act {si(active)}, {tokens:.3g} tokens for each, sparsity {sparsity:.3g}"
 
 
 def allocation_data(fitted: Sequence[tuple[Cell, AllocationFit]]) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from analysis.figures.allocation import allocation_figure, differences_figure
 from analysis.figures.curves import curves_data, curves_figure
 from analysis.results import Results
 from analysis.studies import analyse
-from analysis.studies.allocation import allocation_data, differences_data
+from analysis.studies.allocation import Allocation, allocation_data, differences_data
 
 New = Callable[..., Path]
 
@@ -72,7 +72,7 @@ def test_the_fits_are_recorded_with_status_rows_and_provenance(new_study: New) -
     *own, over_all = record["fits"]
     assert [fit["cell"] for fit in own] == [{"budget.tokens": 500_000}, {"budget.tokens": 2_000_000}]
     assert over_all["over"] == "All budgets"
-    assert over_all["factors"] == ["compute"]
+    assert over_all["factors"] == ["tokens_per_active_param"]
     assert len(over_all["rows"]) == 32
     assert [round(fit["tokens_per_active_param"], 1) for fit in own] == [3.7, 14.8]
     for fit in own:
@@ -292,7 +292,7 @@ def test_diagnostics_and_the_optimum_draw_their_tables(new_study: New) -> None:
     assert len(figure.axes) == 4  # two cells; residuals and left-out shares
     drawn = np.array(figure.axes[0].lines[1].get_xydata())
     assert np.allclose(drawn, residuals[["share", "error"]].iloc[:8])
-    optimum = drawings["optimum-compute"].data
+    optimum = drawings["optimum-tokens_per_active_param"].data
     assert (optimum["series"] == "curve").sum() == 2
     law = optimum[optimum["series"] == "law"]
     assert (law["low"] <= law["high"]).all()
@@ -310,3 +310,25 @@ def test_the_report_says_where_the_bytes_of_the_text_went_and_how_often_it_was_r
     (study / "data.json").write_text(json.dumps(manifest | {"text": {"total": "many"}}))
     with pytest.raises(AnalysisError, match="field `text`"):
         write_report(study)
+
+
+@pytest.mark.parametrize(
+    ("batches", "laws"),
+    [
+        ({500_000: (512,), 2_000_000: (1024,)}, ["All budgets"]),
+        (dict.fromkeys((500_000, 2_000_000), (512, 1024)), [f"All budgets, train.batch_tokens {batch}" for batch in (512, 1024)]),
+    ],
+)
+def test_a_batch_that_grows_with_the_tokens_belongs_to_the_budget(
+    new_points: Callable[..., Path], batches: dict[int, tuple[int, ...]], laws: list[str]
+) -> None:
+    points = [
+        {"rho": share, "share_moe": share, "share_engram": 1 - share, "tokens": tokens, "budget.tokens": tokens}
+        | {"train.batch_tokens": batch, "loss": 4 + 0.2 * (share - 0.4) ** 2}
+        for tokens, own in batches.items()
+        for batch in own
+        for share in (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
+    ]
+    study = Allocation(Results(new_points("allocation", points)))
+    assert [label for label, _, _ in study.joint] == laws
+    assert ("train.batch_tokens: another value at each budget" in " ".join(study.caveats())) == (len(laws) == 1)

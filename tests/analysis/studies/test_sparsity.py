@@ -95,7 +95,7 @@ def test_another_varied_field_makes_another_line(new_points: New) -> None:
     }
     (over_all,) = [reading.sentences for reading in found.readings() if reading.label == "All budgets"]
     assert "From 10 to 20 of sparsity the best share shifts by" in over_all
-    assert "of compute the best share shifts by" in over_all
+    assert "tokens per activated parameter the best share shifts by" in over_all
 
 
 @pytest.mark.parametrize("unfinished", [range(9, 24), range(24)])
