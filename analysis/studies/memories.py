@@ -10,6 +10,7 @@ from analysis.cells import Cell, split_cells
 from analysis.studies.comparing import MOST, Comparison, compare
 from analysis.studies.tables import rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section
+from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Memories(Analysis):
     @cached_property
     def compared(self) -> list[Comparison]:
         found = compare(self.cells)
-        remedy = "give two memories one share, such as `shares: [{moe: 0.5, engram: 0.5}, {moe: 0.5, ngram_embedding: 0.5}]`"
+        mixes = ", ".join(f"{{{EXPERTS.name}: 0.5, {pool}: 0.5}}" for pool in list(MEMORY_POOLS)[:2])
+        remedy = f"give two memories one share, such as `shares: [{mixes}]`"
         problem = f"no budget has from 2 to {MOST} alternatives to compare, and two of them at one share"
         self.require(any(each.has_pairs for each in found), problem, remedy)
         return found

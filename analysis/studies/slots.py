@@ -23,11 +23,10 @@ from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, of_cells, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
 from analysis.table import shown, si, varied_fields
-from sparsemem.mechanisms import label
-from sparsemem.mechanisms.ngram_embedding import NGRAM_EMBEDDING
+from sparsemem.mechanisms import MEMORY_POOLS, label
 
 NEEDED = ("memory_rows", "memory_rows_read", "memory_params")
-PUBLISHED = -0.0256
+PUBLISHED = next(each.published_slope for each in MEMORY_POOLS.values() if each.published_slope)
 """Nats per token for every tenfold of rows: OverEncoding's 2-gram table on OLMoE-1.3B (arXiv 2501.16975)."""
 
 _CAPTION = (
@@ -115,9 +114,8 @@ class Slots(Analysis):
         for cell, _, fit in self.fitted:
             lead = f"{cell.label}: " if cell.label else ""
             lines += [lead + difference.summary() for difference in fit.differences]
-            lines += [
-                lead + _beside_print(each) for each in fit.mechanisms if each.slope and each.mechanism.startswith(NGRAM_EMBEDDING.label)
-            ]
+            alike = tuple(each.label for each in MEMORY_POOLS.values() if each.published_slope)
+            lines += [lead + _beside_print(each) for each in fit.mechanisms if each.slope and each.mechanism.startswith(alike)]
             if fit.paired_sd is not None:
                 lines.append(f"{lead}Noise of one run once its seed's common effect is off: {fit.paired_sd:.4f} nats/token (sd).")
         return lines

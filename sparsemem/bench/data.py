@@ -1,6 +1,6 @@
 """`sparsemem bench data`: what a training step waits for besides the model, as shares of that step, taken in one run.
 
-- `batch`: the windows of the next batch out of a memory-mapped text; `hash`: row numbers of the n-grams of one, for every Engram module.
+- `batch`: the windows of the next batch out of a memory-mapped text; `hash`: row numbers of the n-grams of one, for every hashed memory.
 - `tokenise`: encoding the text of a batch. A study does so once, before its trials: nothing waits for it.
 """
 
@@ -16,11 +16,10 @@ import numpy as np
 import torch
 
 from sparsemem.bench.measure import ON_CPU, Place, Row, measurement, over, progress, take_turns, timed
-from sparsemem.bench.step import ROUNDS, SHAPES, SHARES
+from sparsemem.bench.step import ROUNDS, SHAPES, SHARES, TAKEN_APART
 from sparsemem.config import Trial
 from sparsemem.data import Batches
 from sparsemem.data.tokenizer import encode, train_tokenizer
-from sparsemem.mechanisms.engram.layer import NgramHash
 from sparsemem.train.loop import StepTimer
 
 TEXT_BYTES, TEXT_TOKENS = 2_000_000, 10_000_000
@@ -30,7 +29,7 @@ def bench_data() -> Iterator[Row]:
     """Measurements of each shape."""
     for shape, fields in SHAPES.items():
         progress(f"data: {shape}")
-        trial = Trial.model_validate({**fields, "shares": SHARES["engram"]})
+        trial = Trial.model_validate({**fields, "shares": SHARES[TAKEN_APART]})
         with tempfile.TemporaryDirectory() as folder:
             yield from _shares(shape, trial, Path(folder))
 
@@ -41,7 +40,7 @@ def _shares(shape: str, trial: Trial, folder: Path) -> Iterator[Row]:
     batches, steps = Batches(np.load(folder / "train.npy", mmap_mode="r"), data.context, tokens, seed=0), count()
     batches.batch(0)  # draws the order of the epoch
     timer = StepTimer(trial, torch.get_num_threads())
-    hashes = [module for module in timer.model.modules() if isinstance(module, NgramHash)]
+    hashes = [module for name, module in timer.model.named_modules() if name.endswith(".hash")]
     texts = [path.read_bytes() for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))]
     tokenizer = train_tokenizer(texts, data.vocab_size)
     text, sample = (

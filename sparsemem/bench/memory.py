@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from sparsemem.accounting import BYTES_PER_PARAMETER, STEP_OVER_FORWARD, Account
 from sparsemem.bench.measure import Place, Row, measurement, over, progress, speeds, take_turns, training_place
+from sparsemem.bench.step import MEASURED
 from sparsemem.config import Model, Train
 from sparsemem.layers.feed_forward import FeedForward, feed_forward_account
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS, POOLS, Vocabulary
@@ -36,40 +37,7 @@ from sparsemem.train.optim import Optimizer
 
 VOCABULARY, ROUTED, RATE = 4096, 64, 1e-6
 TRAIN = Train(batch_tokens=1, lr=RATE)
-SHAPES: dict[str, dict[str, Any]] = {
-    "quick": {  # product-key memories read 32 rows a token, as in sweeps/ultramem-ladder.yaml
-        "rounds": 12,
-        "batch": (16, 128),  # sequences, positions
-        "rows": 2**14,  # of each table
-        "model": {
-            **{"layers": 1, "width": 64, "heads": 4},
-            "moe": {"expert_width": 48, "top_k": 3},
-            "engram": {"layers": [1], "orders": [2, 3], "heads": 4, "row_dim": 8},
-            "ngram_embedding": {"orders": [2, 3], "heads": 4, "row_dim": 8},
-            "pkm": {"placement": "parallel", "heads": 2, "top_m": 16, "key_dim": 16},
-            "memory_plus": {"placement": "parallel", "heads": 2, "top_m": 16, "key_dim": 16},
-            "peer": {"placement": "parallel", "heads": 4, "top_m": 8, "key_dim": 16},
-            "ultramem": {"heads": 2, "top_m": 16, "key_dim": 8, "value_dim": 32},
-            "ultramem_v2": {"top_m": 32, "key_dim": 16, "value_dim": 16, "pre_value_dim": 16},
-        },
-    },
-    "10M": {  # heads and rows that a head reads as published
-        "rounds": 5,
-        "batch": (16, 256),
-        "rows": 2**18,
-        "model": {
-            **{"layers": 1, "width": 256, "heads": 8},
-            "moe": {"expert_width": 192, "top_k": 6},
-            "engram": {"layers": [1], "orders": [2, 3], "heads": 8, "row_dim": 16},
-            "ngram_embedding": {"orders": [2, 3], "heads": 8, "row_dim": 16},
-            "pkm": {"placement": "parallel", "key_dim": 32},
-            "memory_plus": {"placement": "parallel", "key_dim": 32},
-            "peer": {"placement": "parallel", "key_dim": 32},
-            "ultramem": {"key_dim": 32, "value_dim": 128},
-            "ultramem_v2": {"key_dim": 64, "value_dim": 64, "pre_value_dim": 64},
-        },
-    },
-}
+SHAPES: dict[str, dict[str, Any]] = MEASURED["layers"]
 UPDATE_ROWS, UPDATE_READS, UPDATE_ROUNDS = (100_000, 1_000_000, 10_000_000), (2048, 16), 25  # reads: tokens, rows of each
 LOOKED_UP_WIDTH, POOLED_WIDTH = 8, 16
 CACHE_BYTES = 2**28  # more than the caches hold

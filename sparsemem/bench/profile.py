@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparsemem.bench.measure import Place, Row, measurement, over, progress, take_turns
-from sparsemem.bench.step import SHAPES, SHARES
+from sparsemem.bench.step import SHAPES, SHARES, TAKEN_APART
 from sparsemem.config import Trial
 from sparsemem.layers.head import head_loss
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
-from sparsemem.mechanisms.moe.layer import MixtureOfExperts
 from sparsemem.model import Block
 from sparsemem.train.loop import StepTimer
 
@@ -31,7 +31,7 @@ def bench_profile() -> Iterator[Row]:
     """Measurements of each shape."""
     for shape, fields in SHAPES.items():
         progress(f"profile: {shape}")
-        timer = StepTimer(Trial.model_validate({**fields, "shares": SHARES["engram"]}), torch.get_num_threads())
+        timer = StepTimer(Trial.model_validate({**fields, "shares": SHARES[TAKEN_APART]}), torch.get_num_threads())
         seconds = take_turns({"step": timer.step} | parts(timer), ROUNDS.get(shape, 3))
         for name, spent in seconds.items():
             yield measurement(
@@ -51,7 +51,7 @@ def parts(timer: StepTimer) -> dict[str, Callable[[], float]]:
     tokens_BT = torch.randint(trial.data.vocab_size, shape, device=timer.device)
     gradient_BTD = torch.randn(*shape, trial.model.width, device=timer.device)
     blocks = [block for block in model.blocks if isinstance(block, Block)]
-    experts = [layer for layer in model.layers_of(EXPERTS.name) if isinstance(layer, MixtureOfExperts)]
+    experts: list[Any] = model.layers_of(EXPERTS.name)
 
     def both_ways(*runs: Callable[[Tensor], Tensor]) -> Callable[[], float]:
         """Forward and backward of each, on fresh inputs."""
@@ -66,7 +66,7 @@ def parts(timer: StepTimer) -> dict[str, Callable[[], float]]:
 
         return part
 
-    def routed(layer: MixtureOfExperts) -> Callable[[Tensor], Tensor]:
+    def routed(layer: Any) -> Callable[[Tensor], Tensor]:
         def run(x_BTD: Tensor) -> Tensor:
             with torch.no_grad():
                 gates_SK, experts_SK, _ = layer.route(x_BTD.flatten(0, 1))

@@ -21,6 +21,7 @@ import torch
 from sparsemem.bench.measure import Place, progress
 from sparsemem.budget import solve
 from sparsemem.config import Trial
+from sparsemem.mechanisms import EXPERTS
 from sparsemem.train.loop import prepare_process
 
 
@@ -32,7 +33,7 @@ def rivals(trial: Trial, place: Place) -> Iterator[dict[str, Callable[[], float]
         yield {}
         return
     sizes, model = solve(trial.model, trial.budget, trial.shares), trial.model
-    assert model.moe is not None
+    experts = EXPERTS.of(model)
     config = {
         "vocab_size": trial.data.vocab_size,
         "hidden_size": model.width,
@@ -40,8 +41,8 @@ def rivals(trial: Trial, place: Place) -> Iterator[dict[str, Callable[[], float]
         "num_attention_heads": model.heads,
         "num_key_value_heads": model.kv_heads or model.heads,
         "num_experts": sizes.routed_experts,
-        "num_experts_per_tok": model.moe.top_k,
-        "moe_intermediate_size": model.moe.expert_width,
+        "num_experts_per_tok": experts.top_k,
+        "moe_intermediate_size": experts.expert_width,
         "shared_expert_intermediate_size": sizes.shared_width,
         "max_position_embeddings": trial.data.context,
         "use_cache": False,

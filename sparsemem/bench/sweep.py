@@ -20,8 +20,9 @@ from typing import Any
 import yaml
 
 from sparsemem.bench.measure import Row, measurement, progress, timed
-from sparsemem.bench.step import SHAPES
+from sparsemem.bench.step import SHAPES, SHARES, TAKEN_APART
 from sparsemem.config import Study, load_study
+from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
 from sparsemem.study.engine import ENGINES, slots
 from sparsemem.study.launch import run_study
 from sparsemem.study.plan import plan
@@ -31,9 +32,10 @@ SHORT, SHORT_TRIALS = 3.0, 8  # seconds of a trial, trials a slot
 LONG, LONG_TRIALS = 60.0, 2
 POLL_SECONDS = 0.01
 ROUNDS = 3
-HALF: dict[str, list[Any]] = {"shares": [{"moe": 0.5, "engram": 0.5}]}
+MEMORY = next(pool for pool in SHARES[TAKEN_APART] if pool != EXPERTS.name)
+HALF: dict[str, list[Any]] = {"shares": [{EXPERTS.name: 0.5, MEMORY: 0.5}]}
 LARGE: dict[str, list[Any]] = {  # 10,000 trials of twenty sizes
-    "shares": [{"moe": share / 20, "engram": 1 - share / 20} for share in range(1, 21)],
+    "shares": [{EXPERTS.name: share / 20, MEMORY: 1 - share / 20} for share in range(1, 21)],
     "train.lr": [round(1e-3 * 1.1**step, 6) for step in range(20)],
     "seed": list(range(25)),
 }
@@ -125,7 +127,7 @@ def _finish(study: Study, results: Path) -> None:
 def _write(folder: Path, vary: dict[str, list[Any]], tokens: int) -> Path:
     """The quick study's shape as a study of its own."""
     shape = SHAPES["quick"]
-    model = {**shape["model"], "ultramem_v2": None}  # `rho` shares among experts and one memory
+    model = {name: value for name, value in shape["model"].items() if name not in MEMORY_POOLS or name == MEMORY}
     fields = {**shape, "study": "bench", "model": model, "budget": {**shape["budget"], "tokens": tokens}, "vary": vary}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")

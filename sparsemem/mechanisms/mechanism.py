@@ -88,6 +88,8 @@ class Mechanism(ABC):
     """Its group of fields, with unit, default and bounds; of a memory a `MemoryFields`."""
     called: ClassVar[Mapping[str, str]] = {}
     """Field -> what other trainers call it, between spaces."""
+    published_slope: float | None = None
+    """Nats per token for every tenfold of its rows, where a paper gives it."""
     coarse: bool = False
     """Its sizes are solved before those of finer ones, whose rows take up what rounding leaves."""
 

@@ -43,6 +43,7 @@ class NgramEmbeddingMechanism(Hashed):
     """One module, before the first block."""
 
     name, label, fields = "ngram_embedding", "n-gram embedding", NgramEmbedding
+    published_slope = -0.0256  # OverEncoding's 2-gram table on OLMoE-1.3B
 
     def account(self, model: Model, sizes: Sizes) -> Account:
         from sparsemem.mechanisms.ngram_embedding.layer import ngram_embedding_account
