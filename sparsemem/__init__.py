@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsemem.api import Study
     from sparsemem.config.register import register
-    from sparsemem.study import Study
 
 __all__ = ["Study", "register"]
 
@@ -22,7 +22,7 @@ __all__ = ["Study", "register"]
 def __getattr__(name: str) -> Any:
     """Load on first use: `import sparsemem.config` alone stays fast."""
     if name == "Study":
-        from sparsemem.study import Study
+        from sparsemem.api import Study
 
         return Study
     if name == "register":

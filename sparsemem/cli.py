@@ -184,11 +184,12 @@ def _parser() -> Parser:
 
 def _plan(arguments: argparse.Namespace) -> int:
     study = load_study(arguments.study, _overrides(arguments.set))
+    from sparsemem.api import foresee
     from sparsemem.data.prepare import given_tokenizer
     from sparsemem.study.access import describe_access, memory_access
     from sparsemem.study.corpora import describe_texts
     from sparsemem.study.diff import changed_texts, describe_diff, diff
-    from sparsemem.study.plan import describe, estimate_seconds, foresee, labelled, plan
+    from sparsemem.study.plan import describe, estimate_seconds, labelled, plan
 
     planned = plan(study)
     foreseen = foresee(study, planned)
@@ -265,7 +266,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from sparsemem.study.ray_job import run_as_job
 
         return run_as_job(study, arguments.study.resolve().parent, arguments.results, arguments.address)
-    from sparsemem.study.launch import run_study
+    from sparsemem.api import run_study
     from sparsemem.study.progress import results_table
 
     said = list[str]()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sparsemem.api import run_study
 from sparsemem.config import ConfigError, load_study
 from sparsemem.data import prepare
 from sparsemem.study import launch
@@ -111,7 +112,7 @@ def test_a_study_writes_into_its_results_and_the_cache_alone(tmp_path: Path, mon
     monkeypatch.chdir(inside)
     monkeypatch.setattr(launch, "find_engine", lambda *asked: lambda jobs, run: None)
     before = {path: path.lstat().st_mtime_ns for folder in (inside, outside) for path in (folder, *folder.rglob("*"))}
-    folder = launch.run_study(load_study(inside / "s.yaml"), inside, tmp_path / "runs", say=lambda line: None).folder
+    folder = run_study(load_study(inside / "s.yaml"), inside, tmp_path / "runs", say=lambda line: None).folder
     assert {path: path.lstat().st_mtime_ns for path in before} == before
     assert {path for root in (inside, outside) for path in (root, *root.rglob("*"))} == before.keys()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "outside", "runs", "sweeps"]

@@ -3,32 +3,53 @@
 A batch follows from the trials of the batches before it and from nothing else: not from which trial ended first, not from slots, not from
 anything a process remembers. So a study that is run again walks through its finished batches and goes on where it would have.
 
-The search ends on the interval that the report gives, `fit_allocation`'s; where to train next is said by `analysis.fits.placement`.
+The search ends on the interval that the report gives. That, and where to train next, is for the judge to say: it is handed in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from sparsemem.config import ConfigError, Optimum, Study
 from sparsemem.study.ledger import FINAL, Ledger
 from sparsemem.study.plan import plan
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 STEP = 0.02  # candidates are its multiples: ids stay the same, and an expert more or less is seldom finer
 APART = STEP / 10  # shares nearer to each other are one
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the runs so far say of the best share."""
+
+    interval: tuple[float, float]
+    """95%, of the best share."""
+    shares: Sequence[float]
+    """Those that were sampled, rising."""
+    choose: Callable[[Sequence[float], int, int], list[float]]
+    """(free shares, how many, seeds of each) -> the shares to train next. Raises `ConfigError` where it cannot say."""
+
+
+Judge = Callable[["pd.DataFrame"], Judgement]
+"""Finished runs in the columns of `trials.csv` -> what they say. Raises `ConfigError` where that is nothing."""
 
 
 class Adaptive:
     """A study and the shares that its searches have asked for so far; without a search, the study as it is."""
 
-    def __init__(self, study: Study, ledger: Ledger) -> None:
+    def __init__(self, study: Study, ledger: Ledger, judge: Judge) -> None:
         """
         Args:
             ledger: of the study; its finished batches are walked through.
+            judge: of its searched shares.
         """
-        self._study, self._ledger = study, ledger
+        self._study, self._ledger, self._judge = study, ledger, judge
         self._searches = [_Search(settings, first) for settings, first in study.searches]
         self.remarks: list[str] = []
         """Where each search stands, one line each."""
@@ -47,7 +68,7 @@ class Adaptive:
             say: takes a line for each search that went on or ended.
         """
         before = sum(len(search.shares) for search in self._searches)
-        lines = [line for search in self._searches if (line := search.advance(self._ledger))]
+        lines = [line for search in self._searches if (line := search.advance(self._ledger, self._judge))]
         if say:
             for line in lines:
                 say(line)
@@ -74,7 +95,7 @@ class _Search:
         """What sets it apart, as `budget.tokens=500000`; '' where nothing does."""
         return ", ".join(f"{path}={values[0]}" for path, values in self.first.vary[0].items() if path not in ("rho", "seed"))  # type: ignore[index]
 
-    def advance(self, ledger: Ledger) -> str:
+    def advance(self, ledger: Ledger, judge: Judge) -> str:
         """Judge the batches so far and choose the next one; '' while a trial of theirs has not ended, and once the search has."""
         if self.ended:
             return ""
@@ -84,10 +105,6 @@ class _Search:
             return ""
         import pandas as pd
 
-        from analysis.errors import AnalysisError
-        from analysis.fits.allocation import fit_allocation
-        from analysis.fits.placement import next_shares
-
         runs = pd.DataFrame(
             [p.row() | {"val_loss": s.result["val_loss"]} for p, s in zip(planned, states, strict=True) if s.status == "finished"]
         )
@@ -95,17 +112,17 @@ class _Search:
         tolerance, most = self.settings.tolerance, self.settings.most
         room = most // self.settings.seeds - len(self.shares)
         try:
-            fit = fit_allocation(runs)
-            low, high = fit.interval_of_best
+            found = judge(runs)
+            low, high = found.interval
             so_far += f", 95% interval of the best {low:.2f} to {high:.2f}"
             if high - low <= tolerance:
                 return self._end(f"{so_far}, within the tolerance {tolerance:g}")
             if room < 1:
                 return self._end(f"{so_far}, not within the tolerance {tolerance:g}: no trial is left of {most}")
-            inside = [share for share in self._candidates if fit.shares[0] < share < fit.shares[-1]]
-            free = [share for share in inside if all(abs(share - used) > APART for used in fit.shares)]
-            chosen = next_shares(fit, free, min(room, self.settings.batch), self.settings.seeds)
-        except (AnalysisError, KeyError) as error:  # nearly all have diverged
+            inside = [share for share in self._candidates if found.shares[0] < share < found.shares[-1]]
+            free = [share for share in inside if all(abs(share - used) > APART for used in found.shares)]
+            chosen = found.choose(free, min(room, self.settings.batch), self.settings.seeds)
+        except ConfigError as error:  # nearly all have diverged
             return self._end(f"{so_far}; nothing can be said of the best: {error}")
         if not chosen:
             return self._end(f"{so_far}; no other share fits the budget")

@@ -1,4 +1,4 @@
-"""Runs a study: plan, corpus, ledger, engine, report, in this order. What is refused is refused before anything is written."""
+"""Trains a study: plan, corpus, ledger, engine, in this order. What is refused is refused before anything is written."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sparsemem.config import ConfigError, Study, Trial
-from sparsemem.study.adapt import Adaptive
+from sparsemem.study.adapt import Adaptive, Judge
 from sparsemem.study.corpora import finished_notes, prepare_corpora, texts_begun
 from sparsemem.study.engine import ENGINES, Engine, Job, slots
 from sparsemem.study.exchange import corpus_in, driving
 from sparsemem.study.ledger import Ledger, data_id, study_lock
 from sparsemem.study.loggers import Loggers, check_loggers
-from sparsemem.study.plan import PlannedTrial, foresee, in_order, labelled, plan
+from sparsemem.study.plan import PlannedTrial, in_order, labelled, plan
 from sparsemem.study.progress import Progress
 from sparsemem.study.storage import Storage
 
@@ -28,14 +28,27 @@ def to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def run_study(
-    study: Study, base: Path, results: Path, engine: str = "ray", say: Callable[[str], None] = to_stderr, address: str | None = None
+Foresee = Callable[[Study, Sequence[PlannedTrial]], list[str]]
+"""What the report will not be able to tell, line by line; refuses trials that it could not read."""
+
+
+def train_study(
+    study: Study,
+    base: Path,
+    results: Path,
+    foresee: Foresee,
+    judge: Judge,
+    engine: str = "ray",
+    say: Callable[[str], None] = to_stderr,
+    address: str | None = None,
 ) -> Ledger:
-    """Train every trial of a study that is not finished, then write the report. Running it again is always safe.
+    """Train every trial of a study that is not finished. Running it again is always safe.
 
     Args:
         base: the folder that relative paths in `study.data` start from.
         results: receives the folder `<study>/`.
+        foresee: is asked before anything is trained.
+        judge: says of searched shares how far they are.
         engine: `ray` or `local`.
         say: takes remarks, one line each.
         address: of a running Ray cluster, see `ray_engine.run_trials`.
@@ -48,7 +61,7 @@ def run_study(
     together = 0 if address else slots(study.run)  # a cluster's slots are not known before Ray has it
     check_loggers(study.run.loggers)
     ledger = Ledger(results / study.study, [])
-    adaptive = Adaptive(study, ledger)
+    adaptive = Adaptive(study, ledger, judge)
     planned = _plan(adaptive, ledger)
     ledger.check_owner()
     storage = storage_of(study, base, ledger)
@@ -106,7 +119,6 @@ def run_study(
             ledger.write_table()
             for path in sorted(set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*")) - damaged):
                 say(f"{path}: a damaged checkpoint was found and set aside; its trial went on from the one before, or started again")
-        _report(ledger, say)
     return ledger
 
 
@@ -172,17 +184,6 @@ def find_engine(name: str, address: str | None = None) -> Engine:
 
         return local
     raise ConfigError(f"engine {name!r} is unknown; choose one of {', '.join(ENGINES)}")
-
-
-def _report(ledger: Ledger, say: Callable[[str], None]) -> None:
-    if ledger.counts()["finished"]:
-        from analysis.errors import AnalysisError
-        from analysis.report import write_report
-
-        try:
-            write_report(ledger.folder)
-        except AnalysisError as error:
-            say(f"no report: {error}")
 
 
 @contextmanager

@@ -134,43 +134,12 @@ def plan(study: Study) -> list[PlannedTrial]:
     return list(planned.values())
 
 
-def foresee(study: Study, planned: Sequence[PlannedTrial]) -> list[str]:
-    """What the study's `analysis` will make of the trials, as far as can be said before they are trained.
-
-    Raises:
-        ConfigError: it will not be able to read them; names the kinds that will.
-    """
-    from pathlib import Path
-
-    from analysis.errors import AnalysisError
-    from analysis.results import Results
-    from analysis.studies import analyse, readable_by
-
-    described = {
-        "study": study.study,
-        "analysis": study.analysis,
-        "vary": [dict(grid) for grid in study.vary],
-        "model": study.base.get("model"),
-    }
-    results = Results.planned(Path(study.study), described, [p.row() for p in planned])
-    try:
-        analysis = analyse(results)
-        analysis.check()
-        return [*_few_steps(planned), *(analysis.foresee() if len(planned) > 1 else ())]
-    except AnalysisError as error:
-        problem = str(error).removeprefix(f"{results.folder}: ")
-        others = ", ".join(f"`analysis: {kind}`" for kind in readable_by(results))
-        raise ConfigError(
-            f"field `analysis` has the value {study.analysis!r}, which could not read these trials: {problem} ({others} could)"
-        ) from None
-
-
 def labelled(line: str) -> str:
     """What is foreseen, under a label unless it brings its own."""
     return line if line.startswith("Warning: ") else f"note: {line}"
 
 
-def _few_steps(planned: Sequence[PlannedTrial]) -> list[str]:
+def few_steps(planned: Sequence[PlannedTrial]) -> list[str]:
     """Says so where a trial ends before it has begun to learn."""
     sizes = {(p.trial.budget.tokens, p.trial.train.batch_tokens) for p in planned}
     steps, tokens, batch = min((-(-tokens // batch), tokens, batch) for tokens, batch in sizes)

@@ -64,6 +64,7 @@ def write_corpus(folder: Path) -> None:
 IN_TURN = """
 import sys, yaml
 from pathlib import Path
+from sparsemem.api import run_study
 from sparsemem.config import Trial, load_study
 from sparsemem.study import launch
 from sparsemem.train import run_trial
@@ -74,7 +75,7 @@ def train(jobs, run):
         run_trial(trial, job.tokens_folder, job.trial_folder, threads=1, device="cpu")
 
 launch.find_engine = lambda *arguments: train
-launch.run_study(load_study(Path(sys.argv[1])), Path(sys.argv[1]).parent, Path(sys.argv[2]))
+run_study(load_study(Path(sys.argv[1])), Path(sys.argv[1]).parent, Path(sys.argv[2]))
 """
 
 

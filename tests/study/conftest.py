@@ -93,7 +93,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """Stands in for both engines; the report is left out too."""
     fake = FakeEngine()
     monkeypatch.setattr(launch, "find_engine", lambda name, address: fake)
-    monkeypatch.setattr(launch, "_report", lambda ledger, say: None)
+    monkeypatch.setattr("sparsemem.api._report", lambda folder, say: None)
     return fake
 
 

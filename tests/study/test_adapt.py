@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sparsemem.api import run_study
 from sparsemem.config import ConfigError, Run, Trial, load_study
 from sparsemem.failure import record_failure
 from sparsemem.study import launch
@@ -52,12 +53,12 @@ class Curve:
 def curve(monkeypatch: pytest.MonkeyPatch) -> Curve:
     fake = Curve()
     monkeypatch.setattr(launch, "find_engine", lambda *engine: fake)
-    monkeypatch.setattr(launch, "_report", lambda ledger, say: None)
+    monkeypatch.setattr("sparsemem.api._report", lambda folder, say: None)
     return fake
 
 
 def run(file: Path, said: list[str] | None = None, results: str = "runs") -> Ledger:
-    return launch.run_study(load_study(file), file.parent, file.parent / results, say=([] if said is None else said).append)
+    return run_study(load_study(file), file.parent, file.parent / results, say=([] if said is None else said).append)
 
 
 def search(**fields: Any) -> dict[str, Any]:
@@ -149,7 +150,7 @@ def test_progress_says_how_many_trials_it_may_come_to(write_study: Callable[...,
         ({"rho": search(search="minimum")}, "vary.rho.search"),
         ({"rho": search(), "seed": [0, 1]}, "`vary.seed` stands beside a search"),
         ({"rho": search(), "train.lr": [0.01]}, "`vary.train.lr` stands beside a search"),
-        ({"rho": search(), "shares": [{"moe": 1.0}]}, "`vary.shares` stands beside a search"),
+        ({"rho": search(), "shares": [{"moe": 1.0}]}, "`vary.rho` stands beside `vary.shares`"),
         ({"seed": search()}, "only `vary.rho` can be searched"),
         ({"model.engram.row_dim": search()}, "only `vary.rho` can be searched"),
     ],
@@ -170,7 +171,7 @@ def test_winners_by_rho_are_refused_beside_a_search(write_study: Callable[..., P
 @pytest.mark.slow
 def test_it_trains_with_real_processes(write_study: Callable[..., Path]) -> None:
     file = write_study(budget=LEFT, vary={"rho": search(max_trials=12)})
-    ledger = launch.run_study(load_study(file), file.parent, file.parent / "runs", "local", say=lambda line: None)
+    ledger = run_study(load_study(file), file.parent, file.parent / "runs", "local", say=lambda line: None)
     assert set(ledger.counts()) == {"finished"}
     assert len(ledger.rows) in (10, 12)
     assert "search" in (ledger.folder / "report.html").read_text()

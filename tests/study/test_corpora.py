@@ -15,11 +15,11 @@ import yaml
 
 from analysis import prose
 from analysis.results import Results
+from sparsemem.api import run_study
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, load_study
 from sparsemem.data import python_source
 from sparsemem.data.prepare import cache_folder
-from sparsemem.study import launch
 from sparsemem.study.ledger import Ledger
 
 FOUR = {"vary": {"rho": [1.0, 0.7, 0.5, 0.0]}}
@@ -33,7 +33,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(file: Path) -> tuple[Ledger, list[str]]:
     said: list[str] = []
-    return launch.run_study(load_study(file), file.parent, file.parent / "runs", say=said.append), said
+    return run_study(load_study(file), file.parent, file.parent / "runs", say=said.append), said
 
 
 def digests(ledger: Ledger) -> set[str]:

@@ -20,6 +20,7 @@ import pytest
 import yaml
 from machine import Driver, table
 
+from sparsemem.api import run_study
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, Run, load_study
 from sparsemem.study import exchange, launch
@@ -58,7 +59,7 @@ class Elsewhere:
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Elsewhere:
     engine = Elsewhere(tmp_path / "cache of the other machine")
     monkeypatch.setattr(launch, "find_engine", lambda name, address: engine)
-    monkeypatch.setattr(launch, "_report", lambda ledger, say: None)
+    monkeypatch.setattr("sparsemem.api._report", lambda folder, say: None)
     monkeypatch.setattr(exchange, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(exchange, "SEND_SECONDS", 0.01)
     monkeypatch.setattr(exchange, "FOLLOW_SECONDS", 0.1)
@@ -67,7 +68,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Elsewhere:
 
 
 def run(file: Path, results: str = "runs", said: list[str] | None = None) -> Ledger:
-    return launch.run_study(load_study(file), file.parent, file.parent / results, say=(said if said is not None else []).append)
+    return run_study(load_study(file), file.parent, file.parent / results, say=(said if said is not None else []).append)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(launch, "find_engine", lambda name, address: here)
-        patch.setattr(launch, "_report", lambda ledger, say: None)
+        patch.setattr("sparsemem.api._report", lambda folder, say: None)
         return run(base / "tiny.yaml").folder
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
+from sparsemem.api import run_study
 from sparsemem.config import ConfigError, load_study
 from sparsemem.failure import record_failure
-from sparsemem.study import launch
 from sparsemem.study.ledger import Ledger, study_lock
 from sparsemem.study.progress import look, overview
 from sparsemem.study.watch import trial_log
@@ -25,7 +25,7 @@ from sparsemem.study.watch import trial_log
 
 def run(file: Path, remarks: list[str] | None = None) -> Ledger:
     said: list[str] = [] if remarks is None else remarks
-    return launch.run_study(load_study(file), file.parent, file.parent / "runs", say=said.append)
+    return run_study(load_study(file), file.parent, file.parent / "runs", say=said.append)
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -172,7 +172,7 @@ def test_a_folder_of_another_study_is_refused(write_study: Callable[..., Path], 
         run(write_study("other.yaml", study="other"))
     study = load_study(write_study("inner.yaml", study="inner"))
     with pytest.raises(ConfigError, match=r"holds the study 'tiny', so it cannot hold the results of 'inner'"):
-        launch.run_study(study, file.parent, file.parent / "runs" / "other")
+        run_study(study, file.parent, file.parent / "runs" / "other")
     (file.parent / "runs" / "tiny").mkdir()
     (file.parent / "runs" / "tiny" / "thesis.txt").touch()
     with pytest.raises(ConfigError, match="exists and holds no study"):

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from sparsemem.api import run_study
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, load_study
-from sparsemem.study.launch import run_study
 from sparsemem.study.ledger import Ledger
 
 from .conftest import finish

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 import analysis.__main__
+from sparsemem.api import run_study
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, load_study
 from sparsemem.files import set_aside
 from sparsemem.study import loggers
 from sparsemem.study.diff import diff
 from sparsemem.study.exchange import Driver
-from sparsemem.study.launch import run_study
 from sparsemem.study.ledger import Ledger, study_lock
 from sparsemem.study.pack import pack_study
 from sparsemem.study.plan import plan

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from sparsemem import Study
+from sparsemem.api import foresee
 from sparsemem.config import ConfigError, Run, load_study
 from sparsemem.study import engine
 from sparsemem.study.engine import slots
 from sparsemem.study.launch import find_engine
 from sparsemem.study.ledger import COLUMNS, MEASURED
-from sparsemem.study.plan import _interpolated, _makespan, describe, estimate_seconds, foresee, in_order, plan
+from sparsemem.study.plan import _interpolated, _makespan, describe, estimate_seconds, in_order, plan
 
 
 def test_a_plan_has_the_columns_of_the_table_that_are_known_before_training(write_study: Callable[..., Path]) -> None:

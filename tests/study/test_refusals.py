@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sparsemem.api import run_study
 from sparsemem.config import ConfigError, load_study
-from sparsemem.study.launch import run_study
 
 
 def test_a_text_shorter_than_one_batch_is_refused_and_nothing_is_written(write_study: Callable[..., Path], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import optuna
 import pytest
 import yaml
 
+from sparsemem.api import run_study
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, Trial, Tune, Winner, load_study
 from sparsemem.failure import record_failure
@@ -196,13 +197,13 @@ def test_a_study_takes_over_the_winners_that_tune_has_trained(
     planned = {p.trial.id for p in plan(study)}
     judged_bad, said = sorted(won)[0], list[str]()
     record_failure(tmp_path / "runs/tiny/tune/trials" / judged_bad, "others were better", "pruned")
-    ledger = launch.run_study(study, tmp_path, tmp_path / "runs", say=said.append)
+    ledger = run_study(study, tmp_path, tmp_path / "runs", say=said.append)
     assert set(trained) == planned - won | {judged_bad}
     (taken,) = won - {judged_bad}
     assert ledger.state(taken).status == "finished"
     assert any("1 of its trials were trained to their end by `sparsemem tune`" in line for line in said)
     other = load_study(write_study(vary=VARY, tuned="runs/tiny/tune/winners.yaml", study="other"))
-    assert launch.run_study(other, tmp_path, tmp_path / "runs", say=said.append).counts()["finished"] == 0  # its own tuning alone
+    assert run_study(other, tmp_path, tmp_path / "runs", say=said.append).counts()["finished"] == 0  # its own tuning alone
 
 
 def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(

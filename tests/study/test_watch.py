@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from sparsemem.api import run_study
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, load_study
 from sparsemem.failure import record_failure
-from sparsemem.study import launch, watch
+from sparsemem.study import watch
 from sparsemem.study.ledger import study_lock
 from sparsemem.study.progress import TrialProgress, headline
 
@@ -54,7 +55,7 @@ def test_what_does_not_fit_the_screen_is_counted() -> None:
 
 def test_a_study_that_has_ended_is_shown_once(write_study: Callable[..., Path], engine: Any, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_study()
-    folder = launch.run_study(load_study(file), file.parent, file.parent / "runs").folder
+    folder = run_study(load_study(file), file.parent, file.parent / "runs").folder
     assert main(["status", str(folder), "--watch"]) == 0
     assert "3 of 3 trials done" in capsys.readouterr().out
 
@@ -63,7 +64,7 @@ def test_a_study_is_watched_until_its_driver_ends(
     write_study: Callable[..., Path], engine: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write_study()
-    folder = launch.run_study(load_study(file), file.parent, file.parent / "runs").folder
+    folder = run_study(load_study(file), file.parent, file.parent / "runs").folder
     monkeypatch.setattr(watch, "REFRESH_SECONDS", 0.01)
     watching = threading.Thread(target=watch.watch, args=(folder,))
     with study_lock(folder):
@@ -83,7 +84,7 @@ def test_a_study_that_has_not_begun_is_waited_for(
     watching.start()
     file = write_study()
     assert watching.is_alive()
-    launch.run_study(load_study(file), file.parent, file.parent / "runs")
+    run_study(load_study(file), file.parent, file.parent / "runs")
     watching.join(10)
     assert not watching.is_alive()
     out, err = capsys.readouterr()
@@ -106,7 +107,7 @@ def test_a_failure_and_a_log_are_printed(write_study: Callable[..., Path], engin
 
     engine.outcomes = {0: fail}
     file = write_study()
-    folder = launch.run_study(load_study(file), file.parent, file.parent / "runs").folder
+    folder = run_study(load_study(file), file.parent, file.parent / "runs").folder
     assert main(["status", str(folder), "--log", engine.ran[0][:6]]) == 0
     assert capsys.readouterr().out == "failed: its process ended with exit code 1\n\nTraceback: boo\n"
     assert main(["status", str(folder), "--log", engine.ran[1]]) == 0
