@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, StrictBool, model_validator
@@ -87,6 +88,8 @@ def add_fields(mechanism: Mechanism) -> None:
         ValueError: its name is no name of a field, or is taken; or its fields are not those of a memory.
     """
     name, fields = mechanism.name, mechanism.fields
+    if name in Model.model_fields and POOLS.get(name) is mechanism:
+        return  # told of twice
     if not name.isidentifier() or name.startswith("_") or hasattr(Model, name) or name in Model.model_fields:
         raise ValueError(f"a mechanism is named {brief(name)}, which `model` cannot have or has already as a field; choose another name")
     if mechanism is not EXPERTS and not issubclass(fields, MemoryFields):
@@ -98,5 +101,10 @@ def add_fields(mechanism: Mechanism) -> None:
         MEMORY_POOLS.setdefault(name, mechanism)
 
 
-for _each in (*POOLS.values(), *mechanisms.outside()):
+for _each in list(POOLS.values()):
     add_fields(_each)
+for _entry in mechanisms.outside():
+    try:
+        add_fields(mechanisms.load(_entry))
+    except (ImportError, ValueError) as error:  # studies that do not name it can do without
+        print(f"warning: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint
 
 from sparsemem.config.model import add_fields
 from sparsemem.config.trial import Trial
-from sparsemem.mechanisms import GROUP, POOLS, VARIABLE, load
+from sparsemem.mechanisms import GROUP, VARIABLE, load
 
 
 def register(name: str) -> None:
@@ -21,9 +21,7 @@ def register(name: str) -> None:
         ImportError: it cannot be imported, or is no mechanism.
         ValueError: its name is taken.
     """
-    mechanism = load(EntryPoint(name, name, GROUP))
-    if POOLS.get(mechanism.name) is not mechanism:
-        add_fields(mechanism)
-        Trial.model_rebuild(force=True)
+    add_fields(load(EntryPoint(name, name, GROUP)))
+    Trial.model_rebuild(force=True)
     known = filter(None, os.environ.get(VARIABLE, "").split(","))
     os.environ[VARIABLE] = ",".join(dict.fromkeys([*known, name]))

@@ -32,10 +32,10 @@ def label(pool: str) -> str:
     return POOLS[pool].label if pool in POOLS else pool
 
 
-def outside() -> list[Mechanism]:
-    """Those of the entry points and those that this process or the one that started it has registered."""
+def outside() -> list[EntryPoint]:
+    """Mechanisms that installed packages bring, and those that the process that started this one has registered."""
     registered = [EntryPoint(name, name, GROUP) for name in filter(None, os.environ.get(VARIABLE, "").split(","))]
-    return list(dict.fromkeys(load(each) for each in (*entry_points(group=GROUP), *registered)))
+    return [*entry_points(group=GROUP), *registered]
 
 
 def load(entry: EntryPoint) -> Mechanism:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -60,18 +60,15 @@ class Placed:
     """So many blocks later its output is added; of a layer `beside`."""
 
 
-@dataclass(frozen=True)
-class Index:
-    """Work of finding rows by their keys, per token over all layers."""
+class Index(NamedTuple):
+    """Work of finding rows by their keys, per token, query projection aside."""
 
     scoring: int
-    """FLOPs of scoring the keys."""
+    """FLOPs of the keys' scores."""
     candidates: int
-    """FLOPs of scoring the candidates."""
+    """FLOPs of choosing the candidates and scoring them."""
     sorting: int
-    """Comparisons of both selections."""
-    share: float
-    """These three over themselves and the layers' other FLOPs."""
+    """Comparisons of the two selections over the keys of a side and of the one over the candidates."""
 
 
 class Mechanism(ABC):
@@ -160,7 +157,7 @@ class Mechanism(ABC):
         return 0.0
 
     def index(self, model: Model, sizes: Sizes) -> Index | None:
-        """What finding the rows costs; None without keys."""
+        """What finding the rows costs over all layers; None without keys."""
         return None
 
     # --- layers

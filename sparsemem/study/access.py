@@ -38,7 +38,8 @@ def memory_access(planned: Sequence[PlannedTrial]) -> list[dict[str, Any]]:
             index = memory.index(p.trial.model, p.sizes)
             row: dict[str, Any] = {"trial_id": p.trial.id, "pool": pool}
             row |= {"key_flops": index and index.scoring, "candidate_flops": index and index.candidates}
-            row |= {"sorting_comparisons": index and index.sorting, "index_share": index and index.share}
+            share = index and sum(index) / (p.account.parts[pool].flops + index.sorting)  # of the layers' whole work
+            row |= {"sorting_comparisons": index and index.sorting, "index_share": share}
             experts = _pure_experts(p)
             for batch in BATCHES:
                 row[f"key_bytes_{batch}"] = memory.key_bytes(p.trial.model, p.sizes, batch)

@@ -20,11 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from sparsemem import parallel
 from sparsemem.config import Model
 from sparsemem.layers.documents import documents
+from sparsemem.mechanisms import Index
 from sparsemem.mechanisms.product_key import retrieval
 from sparsemem.mechanisms.product_key.fields import ProductKey
 from sparsemem.mechanisms.product_key.retrieval import (
     BatchNorm,
-    IndexCost,
     ProductKeyRetrieval,
     choose_pairs,
     index_cost,
@@ -536,10 +536,10 @@ def test_a_layer_of_every_pool_builds_on_the_meta_device() -> None:
 def test_the_index_cost_by_hand() -> None:
     _, pkm = _config("pkm", heads=3, top_m=4, key_dim=8)
     pairs = 4 + 2 + 1 + 1  # of the i-th and the j-th key, i j <= 4
-    assert index_cost(pkm, (16, 8)) == IndexCost(3 * 2 * 8 * 24, 3 * pairs, 3 * (16 * 2 + 8 * 2 + pairs * 2))
+    assert index_cost(pkm, (16, 8)) == Index(3 * 2 * 8 * 24, 3 * pairs, 3 * (16 * 2 + 8 * 2 + pairs * 2))
     _, ultramem = _config("ultramem_v2", top_m=4, key_dim=8)  # one head, rank 2, 2 cores, 4 virtual tables
     filtering, candidates, chosen = 2 * 2 * 48, 2 * 4 * 4 + 2 * 2 * 16, 2 * 4 * (8 + 4)
-    assert index_cost(ultramem, (16, 8)) == IndexCost(2 * 8 * 2 * 48, filtering + candidates + chosen, 32 * 2 + 16 * 2 + 16 * 2)
+    assert index_cost(ultramem, (16, 8)) == Index(2 * 8 * 2 * 48, filtering + candidates + chosen, 32 * 2 + 16 * 2 + 16 * 2)
 
 
 def test_shared_keys_are_stored_once_and_scored_by_every_head() -> None:

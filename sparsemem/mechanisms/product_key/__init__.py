@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account
 from sparsemem.mechanisms.mechanism import Index, Mechanism, Placed, Tables, Vocabulary
+from sparsemem.mechanisms.moe import EXPERTS
 from sparsemem.mechanisms.product_key.fields import (
     PEER,
     PKM,
@@ -114,15 +115,10 @@ class ProductKeyMechanism(Mechanism):
         from sparsemem.mechanisms.product_key.retrieval import index_cost
 
         costs, together = [index_cost(self.of(model), keys) for keys in self._keys(sizes)], layers_per_table(model, self.name)
-        scoring, candidates, sorting = (
-            together * sum(getattr(cost, name) for cost in costs) for name in ("scoring", "candidates", "sorting")
-        )
-        layers = self.account(model, sizes).flops
-        return Index(scoring, candidates, sorting, (scoring + candidates + sorting) / (layers + sorting))
+        return Index(*(together * sum(each) for each in zip(*costs, strict=True)))
 
     def build(self, model: Model, sizes: Sizes, vocabulary: Vocabulary) -> Iterator[Placed]:
         """Layers of one group read the same table."""
-        from sparsemem.mechanisms import EXPERTS
         from sparsemem.mechanisms.product_key.layer import ProductKeyMemory, ValueTable
 
         ffn_inner, keys = EXPERTS.activated_width(model, sizes), self._keys(sizes)

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +36,7 @@ from sparsemem.accounting import Account, always_active
 from sparsemem.layers.best import best
 from sparsemem.layers.documents import earlier
 from sparsemem.layers.product import linear, linears
+from sparsemem.mechanisms.mechanism import Index
 from sparsemem.mechanisms.product_key.fields import ProductKey
 from sparsemem.parameter import parameter
 
@@ -321,20 +321,10 @@ def top_score_moments(memory: ProductKey, keys: tuple[int, int]) -> tuple[float,
 # --- what it costs ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class IndexCost:
-    """What finding the rows costs one token in one layer, query projection aside."""
+def index_cost(memory: ProductKey, keys: tuple[int, int]) -> Index:
+    """What finding the rows costs in one layer, for a table of `keys` (before its virtual expansion).
 
-    scoring: int
-    """FLOPs of the keys' scores."""
-    candidates: int
-    """FLOPs of choosing the candidates and scoring them."""
-    sorting: int
-    """Comparisons of the two top-m over the keys of a side and of the one over the candidates."""
-
-
-def index_cost(memory: ProductKey, keys: tuple[int, int]) -> IndexCost:
-    """Index cost for a table of `keys` (before its virtual expansion). For each head, with p_row = min(m, n_row) and p_column alike:
+    For each head, with p_row = min(m, n_row) and p_column alike:
 
     - scoring: 2 x key width x max(r, 1) x (n_row + n_column);
     - candidates: one sum for each pair of the i-th row key and the j-th column key with i j <= m. With Tucker, p_row p_column pairs:
@@ -350,7 +340,7 @@ def index_cost(memory: ProductKey, keys: tuple[int, int]) -> IndexCost:
         pairs = first * second
         candidates = 2 * rank * (rows + columns + rank * first + pairs) + memory.cores * top_m * 2 * rank * (rank + 1)
     sorting = rows * math.log2(first) + columns * math.log2(second) + pairs * math.log2(top_m)
-    return IndexCost(memory.heads * scoring, memory.heads * candidates, round(memory.heads * sorting))
+    return Index(memory.heads * scoring, memory.heads * candidates, round(memory.heads * sorting))
 
 
 def key_parameters(memory: ProductKey, keys: tuple[int, int]) -> int:

@@ -131,6 +131,16 @@ def test_installed_it_trains_in_workers_and_is_reported(
         assert {row["pool"] for row in csv.DictReader(file)} == {"unigram"}
 
 
+def test_one_that_cannot_be_loaded_is_told_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.py").write_text("raise RuntimeError('broken')", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv(VARIABLE, "broken:IT,absent:IT")
+    done = subprocess.run([sys.executable, "-m", "sparsemem", "--help"], capture_output=True, text=True, check=True)
+    told = done.stderr.splitlines()
+    assert told[0] == "warning: the mechanism `broken:IT` cannot be loaded: RuntimeError('broken'); mend it, or uninstall what brings it"
+    assert len(told) == 2
+
+
 def test_what_is_registered_reaches_the_processes_that_start_later(registered: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(HERE))
     code = "from sparsemem.config import POOLS, Trial; print(POOLS['unigram'].label)"
