@@ -74,6 +74,18 @@ def test_all_of_a_committed_report_is_the_same_bytes_in_both_forms(name: str, tm
     assert reported(packed) == reported(folders)
 
 
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_committed_pack_holds_the_trials_that_its_table_names(name: str) -> None:
+    """Trials that extend a packed study may lie beside it in folders, but none in both."""
+    packed, ledger = TrialFiles(RESULTS / name).packed, Ledger.read(RESULTS / name)
+    recorded = pd.read_csv(RESULTS / name / "trials.csv", dtype={"trial_id": str})
+    assert packed
+    assert not [id_ for id_ in packed if ledger.trial_folder(id_).exists()]
+    now = pd.DataFrame(ledger.table())
+    assert now["status"].tolist() == recorded["status"].tolist()
+    assert now["val_loss"].tolist() == recorded["val_loss"].tolist()
+
+
 def test_a_damaged_file_in_a_pack_is_named_within_it(tmp_path: Path) -> None:
     folders, packed, records = both_forms("allocation-quick", tmp_path)
     shutil.rmtree(packed)
