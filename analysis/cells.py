@@ -12,6 +12,7 @@ import pandas as pd
 
 from analysis.table import holds, shown, uses, varied_fields
 from sparsemem.mechanisms import MEMORY_POOLS, label
+from sparsemem.results import TrialStatus
 
 RATE = "train.lr"
 NAMES = {"budget.tokens": "training tokens", "tokens": "training tokens", "budget.total_params": "P_tot", "budget.active_params": "P_act"}
@@ -147,7 +148,7 @@ def _pooled(trials: pd.DataFrame, axis: Sequence[str], inside: list[list[int]], 
 
 
 def _cell(key: dict[str, Any], trials: pd.DataFrame, axis: Sequence[str]) -> Cell:
-    finished, rates = best_rates(trials[trials["status"] == "finished"], axis)
+    finished, rates = best_rates(trials[trials["status"] == TrialStatus.FINISHED], axis)
     dense, planned_dense = (_is_dense(each) for each in (finished, trials))
     return Cell(key, finished[~dense], finished[dense], rates, trials[~planned_dense])
 

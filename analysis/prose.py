@@ -13,6 +13,7 @@ from analysis.results import LEARNED_NATS, LEARNED_NOTHING, Results
 from analysis.table import RHO, si, varied_fields
 from sparsemem.config import Tuned, Winner
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
+from sparsemem.results import TrialStatus
 
 MOST_LISTED = 6
 """Tuned values that are listed; of more the ends are given."""
@@ -57,8 +58,8 @@ def allocation_caption(series: set[str]) -> str:
 def counts(trials: pd.DataFrame) -> str:
     """How many trials are in which state."""
     found = Counter(trials["status"])
-    rest = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in found.items() if status != "finished")
-    return f"{found['finished']} of {len(trials)} trials finished" + (f"; {rest}." if rest else ".")
+    rest = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in found.items() if status != TrialStatus.FINISHED)
+    return f"{found[TrialStatus.FINISHED]} of {len(trials)} trials finished" + (f"; {rest}." if rest else ".")
 
 
 def text(results: Results) -> str:

@@ -24,10 +24,11 @@ from analysis.figures.style import save
 from analysis.fits.types import plain
 from analysis.results import LEARNED_NOTHING, Results
 from analysis.studies import analyse
-from analysis.studies.tables import PLANNED, as_text, number, tuned_sections
+from analysis.studies.tables import PLANNED, number, tuned_sections
 from analysis.studies.types import Analysis, Drawing
-from analysis.table import TPP, si, trials_for_reading, varied_fields
+from analysis.table import TPP, as_text, si, trials_for_reading, varied_fields
 from sparsemem.files import write_json, write_text
+from sparsemem.results import TrialStatus
 
 
 def write_report(results_dir: Path | str) -> Path:
@@ -110,7 +111,7 @@ def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -
         kind=described.get("analysis", "allocation"),
         question=described.get("question", ""),
         counts=prose.counts(trials),
-        complete=bool((trials["status"] == "finished").all()),
+        complete=bool((trials["status"] == TrialStatus.FINISHED).all()),
         readings=analysis.readings(),
         remarks=[*prose.remarks(results), *analysis.remarks()],
         terms=analysis.terms,
@@ -184,13 +185,14 @@ def linked(text: str) -> Markup:
 
 def _failures(results: Results) -> list[dict[str, str]]:
     """Trials that ended without a result: which point, and why."""
-    trials = results.trials[results.trials["status"].isin((LEARNED_NOTHING, "diverged", "failed", "out_of_memory", "interrupted"))]
+    without = (LEARNED_NOTHING, TrialStatus.DIVERGED, TrialStatus.FAILED, TrialStatus.OUT_OF_MEMORY, TrialStatus.INTERRUPTED)
+    trials = results.trials[results.trials["status"].isin(without)]
     points = as_text(trials[["rho", *varied_fields(results.trials), "seed"]]).to_dict("records")
     found = []
     for trial, point in zip(trials.to_dict("records"), points, strict=True):
         name, field, otherwise = (
             ("result.json", "why", "the loss left the range in which training goes on; the curve is kept")
-            if trial["status"] == "diverged"
+            if trial["status"] == TrialStatus.DIVERGED
             else ("failure.json", "message", "stopped before its end; run the study again to go on")
         )
         try:

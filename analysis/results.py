@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from analysis.errors import AnalysisError
 from analysis.table import load_curves, load_sequence_losses, load_trials, trial_files, typed_trials
 from sparsemem.config import Tuned, nearest_path, study_around
+from sparsemem.results import TrialStatus
 from sparsemem.trial_files import TrialFiles
 
 LEARNED_NATS = 0.05
@@ -45,7 +46,7 @@ class Results:
             rows: the columns of `trials.csv` known before training, one mapping a trial.
         """
         results = cls(folder)
-        text = pd.DataFrame(rows).assign(status="pending", val_loss=None).to_csv(index=False)
+        text = pd.DataFrame(rows).assign(status=TrialStatus.PENDING.value, val_loss=None).to_csv(index=False)
         trials = typed_trials(pd.read_csv(io.StringIO(text), dtype=str), folder / "trials.csv")
         results.__dict__.update(trials=trials, described=dict(described))  # in the place of what is read on first use
         return results
@@ -55,7 +56,7 @@ class Results:
         """`load_trials`: one row a planned trial. The status of a finished one that learned nothing is `learned_nothing`: its loss is that
         of chance, whatever the point is, so it enters no fit and no comparison."""
         trials = load_trials(self.folder)
-        idle = (trials["status"] == "finished") & (trials["val_loss"] > self.chance(trials) - LEARNED_NATS)
+        idle = (trials["status"] == TrialStatus.FINISHED) & (trials["val_loss"] > self.chance(trials) - LEARNED_NATS)
         return trials.assign(status=trials["status"].mask(idle, LEARNED_NOTHING))
 
     def chance(self, trials: pd.DataFrame) -> pd.Series:
@@ -66,7 +67,7 @@ class Results:
     @cached_property
     def finished(self) -> pd.DataFrame:
         """The trials that have a result."""
-        return self.trials[self.trials["status"] == "finished"]
+        return self.trials[self.trials["status"] == TrialStatus.FINISHED]
 
     @cached_property
     def curves(self) -> pd.DataFrame:

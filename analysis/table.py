@@ -14,18 +14,10 @@ import pandas as pd
 from analysis.columns import floats
 from analysis.errors import AnalysisError, require_columns
 from sparsemem.mechanisms import MEMORY_POOLS, POOLS
+from sparsemem.results import COLUMNS, FINAL, NUMBERS, TrialStatus
 from sparsemem.trial_files import TrialFiles
 from sparsemem.values import ConfigError
 
-STATUSES = ("finished", "diverged", "failed", "out_of_memory", "interrupted", "running", "pending")
-NUMBERS = (
-    *("seed", "rho", "share_moe", "total_params", "active_params", "sparse_params", "embedding_params"),
-    *("budget_error_total", "budget_error_active", "routed_experts", "shared_width", "memory_rows", "memory_rows_read"),
-    *("memory_params", "memory_flops_share", "flops_per_token", "flops_per_token_head", "memory_bytes_per_token", "tokens"),
-    *("val_loss", "val_loss_se", "val_bpb", "train_loss", "tokens_per_second", "peak_memory_bytes", "seconds"),
-)
-COLUMNS = ("trial_id", "status", "study", *NUMBERS)
-"""Columns of every `trials.csv`; what follows them is the share of each memory (`share_...`) or a varied field under its dotted path."""
 TPP = "tokens_per_active_param"
 """Training tokens over activated parameters as planned for the trial's own model; made at reading, so old tables have it too."""
 RHO = "\N{GREEK SMALL LETTER RHO}"
@@ -54,9 +46,9 @@ def typed_trials(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     repeated = frame["trial_id"][frame["trial_id"].duplicated()].unique()
     if len(repeated):
         raise AnalysisError(f"{path}: trial id {', '.join(map(str, repeated))} stands in several rows; keep one of each")
-    unknown = sorted(set(frame["status"].fillna("")) - set(STATUSES))
+    unknown = sorted(set(frame["status"].fillna("")) - set(TrialStatus))
     if unknown:
-        raise AnalysisError(f"{path}: column `status` holds {unknown[0]!r}; known: {', '.join(STATUSES)}")
+        raise AnalysisError(f"{path}: column `status` holds {unknown[0]!r}; known: {', '.join(TrialStatus)}")
     for name in frame.columns:
         if name in NUMBERS:
             frame[name] = floats(frame[name], lambda row: f"{path}: line {row + 2}")
@@ -64,7 +56,7 @@ def typed_trials(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
             typed = pd.to_numeric(frame[name], errors="coerce")
             if (typed.notna() == frame[name].notna()).all():
                 frame[name] = typed
-    finished = frame["status"] == "finished"
+    finished = frame["status"] == TrialStatus.FINISHED
     broken = frame["trial_id"][finished & ~np.isfinite(frame["val_loss"])]
     if len(broken):
         raise AnalysisError(
@@ -110,7 +102,7 @@ def load_curves(results_dir: Path | str) -> pd.DataFrame:
         AnalysisError: a curve is missing, lacks a column or holds text in place of a number.
     """
     trials = load_trials(results_dir)
-    ended = trials["trial_id"][trials["status"].isin(("finished", "diverged"))]
+    ended = trials["trial_id"][trials["status"].isin(FINAL)]
     rows = _read_each(results_dir, ended, "curve.csv", ("step", "tokens", "train_loss", "val_loss"))
     clashes = {name: f"final_{name}" for name in trials.columns if name in rows.columns and name != "trial_id"}
     return rows.merge(trials.rename(columns=clashes), on="trial_id", validate="many_to_one")
@@ -123,7 +115,7 @@ def load_sequence_losses(results_dir: Path | str) -> pd.DataFrame:
         AnalysisError: a file is missing or holds text in place of a number, or a trial was evaluated on other sequences than the first.
     """
     trials = load_trials(results_dir)
-    finished = trials["trial_id"][trials["status"] == "finished"]
+    finished = trials["trial_id"][trials["status"] == TrialStatus.FINISHED]
     rows = _read_each(results_dir, finished, "val_losses.csv", ("sequence", "nats_per_token"))
     columns: dict[str, np.ndarray] = {}
     sequences = np.zeros(0)
@@ -162,7 +154,7 @@ def paired_differences(trials: pd.DataFrame, sequence_losses: pd.DataFrame | Non
         trial_id, reference_id, rho, share_moe, seed, difference, difference_se (NaN without sequence losses). Seeds without rho = 1 are
         left out.
     """
-    finished = trials[trials["status"] == "finished"]
+    finished = trials[trials["status"] == TrialStatus.FINISHED]
     references = finished[finished["rho"] == 1].set_index("seed")["trial_id"]
     loss = finished.set_index("trial_id")["val_loss"]
     by_sequence = {} if sequence_losses is None else {name: sequence_losses[name].to_numpy() for name in sequence_losses}
@@ -240,24 +232,43 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
-FORMATS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "rho": ("rho", lambda value: "dense" if pd.isna(value) else f"{value:.4g}"),
-    "seed": ("seed", str),
-    "status": ("status", lambda value: value.replace("_", " ")),
-    "total_params": ("P_tot", si),
-    "active_params": ("P_act", si),
-    "routed_experts": ("experts", si),
-    "memory_rows": ("rows", si),
-    "tokens": ("tokens", si),
-    TPP: ("tokens/P_act", lambda value: "" if pd.isna(value) else f"{value:.3g}"),
-    "val_loss": ("val loss (nats/token)", _fixed(4)),
-    "val_loss_se": ("s.e.", _fixed(4)),
-    "val_bpb": ("bits/byte", _fixed(4)),
-    "tokens_per_second": ("tokens/s", si),
-    "peak_memory_bytes": ("peak (GB)", lambda value: "" if pd.isna(value) else f"{value / 1e9:.2f}"),
-    "seconds": ("time (m:s)", _duration),
+def _error(value: float) -> str:
+    """A part as percent, without a negative zero.
+
+    >>> _error(-0.000004), _error(-0.0012)
+    ('+0.00%', '-0.12%')
+    """
+    return "" if pd.isna(value) else f"{value:+z.2%}"
+
+
+_rho = lambda value: "dense" if pd.isna(value) else f"{value:.4g}"  # noqa: E731
+_WRITTEN: dict[str, Callable[[Any], str]] = {
+    **{"rho": _rho, "seed": str, "status": lambda value: value.replace("_", " ")},
+    **{"budget_error_total": _error, "budget_error_active": _error, "memory_flops_share": _fixed(4)},
+    TPP: lambda value: "" if pd.isna(value) else f"{value:.3g}",
+    **{"val_loss": _fixed(4), "val_loss_se": _fixed(4), "val_bpb": _fixed(4), "tokens_per_second": si, "seconds": _duration},
+    "peak_memory_bytes": lambda value: "" if pd.isna(value) else f"{value / 1e9:.2f}",
 }
-"""Column of `trials.csv` -> its heading with the unit, and how a value is written."""
+"""Column -> how a value is written, where that is not `si` of a column of `trials.csv`, nor `shown` of a varied field."""
+READ = (
+    *("rho", "seed", "status", "total_params", "active_params", "routed_experts", "memory_rows", "tokens", TPP),
+    *("val_loss", "val_loss_se", "val_bpb", "tokens_per_second", "peak_memory_bytes", "seconds"),
+)
+"""Columns of the table of trials."""
+
+
+def as_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns of a table of trials as text under headings with units."""
+    text = {}
+    for name in frame.columns:
+        pool = name.removeprefix("share_")
+        if pool in POOLS:
+            heading, write = f"share of {POOLS[pool].label}", _fixed(4)
+        else:
+            heading = COLUMNS[name].heading if name in COLUMNS else "tokens/P_act" if name == TPP else name
+            write = _WRITTEN.get(name, si if name in COLUMNS else shown)
+        text[heading] = [write(value) for value in frame[name]]
+    return pd.DataFrame(text)
 
 
 def trials_for_reading(trials: pd.DataFrame) -> pd.DataFrame:
@@ -265,13 +276,7 @@ def trials_for_reading(trials: pd.DataFrame) -> pd.DataFrame:
     varied = [name for name in varied_fields(trials) if name not in ("budget.tokens", "shares")]
     shares = [name for name in trials if name.startswith("share_") and trials[name].nunique() > 1] if "shares" in trials else []
     first = ["rho", *(name for name in shares if name != "share_moe"), *varied, "seed", "status"]
-    names = [*first, *(name for name in FORMATS if name not in first and name in trials)]
-    text = {}
-    for name in names:
-        pool = name.removeprefix("share_")
-        heading, write = FORMATS.get(name, (POOLS[pool].label, FORMATS["rho"][1]) if pool in POOLS else (name, shown))
-        text[heading] = [write(value) for value in trials[name]]
-    return pd.DataFrame(text)
+    return as_text(trials[[*first, *(name for name in READ if name not in first and name in trials)]])
 
 
 def format_table(trials: pd.DataFrame) -> str:

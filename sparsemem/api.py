@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsemem import config
 from sparsemem.config import ConfigError
+from sparsemem.results import TrialStatus
 
 if TYPE_CHECKING:
     import pandas
@@ -74,7 +75,7 @@ def run_study(
     from sparsemem.study.launch import to_stderr, train_study
 
     ledger = train_study(study, base, results, foresee, judge, engine, say or to_stderr, address)
-    if ledger.counts()["finished"]:
+    if ledger.counts()[TrialStatus.FINISHED]:
         _report(ledger.folder, say or to_stderr)
     return ledger
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from sparsemem.files import or_warn, write_json
+from sparsemem.results import TrialStatus
 
 _IP6 = r"(?:(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}|[0-9a-fA-F:]*::[0-9a-fA-F:]*)"
 _MACHINE = (
@@ -21,7 +22,9 @@ _MACHINE = (
 )
 
 
-def record_failure(trial_folder: Path, message: str, status: str = "failed", traceback: str = "", *, unless_known: bool = False) -> None:
+def record_failure(
+    trial_folder: Path, message: str, status: TrialStatus = TrialStatus.FAILED, traceback: str = "", *, unless_known: bool = False
+) -> None:
     """Leave word of what went wrong; where that is impossible too, say so on stderr. Other trials go on.
 
     Args:

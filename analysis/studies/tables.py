@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,9 +10,8 @@ import pandas as pd
 from analysis.cells import RATE, Cell
 from analysis.fits.types import Estimate
 from analysis.studies.types import Section, Table
-from analysis.table import RHO, shown, si
+from analysis.table import as_text, shown
 from sparsemem.config import Tuned
-from sparsemem.mechanisms import POOLS, label
 
 
 def number(value: Any, digits: int = 4, sign: bool = False) -> str:
@@ -34,46 +33,11 @@ def facts(pairs: Sequence[tuple[str, str]], title: str = "") -> Table:
     return Table(pd.DataFrame(pairs, columns=["name", "value"]), title, header=False)
 
 
-def _share(value: float) -> str:
-    return number(value)
-
-
-def _error(value: float) -> str:
-    """A part as percent, without a negative zero.
-
-    >>> _error(-0.000004), _error(-0.0012)
-    ('+0.00%', '-0.12%')
-    """
-    return "" if pd.isna(value) else f"{value:+z.2%}"
-
-
-PLANNED: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "rho": (RHO, lambda value: "dense" if pd.isna(value) else f"{value:.4g}"),
-    "share_moe": ("share of routed experts", _share),
-    "total_params": ("P_tot", si),
-    "active_params": ("P_act", si),
-    "budget_error_total": ("error of P_tot", _error),
-    "budget_error_active": ("error of P_act", _error),
-    "routed_experts": ("routed experts", si),
-    "shared_width": ("shared width", si),
-    "memory_rows": ("memory rows", si),
-    "memory_rows_read": ("rows read/token", si),
-    "memory_params": ("memory parameters", si),
-    "memory_flops_share": ("memory's share of FLOPs", _share),
-    "flops_per_token": ("FLOPs/token", si),
-    "memory_bytes_per_token": ("bytes/token", si),
-}
-"""Column of `trials.csv` known before training -> its heading on the page, and how a value is written."""
-
-
-def as_text(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table of planned or varied columns as text under their headings."""
-    text = {}
-    for name in frame.columns:
-        pool = name.removeprefix("share_")
-        heading, write = PLANNED.get(name, (f"share of {label(pool)}", _share) if pool in POOLS else (name, shown))
-        text[heading] = [write(value) for value in frame[name]]
-    return pd.DataFrame(text)
+PLANNED = (
+    *("rho", "share_moe", "total_params", "active_params", "budget_error_total", "budget_error_active", "routed_experts", "shared_width"),
+    *("memory_rows", "memory_rows_read", "memory_params", "memory_flops_share", "flops_per_token", "memory_bytes_per_token"),
+)
+"""Columns of `trials.csv` that say what a point of the plan came to."""
 
 
 def of_cells(tables: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:

@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sparsemem.config import ConfigError, Optimum, Study
-from sparsemem.study.ledger import FINAL, Ledger
+from sparsemem.results import FINAL, TrialStatus
+from sparsemem.study.ledger import Ledger
 from sparsemem.study.plan import plan
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class _Search:
         import pandas as pd
 
         runs = pd.DataFrame(
-            [p.row() | {"val_loss": s.result["val_loss"]} for p, s in zip(planned, states, strict=True) if s.status == "finished"]
+            [p.row() | {"val_loss": s.result["val_loss"]} for p, s in zip(planned, states, strict=True) if s.status == TrialStatus.FINISHED]
         )
         so_far = f"{', '.join(filter(None, ('search of rho', self.label)))}: {len(self.shares)} shares"
         tolerance, most = self.settings.tolerance, self.settings.most

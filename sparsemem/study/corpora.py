@@ -30,7 +30,8 @@ from sparsemem.data.prepare import (
     select_text,
     whole_folder,
 )
-from sparsemem.study.ledger import FINAL, Ledger, data_id
+from sparsemem.results import FINAL
+from sparsemem.study.ledger import Ledger, data_id
 
 GONE = "cannot be read any more"
 MOST_NAMES = 4  # of what has changed, in a message

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from sparsemem.config import ConfigError, Study, Trial, Tuned
-from sparsemem.study.ledger import FINAL, Ledger, nearest_study, study_fields
+from sparsemem.results import FINAL, TrialStatus
+from sparsemem.study.ledger import Ledger, nearest_study, study_fields
 from sparsemem.study.plan import PlannedTrial
 from sparsemem.study.progress import look, shown
 from sparsemem.study.text import table
@@ -55,7 +56,7 @@ def diff(study: Study, planned: Sequence[PlannedTrial], folder: Path | None) -> 
         if p.trial.id not in there:
             record["state"] = "new"
         elif progress.status not in FINAL:
-            record["state"] = "not begun" if progress.status == "pending" else "partly trained"
+            record["state"] = "not begun" if progress.status == TrialStatus.PENDING else "partly trained"
         record |= p.trial.at(axes)
         if record["state"] == "new" and candidates:
             now = _comparable(p.trial)

@@ -37,30 +37,19 @@ import yaml
 from sparsemem.config import ConfigError, Data, Study, Trial, load_study, study_around
 from sparsemem.files import TEMPORARY, remove_temporaries, set_aside, write_json, write_text
 from sparsemem.locks import is_held, locked
+from sparsemem.results import COLUMNS, FINAL, MEASURED, TrialStatus
 from sparsemem.trial_files import TrialFiles, damaged
 
 BEAT_SECONDS = 3.0
 LOST_BEATS = 10  # a busy machine or store may miss some
-FINAL = ("finished", "diverged")
 CLOCK_TICK_NS = 10**9  # two changes within less may leave a folder with one time
-UNFINISHED = ("failed", "out_of_memory", "interrupted", "pending", "running")
-COLUMNS = (
-    *("trial_id", "status", "study", "seed", "rho", "share_moe"),
-    *("total_params", "active_params", "sparse_params", "embedding_params", "budget_error_total", "budget_error_active"),
-    *("routed_experts", "shared_width", "memory_rows", "memory_rows_read", "memory_params", "memory_flops_share"),
-    *("flops_per_token", "flops_per_token_head", "memory_bytes_per_token", "tokens"),
-    *("val_loss", "val_loss_se", "val_bpb", "train_loss", "tokens_per_second", "peak_memory_bytes", "seconds"),
-)
-"""Of `trials.csv`; the share of each memory pool of the study and every varied field follow, the latter under its dotted path, then what
-`tuned` filled in: `train.lr` under that name, which `analysis` lets each share have its own of, other fields under `tuned.PATH`."""
-MEASURED = COLUMNS[-7:]
 
 
 @dataclass(frozen=True)
 class State:
     """How far a trial is."""
 
-    status: str
+    status: TrialStatus
     result: Mapping[str, Any] = field(default_factory=dict)
     """Of a final trial: its `result.json`."""
     message: str = ""
@@ -135,13 +124,13 @@ class Ledger:
             changed = 0
         packed = trial_id in self.files.packed  # looked at last: a folder goes once the pack is there
         if not packed and changed in (0, self._untouched.get(trial_id)):
-            return State("pending")
+            return State(TrialStatus.PENDING)
         state = _state(self.files, trial_id)
         if state.status in FINAL:
             self._final[trial_id] = state
         elif packed:
             raise damaged(self.files.path(trial_id, "result.json"), "not the whole result of this trial")
-        elif state.status == "pending" and time.time_ns() - changed > CLOCK_TICK_NS and not os.path.exists(f"{folder}/lock"):
+        elif state.status == TrialStatus.PENDING and time.time_ns() - changed > CLOCK_TICK_NS and not os.path.exists(f"{folder}/lock"):
             self._untouched[trial_id] = changed  # whatever happens next begins with a new file, its lock
         return state
 
@@ -173,7 +162,7 @@ class Ledger:
         for row in self.rows:
             state = self.state(row["trial_id"])
             measured = {name: state.result.get(name) for name in MEASURED}
-            if state.status == "diverged":
+            if state.status == TrialStatus.DIVERGED:
                 measured |= {"val_loss": None, "val_loss_se": None, "val_bpb": None}
             merged = {**row, "status": state.status, **measured}
             rows.append({name: merged[name] for name in dict.fromkeys((*COLUMNS, *row))})
@@ -277,8 +266,8 @@ class Ledger:
         """
         source, folder = other.trial_folder(trial_id), self.trial_folder(trial_id)
         found = other.state(trial_id)
-        whole = found.status == "finished" and not (source / "failure.json").exists()  # beside a result: a search judged it bad
-        if not whole or found.result.get("precision", precision) != precision or self.state(trial_id).status != "pending":
+        whole = found.status == TrialStatus.FINISHED and not (source / "failure.json").exists()  # beside a result: a search judged it bad
+        if not whole or found.result.get("precision", precision) != precision or self.state(trial_id).status != TrialStatus.PENDING:
             return False
         folder.mkdir(parents=True, exist_ok=True)
         for path in (*sorted((*source.glob("*.csv"), *source.glob("*.yaml"))), source / "result.json"):
@@ -358,20 +347,20 @@ def _state(files: TrialFiles, trial_id: str) -> State:
     folder = files.folder / "trials" / trial_id
     try:
         result = _result(files, trial_id)
-        return State(result["status"], result, str(result.get("why", "")))
+        return State(TrialStatus(result["status"]), result, str(result.get("why", "")))
     except (OSError, ValueError):
         pass  # none yet, or not a whole one: `begin` sets that aside
     if is_held(folder / "lock") or is_beating(folder / "beat.json"):
-        return State("running")
+        return State(TrialStatus.RUNNING)
     try:
         failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
-        return State(str(failure["status"]), message=str(failure["message"]))
+        return State(TrialStatus(failure["status"]), message=str(failure["message"]))
     except FileNotFoundError:
         pass
     except (OSError, ValueError, TypeError, KeyError):
-        return State("failed", message="failure.json cannot be read")
+        return State(TrialStatus.FAILED, message="failure.json cannot be read")
     began = (folder / "curve.csv").exists() or any(folder.glob("checkpoint*.pt"))
-    return State("interrupted" if began else "pending")
+    return State(TrialStatus.INTERRUPTED if began else TrialStatus.PENDING)
 
 
 def _result(files: TrialFiles, trial_id: str) -> dict[str, Any]:
@@ -386,9 +375,9 @@ def _result(files: TrialFiles, trial_id: str) -> dict[str, Any]:
         raise ValueError(f"it is that of trial {result.get('trial_id')}")
     for name in ("val_loss", "val_bpb"):
         value = result.get(name)
-        if result["status"] == "finished" and not (isinstance(value, int | float) and math.isfinite(value)):
+        if result["status"] == TrialStatus.FINISHED and not (isinstance(value, int | float) and math.isfinite(value)):
             raise ValueError(f"its {name} is {value!r}")
-    if result["status"] == "finished":
+    if result["status"] == TrialStatus.FINISHED:
         text = files.read(trial_id, "val_losses.csv").decode()
         losses = [float(loss) for loss in text.replace("\n", ",").split(",")[3::2]]  # two columns; millions of lines in a large study
         if not losses or not math.isclose(math.fsum(losses) / len(losses), result["val_loss"], rel_tol=1e-6):

@@ -13,6 +13,7 @@ from typing import Self
 
 from sparsemem.config import Run
 from sparsemem.failure import record_failure
+from sparsemem.results import TrialStatus
 from sparsemem.study.engine import Job, slots
 from sparsemem.study.worker import GRACE_SECONDS, STORAGE_AWAY
 
@@ -145,6 +146,6 @@ def _note(job: Job, code: int) -> None:
     elif code < 0:
         record_failure(job.trial_folder, f"killed by signal {-code}" + (" (often: out of memory)" if code == -9 else ""))
     elif code == STORAGE_AWAY:
-        record_failure(job.trial_folder, "the storage could not be reached; log.txt in its folder says more", "interrupted")
+        record_failure(job.trial_folder, "the storage could not be reached; log.txt in its folder says more", TrialStatus.INTERRUPTED)
     else:
         record_failure(job.trial_folder, f"its process ended with exit code {code}; log.txt in its folder says more", unless_known=True)

@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from sparsemem.config import ConfigError, Trial
-from sparsemem.study.ledger import FINAL, Ledger
+from sparsemem.results import FINAL, TrialStatus
+from sparsemem.study.ledger import Ledger
 from sparsemem.study.progress import axes_of, label, shown
 
 LOOK_SECONDS = 2.0
@@ -74,7 +75,7 @@ class Tracker(Protocol):
 
     def rows(self, rows: Sequence[Row]) -> None: ...
 
-    def end(self, status: str, step: int, result: Mapping[str, float]) -> None:
+    def end(self, status: TrialStatus, step: int, result: Mapping[str, float]) -> None:
         """
         Args:
             status: of the ledger; one that is not final leaves the trial open to be told of again.
@@ -222,7 +223,7 @@ class _TensorBoard:
             self._scalars(step, values)
         self._file.flush()
 
-    def end(self, status: str, step: int, result: Mapping[str, float]) -> None:
+    def end(self, status: TrialStatus, step: int, result: Mapping[str, float]) -> None:
         from tensorboardX.summary import text
 
         self._scalars(step, {f"result/{name}": value for name, value in result.items()})
@@ -271,10 +272,10 @@ class _MLflow:
             metrics = [Metric(name, value, now, step) for name, value, step in new[start : start + BATCH]]
             self._client.log_batch(self._run, metrics=metrics)
 
-    def end(self, status: str, step: int, result: Mapping[str, float]) -> None:
+    def end(self, status: TrialStatus, step: int, result: Mapping[str, float]) -> None:
         self.rows([(step, {f"result/{name}": value for name, value in result.items()})])
         self._client.set_tag(self._run, "status", status)
-        ended = {"finished": "FINISHED", "interrupted": "KILLED", "running": "KILLED"}.get(status, "FAILED")
+        ended = {TrialStatus.FINISHED: "FINISHED", TrialStatus.INTERRUPTED: "KILLED", TrialStatus.RUNNING: "KILLED"}.get(status, "FAILED")
         self._client.set_terminated(self._run, ended)
 
 
@@ -339,9 +340,9 @@ class _WandB:
             if step >= self._first:
                 self._run.log(values, step=step)
 
-    def end(self, status: str, step: int, result: Mapping[str, float]) -> None:
+    def end(self, status: TrialStatus, step: int, result: Mapping[str, float]) -> None:
         self._run.summary.update({"status": status} | {f"result/{name}": value for name, value in result.items()})
-        self._run.finish(exit_code=0 if status == "finished" else 1)
+        self._run.finish(exit_code=0 if status == TrialStatus.FINISHED else 1)
 
 
 TRACKERS: Mapping[str, type[Tracker]] = {"tensorboard": _TensorBoard, "mlflow": _MLflow, "wandb": _WandB}

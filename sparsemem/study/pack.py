@@ -16,7 +16,8 @@ from pathlib import Path
 from sparsemem.config import ConfigError
 from sparsemem.files import remove_temporaries, write_atomically
 from sparsemem.locks import is_held
-from sparsemem.study.ledger import FINAL, Ledger, study_lock
+from sparsemem.results import FINAL
+from sparsemem.study.ledger import Ledger, study_lock
 from sparsemem.trial_files import PACK, RECORDS, Records, read_pack, write_pack
 
 

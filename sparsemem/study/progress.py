@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from sparsemem.study.ledger import COLUMNS, FINAL, Ledger
+from sparsemem.results import COLUMNS, FINAL, TrialStatus
+from sparsemem.study.ledger import Ledger
 from sparsemem.study.plan import START_SECONDS
 from sparsemem.study.text import count, duration, table
 
@@ -31,7 +32,7 @@ class TrialProgress:
     trial_id: str
     label: str
     """What distinguishes it in its study, such as `rho 0.75, seed 1`."""
-    status: str
+    status: TrialStatus
     message: str
     tokens_done: int
     tokens: int
@@ -54,7 +55,7 @@ def look(ledger: Ledger) -> list[TrialProgress]:
     found = []
     for row in ledger.rows:
         state = ledger.state(row["trial_id"])
-        curve = [] if state.status in ("pending", *FINAL) else _curve(ledger, row["trial_id"])
+        curve = [] if state.status in (TrialStatus.PENDING, *FINAL) else _curve(ledger, row["trial_id"])
         last: Mapping[str, Any] = curve[-1] if curve else state.result
         done, seconds = int(last.get("tokens") or 0), float(last.get("seconds") or 0)
         losses = [line["val_loss"] for line in curve if line.get("val_loss")]
@@ -69,10 +70,10 @@ def look(ledger: Ledger) -> list[TrialProgress]:
                 tokens=int(row["tokens"]),
                 flops_per_token=flops,
                 speed=done * flops / seconds if seconds else 0.0,
-                tokens_per_second=float(last.get("tokens_per_second") or 0) if state.status == "running" else 0.0,
+                tokens_per_second=float(last.get("tokens_per_second") or 0) if state.status == TrialStatus.RUNNING else 0.0,
                 loss=state.result.get("val_loss") if state.status in FINAL else float(losses[-1]) if losses else None,
                 core_seconds=seconds * int(state.result.get("threads") or ledger.cpus_per_trial),
-                node=ledger.node(row["trial_id"]) if state.status == "running" else "",
+                node=ledger.node(row["trial_id"]) if state.status == TrialStatus.RUNNING else "",
             )
         )
     return found
@@ -118,17 +119,21 @@ def headline(trials: Sequence[TrialProgress], slots: int = 0, most: int | None =
         most: `Ledger.most_trials`; the time left is that of the trials asked for so far.
     """
     statuses = [trial.status for trial in trials]
-    done, running = sum(status in FINAL for status in statuses), statuses.count("running")
+    done, running = sum(status in FINAL for status in statuses), statuses.count(TrialStatus.RUNNING)
     more = f" (of at most {most})" if most and done < len(trials) < most else ""
     parts = [f"{done} of {len(trials)} trials{more} done", f"{running} running", f"{len(trials) - done - running} left"]
-    parts += [f"{statuses.count(status)} {status}" for status in ("diverged", "failed", "out_of_memory") if status in statuses]
+    parts += [
+        f"{statuses.count(status)} {status}"
+        for status in (TrialStatus.DIVERGED, TrialStatus.FAILED, TrialStatus.OUT_OF_MEMORY)
+        if status in statuses
+    ]
     if rate := sum(trial.tokens_per_second for trial in trials):
         parts.append(f"{count(rate)} tokens/s")
     if (left := seconds_left(trials, slots or running)) is not None:
         parts.append(f"about {duration(left)} left")
     if cost := sum(trial.core_seconds for trial in trials):
         parts.append(f"{cost / 3600:.3g} core-hours")
-    finished = [trial for trial in trials if trial.status == "finished" and trial.loss is not None]
+    finished = [trial for trial in trials if trial.status == TrialStatus.FINISHED and trial.loss is not None]
     if finished:
         best = min(finished, key=lambda trial: trial.loss or 0.0)
         parts.append(f"best single run {best.loss:.4f} nats ({best.label})")
@@ -142,7 +147,7 @@ def seconds_left(trials: Sequence[TrialProgress], slots: int) -> float | None:
     if not ahead or not speeds or not slots:
         return None
     work = sum((trial.tokens - trial.tokens_done) * trial.flops_per_token for trial in ahead)
-    starts = sum(trial.status != "running" for trial in ahead) * START_SECONDS
+    starts = sum(trial.status != TrialStatus.RUNNING for trial in ahead) * START_SECONDS
     return (work * len(speeds) / sum(speeds) + starts) / min(slots, len(ahead))
 
 
@@ -189,7 +194,7 @@ def _picture(trials: Sequence[TrialProgress], slots: int, most: int | None) -> R
     from rich.table import Table
     from rich.text import Text
 
-    running = [trial for trial in trials if trial.status == "running"]
+    running = [trial for trial in trials if trial.status == TrialStatus.RUNNING]
     grid = Table.grid(padding=(0, 2))
     for trial in running[:SHOWN_TRIALS]:
         grid.add_row(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsemem.failure import record_failure
+from sparsemem.results import TrialStatus
 from sparsemem.study.storage import StorageAway
 
 LOST = ("NodeDiedError", "LocalRayletDiedError", "ActorUnschedulableError", "ActorPlacementGroupRemoved", "TaskPlacementGroupRemoved")
@@ -54,7 +55,8 @@ def record_ending(trial_folder: Path, error: Any) -> bool:
 
     if isinstance(error, RayTaskError):  # raised in the trial's process
         cause = error.cause
-        status = "interrupted" if isinstance(cause, StorageAway) else "out_of_memory" if isinstance(cause, MemoryError) else "failed"
+        ended_by = ((StorageAway, TrialStatus.INTERRUPTED), (MemoryError, TrialStatus.OUT_OF_MEMORY))
+        status = next((status for kind, status in ended_by if isinstance(cause, kind)), TrialStatus.FAILED)
         record_failure(trial_folder, str(cause) or type(cause).__name__, status, unless_known=True)
         return False
     text = str(error)
@@ -63,7 +65,7 @@ def record_ending(trial_folder: Path, error: Any) -> bool:
         return True
     if kind == "OutOfMemoryError" or "running low on memory" in text:
         remedy = "let fewer trials run at once (`run.max_concurrent`, `run.memory_per_trial`) or choose a smaller model"
-        record_failure(trial_folder, f"ended by Ray: the machine ran out of memory; {remedy}", "out_of_memory")
+        record_failure(trial_folder, f"ended by Ray: the machine ran out of memory; {remedy}", TrialStatus.OUT_OF_MEMORY)
     elif kind or not isinstance(error, RayActorError):
         record_failure(trial_folder, f"ended by Ray: {kind or type(error).__name__}", unless_known=True)
     elif error.actor_init_failed:

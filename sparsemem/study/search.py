@@ -26,6 +26,7 @@ from scipy.stats import qmc
 
 from sparsemem.config import ConfigError, Trial, Tune, Winner, changed, named, point
 from sparsemem.files import write_atomically
+from sparsemem.results import TrialStatus
 from sparsemem.study.engine import Job
 from sparsemem.study.ledger import Ledger, data_id
 from sparsemem.study.tuned import Outcome, edges
@@ -118,16 +119,16 @@ class PointSearch:
         own = self.trial.at(self.fields) if place == 0 else {}
         return _spread(self.fields, place, self.settings.seed) | {path: v for path, v in own.items() if _contains(self.fields[path], v)}
 
-    def tell(self, attempt: Attempt, status: str, loss: float | None, se: float | None) -> None:
+    def tell(self, attempt: Attempt, status: TrialStatus, loss: float | None, se: float | None) -> None:
         """A diverged trial is infinitely bad: Optuna takes that for a value, where it would fail a trial at not-a-number."""
         attempt.asked.set_user_attr("status", status)
         attempt.asked.set_user_attr("val_loss_se", se)
         self.flying.discard(attempt.place)
-        if status == "finished":
+        if status == TrialStatus.FINISHED:
             self._study.tell(attempt.asked, loss)
-        elif status == "diverged":
+        elif status == TrialStatus.DIVERGED:
             self._study.tell(attempt.asked, math.inf)
-        elif status == "pruned":
+        elif status == TrialStatus.PRUNED:
             self._study.tell(attempt.asked, state=TrialState.PRUNED)
         else:
             self.failed.add(attempt.place)
@@ -140,7 +141,7 @@ class PointSearch:
     def outcome(self) -> Outcome:
         trials, best = self._study.get_trials(deepcopy=False, states=DONE), self.best()
         statuses = Counter(str(trial.user_attrs["status"]) for trial in trials)
-        statuses["failed"] = len(self.failed)
+        statuses[TrialStatus.FAILED] = len(self.failed)
         if best is None or best.value is None:
             return Outcome(self.at, dict(statuses), None, {})
         se = best.user_attrs["val_loss_se"]

@@ -18,10 +18,11 @@ import yaml
 from sparsemem.config import ConfigError, Study, Trial, Tune, Tuned, changed, load_tuned, point
 from sparsemem.failure import record_failure
 from sparsemem.files import remove_temporaries, write_text
+from sparsemem.results import FINAL, TrialStatus
 from sparsemem.study.corpora import begun_with, prepare_corpora
 from sparsemem.study.engine import Job
 from sparsemem.study.launch import terminated_like_interrupted, to_stderr
-from sparsemem.study.ledger import FINAL, Ledger, study_lock
+from sparsemem.study.ledger import Ledger, study_lock
 from sparsemem.study.local import Workers
 from sparsemem.study.plan import plan
 from sparsemem.study.search import Attempt, PointSearch, open_journal, texts_searched
@@ -136,26 +137,29 @@ class _Driver:
     def _end(self, attempt: Attempt, pruned: bool) -> None:
         del self.flying[attempt.job]
         state = self.ledger.state(attempt.trial.id)
-        status = "pruned" if pruned else state.status
+        status = TrialStatus.PRUNED if pruned else state.status
         if pruned:
-            record_failure(attempt.job.trial_folder, f"stopped at evaluation {attempt.reported}: others were better by then", "pruned")
+            record_failure(
+                attempt.job.trial_folder, f"stopped at evaluation {attempt.reported}: others were better by then", TrialStatus.PRUNED
+            )
             for path in (*attempt.job.trial_folder.glob("checkpoint*.pt"), attempt.job.trial_folder / "log.txt"):
                 path.unlink(missing_ok=True)
-        finished = status == "finished"
+        finished = status == TrialStatus.FINISHED
         attempt.search.tell(attempt, status, state.result.get("val_loss"), state.result.get("val_loss_se") if finished else None)
         self._remark(attempt, status, state.result.get("val_loss"), state.message)
 
-    def _remark(self, attempt: Attempt, status: str, loss: float | None, message: str) -> None:
+    def _remark(self, attempt: Attempt, status: TrialStatus, loss: float | None, message: str) -> None:
         search, best = attempt.search, attempt.search.best()
         self.ended += 1
         left = sum(len(s.open) + len(s.flying) for s in self.searches)
-        came_to = {"finished": f"{loss or 0:.4f}", "pruned": f"stopped at evaluation {attempt.reported}"}.get(status, status)
+        stopped = f"stopped at evaluation {attempt.reported}"
+        came_to = {TrialStatus.FINISHED: f"{loss or 0:.4f}", TrialStatus.PRUNED: stopped}.get(status, status)
         parts = [f"{search.label}: {values_text(attempt.trial.at(search.fields))} -> {came_to}"]
         parts += [f"best {best.value:.4f} ({values_text(search.values(best))})"] if best else []
         parts += [f"{search.done} of {search.settings.trials} done"]
         parts += [f"about {duration((time.monotonic() - self.began) / self.ended * left)} left"] if left else []
         self.say(" · ".join(parts))
-        if message and status not in ("finished", "diverged", "pruned"):
+        if message and status not in (*FINAL, TrialStatus.PRUNED):
             self.say(f"trial {attempt.trial.id} {status}: {message.splitlines()[0]} (more in {attempt.job.trial_folder / 'failure.json'})")
 
 

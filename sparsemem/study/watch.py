@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sparsemem.config import ConfigError
 from sparsemem.locks import is_held
+from sparsemem.results import TrialStatus as S
 from sparsemem.study.ledger import Ledger, is_beating
 from sparsemem.study.progress import LINE_SECONDS, REFRESH_SECONDS, TrialProgress, headline, look, on_nodes, overview
 from sparsemem.study.text import count, duration
@@ -19,8 +20,8 @@ from sparsemem.study.text import count, duration
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-ORDER = ("running", "failed", "out_of_memory", "interrupted", "diverged", "finished", "pending")
-COLOURS = {"running": "cyan", "failed": "red", "out_of_memory": "red", "interrupted": "yellow", "diverged": "yellow", "finished": "green"}
+ORDER = (S.RUNNING, S.FAILED, S.OUT_OF_MEMORY, S.INTERRUPTED, S.DIVERGED, S.FINISHED, S.PENDING)
+COLOURS = {S.RUNNING: "cyan", S.FAILED: "red", S.OUT_OF_MEMORY: "red", S.INTERRUPTED: "yellow", S.DIVERGED: "yellow", S.FINISHED: "green"}
 AROUND = 5  # lines of a screen that are not trials: headings, the rest in words, a spare one; the headline takes more where it wraps
 BESIDE_LABEL = 52  # characters of the other columns
 LEAST_LABEL = 10
@@ -67,7 +68,7 @@ def watch(folder: Path) -> None:
 
 def _is_run(ledger: Ledger) -> bool:
     """Whether a driver holds the study, or a worker that outlived its driver a trial."""
-    return is_held(ledger.folder / "lock") or is_beating(ledger.folder / "driver.json") or ledger.counts()["running"] > 0
+    return is_held(ledger.folder / "lock") or is_beating(ledger.folder / "driver.json") or ledger.counts()[S.RUNNING] > 0
 
 
 def picture(trials: Sequence[TrialProgress], width: int, height: int, most: int | None = None) -> RenderableType:

@@ -35,6 +35,7 @@ from sparsemem.files import or_warn, remove_temporaries, write_json, write_text
 from sparsemem.layers.product import library, use_library
 from sparsemem.locks import locked
 from sparsemem.model import Sizes, Transformer, check_account, usage_of
+from sparsemem.results import TrialStatus
 from sparsemem.train import checkpoint
 from sparsemem.train.allocator import claim_gpus, is_out_of_memory, keep_freed_memory
 from sparsemem.train.evaluate import sequence_losses, why_diverged
@@ -114,7 +115,7 @@ def follow(trial: Trial, tokens_folder: Path, trial_folder: Path, threads: int, 
 
 def _leave_word(trial_folder: Path, error: Exception) -> None:
     """Of what went wrong first: the end of one rank is an error of all others."""
-    status = "out_of_memory" if is_out_of_memory(error) else "failed"
+    status = TrialStatus.OUT_OF_MEMORY if is_out_of_memory(error) else TrialStatus.FAILED
     record_failure(trial_folder, str(error) or type(error).__name__, status, traceback.format_exc(), unless_known=True)
 
 
@@ -359,7 +360,7 @@ class _Run:
             why: it has diverged; '' where it has not.
         """
         self._write_curve()
-        result: dict[str, Any] = {"trial_id": self.trial.id, "status": "diverged" if why else "finished"}
+        result: dict[str, Any] = {"trial_id": self.trial.id, "status": TrialStatus.DIVERGED if why else TrialStatus.FINISHED}
         result |= {"val_loss": None, "val_loss_se": None, "val_bpb": None} | ({"why": why} if why else {})
         if final is not None and not why:
             rows = "".join(f"{number},{loss:.9g}\n" for number, loss in enumerate(final.tolist()))

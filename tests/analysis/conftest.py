@@ -15,7 +15,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from analysis.fits.joint import fit_joint
-from analysis.table import COLUMNS
+from sparsemem.results import COLUMNS, MEASURED
 
 FEW = 100
 """Resamples of a law over several budgets where a study's sentences and figures are tested; its own tests, and those of bytes, take all."""
@@ -161,7 +161,7 @@ def _trial(trial_id: str, status: str, seed: int, share: float | None, tokens: i
         **{"memory_bytes_per_token": 110_000, "tokens": tokens},
     }
     if loss is None:
-        return planned | dict.fromkeys(COLUMNS[-7:])
+        return planned | dict.fromkeys(MEASURED)
     measured = {"val_loss": loss, "val_loss_se": 0.02, "val_bpb": loss / 2.2, "train_loss": loss - 0.1}
     return planned | measured | {"tokens_per_second": 12_345.6, "peak_memory_bytes": 9.0e8, "seconds": 41.7}
 

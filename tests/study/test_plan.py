@@ -9,10 +9,10 @@ import pytest
 from sparsemem import Study
 from sparsemem.api import foresee
 from sparsemem.config import ConfigError, Run, load_study
+from sparsemem.results import COLUMNS, MEASURED
 from sparsemem.study import engine
 from sparsemem.study.engine import slots
 from sparsemem.study.launch import find_engine
-from sparsemem.study.ledger import COLUMNS, MEASURED
 from sparsemem.study.plan import _interpolated, _makespan, describe, estimate_seconds, in_order, plan
 
 

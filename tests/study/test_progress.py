@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsemem.study.ledger import COLUMNS, MEASURED, Ledger, study_lock
+from sparsemem.results import COLUMNS, MEASURED
+from sparsemem.study.ledger import Ledger, study_lock
 from sparsemem.study.progress import headline, look, overview, seconds_left
 from sparsemem.study.text import table
 
