@@ -341,7 +341,7 @@ class _WandB:
                 self._run.log(values, step=step)
 
     def end(self, status: TrialStatus, step: int, result: Mapping[str, float]) -> None:
-        self._run.summary.update({"status": status} | {f"result/{name}": value for name, value in result.items()})
+        self._run.summary.update({"status": status.value} | {f"result/{name}": value for name, value in result.items()})
         self._run.finish(exit_code=0 if status == TrialStatus.FINISHED else 1)
 
 
