@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from sparsemem.accounting import STEP_OVER_FORWARD, Account, always_active
 from sparsemem.config import Model
-from sparsemem.layers.attention import Attention, attention_account, rotations
+from sparsemem.kernels.cross_entropy import head_loss, head_losses
+from sparsemem.kernels.matmul import linear
+from sparsemem.kernels.rotary import rotations
+from sparsemem.layers.attention import Attention, attention_account
 from sparsemem.layers.feed_forward import FeedForward, feed_forward_account
-from sparsemem.layers.head import head_loss, head_losses
 from sparsemem.layers.norm import RMSNorm, norm_account
-from sparsemem.layers.product import linear
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS, POOLS, Placed, Tables, Vocabulary
 from sparsemem.mechanisms.layer import SparseLayer
 from sparsemem.parameter import initialize, parameter
@@ -81,7 +82,7 @@ class Block(nn.Module):
         self._skips = [each.skip for each in beside]
 
     def forward(
-        self, x_BTD: Tensor, tokens_BT: Tensor, turns_2THK: Tensor, arrivals: dict[int, list[Tensor]]
+        self, x_BTD: Tensor, tokens_BT: Tensor, cos_sin_2THK: Tensor, arrivals: dict[int, list[Tensor]]
     ) -> tuple[Tensor, list[Tensor]]:
         """Returns the residual stream and the block's auxiliary losses.
 
@@ -91,7 +92,7 @@ class Block(nn.Module):
         auxiliary: list[Tensor] = []
         for layer in self._entry:
             x_BTD = x_BTD + _output(layer(x_BTD, tokens_BT), auxiliary)
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), turns_2THK)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_sin_2THK)
         normed_BTD = self.ffn_norm(x_BTD)
         for layer, skip in zip(self._beside, self._skips, strict=True):
             arrivals.setdefault(self.number + skip, []).append(_output(layer(normed_BTD, tokens_BT), auxiliary))
@@ -128,7 +129,7 @@ def _output(returned: Tensor | tuple[Tensor, Tensor | None], auxiliary: list[Ten
 class Transformer(nn.Module):
     """A language model over a fixed vocabulary."""
 
-    turns_2THK: Tensor
+    cos_sin_2THK: Tensor
 
     def __init__(self, config: Model, sizes: Sizes, context: int, canonical: Tensor, separator: int) -> None:
         """
@@ -150,8 +151,8 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, sizes, block, placed) for block, placed in in_block.items())
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = None if config.tie_embeddings else parameter(vocabulary, config.width, std=config.init_std)
-        turns_2THK = rotations(context, config.heads, config.head_width, config.rope_theta, canonical.device)
-        self.register_buffer("turns_2THK", turns_2THK, persistent=False)
+        cos_sin_2THK = rotations(context, config.heads, config.head_width, config.rope_theta, canonical.device)
+        self.register_buffer("cos_sin_2THK", cos_sin_2THK, persistent=False)
 
     def forward(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) token ids -> logits (B, T, V) and the sum of the weighted auxiliary losses, a scalar."""
@@ -183,7 +184,7 @@ class Transformer(nn.Module):
         auxiliary = sum(losses, x_BTD.new_zeros(()))
         arrivals: dict[int, list[Tensor]] = {}
         for block in self.blocks:
-            x_BTD, losses = block(x_BTD, tokens_BT, self.turns_2THK[:, : tokens_BT.shape[1]], arrivals)
+            x_BTD, losses = block(x_BTD, tokens_BT, self.cos_sin_2THK[:, : tokens_BT.shape[1]], arrivals)
             auxiliary = sum(losses, auxiliary)
         return self.norm(x_BTD), auxiliary
 

@@ -70,7 +70,7 @@ def test_the_model_is_its_parts_in_order(tied: bool) -> None:
         assert hasattr(block, "memory") == (layer == 2)
         if layer == 2:
             x = x + block.memory(x, tokens)
-        x = x + block.attention(block.attention_norm(x), model.turns_2THK)
+        x = x + block.attention(block.attention_norm(x), model.cos_sin_2THK)
         x = x + block.ffn(block.ffn_norm(x))[0]
     head = model.embedding if tied else model.head
     assert head is not None

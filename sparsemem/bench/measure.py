@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from sparsemem.config import Train
-from sparsemem.layers.product import by_onednn
+from sparsemem.kernels.matmul import by_onednn
 from sparsemem.train.loop import default_device, precision_on
 
 WARM_UP = 2

@@ -1,6 +1,6 @@
 """`sparsemem bench moe`: the routed experts alone, forward and backward, by several ways of dispatch.
 
-- `layer`: as training does it, which is one of the next two (`mechanisms.moe.layer`);
+- `layer`: as training does it, which is one of the next two (`kernels.grouped_experts`);
 - `grouped`: sorted, all experts at once by torch's grouped product; `apart`: sorted, one by one through oneDNN (on the processor);
 - `loop`: a plain loop over experts that autograd differentiates, as most code has it;
 - `padded`: batched products, each expert given as many rows as the busiest one.
@@ -25,8 +25,8 @@ from sparsemem.bench.measure import Place, Row, progress, speeds, training_place
 from sparsemem.bench.step import SHAPES
 from sparsemem.budget import solve
 from sparsemem.config import Trial
+from sparsemem.kernels import grouped_experts
 from sparsemem.layers.feed_forward import feed_forward_account
-from sparsemem.mechanisms.moe import layer as moe
 from sparsemem.mechanisms.moe.layer import MixtureOfExperts
 from sparsemem.parameter import initialize
 
@@ -74,12 +74,12 @@ def _turn(
 
 
 def _grouped(layer: MixtureOfExperts, x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor) -> Tensor:
-    with patch.object(moe, "WIDE", math.inf):
+    with patch.object(grouped_experts, "WIDE", math.inf):
         return layer.routed(x_SD, gates_SK, experts_SK)
 
 
 def _apart(layer: MixtureOfExperts, x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor) -> Tensor:
-    with patch.multiple(moe, WIDE=0, BUSY=0):
+    with patch.multiple(grouped_experts, WIDE=0, BUSY=0):
         return layer.routed(x_SD, gates_SK, experts_SK)
 
 

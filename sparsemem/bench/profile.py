@@ -19,7 +19,7 @@ from torch import Tensor
 from sparsemem.bench.measure import Place, Row, measurement, over, progress, take_turns
 from sparsemem.bench.step import SHAPES, SHARES, TAKEN_APART
 from sparsemem.config import Trial
-from sparsemem.layers.head import head_loss
+from sparsemem.kernels.cross_entropy import head_loss
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
 from sparsemem.model import Block
 from sparsemem.train.loop import StepTimer
@@ -82,7 +82,7 @@ def parts(timer: StepTimer) -> dict[str, Callable[[], float]]:
 
     shared = [layer.shared for layer in experts if layer.shared is not None]
     return {
-        "attention": both_ways(*(lambda x, block=block: block.attention(x, model.turns_2THK) for block in blocks)),
+        "attention": both_ways(*(lambda x, block=block: block.attention(x, model.cos_sin_2THK) for block in blocks)),
         "norms": both_ways(*(norm for block in blocks for norm in (block.attention_norm, block.ffn_norm)), model.norm),
         "router": both_ways(*(lambda x, layer=layer: _sum(layer.route(x.flatten(0, 1))[::2]) for layer in experts)),
         "experts": both_ways(*map(routed, experts)),

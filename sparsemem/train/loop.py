@@ -32,7 +32,7 @@ from sparsemem.config import Train, Trial
 from sparsemem.data import Batches, Tokens, validation_windows
 from sparsemem.failure import record_failure
 from sparsemem.files import or_warn, remove_temporaries, write_json, write_text
-from sparsemem.layers.product import library, use_library
+from sparsemem.kernels.matmul import library, use_library
 from sparsemem.locks import locked
 from sparsemem.model import Sizes, Transformer, check_account, usage_of
 from sparsemem.results import TrialStatus

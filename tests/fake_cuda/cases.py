@@ -14,7 +14,7 @@ import torch
 
 from sparsemem.bench import BENCHES
 from sparsemem.config import Trial
-from sparsemem.mechanisms.moe import layer as moe
+from sparsemem.kernels import grouped_experts as moe
 from sparsemem.train.evaluate import sequence_losses
 from sparsemem.train.loop import StepTimer
 

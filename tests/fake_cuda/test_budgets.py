@@ -44,8 +44,8 @@ Launches are torch's operations as the fake device runs them: more than a GPU's 
 """
 IN_FP32 = {
     "layers/attention.py:forward": "the plain attention that a fake device takes in place of flash attention",
-    "layers/product.py:linear": "the router",
-    "layers/product.py:linears": "scores of product keys",
+    "kernels/matmul.py:linear": "the router",
+    "kernels/matmul.py:linears": "scores of product keys",
     "mechanisms/product_key/retrieval.py:<genexpr>": "their filter",
     "mechanisms/product_key/retrieval.py:_choose_products": "scores of candidate rows",
     "mechanisms/product_key/retrieval.py:score_pairs": "scores of chosen rows",

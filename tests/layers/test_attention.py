@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from sparsemem.config import Model
-from sparsemem.layers.attention import Attention, attention_account, rotate, rotations
+from sparsemem.kernels.rotary import rotate, rotations
+from sparsemem.layers.attention import Attention, attention_account
 from sparsemem.parameter import initialize
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sparsemem.config import Model
-from sparsemem.layers.product import fast
-from sparsemem.mechanisms.moe import layer as moe
+from sparsemem.kernels import grouped_experts as moe
+from sparsemem.kernels.matmul import fast
 from sparsemem.mechanisms.moe.layer import MixtureOfExperts, moe_account
 from sparsemem.parameter import initialize
 

@@ -32,7 +32,7 @@ from sparsemem.budget import solve
 from sparsemem.config import Trial
 from sparsemem.data import Batches, Tokens
 from sparsemem.files import write_text
-from sparsemem.layers import product
+from sparsemem.kernels import grouped_experts, matmul
 from sparsemem.mechanisms.moe import layer as moe
 from sparsemem.mechanisms.product_key import retrieval
 from sparsemem.model import Transformer
@@ -89,7 +89,7 @@ def _exact_draws() -> Iterator[None]:
 @contextmanager
 def _choosing(kept: Choices, given: bool) -> Iterator[None]:
     """Keep each choice of experts and of rows, in their order; or `given` them, take each in its turn."""
-    best, pairs, turns = moe.best, retrieval.choose_pairs, iter(kept)
+    best, pairs, turns = moe.topk, retrieval.choose_pairs, iter(kept)
 
     def choose(make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         if given:
@@ -98,7 +98,7 @@ def _choosing(kept: Choices, given: bool) -> Iterator[None]:
         return kept[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(moe, "best", lambda scores, count: (None, *choose(lambda: (best(scores, count)[1],))))
+        patch.setattr(moe, "topk", lambda scores, count: (None, *choose(lambda: (best(scores, count)[1],))))
         patch.setattr(retrieval, "choose_pairs", lambda *scores: choose(lambda: pairs(*scores)))
         yield
 
@@ -149,10 +149,10 @@ def test_every_step_gives_the_committed_loss(case: str, tokens_folder: Path) -> 
 def test_either_library_gives_the_committed_losses(library: str, tokens_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN multiplies experts one by one, torch all at once."""
     tokens, kept, steps = Tokens.load(tokens_folder), Choices(), 20
-    monkeypatch.setattr(product, "_chosen", library)
+    monkeypatch.setattr(matmul, "_chosen", library)
     _curve("moe_sigmoid", tokens, torch.float64, kept, steps=steps)
     for name, value in {"WIDE": 1, "BUSY": 0, "STEP": 4}.items():
-        monkeypatch.setattr(moe, name, value)
+        monkeypatch.setattr(grouped_experts, name, value)
     losses = _curve("moe_sigmoid", tokens, torch.float32, kept, given=True, steps=steps)
     assert losses == pytest.approx(_golden("moe_sigmoid")[:steps], rel=2e-6)
 

@@ -21,7 +21,7 @@ import torch
 from sparsemem.budget import solve
 from sparsemem.config import Trial
 from sparsemem.data import Tokens
-from sparsemem.layers import product
+from sparsemem.kernels import matmul
 from sparsemem.model import Transformer
 from sparsemem.train import checkpoint, loop, measure_step, run_trial
 from sparsemem.train.evaluate import why_diverged
@@ -261,12 +261,12 @@ def test_a_trial_goes_on_with_the_library_that_it_began_with(
 ) -> None:
     trial = make_trial()
     with monkeypatch.context() as patch:
-        patch.setattr(product, "_chosen", "onednn")
+        patch.setattr(matmul, "_chosen", "onednn")
         run_trial(trial, tokens_folder, tmp_path / "whole", threads=1)
         _interrupted(patch, trial, tokens_folder, tmp_path / "parts", 6)
-    monkeypatch.setattr(product, "_chosen", "torch")  # what another process measured
+    monkeypatch.setattr(matmul, "_chosen", "torch")  # what another process measured
     run_trial(trial, tokens_folder, tmp_path / "parts", threads=1)
-    assert product.library() == "onednn"  # models as small as this one come to the same bits either way
+    assert matmul.library() == "onednn"  # models as small as this one come to the same bits either way
     assert _ends(tmp_path / "parts") == _ends(tmp_path / "whole")
 
 

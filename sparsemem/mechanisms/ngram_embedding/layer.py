@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
+from sparsemem.kernels.matmul import linear
 from sparsemem.layers.norm import RMSNorm, norm_account
-from sparsemem.layers.product import linear
 from sparsemem.mechanisms.layer import SparseLayer
 from sparsemem.memory.table import MemoryTable
 from sparsemem.parameter import parameter

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
+from sparsemem.kernels.matmul import linear
 from sparsemem.layers.documents import documents
-from sparsemem.layers.product import linear
 from sparsemem.mechanisms.layer import SparseLayer
 from sparsemem.mechanisms.product_key.fields import ProductKey, layers_per_table, memory_layers
 from sparsemem.mechanisms.product_key.retrieval import ProductKeyRetrieval, retrieval_account, top_score_moments

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 
 from sparsemem import parallel
 from sparsemem.accounting import Account, always_active
-from sparsemem.layers.best import best
+from sparsemem.kernels.matmul import linear, linears
+from sparsemem.kernels.topk import topk
 from sparsemem.layers.documents import earlier
-from sparsemem.layers.product import linear, linears
 from sparsemem.mechanisms.mechanism import Index
 from sparsemem.mechanisms.product_key.fields import ProductKey
 from sparsemem.parameter import parameter
@@ -211,21 +211,21 @@ def choose_pairs(
 
 def _choose_products(row_HRSN: Tensor, column_HRSN: Tensor, core_HRR: Tensor, filters_2HR: Tensor, top_m: int) -> tuple[Tensor, Tensor]:
     rows_HSP, columns_HSP = (
-        best((filter_HR.unsqueeze(1) @ side_HRSN.flatten(2)).view_as(side_HRSN[:, 0]), top_m)[1]
+        topk((filter_HR.unsqueeze(1) @ side_HRSN.flatten(2)).view_as(side_HRSN[:, 0]), top_m)[1]
         for filter_HR, side_HRSN in zip(filters_2HR, (row_HRSN, column_HRSN), strict=True)
     )
     candidates_HRSP = _take(row_HRSN, rows_HSP)
     left_HRSP = (core_HRR.mT @ candidates_HRSP.flatten(2)).view_as(candidates_HRSP)
     scores_HSPP = left_HRSP.permute(0, 2, 3, 1) @ _take(column_HRSN, columns_HSP).transpose(1, 2)
-    best_HSM, columns = best(scores_HSPP.flatten(-2), top_m)[1], columns_HSP.shape[-1]
+    best_HSM, columns = topk(scores_HSPP.flatten(-2), top_m)[1], columns_HSP.shape[-1]
     return rows_HSP.gather(-1, best_HSM // columns), columns_HSP.gather(-1, best_HSM % columns)
 
 
 def _choose_sums(row_HSN: Tensor, column_HSN: Tensor, top_m: int) -> tuple[Tensor, Tensor]:
-    (row_HSP, rows_HSP), (column_HSP, columns_HSP) = best(row_HSN, top_m), best(column_HSN, top_m)
+    (row_HSP, rows_HSP), (column_HSP, columns_HSP) = topk(row_HSN, top_m), topk(column_HSN, top_m)
     pairs = _undominated(row_HSP.shape[-1], column_HSP.shape[-1], top_m)
     first_X, second_X = torch.tensor(pairs, device=row_HSN.device).T
-    best_HSM = best(row_HSP[..., first_X] + column_HSP[..., second_X], top_m)[1]
+    best_HSM = topk(row_HSP[..., first_X] + column_HSP[..., second_X], top_m)[1]
     return rows_HSP.gather(-1, first_X[best_HSM]), columns_HSP.gather(-1, second_X[best_HSM])
 
 

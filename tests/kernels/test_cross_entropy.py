@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparsemem.layers import head
-from sparsemem.layers.head import head_loss, head_losses
+from sparsemem.kernels import cross_entropy as head
+from sparsemem.kernels.cross_entropy import head_loss, head_losses
 
 
 @pytest.mark.parametrize("tokens", [1, 6, 7, 15])

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsemem.layers import product as products
-from sparsemem.layers.product import library, linear, linears, product, use_library, weight_gradient
+from sparsemem.kernels import matmul as products
+from sparsemem.kernels.matmul import library, linear, linears, matmul, use_library, weight_gradient
 
 SIZES = st.integers(1, 40)
 
@@ -47,7 +47,7 @@ def test_a_choice_is_made_once_and_quickly(monkeypatch: pytest.MonkeyPatch) -> N
 @given(S=SIZES, K=SIZES, N=SIZES, turned=st.tuples(st.booleans(), st.booleans()))
 def test_products_are_those_of_float64_whatever_the_strides(S: int, K: int, N: int, turned: tuple[bool, bool]) -> None:
     x, weight = (torch.randn(b, a).T if turn else torch.randn(a, b) for (a, b), turn in zip(((S, K), (N, K)), turned, strict=True))
-    torch.testing.assert_close(product(x, weight).double(), x.double() @ weight.double().T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(matmul(x, weight).double(), x.double() @ weight.double().T, rtol=1e-4, atol=1e-4)
     gradient = torch.randn(S, N)
     torch.testing.assert_close(weight_gradient(x, gradient).double(), gradient.double().T @ x.double(), rtol=1e-4, atol=1e-4)
 
@@ -74,7 +74,7 @@ def test_products_of_several_pairs_are_those_of_each() -> None:
 
 def test_a_processor_without_bf16_multiplies_it_all_the_same() -> None:
     """oneDNN refuses bf16 there, where torch does not."""
-    script = "import torch; from sparsemem.layers.product import fast, product, use_library; use_library('onednn')\n"
+    script = "import torch; from sparsemem.kernels.matmul import fast, matmul, use_library; use_library('onednn')\n"
     script += "x = torch.ones(3, 8, dtype=torch.bfloat16)\n"
-    script += "assert not fast(x) and fast(x.float()); assert product(x, x).eq(8).all()"
+    script += "assert not fast(x) and fast(x.float()); assert matmul(x, x).eq(8).all()"
     subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"})

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sparsemem.layers.product import product, weight_gradient
+from sparsemem.kernels import REFERENCE
+from sparsemem.kernels.matmul import matmul, weight_gradient
 
 CPU_ROWS, GPU_ROWS = 256, 8192  # of a chunk: on a CPU a few MB of logits, which stay in its cache
 
@@ -21,7 +23,15 @@ def head_loss(x_SD: Tensor, weight_VD: Tensor, targets_S: Tensor) -> Tensor:
 
     The products are in autocast's dtype where that is on, all else in fp32.
     """
+    if REFERENCE:
+        return head_loss_reference(x_SD, weight_VD, targets_S)
     return _HeadLoss.apply(x_SD, weight_VD, targets_S, _dtype(x_SD))
+
+
+def head_loss_reference(x_SD: Tensor, weight_VD: Tensor, targets_S: Tensor) -> Tensor:
+    logits_SV = F.linear(x_SD, weight_VD)
+    logits_SV = logits_SV if logits_SV.dtype == torch.float64 else logits_SV.float()
+    return F.cross_entropy(logits_SV, targets_S.clamp_min(-1), ignore_index=-1, reduction="sum") / (targets_S >= 0).sum().clamp_min(1)
 
 
 @torch.no_grad()
@@ -44,7 +54,7 @@ def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def _chunk(x_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities (R, V) and losses (R,), fp32 at least."""
-    logits_RV = product(x_RD.to(weight_VD.dtype), weight_VD)
+    logits_RV = matmul(x_RD.to(weight_VD.dtype), weight_VD)
     logits_RV = logits_RV if logits_RV.dtype == torch.float64 else logits_RV.float()
     top_R, chosen_R = logits_RV.amax(-1), logits_RV.gather(-1, targets_R.unsqueeze(-1)).squeeze(-1)
     probability_RV = torch.softmax(logits_RV, -1, out=logits_RV)
@@ -70,7 +80,7 @@ class _HeadLoss(torch.autograd.Function):
                 gradient_RV, losses_R = _chunk(x_RD, weight, targets_R)
                 gradient_RV.scatter_add_(-1, targets_R.unsqueeze(-1), gradient_RV.new_full((len(targets_R), 1), -1.0))
                 gradient_RV = gradient_RV.to(dtype)
-                into_x_RD.copy_(product(gradient_RV, weight.T) * scored_R1)
+                into_x_RD.copy_(matmul(gradient_RV, weight.T) * scored_R1)
                 into_weight += weight_gradient((x_RD * scored_R1).to(dtype), gradient_RV).T
                 losses.append(losses_R)
         count = scored_S.sum().clamp_min(1)

@@ -1,4 +1,4 @@
-"""Dense matrix products by the faster of the two libraries inside torch. It must not know layers.
+"""Dense matrix products by the faster of the two libraries inside torch; the reference is torch's own.
 
 torch gives fp32 products to MKL, which stops at AVX2 on processors that are not Intel's; oneDNN takes AVX-512 wherever there is any:
 230 against 105 GFLOP/s a core on a Zen 5. On Intel's, and with AVX2, MKL is level or ahead, by far where matrices are small
@@ -18,6 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sparsemem.kernels import REFERENCE
 
 _ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 _BF16 = bool(_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -64,7 +66,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def fast(weight: Tensor) -> bool:
     """Whether products with the weight go through oneDNN."""
-    if _ONEDNN is None or weight.device.type != "cpu":
+    if REFERENCE or _ONEDNN is None or weight.device.type != "cpu":
         return False
     return library() == "onednn" if weight.dtype == torch.float32 else _BF16 and weight.dtype == torch.bfloat16
 
@@ -74,7 +76,7 @@ def by_onednn(x_SK: Tensor, weight_NK: Tensor) -> Tensor:
     return x_SK @ weight_NK.T if _ONEDNN is None else _ONEDNN(x_SK, weight_NK, None, "none", [], "")
 
 
-def product(x_SK: Tensor, weight_NK: Tensor) -> Tensor:
+def matmul(x_SK: Tensor, weight_NK: Tensor) -> Tensor:
     """`x @ weight.T`, (S, N), for the inside of autograd functions: it has no gradient of its own. Any strides."""
     if fast(weight_NK):
         return by_onednn(x_SK, weight_NK)
@@ -84,8 +86,8 @@ def product(x_SK: Tensor, weight_NK: Tensor) -> Tensor:
 def weight_gradient(x_SK: Tensor, gradient_SN: Tensor) -> Tensor:
     """Gradient of a weight (N, K) from the rows that it was multiplied with and the gradient of what came out."""
     if x_SK.shape[1] <= gradient_SN.shape[1]:  # one side has to be transposed in memory: the narrower
-        return product(x_SK.T, gradient_SN.T).T
-    return product(gradient_SN.T, x_SK.T)
+        return matmul(x_SK.T, gradient_SN.T).T
+    return matmul(gradient_SN.T, x_SK.T)
 
 
 def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
@@ -109,7 +111,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_NK: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight_NK)
-        return product(x.flatten(0, -2), weight_NK).view(*x.shape[:-1], len(weight_NK))
+        return matmul(x.flatten(0, -2), weight_NK).view(*x.shape[:-1], len(weight_NK))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -117,6 +119,6 @@ class _Linear(torch.autograd.Function):
         gradient_SN = gradient.flatten(0, -2)
         into_x, into_weight = ctx.needs_input_grad
         return (
-            product(gradient_SN, weight_NK.T).view_as(x) if into_x else None,
+            matmul(gradient_SN, weight_NK.T).view_as(x) if into_x else None,
             weight_gradient(x.flatten(0, -2), gradient_SN) if into_weight else None,
         )

@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsemem.kernels import REFERENCE
+
 NUMPY_THREADS = 4
 """With more, torch's topk, which takes them all, is faster than numpy, which takes one."""
 SHORT = 128
 """Scores that numpy sorts without leaving the registers, measured on AVX-512."""
 
 
-def best(scores_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def topk(scores_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(..., N) -> the largest scores and their places, (..., M), best first: those of `topk`, but that of equal ones it may take others.
 
     What is not a number comes first or last, by its sign; only a trial that diverges has any.
@@ -24,7 +26,7 @@ def best(scores_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
         count: M; at most N are found.
     """
     count = min(count, scores_N.shape[-1])
-    if scores_N.device.type != "cpu" or scores_N.dtype != torch.float32 or torch.get_num_threads() > NUMPY_THREADS:
+    if REFERENCE or scores_N.device.type != "cpu" or scores_N.dtype != torch.float32 or torch.get_num_threads() > NUMPY_THREADS:
         values_M, places_M = scores_N.topk(count)
         return values_M, places_M
     places_M = _places(scores_N, count)
