@@ -1,5 +1,5 @@
 """`python -m analysis RESULTS_DIR [...]` writes the report of each study, and of several an index, and prints what their fits say;
-`python -m analysis fit` fits a law to any table of runs. Exit code 2 for refused input."""
+`python -m analysis fit` fits a law to any table of runs, `python -m analysis predict` foretells a budget. Exit code 2 for refused input."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ def main(arguments: list[str] | None = None) -> int:
         from analysis.fit_command import main as fit
 
         return fit(arguments[1:])
+    if arguments[:1] == ["predict"]:
+        from analysis.predict import main as predict
+
+        return predict(arguments[1:])
     parser = Parser(
         prog="python -m analysis",
-        usage="%(prog)s RESULTS_DIR [RESULTS_DIR ...]\n       %(prog)s fit --law LAW TABLE --COLUMN NAME ... [--json] [--figure FILE]",
+        usage="%(prog)s RESULTS_DIR [RESULTS_DIR ...]\n       %(prog)s fit --law LAW TABLE --COLUMN NAME ... [--json] [--figure FILE]"
+        "\n       %(prog)s predict RESULTS_DIR [RESULTS_DIR ...] --at FACTOR=VALUE,... [--into DIR]",
         description="Write fits.json, figures/ and report.html of finished or running studies, and over several an index.html in the "
-        "deepest folder that holds them; or fit a law to any table of runs.",
+        "deepest folder that holds them; fit a law to any table of runs; or predict the share curve of a budget that is not trained yet.",
         epilog="for example:\n"
         "  python -m analysis results/allocation-cpu\n"
         "  python -m analysis fit --law chinchilla runs.csv --n params --d tokens --loss loss\n"
+        "  python -m analysis predict results/allocation-cpu --at tokens_per_active_param=60\n"
         "  python -m analysis fit --help    # all laws, an example of each (a folder called fit: ./fit)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,29 @@ class Results:
         return corpus
 
     @cached_property
+    def predictions(self) -> list[dict[str, Any]]:
+        """`predictions.json`, what `python -m analysis predict` wrote; empty without it."""
+        path = self.folder / "predictions.json"
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise AnalysisError(f"{path}: cannot be read as JSON ({error}); set it aside") from None
+        found = record.get("predictions") if _is_mapping(record) else None
+        parts: dict[str, Callable[[Any], bool]] = {
+            **dict.fromkeys(("at", "optimum", "differences"), _is_mapping),
+            **{"made": _is_time, "rows": _are_texts, "tied": _are_mappings, "distance": _is_number},
+            "studies": lambda value: _are_records(value, {"study": str, "trials_csv_sha256": str, "finished": list}),
+        }
+        for place, each in enumerate(found if _are_mappings(found) else [{}], 1):
+            if wrong := [name for name, right in parts.items() if not right(each.get(name))]:
+                raise AnalysisError(
+                    f"{path}: prediction {place} is not what `python -m analysis predict` writes (field `{wrong[0]}`); set the file aside"
+                )
+        return list(found or [])
+
+    @cached_property
     def report(self) -> dict[str, Any]:
         """`fits.json`, what `write_report` left: study, provenance, counts, readings, remarks, fits, figures."""
         path = self.folder / "fits.json"
@@ -197,6 +221,13 @@ def _is_text(value: Any) -> bool:
 
 def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_time(value: Any) -> bool:
+    try:
+        return datetime.fromisoformat(value).tzinfo is not None
+    except (TypeError, ValueError):
+        return False
 
 
 def _is_number(value: Any) -> bool:

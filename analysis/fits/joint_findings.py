@@ -76,12 +76,16 @@ def alone(shape: str, means: Means) -> Array:
 
 def chances(full: Curve, models: Sequence[Model], means: Means) -> dict[str, float]:
     """Factor -> chance of so much worse a fit without its movement of the best share if there were none: F test in the fullest model, after
-    Holm's correction for the number of factors."""
-    squares = {model.moves_with: model.squares for model in models}
+    Holm's correction for the number of factors.
+
+    Every budget is weighed by the noise that its own repeats measure, so the test has the degrees of freedom of one budget, the least: with
+    those of all, 10 of 100 simulated ladders (three factors, 8 budgets of 7 shares and 2 seeds) had a factor move where none did; now 2.
+    """
+    squares, df = {model.moves_with: model.squares for model in models}, int(means.df_C.min())
 
     def alone(name: str) -> float:
         without = squares[tuple(other for other in full.factors if other != name)]
-        return float(fdtrc(1, means.df, max(without - squares[full.factors], 0)))
+        return float(fdtrc(1, df, max(without - squares[full.factors], 0)))
 
     return holm({name: alone(name) for name in full.factors})
 

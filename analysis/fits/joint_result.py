@@ -84,7 +84,7 @@ class Extrapolation:
     tie_width: float
     """Nats per token, by the seeds and the noise of the nearest budget (`noise.tie_width`)."""
     differences: dict[float, Estimate]
-    """Sampled share -> its loss less that of the largest sampled one, nats per token."""
+    """Sampled share, to two digits -> its loss less that of the largest one, nats per token."""
     distance: float
     """How far beyond the sampled range, in units of that range's length on a logarithmic axis; 0 inside."""
 
@@ -131,7 +131,7 @@ class JointFit(Fit):
         law = self._require_law().fullest
         log_F, distance, where = self._place(at)
         grid_X = np.linspace(law.low, law.high, 401)
-        shares = sorted({float(share) for share in law.shares})
+        shares = sorted({float(np.clip(round(share, 2), law.low, law.high)) for share in law.shares})
         value_BX = law.value(log_F, np.concatenate([grid_X, shares]))
         curve_BX, own_BX = value_BX[:, : len(grid_X)], value_BX[:, len(grid_X) :]
         optimum_B, least_B = law.optimum(log_F), value_BX.min(1)

@@ -23,6 +23,7 @@ from analysis.fits.joint_budgets import BUDGET, FACTORS, WORDS, factors_of, toge
 from analysis.fits.joint_result import JointFit
 from analysis.status import Status
 from analysis.studies.comparing import MOST, Comparison, compare
+from analysis.studies.foretold import Foretold, foretold, foretold_sections
 from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
@@ -68,18 +69,30 @@ class Allocation(Analysis):
         return [(cell, fit) for cell, fit in self.fitted if len(cell.trials)]
 
     @cached_property
+    def over(self) -> dict[str, list[int]]:
+        """Which of the cells that hold a finished trial differ in their budget alone, by the label of what else the study varies."""
+        groups: dict[str, list[int]] = {}
+        for place, cell in enumerate(self.cells):
+            others = {path: value for path, value in cell.fields.items() if path not in (*self.along, *self.carried)}
+            if len(cell.trials):
+                groups.setdefault(replace(cell, fields=others).label, []).append(place)
+        return groups
+
+    @cached_property
     def joint(self) -> list[tuple[str, list[tuple[Cell, AllocationFit]], JointFit]]:
         """The law over all budgets, apart for every other field that the study varies: label, the budgets' own fits, the law."""
-        groups: dict[str, list[tuple[Cell, AllocationFit]]] = {}
-        for cell, fit in self.drawable:
-            others = {path: value for path, value in cell.fields.items() if path not in (*self.along, *self.carried)}
-            groups.setdefault(replace(cell, fields=others).label, []).append((cell, fit))
         found = []
-        for label, fitted in groups.items():
-            if len(fitted) > 1:
+        for label, places in self.over.items():
+            if len(places) > 1:
+                fitted = [self.fitted[place] for place in places]
                 law = fit_joint(pd.concat([cell.trials for cell, _ in fitted]), self.share)
                 found.append((", ".join(filter(None, ("All budgets", label))), fitted, law))
         return found
+
+    @cached_property
+    def foretold(self) -> list[Foretold]:
+        """What had been predicted of the study's budgets."""
+        return foretold(self.results, self.drawable)
 
     @cached_property
     def carried(self) -> list[str]:
@@ -126,7 +139,8 @@ class Allocation(Analysis):
         return [*own, *over_all, *(each.reading() for each in self.compared)]
 
     def remarks(self) -> list[str]:
-        return [line for each in self.compared for line in each.warnings(self.results.described.get("model") or {})]
+        beside = [line for each in self.compared for line in each.warnings(self.results.described.get("model") or {})]
+        return [*beside, *(each.summary() for each in self.foretold)]
 
     def drawings(self) -> list[Drawing]:
         if not self.drawable:
@@ -162,7 +176,13 @@ class Allocation(Analysis):
         return drawn
 
     def sections(self) -> list[Section]:
-        return [*self._laws(), *(each.section() for each in self.compared), *self._differences(), *rates_sections(self.cells, self.point)]
+        return [
+            *foretold_sections(self.foretold),
+            *self._laws(),
+            *(each.section() for each in self.compared),
+            *self._differences(),
+            *rates_sections(self.cells, self.point),
+        ]
 
     def caveats(self) -> list[str]:
         fixed = not {"budget.total_params", "budget.active_params"} & set(varied_fields(self.results.trials))

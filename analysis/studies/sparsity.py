@@ -70,7 +70,8 @@ class Sparsity(Allocation):
         return (RATIO, *super().along)
 
     def remarks(self) -> list[str]:
-        return [(f"{name}: " if name else "") + _pays(group) for name, group in self.points.dropna().groupby("series", sort=False)]
+        pays = [(f"{name}: " if name else "") + _pays(group) for name, group in self.points.dropna().groupby("series", sort=False)]
+        return [*pays, *(each.summary() for each in self.foretold)]
 
     def drawings(self) -> list[Drawing]:
         if self.points.empty:

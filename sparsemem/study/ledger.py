@@ -20,7 +20,6 @@ import math
 import os
 import platform
 import socket
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from typing import Any
 
 import yaml
 
+from sparsemem.checkout import checkout
 from sparsemem.config import ConfigError, Data, Study, Trial, load_study, study_around
 from sparsemem.files import TEMPORARY, remove_temporaries, set_aside, write_json, write_text
 from sparsemem.locks import is_held, locked
@@ -406,8 +406,9 @@ def _listed(path: Path) -> list[dict[str, str]]:
 
 
 def _is_used(folder: Path) -> bool:
-    """Whether there is anything but what a driver leaves that was killed before it wrote down its study."""
-    return any(path.name not in ("lock", ".lock.held", "tune") and not path.name.endswith(TEMPORARY) for path in folder.iterdir())
+    """Whether there is anything but what a driver leaves that was killed before it wrote down its study, or what was foretold of it."""
+    unused = ("lock", ".lock.held", "tune", "predictions.json")
+    return any(path.name not in unused and not path.name.endswith(TEMPORARY) for path in folder.iterdir())
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -427,7 +428,7 @@ def _name(study_yaml: Path) -> str:
 
 def _versions() -> dict[str, Any]:
     """What the numbers were made with. No host names, no paths, nothing of the environment's variables."""
-    commit, dirty = _git()
+    commit, dirty = checkout()
     return {
         "sparsemem": _version("sparsemem"),
         "python": platform.python_version(),
@@ -444,19 +445,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _git() -> tuple[str | None, bool | None]:
-    """Commit of this package's checkout, and whether its tracked files but results, or its code, differ from it; None outside of one."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None, None
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        tracked = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
-        return git("rev-parse", "HEAD"), bool(tracked or git("status", "--porcelain", "--", "sparsemem", "analysis"))
-    except (OSError, subprocess.SubprocessError):
-        return None, None

@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -377,6 +378,7 @@ class _Run:
             "tokens_per_second": self._tokens_done() / self.seconds,
             "peak_memory_bytes": _peak_memory(self.device),
             "seconds": self.seconds,
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": _device_name(self.device),
             "threads": torch.get_num_threads() * parallel.ranks(),
             "precision": "fp32" if self.precision == torch.float32 else "bf16",

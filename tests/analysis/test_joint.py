@@ -292,11 +292,11 @@ def test_only_factors_that_vary_are_studied_and_the_others_are_named() -> None:
 def test_the_movements_of_several_factors_are_corrected_for_their_number() -> None:
     fit = fit_joint(simulate(cubic(0.5, -0.15), GRID[:4], 0.003, shares=SIX), resamples=40)
     assert [model.moves_with for model in fit.models[1:3]] == [(TPP,), ("sparsity",)]
-    df = len(SIX) - 1  # of the noise of each of four budgets, with two seeds
+    df = len(SIX) - 1  # of the noise of one budget, with two seeds
     better = {TPP: fit.models[2], "sparsity": fit.models[1]}  # the one that lacks the factor
-    own = {name: float(fdtrc(1, 4 * df, model.squares - fit.models[3].squares)) for name, model in better.items()}
+    own = {name: float(fdtrc(1, df, model.squares - fit.models[3].squares)) for name, model in better.items()}
     assert fit.movement_p == pytest.approx(holm(own), rel=1e-6)
-    assert fit.movement_p[TPP] < 0.01 < fit.movement_p["sparsity"]
+    assert fit.movement_p[TPP] < 0.05 < fit.movement_p["sparsity"]
     assert f"p = {fit.movement_p[TPP]:.2g} after Holm's correction" in fit.summary()
     assert "sparsity" not in fit.moved
 
@@ -349,7 +349,11 @@ def test_a_budget_that_was_not_trained_is_foretold() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", list(MOVES))
 def test_a_larger_model_is_foretold_from_two_sizes(case: str) -> None:
-    """From two sizes, three lengths and three sparsities (`LADDER`), noise 0.01; the size that is foretold is 16 times the first."""
+    """From two sizes, three lengths and three sparsities (`LADDER`), noise 0.01; the size that is foretold is 16 times the first.
+
+    Measured over 100 studies, with none, one and two factors that move the optimum: intervals hold the optimum in 94, 94 and 93, the depth in
+    95, 94 and 97; a factor is wrongly said to move it in 2, 0 and 1. Tokens are found to move it in 28 and 27, size in 11.
+    """
     optimum, depth, wrong = foretold(case, LADDER, 100, 100, active_params=1.6e6, tokens_per_active_param=15)
     assert min(optimum, depth) >= 0.9
     assert wrong <= 0.05

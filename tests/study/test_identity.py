@@ -11,11 +11,11 @@ import pytest
 import tokenizers
 import yaml
 
+from sparsemem import checkout
 from sparsemem.config import Data, Study, load_study
 from sparsemem.config.trial import FIRST_DATA_FIELDS
 from sparsemem.data.corpus import Corpus
 from sparsemem.data.prepare import FORMAT, _digest
-from sparsemem.study import ledger
 from sparsemem.study.ledger import data_id
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -41,7 +41,7 @@ def test_only_tracked_files_and_code_make_a_checkout_dirty(tmp_path: Path, monke
             ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True, capture_output=True
         )
 
-    module = tmp_path / "sparsemem" / "study" / "ledger.py"
+    module = tmp_path / "sparsemem" / "checkout.py"
     module.parent.mkdir(parents=True)
     for path in (module, tmp_path / "README.md", tmp_path / "analysis" / "new.py"):
         path.parent.mkdir(exist_ok=True)
@@ -49,11 +49,11 @@ def test_only_tracked_files_and_code_make_a_checkout_dirty(tmp_path: Path, monke
     git("init", "-q")
     git("add", ".")
     git("commit", "-qm", "first")
-    monkeypatch.setattr(ledger, "__file__", str(module))
+    monkeypatch.setattr(checkout, "__file__", str(module))
     (tmp_path / "mine.yaml").write_text("study: mine\n")
-    assert ledger._git()[1] is False
+    assert checkout.checkout()[1] is False
     (tmp_path / "sparsemem" / "new.py").write_text("1\n")
-    assert ledger._git()[1] is True
+    assert checkout.checkout()[1] is True
     (tmp_path / "sparsemem" / "new.py").unlink()
     (tmp_path / "README.md").write_text("2\n")
-    assert ledger._git()[1] is True
+    assert checkout.checkout()[1] is True

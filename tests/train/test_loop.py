@@ -28,7 +28,7 @@ from sparsemem.train.evaluate import why_diverged
 from sparsemem.train.optim import Optimizer
 
 Make = Callable[..., Trial]
-TIMED = {"tokens_per_second", "seconds", "peak_memory_bytes"}
+TIMED = {"tokens_per_second", "seconds", "peak_memory_bytes", "ended"}
 
 
 @pytest.fixture(autouse=True)
@@ -82,9 +82,7 @@ def test_a_result_says_what_was_trained_and_what_came_out(make_trial: Make, toke
     trial = make_trial()
     result = run_trial(trial, tokens_folder, tmp_path, threads=1)
     assert result == json.loads((tmp_path / "result.json").read_text())
-    fields = (
-        "trial_id status val_loss val_loss_se val_bpb train_loss tokens steps tokens_per_second peak_memory_bytes seconds device threads"
-    )
+    fields = "trial_id status val_loss val_loss_se val_bpb train_loss tokens steps tokens_per_second peak_memory_bytes seconds ended device threads"
     assert list(result) == [*fields.split(), "precision", "versions"]
     assert (result["trial_id"], result["status"], result["threads"]) == (trial.id, "finished", 1)
     assert (result["tokens"], result["steps"]) == (2010, 16)
