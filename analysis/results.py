@@ -150,12 +150,13 @@ class Results:
             **{"made": _is_time, "rows": _are_texts, "tied": _are_mappings, "distance": _is_number},
             "studies": lambda value: _are_records(value, {"study": str, "trials_csv_sha256": str, "finished": list}),
         }
-        for place, each in enumerate(found if _are_mappings(found) else [{}], 1):
+        listed: list[dict[str, Any]] = found if _are_mappings(found) else [{}]  # type: ignore[assignment]
+        for place, each in enumerate(listed, 1):
             if wrong := [name for name, right in parts.items() if not right(each.get(name))]:
                 raise AnalysisError(
                     f"{path}: prediction {place} is not what `python -m analysis predict` writes (field `{wrong[0]}`); set the file aside"
                 )
-        return list(found or [])
+        return listed
 
     @cached_property
     def report(self) -> dict[str, Any]:

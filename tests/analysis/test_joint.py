@@ -351,8 +351,8 @@ def test_a_budget_that_was_not_trained_is_foretold() -> None:
 def test_a_larger_model_is_foretold_from_two_sizes(case: str) -> None:
     """From two sizes, three lengths and three sparsities (`LADDER`), noise 0.01; the size that is foretold is 16 times the first.
 
-    Measured over 100 studies, with none, one and two factors that move the optimum: intervals hold the optimum in 94, 94 and 93, the depth in
-    95, 94 and 97; a factor is wrongly said to move it in 2, 0 and 1. Tokens are found to move it in 28 and 27, size in 11.
+    Measured over 100 studies, with none, one and two factors that move the optimum: intervals hold the optimum in 94, 94 and 93, the
+    depth in 95, 94 and 97; a factor is wrongly said to move it in 2, 0 and 1. Tokens are found to move it in 28 and 27, size in 11.
     """
     optimum, depth, wrong = foretold(case, LADDER, 100, 100, active_params=1.6e6, tokens_per_active_param=15)
     assert min(optimum, depth) >= 0.9

@@ -11,6 +11,7 @@ import os
 import re
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,9 @@ def test_a_result_says_what_was_trained_and_what_came_out(make_trial: Make, toke
     trial = make_trial()
     result = run_trial(trial, tokens_folder, tmp_path, threads=1)
     assert result == json.loads((tmp_path / "result.json").read_text())
-    fields = "trial_id status val_loss val_loss_se val_bpb train_loss tokens steps tokens_per_second peak_memory_bytes seconds ended device threads"
-    assert list(result) == [*fields.split(), "precision", "versions"]
+    fields = "trial_id status val_loss val_loss_se val_bpb train_loss tokens steps tokens_per_second peak_memory_bytes seconds ended device"
+    assert list(result) == [*fields.split(), "threads", "precision", "versions"]
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(result["ended"])).total_seconds()) < 60
     assert (result["trial_id"], result["status"], result["threads"]) == (trial.id, "finished", 1)
     assert (result["tokens"], result["steps"]) == (2010, 16)
     assert 0 < result["val_loss"] < math.log(260) - 0.5  # it has learned something
