@@ -1,4 +1,5 @@
-"""From a results folder to tables, fits with intervals, figures and a report. It must know neither torch nor Ray, and starts fast.
+"""From a results folder to tables, fits with intervals, figures and a report. It must know neither torch nor Ray, and
+starts fast.
 
 >>> import analysis
 >>> trials = analysis.load_trials("results/allocation-quick")  # doctest: +SKIP

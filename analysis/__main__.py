@@ -1,5 +1,7 @@
-"""`python -m analysis RESULTS_DIR [...]` writes the report of each study, and of several an index, and prints what their fits say;
-`python -m analysis fit` fits a law to any table of runs, `python -m analysis predict` foretells a budget. Exit code 2 for refused input."""
+"""`python -m analysis RESULTS_DIR [...]` writes the report of each study, and of several an index, and prints what
+their fits say; `python -m analysis fit` fits a law to any table of runs, `python -m analysis predict` foretells a
+budget. Exit code 2 for refused input.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
         return predict(arguments[1:])
     parser = Parser(
         prog="python -m analysis",
-        usage="%(prog)s RESULTS_DIR [RESULTS_DIR ...]\n       %(prog)s fit --law LAW TABLE --COLUMN NAME ... [--json] [--figure FILE]"
+        usage="%(prog)s RESULTS_DIR [RESULTS_DIR ...]\n       %(prog)s fit --law LAW TABLE --COLUMN NAME ... [--json] "
+        "[--figure FILE]"
         "\n       %(prog)s predict RESULTS_DIR [RESULTS_DIR ...] --at FACTOR=VALUE,... [--into DIR]",
-        description="Write fits.json, figures/ and report.html of finished or running studies, and over several an index.html in the "
-        "deepest folder that holds them; fit a law to any table of runs; or predict the share curve of a budget that is not trained yet.",
+        description="Write fits.json, figures/ and report.html of finished or running studies, and over several an "
+        "index.html in the "
+        "deepest folder that holds them; fit a law to any table of runs; or predict the share curve of a budget that "
+        "is not trained yet.",
         epilog="for example:\n"
         "  python -m analysis results/allocation-cpu\n"
         "  python -m analysis fit --law chinchilla runs.csv --n params --d tokens --loss loss\n"
@@ -35,7 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
         "  python -m analysis fit --help    # all laws, an example of each (a folder called fit: ./fit)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("results_dir", nargs="+", type=Path, help="results folder of a study: the one that holds trials.csv")
+    parser.add_argument(
+        "results_dir", nargs="+", type=Path, help="results folder of a study: the one that holds trials.csv"
+    )
     for command, option in (
         ("sparsemem plan STUDY.yaml --detect 0.01 --noise RESULTS_DIR", "--detect"),
         ("python -m analysis fit", "--law"),

@@ -2,9 +2,9 @@
 
     python -m analysis.adaptive results/allocation-cpu results/sparsity --out docs/searched-shares
 
-writes `studies.csv` (one row a study, design and number of trials) and the figure `adaptive` with its data. Of each recorded curve the law
-that fits it best is taken for the truth, with the noise and the seed effects that were measured; a study of any design draws the same noise
-at the same share and seed.
+writes `studies.csv` (one row a study, design and number of trials) and the figure `adaptive` with its data. Of each
+recorded curve the law that fits it best is taken for the truth, with the noise and the seed effects that were measured;
+a study of any design draws the same noise at the same share and seed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ class Truth:
     def study(self, number: int, seeds: int) -> pd.DataFrame:
         """Every share with every seed, of which a design takes its rows -> share_moe, seed, val_loss."""
         rng = np.random.default_rng(number)
-        effect_J, noise_SJ = rng.standard_normal(seeds) * self.seed_effect, rng.standard_normal((len(self.share_S), seeds)) * self.noise
+        effect_J, noise_SJ = (
+            rng.standard_normal(seeds) * self.seed_effect,
+            rng.standard_normal((len(self.share_S), seeds)) * self.noise,
+        )
         share_SJ, seed_SJ = np.meshgrid(self.share_S, np.arange(seeds), indexing="ij")
         loss_SJ = self.loss_S[:, None] + effect_J + noise_SJ
         return pd.DataFrame({"share_moe": share_SJ.ravel(), "seed": seed_SJ.ravel(), "val_loss": loss_SJ.ravel()})
@@ -66,7 +69,9 @@ def recorded(folder: Path) -> list[Truth]:
             effect = np.sqrt(max(fit.seed_sd**2 - fit.paired_sd**2, 0.0))
             loss_S = fit.predict(share_S)["loss"].to_numpy()
             label = ", ".join(filter(None, (results.name, cell.label)))
-            found.append(Truth(label, share_S, loss_S, float(fine["x"][fine["loss"].idxmin()]), fit.paired_sd, float(effect)))
+            found.append(
+                Truth(label, share_S, loss_S, float(fine["x"][fine["loss"].idxmin()]), fit.paired_sd, float(effect))
+            )
     return found
 
 
@@ -96,10 +101,11 @@ def simulate(truth: Truth, number: int, seeds: int) -> list[dict[str, object]]:
 
 
 def summary(studies: pd.DataFrame) -> pd.DataFrame:
-    """What the figure shows -> curve, seeds, design, trials, length (median, with quartiles low and high), holds, needed.
+    """What the figure shows -> curve, seeds, design, trials, length (median, with quartiles low and high), holds,
+    needed.
 
-    `needed`: median number of trials at which the interval of the search is first no longer than that of the full grid in the same study;
-    infinite where half of the studies do not get there with as many trials.
+    `needed`: median number of trials at which the interval of the search is first no longer than that of the full grid
+    in the same study; infinite where half of the studies do not get there with as many trials.
     """
     studies = studies.assign(length=studies["high"] - studies["low"])
     keys = ["curve", "seeds"]
@@ -123,8 +129,12 @@ def summary(studies: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.adaptive", description=__doc__.partition("\n")[0])
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="results folders with curves over the share")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="receives studies.csv, and the figure with its data")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="results folders with curves over the share"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="receives studies.csv, and the figure with its data"
+    )
     parser.add_argument("--studies", type=int, default=100, help="simulated of each curve (default: 100)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[2], help="seeds of each share (default: 2)")
     arguments = parser.parse_args()

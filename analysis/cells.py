@@ -1,4 +1,6 @@
-"""Which trials may be compared: those of one cell. A cell is everything that a study varies but point (share), seed and learning rate."""
+"""Which trials may be compared: those of one cell. A cell is everything that a study varies but point (share), seed and
+learning rate.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,16 @@ from sparsemem.mechanisms import MEMORY_POOLS, label
 from sparsemem.results import TrialStatus
 
 RATE = "train.lr"
-NAMES = {"budget.tokens": "training tokens", "tokens": "training tokens", "budget.total_params": "P_tot", "budget.active_params": "P_act"}
+NAMES = {
+    "budget.tokens": "training tokens",
+    "tokens": "training tokens",
+    "budget.total_params": "P_tot",
+    "budget.active_params": "P_act",
+}
 MEMORY, ON_TOP, SHARE = "memory", "on top", "rho"
-"""What sets trials apart that no varied field names: memories that hold a share, memories of given rows, the share of routed experts."""
+"""What sets trials apart that no varied field names: memories that hold a share, memories of given rows, the share of
+routed experts.
+"""
 
 
 @dataclass(frozen=True)
@@ -25,13 +34,17 @@ class Cell:
     """Finished trials that differ in nothing but point and seed."""
 
     fields: dict[str, Any]
-    """Dotted path, or `MEMORY`, `ON_TOP`, `SHARE` -> value of what sets this cell apart from the others of its study; None is one too."""
+    """Dotted path, or `MEMORY`, `ON_TOP`, `SHARE` -> value of what sets this cell apart from the others of its study;
+    None is one too.
+    """
     trials: pd.DataFrame
     """Finished trials with sparse parameters, one learning rate a point."""
     dense: pd.DataFrame
     """Finished trials of the dense baseline, at its best learning rate."""
     rates: pd.DataFrame
-    """The check of the learning rate -> the point's columns, train.lr, seeds, val_loss, chosen; empty where one rate was used."""
+    """The check of the learning rate -> the point's columns, train.lr, seeds, val_loss, chosen; empty where one rate
+    was used.
+    """
     planned: pd.DataFrame
     """All trials of the cell but those of the dense baseline, finished or not, at every learning rate."""
 
@@ -54,20 +67,26 @@ def named_fields(fields: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def split_cells(trials: pd.DataFrame, axis: Sequence[str] = ("rho",), along: Callable[[str], bool] = lambda name: False) -> list[Cell]:
+def split_cells(
+    trials: pd.DataFrame, axis: Sequence[str] = ("rho",), along: Callable[[str], bool] = lambda name: False
+) -> list[Cell]:
     """Split a study's finished trials into cells, in the order of the plan.
 
-    A trial that does not use a varied field (pure experts have no memory, and no settings of one) stands in every cell that it fits.
+    A trial that does not use a varied field (pure experts have no memory, and no settings of one) stands in every cell
+    that it fits.
 
     Args:
         axis: columns whose values tell the points of one cell apart; each point keeps its own best learning rate.
-        along: says of a field (or `MEMORY`, `ON_TOP`, `SHARE`) that its values make up the axis, so that it sets no cells apart; it does
-            nevertheless where two of its values fall on one point.
+        along: says of a field (or `MEMORY`, `ON_TOP`, `SHARE`) that its values make up the axis, so that it sets no
+            cells apart; it does nevertheless where two of its values fall on one point.
     """
     values = _varied_values(trials, axis)
     fields, rest = ([name for name in values if along(name) is made] for made in (False, True))
     while True:
-        keys = [{name: value for name in fields if (value := values[name][row]) is not _UNUSED} for row in range(len(trials))]
+        keys = [
+            {name: value for name in fields if (value := values[name][row]) is not _UNUSED}
+            for row in range(len(trials))
+        ]
         texts = [json.dumps(key, sort_keys=True) for key in keys]
         distinct: dict[str, list[int]] = {}
         for row, text in enumerate(texts):
@@ -78,7 +97,9 @@ def split_cells(trials: pd.DataFrame, axis: Sequence[str] = ("rho",), along: Cal
             others = [(keys[other[0]], other) for other in distinct.values() if len(keys[other[0]]) != len(key)]
             if not any(key.items() <= other.items() for other, _ in others):
                 cells.append(key)
-                inside.append(sorted([*rows, *(row for other, held in others if other.items() <= key.items() for row in held)]))
+                inside.append(
+                    sorted([*rows, *(row for other, held in others if other.items() <= key.items() for row in held)])
+                )
         clash = _pooled(trials, axis, inside, {name: values[name] for name in rest})
         if clash is None:
             return [_cell(key, trials.iloc[rows], axis) for key, rows in zip(cells, inside, strict=True)]
@@ -90,8 +111,9 @@ _UNUSED = object()
 
 
 def _varied_values(trials: pd.DataFrame, axis: Sequence[str]) -> dict[str, list[Any]]:
-    """Everything in which the trials differ, other than the axis -> its value in each: `_UNUSED` where the trial has no use for it, None
-    where it is empty."""
+    """Everything in which the trials differ, other than the axis -> its value in each: `_UNUSED` where the trial has no
+    use for it, None where it is empty.
+    """
     found: dict[str, list[Any]] = {}
     for name in cell_fields(trials):
         if name not in axis:
@@ -134,8 +156,12 @@ def _given(trials: pd.DataFrame, pool: str) -> np.ndarray:
     return trials[column].notna().to_numpy() if column in trials else np.zeros(len(trials), bool)
 
 
-def _pooled(trials: pd.DataFrame, axis: Sequence[str], inside: list[list[int]], values: dict[str, list[Any]]) -> str | None:
-    """Of the fields that make up the axis, one whose values fall on one point of a cell; None where every point has one value of each."""
+def _pooled(
+    trials: pd.DataFrame, axis: Sequence[str], inside: list[list[int]], values: dict[str, list[Any]]
+) -> str | None:
+    """Of the fields that make up the axis, one whose values fall on one point of a cell; None where every point has one
+    value of each.
+    """
     clashing: dict[str, set[str]] = {}
     for rows in inside if values else ():
         points = trials.iloc[rows].reset_index(drop=True)
@@ -144,7 +170,9 @@ def _pooled(trials: pd.DataFrame, axis: Sequence[str], inside: list[list[int]], 
                 found = {str(column[rows[place]]) for place in group.index}
                 if len(found) > 1:
                     clashing.setdefault(name, set()).update(found)
-    return min(clashing, key=lambda name: len(clashing[name])) if clashing else None  # the one that makes the fewest cells
+    return (
+        min(clashing, key=lambda name: len(clashing[name])) if clashing else None
+    )  # the one that makes the fewest cells
 
 
 def _cell(key: dict[str, Any], trials: pd.DataFrame, axis: Sequence[str]) -> Cell:

@@ -1,4 +1,6 @@
-"""The numbers and words of a column: the one place where what a table holds becomes floats, and where it is read who finished."""
+"""The numbers and words of a column: the one place where what a table holds becomes floats, and where it is read who
+finished.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,40 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 
-UNITS = {"": 0, "%": -2, "k": 3, "m": 6, "b": 9, "g": 9, "t": 12, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+UNITS = {
+    "": 0,
+    "%": -2,
+    "k": 3,
+    "m": 6,
+    "b": 9,
+    "g": 9,
+    "t": 12,
+    "thousand": 3,
+    "million": 6,
+    "billion": 9,
+    "trillion": 12,
+}
 """What may follow a number, in any case, and its power of ten: 10M, 1.5 B, 30 billion, 45%."""
 NO_NUMBER = {"nan", "na", "n/a", "#n/a", "null", "none", "missing", "unknown", "-", "--", "?", "diverged", "divergent"}
 NO_NUMBER |= {"failed", "failure", "crashed", "error", "oom", "timeout", "killed", "running", "pending"}
 """Words, in any case, that stand where a run has no number."""
 FINISHED = ("finished", "done", "complete", "completed", "success", "succeeded", "terminated", "ok")
-"""What a column `status` says, in any case, of a run that counts: here, in W&B, MLflow, Slurm, Ray Tune (`TERMINATED`) and by hand."""
-UNFINISHED = {"fail", "failed", "failure", "crashed", "error", "killed", "running", "pending", "pruned", "waiting", "queued"}
+"""What a column `status` says, in any case, of a run that counts: here, in W&B, MLflow, Slurm, Ray Tune (`TERMINATED`)
+and by hand.
+"""
+UNFINISHED = {
+    "fail",
+    "failed",
+    "failure",
+    "crashed",
+    "error",
+    "killed",
+    "running",
+    "pending",
+    "pruned",
+    "waiting",
+    "queued",
+}
 UNFINISHED |= {"scheduled", "preempted", "preempting", "stopped", "diverged", "oom", "timeout"}
 """Words, in any case, by which a column `state` is known to say how a run ended, though no run finished."""
 LOST_UNIT = 1e4
@@ -68,10 +96,21 @@ def floats(column: pd.Series, place: Callable[[int], str]) -> np.ndarray:
         place: position in the column -> words for the file and the line, or the row, which begin the message.
 
     Raises:
-        AnalysisError: it holds other text, a date, a duration, a truth value or a complex number: pandas would turn most of these into
-            numbers.
+        AnalysisError: it holds other text, a date, a duration, a truth value or a complex number: pandas would turn
+            most of these into numbers.
     """
-    others = (bool, np.bool_, complex, np.datetime64, np.timedelta64, datetime.date, datetime.time, datetime.timedelta, list, dict)
+    others = (
+        bool,
+        np.bool_,
+        complex,
+        np.datetime64,
+        np.timedelta64,
+        datetime.date,
+        datetime.time,
+        datetime.timedelta,
+        list,
+        dict,
+    )
     held = column.astype(object)
     plain = held.where(~held.map(lambda value: isinstance(value, others)))
     typed = np.array(pd.to_numeric(plain, errors="coerce"), float)

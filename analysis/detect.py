@@ -1,4 +1,6 @@
-"""How many seeds a planned study needs to see a difference, from the noise of a study that has run. Knows no plan, only its table."""
+"""How many seeds a planned study needs to see a difference, from the noise of a study that has run. Knows no plan, only
+its table.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,15 @@ def detect(depth: float, planned: pd.DataFrame, noise_from: Path | str) -> dict[
         }
         for points, seeds in planned_designs(planned)
     ]
-    noise = {"folder": str(noise_from), "paired_sd": sd, "df": df, "low": low, "high": high, "cells": cells, "used": alike}
+    noise = {
+        "folder": str(noise_from),
+        "paired_sd": sd,
+        "df": df,
+        "low": low,
+        "high": high,
+        "cells": cells,
+        "used": alike,
+    }
     return {"depth": depth, "level": LEVEL, "wanted_power": POWER, "noise": noise, "designs": designs}
 
 
@@ -59,12 +69,16 @@ def paired_noise(folder: Path | str) -> list[dict[str, Any]]:
     """
     found = analyse(Results(Path(folder))).noise()
     if not found:
-        raise AnalysisError(f"{folder}: no seed is repeated over the same points, so its noise is unknown; give a study with two seeds")
+        raise AnalysisError(
+            f"{folder}: no seed is repeated over the same points, so its noise is unknown; give a study with two seeds"
+        )
     return found
 
 
 def planned_designs(planned: pd.DataFrame) -> list[tuple[int, int]]:
-    """Distinct pairs of points in a cell and seeds that each of them has at least; a point's learning rates count once."""
+    """Distinct pairs of points in a cell and seeds that each of them has at least; a point's learning
+    rates count once.
+    """
     trials = planned[planned["rho"].notna() | (planned["sparse_params"] > 0)]
     shares = [name for name in trials if name.startswith("share_")]
     cells = [name for name in cell_fields(planned) if name != "rho"]
@@ -83,11 +97,14 @@ def describe_detect(found: dict[str, Any]) -> str:
     of = f"95% interval {noise['low']:.4f} to {noise['high']:.4f}, {noise['df']} degrees of freedom, {noise['folder']}"
     lines = [
         f"noise of one run once its seed's common effect is off: {noise['paired_sd']:.4f} nats/token (sd, {of})",
-        f"one paired difference of two points, two-sided test at {found['level']:.0%} (reports of several correct for their number):",
+        f"one paired difference of two points, two-sided test at {found['level']:.0%} (reports of several correct for "
+        f"their number):",
     ]
     sizes = [cell["paired_sd"] for cell in noise["cells"]]
     if max(sizes) > UNEVEN * min(sizes):
-        each = ", ".join(f"{cell['paired_sd']:.4f} ({cell['label'] or 'tokens ' + si(cell['tokens'])})" for cell in noise["cells"])
+        each = ", ".join(
+            f"{cell['paired_sd']:.4f} ({cell['label'] or 'tokens ' + si(cell['tokens'])})" for cell in noise["cells"]
+        )
         used = "those with as many tokens as planned" if len(noise["used"]) < len(sizes) else "all"
         lines.insert(1, f"the noise differs between the cells of that study: {each}; used: {used}")
     for design in found["designs"]:

@@ -21,4 +21,6 @@ def require_columns(present: Iterable[str], required: Iterable[str], where: str)
     if missing:
         near = {name: difflib.get_close_matches(name, present, n=1) for name in missing}
         words = [f"`{name}`" + (f" (is it `{near[name][0]}`?)" if near[name] else "") for name in missing]
-        raise AnalysisError(f"{where}: column {', '.join(words)} is missing; it has {', '.join(present) or 'no column'}")
+        raise AnalysisError(
+            f"{where}: column {', '.join(words)} is missing; it has {', '.join(present) or 'no column'}"
+        )

@@ -1,4 +1,6 @@
-"""`python -m analysis fit --law LAW TABLE ...`: one law fitted to any table of runs. Which columns a law needs stands in `LAWS`."""
+"""`python -m analysis fit --law LAW TABLE ...`: one law fitted to any table of runs. Which columns a law needs stands
+in `LAWS`.
+"""
 
 from __future__ import annotations
 
@@ -49,10 +51,14 @@ class Law:
     """From the table and the columns, by option."""
     example: str
     sizes: tuple[str, ...] = ()
-    """Options of the columns by which runs are of one cell, of which `--best-of-cell` keeps the best; () where repeats are seeds."""
+    """Options of the columns by which runs are of one cell, of which `--best-of-cell` keeps the best; () where repeats
+    are seeds.
+    """
 
 
-def _call(home: str, name: str, names: dict[str, str] | None = None, **given: Any) -> Callable[[pd.DataFrame, dict[str, str]], Any]:
+def _call(
+    home: str, name: str, names: dict[str, str] | None = None, **given: Any
+) -> Callable[[pd.DataFrame, dict[str, str]], Any]:
     """A function of `analysis.fits`, imported only when called.
 
     Args:
@@ -94,8 +100,17 @@ LAWS = {
         "--n params --d tokens --bits bits --loss loss",
         ("n", "d", "bits"),
     ),
-    "power": Law("L = A x^-alpha", ("x", "loss"), ("run",), _call("surface", "fit_power", floor=False), "--x flops --loss loss", ("x",)),
-    "saturating-power": Law("L = E + A x^-alpha", ("x", "loss"), ("run",), _call("surface", "fit_power"), "--x flops --loss loss", ("x",)),
+    "power": Law(
+        "L = A x^-alpha",
+        ("x", "loss"),
+        ("run",),
+        _call("surface", "fit_power", floor=False),
+        "--x flops --loss loss",
+        ("x",),
+    ),
+    "saturating-power": Law(
+        "L = E + A x^-alpha", ("x", "loss"), ("run",), _call("surface", "fit_power"), "--x flops --loss loss", ("x",)
+    ),
     "isoflop": Law(
         "the best size at each budget, and the power with which it grows",
         ("flops", "n", "loss"),
@@ -128,7 +143,8 @@ LAWS = {
         "--share share_moe --loss val_loss --seed seed",
     ),
     "allocation-joint": Law(
-        "one law of that kind over several budgets: whether the best share moves with size, tokens for each parameter or sparsity",
+        "one law of that kind over several budgets: whether the best share moves with size, tokens for each parameter "
+        "or sparsity",
         ("share", "loss", "seed", "d", "total", "n"),
         (),
         _call("joint", "fit_joint", {"share": "x", "d": "tokens", "n": "active"}),
@@ -147,32 +163,50 @@ LAWS = {
 def build_parser() -> Parser:
     """Its help has an example of every law."""
     width = max(map(len, LAWS))
-    lines = [f"  {name:<{width}}  {law.says}\n  {'':<{width}}  fit --law {name} runs.csv {law.example}" for name, law in LAWS.items()]
+    lines = [
+        f"  {name:<{width}}  {law.says}\n  {'':<{width}}  fit --law {name} runs.csv {law.example}"
+        for name, law in LAWS.items()
+    ]
     parser = Parser(
         prog="python -m analysis fit",
-        description="Fit a law to a table of runs (.csv, .tsv, .json, .jsonl, also as .gz; .parquet). Options with COLUMN name one.",
+        description="Fit a law to a table of runs (.csv, .tsv, .json, .jsonl, also as .gz; .parquet). Options with "
+        "COLUMN name one.",
         epilog="\n".join(
-            ["laws, with an example of each:", *lines, "", "exit codes: 0 fitted, whatever the status of any group; 2 refused input"]
+            [
+                "laws, with an example of each:",
+                *lines,
+                "",
+                "exit codes: 0 fitted, whatever the status of any group; 2 refused input",
+            ]
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "table",
         type=Path,
-        help="one run a row, named by `trial_id`; rows that lack a number, or whose `status` does not say finished, are left out and told",
+        help="one run a row, named by `trial_id`; rows that lack a number, or whose `status` does not say finished, "
+        "are left out and told",
     )
     parser.add_argument("--law", required=True, choices=LAWS, metavar="LAW", help=", ".join(LAWS))
     for option, holds in OPTIONS.items():
         users = ", ".join(
-            name if option in law.needs else f"{name}: optional" for name, law in LAWS.items() if option in (*law.needs, *law.may)
+            name if option in law.needs else f"{name}: optional"
+            for name, law in LAWS.items()
+            if option in (*law.needs, *law.may)
         )
         parser.add_argument(f"--{option}", metavar="COLUMN", help=f"{holds} ({users})")
     parser.add_argument("--group", metavar="COLUMN", help="fit the rows of each value of this column apart")
     cells = ", ".join(name for name, law in LAWS.items() if law.sizes)
-    parser.add_argument("--best-of-cell", action="store_true", help=f"of runs of equal sizes keep the one with the least loss ({cells})")
-    parser.add_argument("--interval", type=float, default=0.95, metavar="LEVEL", help="level of every interval (default 0.95)")
+    parser.add_argument(
+        "--best-of-cell", action="store_true", help=f"of runs of equal sizes keep the one with the least loss ({cells})"
+    )
+    parser.add_argument(
+        "--interval", type=float, default=0.95, metavar="LEVEL", help="level of every interval (default 0.95)"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the fit as .svg or .png, with what is drawn as .csv beside it")
+    parser.add_argument(
+        "--figure", type=Path, metavar="FILE", help="draw the fit as .svg or .png, with what is drawn as .csv beside it"
+    )
     return parser
 
 
@@ -229,7 +263,9 @@ def _run(chosen: argparse.Namespace, law: Law, columns: dict[str, str]) -> str:
         _draw(fits[""][0], chosen.figure)
     if chosen.json:
         records = {group: _record(chosen.law, *each) for group, each in fits.items()}
-        return json.dumps({"law": chosen.law, "groups": records} if chosen.group else records[""], indent=2, allow_nan=False)
+        return json.dumps(
+            {"law": chosen.law, "groups": records} if chosen.group else records[""], indent=2, allow_nan=False
+        )
     heads = {group: f"{chosen.group} {group}\n" if chosen.group else "" for group in fits}
     return "\n\n".join(heads[group] + _words(chosen.law, *each) for group, each in fits.items())
 
@@ -247,7 +283,9 @@ def _fit(law: Law, table: pd.DataFrame, columns: dict[str, str], path: Path, bes
     tokens = columns.get("d") or next((name for name in map(str, frame) if quantities_named(name) == ["tokens"]), None)
     doubts = of_units(frame, columns, tokens)
     if sizes and not best and "run" not in columns:
-        doubts += of_sweep(frame, sizes, columns["loss"], fit, lambda: law.fit(best_of_cell(frame, sizes, columns["loss"])[0], columns))
+        doubts += of_sweep(
+            frame, sizes, columns["loss"], fit, lambda: law.fit(best_of_cell(frame, sizes, columns["loss"])[0], columns)
+        )
     return with_doubts(fit, doubts), left_out
 
 
@@ -261,7 +299,9 @@ def _with_group(table: pd.DataFrame, column: str | None, path: Path) -> tuple[pd
 
     empty = table[column].isna() if column else pd.Series(False, table.index)
     if empty.all():
-        raise AnalysisError(f"{path}: column `{column}` is empty in every row; name the group of each row, or leave --group out")
+        raise AnalysisError(
+            f"{path}: column `{column}` is empty in every row; name the group of each row, or leave --group out"
+        )
     said = f"Left out: {empty.sum()} of {len(table)} rows, whose `{column}` is empty: {listed(table.index[empty])}."
     return table[~empty], [said] if empty.any() else []
 
@@ -288,15 +328,20 @@ def usable(table: pd.DataFrame, columns: dict[str, str], path: Path) -> tuple[pd
     left_out = [unfinished(table)] if unfinished(table) else []
     frame = finished(table)
     if frame.empty:
-        raise AnalysisError(f"{path}: {left_out[0]} Only rows that say {', '.join(FINISHED)} are used; rename the column or its words")
-    backbone = frame[columns["mechanism"]].isna() if "mechanism" in columns else pd.Series(False, frame.index)  # which has no slots
+        raise AnalysisError(
+            f"{path}: {left_out[0]} Only rows that say {', '.join(FINISHED)} are used; rename the column or its words"
+        )
+    backbone = (
+        frame[columns["mechanism"]].isna() if "mechanism" in columns else pd.Series(False, frame.index)
+    )  # which has no slots
     for option, column in columns.items():
         if option in TEXT:
             continue
         lacking = ~np.isfinite(frame[column]) & ~(backbone & (option == "slots"))
         if lacking.any():
             left_out.append(
-                f"Left out: {lacking.sum()} of {len(table)} rows, whose `{column}` is no number: {listed(frame.index[lacking])}."
+                f"Left out: {lacking.sum()} of {len(table)} rows, whose `{column}` is no number: "
+                f"{listed(frame.index[lacking])}."
             )
             frame, backbone = frame[~lacking], backbone[~lacking]
     if frame.empty:
@@ -305,8 +350,16 @@ def usable(table: pd.DataFrame, columns: dict[str, str], path: Path) -> tuple[pd
 
 
 def _record(law: str, fit: Any, left_out: list[str]) -> dict[str, Any]:
-    """`Fit.to_dict`, with `parameters` and `objective` also where the fit has several laws in it and so none of its own."""
-    return {"law": law, "status": str(fit.status), "parameters": {}, "objective": None, "left_out": left_out} | fit.to_dict()
+    """`Fit.to_dict`, with `parameters` and `objective` also where the fit has several laws in it and so none of its
+    own.
+    """
+    return {
+        "law": law,
+        "status": str(fit.status),
+        "parameters": {},
+        "objective": None,
+        "left_out": left_out,
+    } | fit.to_dict()
 
 
 def _words(law: str, fit: Any, left_out: list[str]) -> str:
@@ -317,22 +370,31 @@ def _words(law: str, fit: Any, left_out: list[str]) -> str:
     parameters = _record(law, fit, left_out)["parameters"]
     if parameters:
         cells = [("parameter", "value", f"{percent()} low", f"{percent()} high", "s.e.")]
-        cells += [(name, *(f"{each[key]:.6g}" for key in ("value", "low", "high", "se"))) for name, each in parameters.items()]
+        cells += [
+            (name, *(f"{each[key]:.6g}" for key in ("value", "low", "high", "se"))) for name, each in parameters.items()
+        ]
         widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-        table = [f"{row[0]:<{widths[0]}}  " + "  ".join(f"{x:>{w}}" for x, w in zip(row[1:], widths[1:], strict=True)) for row in cells]
+        table = [
+            f"{row[0]:<{widths[0]}}  " + "  ".join(f"{x:>{w}}" for x, w in zip(row[1:], widths[1:], strict=True))
+            for row in cells
+        ]
         lines += ["", *table]
     return "\n".join(lines)
 
 
 def _check_place(figure: Path, table: Path) -> None:
-    """Refuse, before anything is fitted, a figure that cannot be written, or whose data would be written over the table."""
+    """Refuse, before anything is fitted, a figure that cannot be written, or whose data would be written over the
+    table.
+    """
     if figure.suffix.lower() not in (".svg", ".png"):
         raise AnalysisError(f"{figure}: a figure is .svg or .png")
     if not figure.parent.is_dir():
         raise AnalysisError(f"{figure}: there is no folder {figure.parent}; make it first")
     data = figure.with_suffix(".csv")
     if data.exists() and table.exists() and data.samefile(table):
-        raise AnalysisError(f"{figure}: what it draws would be written over the table {data}; give the figure another name")
+        raise AnalysisError(
+            f"{figure}: what it draws would be written over the table {data}; give the figure another name"
+        )
 
 
 def _draw(fit: Any, path: Path) -> None:
@@ -342,7 +404,9 @@ def _draw(fit: Any, path: Path) -> None:
         raise AnalysisError(f"--figure: there is nothing to draw: {fit.status}. {fit.message}")
     heading = ",".join(map(str, drawn.columns))
     if data.exists() and data.read_bytes().partition(b"\n")[0].strip() != heading.encode():
-        raise AnalysisError(f"{path}: what it draws would be written over {data}, which is no such table; give the figure another name")
+        raise AnalysisError(
+            f"{path}: what it draws would be written over {data}, which is no such table; give the figure another name"
+        )
     from analysis.figures.style import ONE_COLUMN, new_figure, style
     from sparsemem.files import write_atomically, write_text
 

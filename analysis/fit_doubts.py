@@ -1,4 +1,6 @@
-"""What there is to doubt in a table itself, whichever law is fitted to it: the unit of its numbers, and sweeps of settings."""
+"""What there is to doubt in a table itself, whichever law is fitted to it: the unit of its numbers, and sweeps of
+settings.
+"""
 
 from __future__ import annotations
 
@@ -40,17 +42,21 @@ def of_units(frame: pd.DataFrame, columns: dict[str, str], tokens: str | None) -
     median = float(frame[loss].median())
     if median > MOST_NATS:
         doubts.append(
-            f"`{loss}` is {median:.3g} in the median run, more than the {MOST_NATS:g} nats of a guess: it may be perplexity (add a "
-            f"column of its natural logarithm) or a sum (divide by the number of tokens), then name the new column with --loss."
+            f"`{loss}` is {median:.3g} in the median run, more than the {MOST_NATS:g} nats of a guess: it may be "
+            f"perplexity (add a column of its natural logarithm) or a sum (divide by the number of tokens), then name "
+            f"the new column with --loss."
         )
     if tokens and {"flops", "n"} <= columns.keys():
         with np.errstate(all="ignore"):
-            ratio_N = frame[columns["flops"]] / (6 * frame[columns["n"]] * pd.to_numeric(frame[tokens], errors="coerce"))
+            ratio_N = frame[columns["flops"]] / (
+                6 * frame[columns["n"]] * pd.to_numeric(frame[tokens], errors="coerce")
+            )
         ratio = float(ratio_N.median())
         if ratio > 0 and abs(np.log(ratio)) > np.log(FAR):
             doubts.append(
-                f"`{columns['flops']}` is {ratio:.3g} times 6 `{columns['n']}` `{tokens}` in the median run, where about 1 is usual: write "
-                "all three in plain units (FLOPs, parameters, tokens), or name the columns that are."
+                f"`{columns['flops']}` is {ratio:.3g} times 6 `{columns['n']}` `{tokens}` in the median run, where "
+                f"about 1 is usual: write all three in plain units (FLOPs, parameters, tokens), or name the columns "
+                f"that are."
             )
     return doubts
 
@@ -70,7 +76,8 @@ def best_of_cell(frame: pd.DataFrame, sizes: list[str], loss: str) -> tuple[pd.D
 
 
 def of_sweep(frame: pd.DataFrame, sizes: list[str], loss: str, fit: Any, best: Callable[[], Any]) -> list[str]:
-    """A sentence where the best of each cell gives another answer than all rows, and so many rows of a cell are no seeds.
+    """A sentence where the best of each cell gives another answer than all rows, and so many rows of a cell are no
+    seeds.
 
     Args:
         sizes: columns by which rows are of one cell.
@@ -101,6 +108,7 @@ def of_sweep(frame: pd.DataFrame, sizes: list[str], loss: str, fit: Any, best: C
     if not moved:
         return []
     return [
-        f"the best of each cell (equal {', '.join(sizes)}) gives {', '.join(moved)}: where the rows of a cell are a sweep of settings, add "
-        "--best-of-cell; where they are of several kinds, add --group COLUMN; where they are seeds, keep this fit."
+        f"the best of each cell (equal {', '.join(sizes)}) gives {', '.join(moved)}: where the rows of a cell are a "
+        f"sweep of settings, add --best-of-cell; where they are of several kinds, add --group COLUMN; where they are "
+        f"seeds, keep this fit."
     ]

@@ -43,7 +43,11 @@ def check_headings(columns: Mapping[str, str], holds: Mapping[str, str], path: P
         named = quantities_named(columns[option])
         if not named or len(named) > 1 or option in QUANTITIES[named[0]]:
             continue
-        remedy = "add a column of its natural logarithm and name that" if named == ["perplexity"] else "name the column that does"
+        remedy = (
+            "add a column of its natural logarithm and name that"
+            if named == ["perplexity"]
+            else "name the column that does"
+        )
         raise AnalysisError(
             f"{path}: --{option} {columns[option]}: the heading says {named[0]}, but --{option} is {holds[option]}; "
             f"{remedy}, or rename the heading if it is wrong"

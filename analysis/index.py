@@ -1,7 +1,8 @@
 """One page over several studies: what each asked, how far it is, what it found, and the way to its report.
 
-It reads what `write_report` left and fits nothing anew. It stands in the deepest folder that holds all studies, so that its links to the
-reports are short and relative: that folder can be moved or published as a whole. The figures are inside the page.
+It reads what `write_report` left and fits nothing anew. It stands in the deepest folder that holds all studies, so that
+its links to the reports are short and relative: that folder can be moved or published as a whole. The figures are
+inside the page.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def write_index(results_dirs: Sequence[Path | str]) -> Path:
     try:
         parent = Path(os.path.commonpath([folder.parent for folder in folders]))
     except ValueError:
-        raise AnalysisError(f"{folders[0]} and {folders[-1]} have no folder in common; move the studies to one disk") from None
+        raise AnalysisError(
+            f"{folders[0]} and {folders[-1]} have no folder in common; move the studies to one disk"
+        ) from None
     page = render("index.html", studies=[_row(folder, parent) for folder in folders])
     write_text(parent / "index.html", page)
     return parent / "index.html"
@@ -50,7 +53,9 @@ def _row(folder: Path, parent: Path) -> dict[str, Any]:
     try:
         figure = "".join(map(data_uri, figures))
     except OSError as error:
-        raise AnalysisError(f"{figures[0]}: cannot be read ({error.strerror}); run `python -m analysis {folder}`") from None
+        raise AnalysisError(
+            f"{figures[0]}: cannot be read ({error.strerror}); run `python -m analysis {folder}`"
+        ) from None
     sparse = trials[trials["rho"].notna()] if trials["rho"].notna().any() else trials  # without the dense baseline
     return {
         "name": results.name,
@@ -67,7 +72,9 @@ def _row(folder: Path, parent: Path) -> dict[str, Any]:
 
 def _span(values: pd.Series) -> str:
     low, high = values.min(), values.max()
-    return si(values.median()) if high < 1.01 * low else f"{si(low)} to {si(high)}"  # integer sizes meet a budget within its tolerance
+    return (
+        si(values.median()) if high < 1.01 * low else f"{si(low)} to {si(high)}"
+    )  # integer sizes meet a budget within its tolerance
 
 
 def first_sentence(text: str) -> str:

@@ -47,7 +47,9 @@ def at_level(level: float) -> Iterator[None]:
         AnalysisError: it is not between 0 and 1.
     """
     if not 0 < level < 1:
-        raise AnalysisError(f"an interval of level {level:g} cannot be made; give a number between 0 and 1, such as 0.9")
+        raise AnalysisError(
+            f"an interval of level {level:g} cannot be made; give a number between 0 and 1, such as 0.9"
+        )
     token = _LEVEL.set(level)
     try:
         yield

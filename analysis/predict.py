@@ -1,7 +1,8 @@
-"""`python -m analysis predict STUDY... --at 'active_params=540k,...'`: what the law over several budgets expects of one not trained yet.
+"""`python -m analysis predict STUDY... --at 'active_params=540k,...'`: what the law over several budgets expects of one
+not trained yet.
 
-The prediction is appended to `predictions.json` with what shows when it was made and from what; nothing there is ever replaced. The report
-of a study that holds the budget later compares the two (`studies.foretold`).
+The prediction is appended to `predictions.json` with what shows when it was made and from what; nothing there is ever
+replaced. The report of a study that holds the budget later compares the two (`studies.foretold`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from sparsemem.config.nearest import nearest_name
 from sparsemem.files import write_json
 
 
-def predict(folders: Sequence[Path], points: Sequence[Mapping[str, float]], into: Path | None = None) -> tuple[Path, list[str]]:
+def predict(
+    folders: Sequence[Path], points: Sequence[Mapping[str, float]], into: Path | None = None
+) -> tuple[Path, list[str]]:
     """Add a prediction for each point to the `predictions.json` of a folder.
 
     Args:
@@ -45,8 +48,8 @@ def predict(folders: Sequence[Path], points: Sequence[Mapping[str, float]], into
         The file, and each prediction in words.
 
     Raises:
-        AnalysisError: a folder holds no share curves or several at one budget, texts differ, no law can be fitted, or a point cannot be
-            placed on it.
+        AnalysisError: a folder holds no share curves or several at one budget, texts differ, no law can be fitted, or a
+            point cannot be placed on it.
     """
     studies = [Results(folder) for folder in folders]
     curves = [_curves(results) for results in studies]
@@ -54,10 +57,14 @@ def predict(folders: Sequence[Path], points: Sequence[Mapping[str, float]], into
     for results, text in zip(studies, texts, strict=True):
         if text != texts[0]:
             raise AnalysisError(
-                f"{results.folder}: has another `data` than {studies[0].folder}, so no law holds for both; name studies of one text"
+                f"{results.folder}: has another `data` than {studies[0].folder}, so no law holds for both; name "
+                f"studies of one text"
             )
     kept = [name for name in BUDGET if all(name in own for own in curves)]
-    runs = pd.concat([own.drop(columns=[name for name in BUDGET if name in own and name not in kept]) for own in curves], ignore_index=True)
+    runs = pd.concat(
+        [own.drop(columns=[name for name in BUDGET if name in own and name not in kept]) for own in curves],
+        ignore_index=True,
+    )
     law = fit_joint(runs.drop_duplicates("trial_id"))
     there = [law.extrapolate(**point) for point in points]  # what is refused is refused before anything is written
     commit, dirty = checkout()
@@ -85,13 +92,16 @@ def _curves(results: Results) -> pd.DataFrame:
     """Finished runs of the study's share curves."""
     analysis = analyse(results)
     if not isinstance(analysis, Allocation) or analysis.share != "share_moe":
-        raise AnalysisError(f"{results.folder}: its `analysis` has no curves over the share of routed experts; name an allocation study")
+        raise AnalysisError(
+            f"{results.folder}: its `analysis` has no curves over the share of routed experts; name an allocation study"
+        )
     if not analysis.over:
         raise AnalysisError(f"{results.folder}: no trial has finished; run the study first")
     if len(analysis.over) > 1:
         held = "; ".join(analysis.over)
         raise AnalysisError(
-            f"{results.folder}: has several curves at one budget ({held}); predict from a study that varies its budget alone"
+            f"{results.folder}: has several curves at one budget ({held}); predict from a study that varies its budget "
+            f"alone"
         )
     (places,) = analysis.over.values()
     return pd.concat([analysis.cells[place].trials for place in places])
@@ -137,7 +147,9 @@ def read_point(text: str) -> dict[str, float]:
         if name in point:
             raise AnalysisError(f"--at {text}: `{name}` stands twice; keep one of them")
         if value is None or not 0 < value < float("inf"):
-            raise AnalysisError(f"--at {text}: `{name}` is {written!r}; write a number above 0, such as {name}=15 or {name}=540k")
+            raise AnalysisError(
+                f"--at {text}: `{name}` is {written!r}; write a number above 0, such as {name}=15 or {name}=540k"
+            )
         point[name] = value
     return point
 
@@ -146,19 +158,28 @@ def main(arguments: list[str]) -> int:
     """Run the command; returns the exit code: 2 for refused input."""
     parser = Parser(
         prog="python -m analysis predict",
-        description="Predict the share curve of a budget that is not trained yet from the results of others, and write it down in "
+        description="Predict the share curve of a budget that is not trained yet from the results of others, and write "
+        "it down in "
         "predictions.json; the report of a study that holds that budget later compares the two.",
         epilog="for example:\n"
         "  python -m analysis predict runs/allocation-tpp --at active_params=34k,tokens_per_active_param=960\n"
-        "  python -m analysis predict runs/small runs/middle --at active_params=540k,tokens_per_active_param=15 --into runs/large",
+        "  python -m analysis predict runs/small runs/middle --at active_params=540k,tokens_per_active_param=15 --into "
+        "runs/large",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("results_dir", nargs="+", type=Path, help="results folder of a study of share curves")
     parser.add_argument(
-        "--at", action="append", required=True, metavar="FACTOR=VALUE,...", help=f"a budget ({', '.join(FACTORS)}); may be given again"
+        "--at",
+        action="append",
+        required=True,
+        metavar="FACTOR=VALUE,...",
+        help=f"a budget ({', '.join(FACTORS)}); may be given again",
     )
     parser.add_argument(
-        "--into", type=Path, metavar="DIR", help="results folder of the study that is to hold the budget (default: the first)"
+        "--into",
+        type=Path,
+        metavar="DIR",
+        help="results folder of the study that is to hold the budget (default: the first)",
     )
     given = parser.parse_args(arguments)
     try:

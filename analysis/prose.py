@@ -19,38 +19,43 @@ MOST_LISTED = 6
 """Tuned values that are listed; of more the ends are given."""
 
 DIFFERENCES_CAPTION = (
-    f"Loss less that of the pure mixture of experts ({RHO} = 1) with the same seed, mean over seeds; bars are one standard error between "
-    "seeds, where there are two. Below zero, memory helps."
+    f"Loss less that of the pure mixture of experts ({RHO} = 1) with the same seed, mean over seeds; bars are one "
+    f"standard error between seeds, where there are two. Below zero, memory helps."
 )
 DIAGNOSTICS_CAPTION = (
-    "Left: mean of each share less the fitted curve, with its paired standard error. Right: mean of each inner share less what each law "
-    "predicts for it when fitted to all others. Zero is a perfect fit."
+    "Left: mean of each share less the fitted curve, with its paired standard error. Right: mean of each inner share "
+    "less what each law predicts for it when fitted to all others. Zero is a perfect fit."
 )
 OPTIMUM_CAPTION = (
-    "The best share of each budget by a curve of its own (orange, 95% interval; white where in doubt or at an end of the sampled shares), "
-    "and by the law over all budgets (blue, pointwise 95% band; the model is chosen anew in every resample). Hatched: the published "
-    f"optimum, {PUBLISHED[0]:.0%} to {PUBLISHED[1]:.0%} (Engram, arXiv 2601.07372), at far larger scale."
+    "The best share of each budget by a curve of its own (orange, 95% interval; white where in doubt or at an end of "
+    "the sampled shares), and by the law over all budgets (blue, pointwise 95% band; the model is chosen anew in every "
+    f"resample). Hatched: the published optimum, {PUBLISHED[0]:.0%} to {PUBLISHED[1]:.0%} (Engram, arXiv 2601.07372), "
+    f"at far larger scale."
 )
 CURVES_CAPTION = (
-    f"Top: validation loss while training, mean over seeds. Bottom: the same less that of {RHO} = 1 with the same seed at the same token; "
-    "bands are one standard error between seeds."
+    f"Top: validation loss while training, mean over seeds. Bottom: the same less that of {RHO} = 1 with the same seed "
+    f"at the same token; bands are one standard error between seeds."
 )
 
 
 def allocation_caption(series: set[str]) -> str:
     """Describes the series that the allocation figure holds."""
     known = {
-        "curve": "Filled markers: means for the average seed, with paired standard error; line: the fit, with pointwise 95% band.",
+        "curve": "Filled markers: means for the average seed, with paired standard error; line: the fit, with "
+        "pointwise 95% band.",
         "optimum": "The star marks the fitted optimum with its 95% interval.",
         "tied": "Shaded: shares statistically tied with the best sampled one.",
-        "dense": "Dense: a model without sparse parameters and with as many activated ones (dotted, or its loss where that is far off).",
+        "dense": "Dense: a model without sparse parameters and with as many activated ones (dotted, or its loss where "
+        "that is far off).",
     }
     return " ".join(
         (
-            "Validation loss against the share of the sparse parameters held by routed experts, at fixed total and activated parameters.",
+            "Validation loss against the share of the sparse parameters held by routed experts, at fixed total and "
+            "activated parameters.",
             "Open markers: single runs.",
             *(sentence for name, sentence in known.items() if name in series),
-            f"Hatched: the published optimum, {PUBLISHED[0]:.0%} to {PUBLISHED[1]:.0%} (Engram, arXiv 2601.07372), at far larger scale.",
+            f"Hatched: the published optimum, {PUBLISHED[0]:.0%} to {PUBLISHED[1]:.0%} (Engram, arXiv 2601.07372), at "
+            f"far larger scale.",
         )
     )
 
@@ -58,7 +63,9 @@ def allocation_caption(series: set[str]) -> str:
 def counts(trials: pd.DataFrame) -> str:
     """How many trials are in which state."""
     found = Counter(trials["status"])
-    rest = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in found.items() if status != TrialStatus.FINISHED)
+    rest = ", ".join(
+        f"{number} {status.replace('_', ' ')}" for status, number in found.items() if status != TrialStatus.FINISHED
+    )
     return f"{found[TrialStatus.FINISHED]} of {len(trials)} trials finished" + (f"; {rest}." if rest else ".")
 
 
@@ -69,8 +76,8 @@ def text(results: Results) -> str:
         return ""
     unused = ", ".join(f"{size:,} {reason}" for reason, size in account["unused"].items())
     return (
-        f"Of {account['total']:,} bytes of text {account['train']:,} were trained on and {account['validation']:,} held out "
-        f"({account['validation'] / account['total']:.1%}), {sum(account['unused'].values()):,} were not used"
+        f"Of {account['total']:,} bytes of text {account['train']:,} were trained on and {account['validation']:,} "
+        f"held out ({account['validation'] / account['total']:.1%}), {sum(account['unused'].values()):,} were not used"
         + (f" ({unused})" if unused else "")
         + "".join(f"; {remark}" for remark in results.corpus.get("remarks") or ())
         + f". The longest training reads its text {results.trials['tokens'].max() / tokens:.2g} times."
@@ -78,18 +85,25 @@ def text(results: Results) -> str:
 
 
 def remarks(results: Results) -> list[str]:
-    """What to know of a study of any kind before its numbers: settings that were tuned, and trials that learned nothing."""
+    """What to know of a study of any kind before its numbers: settings that were tuned, and trials that learned
+    nothing.
+    """
     lines = []
     for path in results.tuned.fields if results.tuned else ():
         values = sorted(results.trials[path if path == RATE else f"tuned.{path}"].dropna().unique())
-        listed = ", ".join(map(str, values)) if len(values) <= MOST_LISTED else f"{len(values)} values from {values[0]} to {values[-1]}"
+        listed = (
+            ", ".join(map(str, values))
+            if len(values) <= MOST_LISTED
+            else f"{len(values)} values from {values[0]} to {values[-1]}"
+        )
         lines.append(f"Tuned before the study: {path} {listed}.")
     idle = results.trials[results.trials["status"] == LEARNED_NOTHING]
     if len(idle):
         lines.append(
-            f"Warning: {len(idle)} of {len(idle) + len(results.finished)} trained trials, such as {idle['trial_id'].iloc[0]}, end above, "
-            f"or within {LEARNED_NATS:g} nats of, the loss of equally likely tokens ({results.chance(idle).max():.3f} nats). They learned "
-            "nothing and are left out of every fit and comparison: lower `train.lr`, or train longer."
+            f"Warning: {len(idle)} of {len(idle) + len(results.finished)} trained trials, such as "
+            f"{idle['trial_id'].iloc[0]}, end above, or within {LEARNED_NATS:g} nats of, the loss of equally likely "
+            f"tokens ({results.chance(idle).max():.3f} nats). They learned nothing and are left out of every fit and "
+            f"comparison: lower `train.lr`, or train longer."
         )
     return lines
 
@@ -104,34 +118,54 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
     trials, finished, varied = results.trials, results.finished, varied_fields(results.trials)
     lines = []
     if len(finished) < len(trials):
-        lines.append(f"{len(trials) - len(finished)} of {len(trials)} planned trials have no result, so every number here may still move.")
+        lines.append(
+            f"{len(trials) - len(finished)} of {len(trials)} planned trials have no result, so every number here may "
+            f"still move."
+        )
     if len(finished):
         lines.append(_scale(finished))
     lengths = sorted(finished["tokens"].dropna().unique())
     if len(lengths) < 2:
         lines.append("One training length: whether the answer moves with compute cannot be told.")
     elif lengths[-1] < 10 * lengths[0]:
-        lines.append(f"Training lengths a factor of {lengths[-1] / lengths[0]:.3g} apart: only a fast movement of the answer would show.")
+        lines.append(
+            f"Training lengths a factor of {lengths[-1] / lengths[0]:.3g} apart: only a fast movement of the answer "
+            f"would show."
+        )
     if results.tuned and RATE in results.tuned.fields:
         lines.append(_rates_tuned(results.tuned, finished, noun))
     elif RATE in varied:
         lines.append(
-            f"The learning rate was chosen per {noun} on the held-out set itself: a {noun} with more rates tried is flattered by a little."
+            f"The learning rate was chosen per {noun} on the held-out set itself: a {noun} with more rates tried is "
+            f"flattered by a little."
         )
     else:
         lines.append(
-            f"One learning rate for every {noun}: part of the differences between them may be one of tuning, unless checked elsewhere."
+            f"One learning rate for every {noun}: part of the differences between them may be one of tuning, unless "
+            f"checked elsewhere."
         )
     if not {"train.table_lr_factor", "tuned.train.table_lr_factor"} & set(varied):
         lines.append("One learning-rate factor of the memory tables.")
     if not any(name.startswith("data") for name in varied):
         name = (results.described.get("data") or {}).get("corpus", "python-source")
         share = results.corpus.get("overlap", {}).get("4")
-        seen = f": {share:.0%} of its held-out 4-grams also occur in the training text, which favours n-gram memory" if share else ""
+        seen = (
+            f": {share:.0%} of its held-out 4-grams also occur in the training text, which favours n-gram memory"
+            if share
+            else ""
+        )
         lines.append(f"One corpus, {' '.join([name, *_named(results)])}{seen}.")
-        if len(finished) and (times := finished["tokens"].max() / (results.corpus.get("train_tokens") or float("inf"))) > 1:
-            lines.append(f"Trials read their text up to {times:.3g} times: a model that can remember it, as memory does, is favoured.")
-    seeds = pd.concat([cell.trials.groupby(list(axis), dropna=False)["seed"].nunique() for cell in split_cells(trials, axis)])
+        if (
+            len(finished)
+            and (times := finished["tokens"].max() / (results.corpus.get("train_tokens") or float("inf"))) > 1
+        ):
+            lines.append(
+                f"Trials read their text up to {times:.3g} times: a model that can remember it, as memory does, is "
+                f"favoured."
+            )
+    seeds = pd.concat(
+        [cell.trials.groupby(list(axis), dropna=False)["seed"].nunique() for cell in split_cells(trials, axis)]
+    )
     if len(seeds):
         number = (
             f"{seeds.min()} to {seeds.max()} seeds"
@@ -145,14 +179,23 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
         if seeds.min() < seeds.max():
             lines.append(f"A seed that one of two {plural(noun)} lacks says nothing of their difference.")
     lines += _searched(results)
-    lines.append("All runs are judged on the same held-out sequences, and a seed changes data order and initial weights together.")
+    lines.append(
+        "All runs are judged on the same held-out sequences, and a seed changes data order and initial weights "
+        "together."
+    )
     return lines
 
 
 def _named(results: Results) -> list[str]:
     """What the user's own text or data set is called."""
     data = results.described.get("data") or {}
-    return [", ".join(data.get("files", ()))] if data.get("corpus") == "files" else [data["dataset"]] if data.get("dataset") else []
+    return (
+        [", ".join(data.get("files", ()))]
+        if data.get("corpus") == "files"
+        else [data["dataset"]]
+        if data.get("dataset")
+        else []
+    )
 
 
 def sources(results: Results) -> str:
@@ -169,15 +212,22 @@ def _rates_tuned(tuned: Tuned, finished: pd.DataFrame, noun: str) -> str:
     """How the rates of `sparsemem tune` were found, and which of them to doubt."""
     paths = list(dict.fromkeys(path for winner in tuned.winners for path in winner.at))
     own = f"apart for each value of {' and '.join(paths)}," if paths else f"once for every {noun},"
-    line = f"The learning rate was tuned {own} on the held-out set itself (`sparsemem tune`, one seed a trial): see Tuned settings."
+    line = (
+        f"The learning rate was tuned {own} on the held-out set itself (`sparsemem tune`, one seed a trial): see Tuned "
+        f"settings."
+    )
     found = Counter(why for winner in tuned.winners if (why := _rate_doubt(winner)))
     if found:
         each = "; ".join(f"{number} of {len(tuned.winners)} {why[number != 1]}" for why, number in found.items())
         line += (
-            f" Rates to doubt: {each}. A better one may lie there, and part of the differences between {plural(noun)} may be one of tuning."
+            f" Rates to doubt: {each}. A better one may lie there, and part of the differences between {plural(noun)} "
+            f"may be one of tuning."
         )
     if seeds := {winner.seed for winner in tuned.winners if winner.seed is not None} & set(finished["seed"]):
-        line += f" Seed {', '.join(map(str, sorted(seeds)))} served the search and is compared too: its runs are flattered by a little."
+        line += (
+            f" Seed {', '.join(map(str, sorted(seeds)))} served the search and is compared too: its runs are flattered "
+            f"by a little."
+        )
     return line
 
 
@@ -188,7 +238,9 @@ def _rate_doubt(winner: Winner) -> tuple[str, str] | None:
     if RATE in winner.unbracketed:
         return "is the outermost value tried", "are the outermost values tried"
     return (
-        ("has no value tried close to it on one side", "have no value tried close to them on one side") if RATE in winner.doubts() else None
+        ("has no value tried close to it on one side", "have no value tried close to them on one side")
+        if RATE in winner.doubts()
+        else None
     )
 
 
@@ -197,9 +249,10 @@ def _searched(results: Results) -> list[str]:
     vary = results.described.get("vary") or {}
     rho = [grid.get("rho") for grid in (vary if isinstance(vary, list) else [vary])]
     return [
-        f"The shares were chosen by a search: each where it was expected to shorten the interval of the best share most, until that was no "
-        f"longer than {search.get('tolerance')} or no trial was left. The fit takes the shares as given, and a search stops at an interval "
-        "that came out short, which noise may have helped: `docs/searched-shares` measures how often it holds the truth."
+        f"The shares were chosen by a search: each where it was expected to shorten the interval of the best share "
+        f"most, until that was no longer than {search.get('tolerance')} or no trial was left. The fit takes the shares "
+        f"as given, and a search stops at an interval that came out short, which noise may have helped: "
+        f"`docs/searched-shares` measures how often it holds the truth."
         for search in rho
         if isinstance(search, dict)
     ]
@@ -232,6 +285,6 @@ def _scale(finished: pd.DataFrame) -> str:
     low, high = f"{ratio.min():.3g}", f"{ratio.max():.3g}"
     each = low if low == high else f"{low} to {high}"
     return (
-        f"Scale: {si(finished['active_params'].median())} activated parameters and {each} training tokens for each. Published results come "
-        "from models thousands of times larger; nothing here says what holds there."
+        f"Scale: {si(finished['active_params'].median())} activated parameters and {each} training tokens for each. "
+        f"Published results come from models thousands of times larger; nothing here says what holds there."
     )

@@ -31,7 +31,9 @@ MARKS = {
 """First bytes of a text -> its encoding."""
 SEPARATORS = {".csv": (",", ";", "\t"), ".tsv": ("\t", ",", ";")}
 """The first that divides the heading is used."""
-DECIMAL_COMMA = re.compile(r"[+-]?(0,\d{3}|\d+,(\d{1,2}|\d{4,})|(\d{1,3}(\.\d{3})+),\d+|\d{1,3}(\.\d{3}){2,})(e[+-]?\d+)?\s*[a-z%]*", re.I)
+DECIMAL_COMMA = re.compile(
+    r"[+-]?(0,\d{3}|\d+,(\d{1,2}|\d{4,})|(\d{1,3}(\.\d{3})+),\d+|\d{1,3}(\.\d{3}){2,})(e[+-]?\d+)?\s*[a-z%]*", re.I
+)
 DECIMAL_POINT = re.compile(
     r"[+-]?(0?\.\d{3}|\d*\.(\d{1,2}|\d{4,})|(\d{1,3}(,\d{3})+)\.\d+|\d{1,3}(,\d{3}){2,})(e[+-]?\d+)?\s*[a-z%]*", re.I
 )
@@ -42,21 +44,22 @@ def read_table(path: Path | str, numbers: Iterable[str] = (), others: Iterable[s
     """The table, with `numbers` as floats; what is empty there becomes NaN.
 
     Args:
-        path: `.csv` (separated by commas, semicolons or tabs), `.tsv`, `.json` (an array of objects), `.jsonl`, `.ndjson`, each also with
-            `.gz`, or `.parquet`. Text is UTF-8, or what its byte order mark says.
-        numbers: columns that must be there and hold numbers, also as 10M, 1.5B, 1,000 or 45%. A heading that differs only in case and in
-            blanks is taken for the column, and gets its name.
+        path: `.csv` (separated by commas, semicolons or tabs), `.tsv`, `.json` (an array of objects), `.jsonl`,
+            `.ndjson`, each also with `.gz`, or `.parquet`. Text is UTF-8, or what its byte order mark says.
+        numbers: columns that must be there and hold numbers, also as 10M, 1.5B, 1,000 or 45%. A heading that differs
+            only in case and in blanks is taken for the column, and gets its name.
         others: columns that must be there.
 
     Returns:
-        The table. Its index says where each row stands, counted from 1: `line 7` of a text, heading and comments counted, `row 7` of an
-        array or Parquet.
+        The table. Its index says where each row stands, counted from 1: `line 7` of a text, heading and comments
+        counted, `row 7` of an array or Parquet.
 
     Raises:
-        AnalysisError: the file is missing, empty, of another kind or cannot be read; a heading that is asked for stands twice or a row has
-            more or fewer fields than there are headings; a column is missing (the nearest name is given) or holds text, a date or a truth
-            value where a number belongs (its line is given); an id of the column `trial_id` stands in several rows, though `trial_id` is
-            not among `others`, as it is where rows are checkpoints.
+        AnalysisError: the file is missing, empty, of another kind or cannot be read; a heading that is asked for stands
+            twice or a row has more or fewer fields than there are headings; a column is missing (the nearest name is
+            given) or holds text, a date or a truth value where a number belongs (its line is given); an id of the
+            column `trial_id` stands in several rows, though `trial_id` is not among `others`, as it is where rows are
+            checkpoints.
     """
     path, numbers, others = Path(path), tuple(dict.fromkeys(numbers)), tuple(others)
     frame, twice = _read(path, numbers)
@@ -66,7 +69,9 @@ def read_table(path: Path | str, numbers: Iterable[str] = (), others: Iterable[s
             raise AnalysisError(f"{path}: heading `{name}` stands twice; keep one of them")
     frame = frame.rename(columns=_as_asked(frame.columns, (*asked, "status")))
     for name in frame.columns.difference(asked):
-        if "status" not in frame and str(name).strip().lower() == "state" and says_states(frame[name]):  # as W&B calls it
+        if (
+            "status" not in frame and str(name).strip().lower() == "state" and says_states(frame[name])
+        ):  # as W&B calls it
             frame = frame.rename(columns={name: "status"})
     require_columns(frame.columns, asked, str(path))
     if frame.empty:
@@ -75,15 +80,20 @@ def read_table(path: Path | str, numbers: Iterable[str] = (), others: Iterable[s
         typed = floats(frame[name], lambda row: f"{path}: {frame.index[row]}")
         refuse_lost_units(frame[name], typed, lambda row: f"{path}: {frame.index[row]}")
         frame[name] = typed
-    for name in frame.columns.difference([*asked, "trial_id"]):  # such as `tokens`, by which some fits look whether runs compare
-        if all(isinstance(value, str) and _reads(value) for value in frame[name].dropna()) and frame[name].notna().any():
+    for name in frame.columns.difference(
+        [*asked, "trial_id"]
+    ):  # such as `tokens`, by which some fits look whether runs compare
+        if (
+            all(isinstance(value, str) and _reads(value) for value in frame[name].dropna())
+            and frame[name].notna().any()
+        ):
             frame[name] = floats(frame[name], lambda row: f"{path}: {frame.index[row]}")
     if "trial_id" in frame and "trial_id" not in others:
         again = frame["trial_id"].duplicated()
         if again.any():
             raise AnalysisError(
-                f"{path}: {frame.index[int(again.argmax())]}: trial id {frame['trial_id'][again].iloc[0]} stands in several rows; "
-                "keep one of each, or name the column that says which rows are one run"
+                f"{path}: {frame.index[int(again.argmax())]}: trial id {frame['trial_id'][again].iloc[0]} stands in "
+                f"several rows; keep one of each, or name the column that says which rows are one run"
             )
     return frame
 
@@ -95,7 +105,9 @@ def _as_asked(present: Iterable[Any], asked: Iterable[str]) -> dict[str, str]:
         return " ".join(name.split()).casefold()
 
     present = [str(name) for name in present]
-    likes = {name: [heading for heading in present if same(heading) == same(name)] for name in asked if name not in present}
+    likes = {
+        name: [heading for heading in present if same(heading) == same(name)] for name in asked if name not in present
+    }
     return {found[0]: name for name, found in likes.items() if len(found) == 1 and found[0] not in asked}
 
 
@@ -128,7 +140,14 @@ def _read(path: Path, numbers: Sequence[str]) -> tuple[pd.DataFrame, set[str]]:
         return _csv(text, path, SEPARATORS[kind], numbers) if kind in SEPARATORS else _json(text, path)
     except AnalysisError:
         raise
-    except (ValueError, TypeError, OSError, EOFError, zlib.error, csv.Error) as error:  # parsers of all kinds raise kinds of ValueError
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        EOFError,
+        zlib.error,
+        csv.Error,
+    ) as error:  # parsers of all kinds raise kinds of ValueError
         raise AnalysisError(f"{path}: cannot be read as {kind[1:]}: {' '.join(str(error).split())}") from None
 
 
@@ -143,7 +162,9 @@ def _text(raw: bytes) -> str:
 
 
 def _csv(text: str, path: Path, separators: Sequence[str], numbers: Sequence[str]) -> tuple[pd.DataFrame, set[str]]:
-    """pandas shifts all columns where rows have more fields than there are headings, so the fields are counted first."""
+    """pandas shifts all columns where rows have more fields than there are headings, so the fields are
+    counted first.
+    """
     declared = re.match(r'\s*"?sep=([,;\t|])"?[ \t,;]*(?=[\r\n])', text, re.I)  # Excel's own first line
     if declared:
         separators, text = (declared[1],), text[declared.end() :]
@@ -164,8 +185,9 @@ def _csv(text: str, path: Path, separators: Sequence[str], numbers: Sequence[str
     for place, row in zip(lines, rows, strict=True):
         if len(row) != len(heading):
             raise AnalysisError(
-                f"{path}: line {place} has {len(row)} fields, but there are {len(heading)} headings; mend the line, quote text that holds "
-                f"a {'tab' if mark == chr(9) else mark}, and begin a comment above the headings with #"
+                f"{path}: line {place} has {len(row)} fields, but there are {len(heading)} headings; mend the line, "
+                f"quote text that holds a {'tab' if mark == chr(9) else mark}, and begin a comment above the headings "
+                f"with #"
             )
     wanted = {*numbers, *_as_asked(heading, numbers)}
     _write_points(rows[1:], [i for i, name in enumerate(heading) if name in wanted], path, mark)
@@ -173,11 +195,15 @@ def _csv(text: str, path: Path, separators: Sequence[str], numbers: Sequence[str
     csv.writer(again).writerows([heading, *rows[1:]])
     again.seek(0)
     frame = pd.read_csv(again, dtype={"trial_id": str}, index_col=False)
-    return frame.set_axis([f"line {place}" for place in lines[1:]]), {name for name in heading if name and heading.count(name) > 1}
+    return frame.set_axis([f"line {place}" for place in lines[1:]]), {
+        name for name in heading if name and heading.count(name) > 1
+    }
 
 
 def _without_comments(text: str, separators: Sequence[str]) -> str:
-    """Comments above the headings made empty lines, so that lines keep their numbers; a `#` before the headings themselves is taken off."""
+    """Comments above the headings made empty lines, so that lines keep their numbers; a `#` before the headings
+    themselves is taken off.
+    """
     lines = text.splitlines(keepends=True)
     written = [i for i, line in enumerate(lines) if line.strip()]
     comments = [i for i in written if lines[i].lstrip().startswith("#")]
@@ -186,7 +212,10 @@ def _without_comments(text: str, separators: Sequence[str]) -> str:
         return text
     for i in above:
         lines[i] = "\n"
-    last, following = text.splitlines()[above[-1]].lstrip()[1:], [lines[i] for i in written[len(above) : len(above) + 1]]
+    last, following = (
+        text.splitlines()[above[-1]].lstrip()[1:],
+        [lines[i] for i in written[len(above) : len(above) + 1]],
+    )
     for mark in separators:
         names, values = (next(csv.reader([each], delimiter=mark), []) for each in (last, *(following or [""])))
         if len(names) == len(values) > 1 and not any(map(_reads, names)) and any(map(_reads, values)):
@@ -207,13 +236,21 @@ def _write_points(rows: list[list[str]], places: Sequence[int], path: Path, mark
         AnalysisError: it cannot be told, or is not the same throughout.
     """
     fields = [row[place].strip() for row in rows for place in places]
-    comma, point = (next((each for each in fields if kind.fullmatch(each)), None) for kind in (DECIMAL_COMMA, DECIMAL_POINT))
+    comma, point = (
+        next((each for each in fields if kind.fullmatch(each)), None) for kind in (DECIMAL_COMMA, DECIMAL_POINT)
+    )
     unsure = [each for each in fields if re.fullmatch(r"[+-]?\d{1,3}[,.]\d{3}", each)]
     if comma and point:
-        raise AnalysisError(f"{path}: numbers have a decimal comma ({comma}) and a decimal point ({point}); write all with a point")
-    doubtful = mark == ";" or (mark == "\t" and all("," in each for each in unsure))  # 2.345 beside 1,000 is a decimal point
+        raise AnalysisError(
+            f"{path}: numbers have a decimal comma ({comma}) and a decimal point ({point}); write all with a point"
+        )
+    doubtful = mark == ";" or (
+        mark == "\t" and all("," in each for each in unsure)
+    )  # 2.345 beside 1,000 is a decimal point
     if doubtful and unsure and not (comma or point):
-        raise AnalysisError(f"{path}: whether {unsure[0]} has a decimal mark or groups of digits cannot be told; write it with neither")
+        raise AnalysisError(
+            f"{path}: whether {unsure[0]} has a decimal mark or groups of digits cannot be told; write it with neither"
+        )
     if comma:
         for row in rows:
             for place in places:

@@ -1,4 +1,5 @@
-"""From a results folder to `fits.json`, `figures/` and one self-contained `report.html`; and to a few lines for a terminal.
+"""From a results folder to `fits.json`, `figures/` and one self-contained `report.html`; and to a few lines for a
+terminal.
 
 Everything is generated from the ledger, so a report says only what the files hold, and a study in progress has one too.
 """
@@ -38,8 +39,8 @@ def write_report(results_dir: Path | str) -> Path:
         The path of `report.html`.
 
     Raises:
-        AnalysisError: the folder holds no study, one of its files cannot be used, or the trials are not what the study's `analysis` needs;
-            names it and says what to do.
+        AnalysisError: the folder holds no study, one of its files cannot be used, or the trials are not what the
+            study's `analysis` needs; names it and says what to do.
     """
     results = Results(Path(results_dir))
     analysis = analyse(results)
@@ -53,8 +54,8 @@ def write_report(results_dir: Path | str) -> Path:
 
 
 def summarize(results_dir: Path | str) -> str:
-    """What the last report says, in words for a terminal: trials finished, warnings, and each part of the study, by its label if it has
-    several.
+    """What the last report says, in words for a terminal: trials finished, warnings, and each part of the study, by its
+    label if it has several.
 
     Raises:
         AnalysisError: there is no report, or its `fits.json` is not whole.
@@ -62,7 +63,9 @@ def summarize(results_dir: Path | str) -> str:
     record = Results(Path(results_dir)).report
     warnings = [line for line in record["remarks"] if line.startswith("Warning: ")]
     others = [line for line in record["remarks"] if line not in warnings]
-    lines = [(f"{reading['label']}: " if reading["label"] else "") + reading["sentences"] for reading in record["readings"]]
+    lines = [
+        (f"{reading['label']}: " if reading["label"] else "") + reading["sentences"] for reading in record["readings"]
+    ]
     return "\n".join([record["counts"], *warnings, *lines, *others])
 
 
@@ -74,7 +77,11 @@ def _fits_record(results: Results, analysis: Analysis) -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version(package) for package in ("sparsemem", "numpy", "scipy", "pandas", "matplotlib", "pillow")},
     }
-    words = {"counts": prose.counts(results.trials), "readings": readings, "remarks": [*prose.remarks(results), *analysis.remarks()]}
+    words = {
+        "counts": prose.counts(results.trials),
+        "readings": readings,
+        "remarks": [*prose.remarks(results), *analysis.remarks()],
+    }
     return {"study": results.name, "provenance": provenance, **words, "fits": fits}
 
 
@@ -83,7 +90,12 @@ def _save(drawing: Drawing, folder: Path) -> dict[str, str]:
     folder.mkdir(exist_ok=True)
     save(drawing.figure, drawing.data, folder, drawing.name)
     inches = f"{1.3 * drawing.figure.get_figwidth():.1f}"
-    return {"name": drawing.name, "caption": drawing.caption, "inches": inches, "uri": data_uri(folder / f"{drawing.name}.svg")}
+    return {
+        "name": drawing.name,
+        "caption": drawing.caption,
+        "inches": inches,
+        "uri": data_uri(folder / f"{drawing.name}.svg"),
+    }
 
 
 def data_uri(svg: Path) -> str:
@@ -91,15 +103,23 @@ def data_uri(svg: Path) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode()
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------------
+# --- the page ---------------------------------------------------------------------------------------------------------
 
 
 def render(template: str, **values: Any) -> str:
     """A page from its template; what is put in is text unless it says otherwise."""
     environment = Environment(
-        loader=PackageLoader("analysis"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("analysis"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"count": lambda value: "" if value is None else f"{value:,.0f}", "nats": number, "linked": linked}
+    environment.filters |= {
+        "count": lambda value: "" if value is None else f"{value:,.0f}",
+        "nats": number,
+        "linked": linked,
+    }
     return environment.get_template(template).render(**values)
 
 
@@ -134,7 +154,11 @@ def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -
 
 def _plan(trials: pd.DataFrame) -> pd.DataFrame:
     """What each point came to: one row for each distinct set of sizes."""
-    shares = [name for name in trials.columns if name.startswith("share_") and name not in PLANNED and trials[name].nunique() > 1]
+    shares = [
+        name
+        for name in trials.columns
+        if name.startswith("share_") and name not in PLANNED and trials[name].nunique() > 1
+    ]
     varied = [name for name in varied_fields(trials) if name.startswith("model.")]
     names = [name for name in PLANNED if name in trials and trials[name].notna().any()]
     return as_text(trials[[*names[:2], *shares, *varied, *names[2:]]].drop_duplicates())
@@ -185,7 +209,13 @@ def linked(text: str) -> Markup:
 
 def _failures(results: Results) -> list[dict[str, str]]:
     """Trials that ended without a result: which point, and why."""
-    without = (LEARNED_NOTHING, TrialStatus.DIVERGED, TrialStatus.FAILED, TrialStatus.OUT_OF_MEMORY, TrialStatus.INTERRUPTED)
+    without = (
+        LEARNED_NOTHING,
+        TrialStatus.DIVERGED,
+        TrialStatus.FAILED,
+        TrialStatus.OUT_OF_MEMORY,
+        TrialStatus.INTERRUPTED,
+    )
     trials = results.trials[results.trials["status"].isin(without)]
     points = as_text(trials[["rho", *varied_fields(results.trials), "seed"]]).to_dict("records")
     found = []
@@ -202,5 +232,7 @@ def _failures(results: Results) -> list[dict[str, str]]:
         except (OSError, ValueError, TypeError, AttributeError):
             message = f"{name} cannot be read"
         where = ", ".join(f"{name} {value}" for name, value in point.items() if value)
-        found.append({"id": trial["trial_id"], "status": trial["status"].replace("_", " "), "point": where, "message": message})
+        found.append(
+            {"id": trial["trial_id"], "status": trial["status"].replace("_", " "), "point": where, "message": message}
+        )
     return found

@@ -34,7 +34,9 @@ COUNTS = (
 
 @dataclass(frozen=True)
 class Results:
-    """What the ledger holds. Every property raises `AnalysisError` where its file cannot be used, naming the file and the remedy."""
+    """What the ledger holds. Every property raises `AnalysisError` where its file cannot be used, naming the file and
+    the remedy.
+    """
 
     folder: Path
 
@@ -54,14 +56,17 @@ class Results:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """`load_trials`: one row a planned trial. The status of a finished one that learned nothing is `learned_nothing`: its loss is that
-        of chance, whatever the point is, so it enters no fit and no comparison."""
+        """`load_trials`: one row a planned trial. The status of a finished one that learned nothing is
+        `learned_nothing`: its loss is that of chance, whatever the point is, so it enters no fit and no comparison.
+        """
         trials = load_trials(self.folder)
         idle = (trials["status"] == TrialStatus.FINISHED) & (trials["val_loss"] > self.chance(trials) - LEARNED_NATS)
         return trials.assign(status=trials["status"].mask(idle, LEARNED_NOTHING))
 
     def chance(self, trials: pd.DataFrame) -> pd.Series:
-        """Loss of equally likely tokens, nats per token, of each trial; infinite where the number of tokens is not known."""
+        """Loss of equally likely tokens, nats per token, of each trial; infinite where the number of tokens is not
+        known.
+        """
         entries = trials["data.vocab_size"] if "data.vocab_size" in trials else self.corpus.get("vocab_size")
         return pd.Series(np.log(entries) if entries is not None else np.inf, index=trials.index).fillna(np.inf)
 
@@ -96,10 +101,20 @@ class Results:
             raise AnalysisError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
         if not isinstance(described, dict):
             raise AnalysisError(f"{path}: not a study; it starts with `study: NAME`")
-        _check(path, described, dict.fromkeys(("data", "model", "budget", "train", "provenance"), _is_mapping), "fields belong there")
-        _check(path, described, {"analysis": lambda value: isinstance(value, str)}, "the name of an analysis belongs there")
         _check(
-            path, described, {"vary": lambda value: _is_mapping(value) or _are_mappings(value)}, "a grid or a list of grids belongs there"
+            path,
+            described,
+            dict.fromkeys(("data", "model", "budget", "train", "provenance"), _is_mapping),
+            "fields belong there",
+        )
+        _check(
+            path, described, {"analysis": lambda value: isinstance(value, str)}, "the name of an analysis belongs there"
+        )
+        _check(
+            path,
+            described,
+            {"vary": lambda value: _is_mapping(value) or _are_mappings(value)},
+            "a grid or a list of grids belongs there",
         )
         return described
 
@@ -154,7 +169,8 @@ class Results:
         for place, each in enumerate(listed, 1):
             if wrong := [name for name, right in parts.items() if not right(each.get(name))]:
                 raise AnalysisError(
-                    f"{path}: prediction {place} is not what `python -m analysis predict` writes (field `{wrong[0]}`); set the file aside"
+                    f"{path}: prediction {place} is not what `python -m analysis predict` writes (field `{wrong[0]}`); "
+                    f"set the file aside"
                 )
         return listed
 
@@ -176,7 +192,9 @@ class Results:
         }
         lacking = [name for name, right in parts.items() if not _is_mapping(record) or not right(record.get(name))]
         if lacking:
-            raise AnalysisError(f"{path}: not the record of a report (field `{lacking[0]}` is missing or damaged); {remedy}")
+            raise AnalysisError(
+                f"{path}: not the record of a report (field `{lacking[0]}` is missing or damaged); {remedy}"
+            )
         return dict(record)
 
     @cached_property
@@ -213,7 +231,9 @@ def _are_mappings(value: Any) -> bool:
 
 
 def _are_records(value: Any, fields: dict[str, type]) -> bool:
-    return _are_mappings(value) and all(isinstance(record.get(name), kind) for record in value for name, kind in fields.items())
+    return _are_mappings(value) and all(
+        isinstance(record.get(name), kind) for record in value for name, kind in fields.items()
+    )
 
 
 def _is_text(value: Any) -> bool:

@@ -10,7 +10,9 @@ class Status(StrEnum):
 
     CONVERGED = "converged"
     POOR_FIT = "poor_fit"
-    """The law is refuted: it misses the runs by more than their own noise allows (chance of so poor a fit below `fits.types.REFUTED`)."""
+    """The law is refuted: it misses the runs by more than their own noise allows (chance of so poor a fit below
+    `fits.types.REFUTED`).
+    """
     BOUND_HIT = "bound_hit"
     NO_INTERIOR_MINIMUM = "no_interior_minimum"
     TOO_FEW_POINTS = "too_few_points"

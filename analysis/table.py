@@ -1,4 +1,6 @@
-"""A results folder as DataFrames, and DataFrames as text for a terminal. Reads files only; knows no fit and no figure."""
+"""A results folder as DataFrames, and DataFrames as text for a terminal. Reads files only; knows no fit
+and no figure.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,21 @@ from sparsemem.trial_files import TrialFiles
 from sparsemem.values import ConfigError
 
 TPP = "tokens_per_active_param"
-"""Training tokens over activated parameters as planned for the trial's own model; made at reading, so old tables have it too."""
+"""Training tokens over activated parameters as planned for the trial's own model; made at reading, so old tables have
+it too.
+"""
 RHO = "\N{GREEK SMALL LETTER RHO}"
 """The share of the sparse parameters held by routed experts, as readers see it."""
 REQUIRED = ("trial_id", "status", "seed", "rho", "share_moe", "total_params", "active_params", "tokens", "val_loss")
 
 
 def load_trials(results_dir: Path | str) -> pd.DataFrame:
-    """`trials.csv`, typed, with `TPP`: one row a planned trial, in the order of the plan; losses in nats per token, NaN where not finished.
+    """`trials.csv`, typed, with `TPP`: one row a planned trial, in the order of the plan; losses in nats per token, NaN
+    where not finished.
 
     Raises:
-        AnalysisError: the file is missing, empty or not CSV, lacks a column, holds text in place of a number, repeats a trial id, or names
-            an unknown status.
+        AnalysisError: the file is missing, empty or not CSV, lacks a column, holds text in place of a number, repeats a
+            trial id, or names an unknown status.
     """
     path = Path(results_dir) / "trials.csv"
     if not path.is_file():
@@ -45,7 +50,9 @@ def typed_trials(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
         raise AnalysisError(f"{path}: holds no trial")
     repeated = frame["trial_id"][frame["trial_id"].duplicated()].unique()
     if len(repeated):
-        raise AnalysisError(f"{path}: trial id {', '.join(map(str, repeated))} stands in several rows; keep one of each")
+        raise AnalysisError(
+            f"{path}: trial id {', '.join(map(str, repeated))} stands in several rows; keep one of each"
+        )
     unknown = sorted(set(frame["status"].fillna("")) - set(TrialStatus))
     if unknown:
         raise AnalysisError(f"{path}: column `status` holds {unknown[0]!r}; known: {', '.join(TrialStatus)}")
@@ -60,7 +67,8 @@ def typed_trials(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     broken = frame["trial_id"][finished & ~np.isfinite(frame["val_loss"])]
     if len(broken):
         raise AnalysisError(
-            f"{path}: trial {', '.join(broken)} is finished but its val_loss is not a number; set its result aside and run it again"
+            f"{path}: trial {', '.join(broken)} is finished but its val_loss is not a number; set its result aside and "
+            f"run it again"
         )
     if frame["seed"].isna().any():
         raise AnalysisError(f"{path}: trial {frame['trial_id'][frame['seed'].isna()].iloc[0]} has no seed")
@@ -87,16 +95,19 @@ def holds(trials: pd.DataFrame, pool: str) -> np.ndarray:
 def uses(trials: pd.DataFrame, name: str) -> np.ndarray:
     """Whether each trial has a use for a field -> bool [trials].
 
-    The settings of a memory say nothing of a trial without it, which leaves them empty; anywhere else an empty value is a value.
+    The settings of a memory say nothing of a trial without it, which leaves them empty; anywhere else an empty value is
+    a value.
     """
     pool = name.split(".")[1] if name.startswith("model.") else ""
     return holds(trials, pool) if pool in MEMORY_POOLS else np.ones(len(trials), bool)
 
 
 def load_curves(results_dir: Path | str) -> pd.DataFrame:
-    """The training curves of every trial that finished or diverged, one row a record, with the trial's columns beside it.
+    """The training curves of every trial that finished or diverged, one row a record, with the trial's columns beside
+    it.
 
-    The curve's own columns keep their names; a trial's column of the same name, such as `val_loss`, gets the prefix `final_`.
+    The curve's own columns keep their names; a trial's column of the same name, such as `val_loss`, gets the prefix
+    `final_`.
 
     Raises:
         AnalysisError: a curve is missing, lacks a column or holds text in place of a number.
@@ -112,7 +123,8 @@ def load_sequence_losses(results_dir: Path | str) -> pd.DataFrame:
     """Held-out loss of every finished trial: nats per token, index sequence, one column a trial id.
 
     Raises:
-        AnalysisError: a file is missing or holds text in place of a number, or a trial was evaluated on other sequences than the first.
+        AnalysisError: a file is missing or holds text in place of a number, or a trial was evaluated on other sequences
+            than the first.
     """
     trials = load_trials(results_dir)
     finished = trials["trial_id"][trials["status"] == TrialStatus.FINISHED]
@@ -124,7 +136,9 @@ def load_sequence_losses(results_dir: Path | str) -> pd.DataFrame:
             sequences = own["sequence"].to_numpy()
         if not np.array_equal(own["sequence"], sequences):
             path = trial_files(results_dir).path(str(trial_id), "val_losses.csv")
-            raise AnalysisError(f"{path}: not the {len(sequences)} held-out sequences of the other trials; run this trial again")
+            raise AnalysisError(
+                f"{path}: not the {len(sequences)} held-out sequences of the other trials; run this trial again"
+            )
         columns[str(trial_id)] = own["nats_per_token"].to_numpy()
     return pd.DataFrame(columns, index=pd.Index(sequences, name="sequence"))
 
@@ -148,16 +162,19 @@ def paired_differences(trials: pd.DataFrame, sequence_losses: pd.DataFrame | Non
 
     Args:
         trials: of one cell (see `split_cells`), one learning rate a share.
-        sequence_losses: from `load_sequence_losses`; both trials read the same sequences, so the standard error is that of the differences.
+        sequence_losses: from `load_sequence_losses`; both trials read the same sequences, so the standard error is that
+            of the differences.
 
     Returns:
-        trial_id, reference_id, rho, share_moe, seed, difference, difference_se (NaN without sequence losses). Seeds without rho = 1 are
-        left out.
+        trial_id, reference_id, rho, share_moe, seed, difference, difference_se (NaN without sequence losses). Seeds
+        without rho = 1 are left out.
     """
     finished = trials[trials["status"] == TrialStatus.FINISHED]
     references = finished[finished["rho"] == 1].set_index("seed")["trial_id"]
     loss = finished.set_index("trial_id")["val_loss"]
-    by_sequence = {} if sequence_losses is None else {name: sequence_losses[name].to_numpy() for name in sequence_losses}
+    by_sequence = (
+        {} if sequence_losses is None else {name: sequence_losses[name].to_numpy() for name in sequence_losses}
+    )
     rows = []
     for trial in finished[finished["rho"] != 1].to_dict("records"):
         if trial["seed"] not in references.index:
@@ -177,12 +194,15 @@ def paired_differences(trials: pd.DataFrame, sequence_losses: pd.DataFrame | Non
                 "difference_se": error,
             }
         )
-    return pd.DataFrame(rows, columns=["trial_id", "reference_id", "rho", "share_moe", "seed", "difference", "difference_se"])
+    return pd.DataFrame(
+        rows, columns=["trial_id", "reference_id", "rho", "share_moe", "seed", "difference", "difference_se"]
+    )
 
 
 def average_differences(differences: pd.DataFrame) -> pd.DataFrame:
-    """`paired_differences` over seeds -> rho, share_moe, seeds, difference, se_seeds (between seeds; NaN for one), se_sequences (from the
-    held-out sequences; the seeds share those, so it does not shrink with their number)."""
+    """`paired_differences` over seeds -> rho, share_moe, seeds, difference, se_seeds (between seeds; NaN for one),
+    se_sequences (from the held-out sequences; the seeds share those, so it does not shrink with their number).
+    """
     grouped = differences.groupby("rho", sort=False, dropna=False)
     return grouped.agg(
         share_moe=("share_moe", "first"),
@@ -193,7 +213,7 @@ def average_differences(differences: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
-# --- text -------------------------------------------------------------------------------------------------------------------
+# --- text -------------------------------------------------------------------------------------------------------------
 
 
 def si(value: float) -> str:
@@ -246,10 +266,18 @@ _WRITTEN: dict[str, Callable[[Any], str]] = {
     **{"rho": _rho, "seed": str, "status": lambda value: value.replace("_", " ")},
     **{"budget_error_total": _error, "budget_error_active": _error, "memory_flops_share": _fixed(4)},
     TPP: lambda value: "" if pd.isna(value) else f"{value:.3g}",
-    **{"val_loss": _fixed(4), "val_loss_se": _fixed(4), "val_bpb": _fixed(4), "tokens_per_second": si, "seconds": _duration},
+    **{
+        "val_loss": _fixed(4),
+        "val_loss_se": _fixed(4),
+        "val_bpb": _fixed(4),
+        "tokens_per_second": si,
+        "seconds": _duration,
+    },
     "peak_memory_bytes": lambda value: "" if pd.isna(value) else f"{value / 1e9:.2f}",
 }
-"""Column -> how a value is written, where that is not `si` of a column of `trials.csv`, nor `shown` of a varied field."""
+"""Column -> how a value is written, where that is not `si` of a column of `trials.csv`, nor `shown` of a
+varied field.
+"""
 READ = (
     *("rho", "seed", "status", "total_params", "active_params", "routed_experts", "memory_rows", "tokens", TPP),
     *("val_loss", "val_loss_se", "val_bpb", "tokens_per_second", "peak_memory_bytes", "seconds"),
@@ -274,7 +302,11 @@ def as_text(frame: pd.DataFrame) -> pd.DataFrame:
 def trials_for_reading(trials: pd.DataFrame) -> pd.DataFrame:
     """The trials as text under headings with units, one row a trial, the varied fields after rho."""
     varied = [name for name in varied_fields(trials) if name not in ("budget.tokens", "shares")]
-    shares = [name for name in trials if name.startswith("share_") and trials[name].nunique() > 1] if "shares" in trials else []
+    shares = (
+        [name for name in trials if name.startswith("share_") and trials[name].nunique() > 1]
+        if "shares" in trials
+        else []
+    )
     first = ["rho", *(name for name in shares if name != "share_moe"), *varied, "seed", "status"]
     return as_text(trials[[*first, *(name for name in READ if name not in first and name in trials)]])
 
@@ -288,7 +320,7 @@ def format_table(trials: pd.DataFrame) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def _read_csv(source: Path | io.BytesIO, path: Path, **options: Any) -> pd.DataFrame:

@@ -5,7 +5,8 @@
 >>> study.plan()  # a DataFrame, one row a trial; nothing is trained  # doctest: +SKIP
 >>> study.run()  # doctest: +SKIP
 
-A mechanism of your own is made known by `sparsemem.register("module:object")` or by an entry point, see CONTRIBUTING.md.
+A mechanism of your own is made known by `sparsemem.register("module:object")` or by an entry point, see
+CONTRIBUTING.md.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 Conventions (the README's "What is counted" repeats them for readers):
 
 - `total` and `active` count trainable parameters. Active are those that one token is multiplied with or reads.
-- `flops` counts the multiplications and additions of every product in the forward pass, per token; a training step is three times that,
-  but for those of `selection_flops`, which choose rows and have no backward pass. They are part of `flops`.
+- `flops` counts the multiplications and additions of every product in the forward pass, per token; a training step is
+  three times that, but for those of `selection_flops`, which choose rows and have no backward pass. They are part of
+  `flops`.
 - `sparse_bytes` is what one token, alone in its batch, reads of the routed experts and of the memory's rows, as fp32.
 """
 
@@ -36,7 +37,13 @@ class Account:
         )
 
     def __mul__(self, times: int) -> Account:
-        return Account(self.total * times, self.active * times, self.flops * times, self.sparse_bytes * times, self.selection_flops * times)
+        return Account(
+            self.total * times,
+            self.active * times,
+            self.flops * times,
+            self.sparse_bytes * times,
+            self.selection_flops * times,
+        )
 
     @property
     def step_flops(self) -> int:

@@ -1,6 +1,8 @@
-"""The Python interface: what the `sparsemem` command is for a shell. Beside that command the only place that knows `analysis`.
+"""The Python interface: what the `sparsemem` command is for a shell. Beside that command the only place that knows
+`analysis`.
 
-Training knows nothing of fits and reports. What it needs of them (whether a plan can be read, which share to train next) is handed in here.
+Training knows nothing of fits and reports. What it needs of them (whether a plan can be read, which share to train
+next) is handed in here.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class Study:
         return cls(config.load_study(path, overrides), Path(path).resolve().parent)
 
     def plan(self) -> pandas.DataFrame:
-        """Every trial with its solved sizes, one row each, in the columns of `analysis.load_trials` that are known before training.
+        """Every trial with its solved sizes, one row each, in the columns of `analysis.load_trials` that are known
+        before training.
 
         Raises:
             sparsemem.config.ConfigError: a trial misses its budget.
@@ -52,7 +55,9 @@ class Study:
         from sparsemem.study.plan import plan
 
         planned = plan(self.config)
-        return pandas.DataFrame([p.row() for p in planned]).assign(tokens_per_active_param=[p.tokens_per_active_param for p in planned])
+        return pandas.DataFrame([p.row() for p in planned]).assign(
+            tokens_per_active_param=[p.tokens_per_active_param for p in planned]
+        )
 
     def run(self, results: Path | str = "runs", engine: str = "ray") -> Path:
         """Train what is not finished yet and return the results folder; see `run_study`."""
@@ -116,12 +121,14 @@ def foresee(study: config.Study, planned: Sequence[PlannedTrial]) -> list[str]:
         problem = str(error).removeprefix(f"{results.folder}: ")
         others = ", ".join(f"`analysis: {kind}`" for kind in readable_by(results))
         raise ConfigError(
-            f"field `analysis` has the value {study.analysis!r}, which could not read these trials: {problem} ({others} could)"
+            f"field `analysis` has the value {study.analysis!r}, which could not read these trials: {problem} "
+            f"({others} could)"
         ) from None
 
 
 def judge(runs: pandas.DataFrame) -> Judgement:
-    """The interval of the best share that the report would give for these runs, and a way to choose the shares that shorten it most.
+    """The interval of the best share that the report would give for these runs, and a way to choose the shares that
+    shorten it most.
 
     Raises:
         ConfigError: nothing can be said of the best share, as where nearly all runs have diverged.

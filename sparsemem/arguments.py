@@ -23,7 +23,9 @@ EXAMPLES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """As argparse's, which refuses what a command does not know under the usage of the whole, and names no nearest choice."""
+    """As argparse's, which refuses what a command does not know under the usage of the whole, and names no nearest
+    choice.
+    """
 
     commands: dict[str, Parser]
     """Those beside this one, by name; empty where it stands alone."""
@@ -49,7 +51,11 @@ class Parser(argparse.ArgumentParser):
             example = " or ".join(action.choices) if action.choices else EXAMPLES.get(str(action.metavar))
             message += f"; write {found[1]} {example}" if example else ""
         elif "arguments are required" in message:
-            takers = [option for option in self._given[:-1] if getattr(self._option_string_actions.get(option), "nargs", None) == "?"]
+            takers = [
+                option
+                for option in self._given[:-1]
+                if getattr(self._option_string_actions.get(option), "nargs", None) == "?"
+            ]
             message += f"; {takers[0]} took the word after it: write it last" if takers else ""
         super().error(message)
 
@@ -57,7 +63,11 @@ class Parser(argparse.ArgumentParser):
         option = unknown.partition("=")[0]
         if not option.startswith("-"):
             setting = shlex.quote(unknown) if "=" in unknown else "budget.tokens=40k"
-            return f"; --set takes path=value in one word: --set {setting}" if "--set" in self._option_string_actions else ""
+            return (
+                f"; --set takes path=value in one word: --set {setting}"
+                if "--set" in self._option_string_actions
+                else ""
+            )
         having = [name for name, other in self.commands.items() if option in other._option_string_actions]
         if having:
             return f"; {option} is an option of {' and '.join(having)}"

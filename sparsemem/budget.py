@@ -2,13 +2,16 @@
 
 P_sparse = P_tot - P_act is divided among the pools. Then, in this order:
 
-1. routed experts: as many idle ones as their share of P_sparse comes to, rounded; likewise the rows of every memory but the last;
-2. the shared experts' width (without experts, the feed-forward's): whatever P_act leaves after attention, router, top-k experts and the
+1. routed experts: as many idle ones as their share of P_sparse comes to, rounded; likewise the rows of every memory but
+the last; 2. the shared experts' width (without experts, the feed-forward's): whatever P_act leaves after attention,
+router, top-k experts and the
    memories' own activated part, so that P_act holds at every share;
-3. rows of the last memory: whatever P_tot leaves, so that all rounding ends in the rows and P_tot holds too. Coarse memories come
+3. rows of the last memory: whatever P_tot leaves, so that all rounding ends in the rows and P_tot holds too. Coarse
+memories come
    first. Where what a memory activates rises with its size, steps 2 and 3 are repeated.
 
-Memories of given rows come on top of that. Pure integer arithmetic over the closed forms of `model.count_model`; nothing is built.
+Memories of given rows come on top of that. Pure integer arithmetic over the closed forms of `model.count_model`;
+nothing is built.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ def solve(config: Model, budget: Budget, shares: Mapping[str, float]) -> Sizes:
         shares: pool -> share of P_sparse; empty: a dense model of P_act parameters.
 
     Raises:
-        ConfigError: no integer sizes meet the budget; the message names the field, its value and the nearest feasible value.
+        ConfigError: no integer sizes meet the budget; the message names the field, its value and the nearest feasible
+            value.
     """
     on_top = {pool: MEMORY_POOLS[pool].given(config) for pool in config.on_top}
     config = config.model_copy(update=dict.fromkeys(on_top))  # the backbone is solved as if they were not there
@@ -41,7 +45,8 @@ def solve(config: Model, budget: Budget, shares: Mapping[str, float]) -> Sizes:
     experts = EXPERTS.of(config)
     if experts and experts.shared_experts == 0 and memories:
         raise ConfigError(
-            f"field `{EXPERTS.field('shared_experts')}` is 0: the memory's activated part is taken off the shared experts; set it to 1"
+            f"field `{EXPERTS.field('shared_experts')}` is 0: the memory's activated part is taken off the shared "
+            f"experts; set it to 1"
         )
     for pool in memories[:-1]:
         sizes = _fit_share(config, budget, shares[pool], pool, sizes)
@@ -89,12 +94,16 @@ def _fit_shared_width(config: Model, budget: Budget, sizes: Sizes) -> Sizes:
     steps = round((budget.active_params - floor) / slope)
     if steps < 1:
         routed = sizes.routed_experts and experts
-        parts = ["attention", *(["router", f"the top-{experts.top_k} experts"] if routed else []), "the memory's projections"]
+        parts = [
+            "attention",
+            *(["router", f"the top-{experts.top_k} experts"] if routed else []),
+            "the memory's projections",
+        ]
         smaller = f"`{EXPERTS.field('expert_width')}`" if routed else "the memory's widths"
         raise BudgetError(
             "active_params",
-            f"field `budget.active_params` has the value {budget.active_params:,}: {', '.join(parts[:-1])} and {parts[-1]} alone activate "
-            f"{floor:,}; raise it to {{}} or more, or make {smaller} smaller",
+            f"field `budget.active_params` has the value {budget.active_params:,}: {', '.join(parts[:-1])} and "
+            f"{parts[-1]} alone activate {floor:,}; raise it to {{}} or more, or make {smaller} smaller",
             floor + slope,
         )
     return replace(sizes, shared_width=steps * step)
@@ -111,7 +120,8 @@ def _fit_rows(config: Model, budget: Budget, pool: str, sizes: Sizes) -> Sizes:
         feasible = budget.total_params + math.ceil(excess(low))
         raise BudgetError(
             "total_params",
-            f"field `budget.total_params` has the value {budget.total_params:,}: the share of the memory leaves it no rows; "
+            f"field `budget.total_params` has the value {budget.total_params:,}: the share of the memory leaves it no "
+            f"rows; "
             "raise it to {} or more, or give the memory a larger share",
             feasible,
         )
@@ -153,7 +163,10 @@ def _check(config: Model, budget: Budget, shares: Mapping[str, float], sizes: Si
     account = _count(config, sizes)
     error_total, error_active = budget_errors(config, account, budget)
     # Active first: while P_act is missed, so is what P_tot leaves for the pools. A dense model has no P_tot of its own.
-    checks = [("active_params", error_active, account.active_params), ("total_params", error_total, account.total_params)]
+    checks = [
+        ("active_params", error_active, account.active_params),
+        ("total_params", error_total, account.total_params),
+    ]
     for name, error, got in checks[: 2 if shares else 1]:
         if abs(error) > budget.tolerance:
             raise BudgetError(
@@ -168,12 +181,20 @@ def _check(config: Model, budget: Budget, shares: Mapping[str, float], sizes: Si
             raise ConfigError(
                 f"field `shares.{pool}` has the value {share:g}, which no whole sizes come to within "
                 f"{SHARE_TOLERANCE:g}; the nearest feasible value is {account.share(pool):.4g}"
-                + (f". Smaller experts (`{EXPERTS.field('expert_width')}`) make finer shares" if EXPERTS.of(config) else "")
+                + (
+                    f". Smaller experts (`{EXPERTS.field('expert_width')}`) make finer shares"
+                    if EXPERTS.of(config)
+                    else ""
+                )
             )
 
 
 def _remedies(config: Model) -> str:
-    heads = f"; wider heads too (`model.head_dim`, now `width` / `heads` = {config.head_width})" if config.head_dim is None else ""
+    heads = (
+        f"; wider heads too (`model.head_dim`, now `width` / `heads` = {config.head_width})"
+        if config.head_dim is None
+        else ""
+    )
     return f"; `{EXPERTS.field('shared_experts')}: 1` would take up the rest{heads}"
 
 

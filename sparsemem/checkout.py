@@ -7,13 +7,17 @@ from pathlib import Path
 
 
 def checkout() -> tuple[str | None, bool | None]:
-    """Commit of this package's checkout, and whether its tracked files but results, or its code, differ from it; None outside of one."""
+    """Commit of this package's checkout, and whether its tracked files but results, or its code, differ from it; None
+    outside of one.
+    """
     here = Path(__file__).resolve().parents[1]
     if not (here / ".git").exists():
         return None, None
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
     try:
         tracked = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")

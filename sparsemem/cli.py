@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 _ABOUT = """\
-At a fixed number of parameters and of activated parameters: where should the sparse ones live, in routed experts or in memory tables?
-Write a study in YAML, look at its plan, run it, read its report.
+At a fixed number of parameters and of activated parameters: where should the sparse ones live, in routed experts or
+in memory tables? Write a study in YAML, look at its plan, run it, read its report.
 
   sparsemem plan sweeps/allocation-quick.yaml      every trial, solved and timed, nothing trained
   sparsemem run sweeps/allocation-quick.yaml       train what is not finished, then write the report
@@ -37,7 +37,7 @@ Write a study in YAML, look at its plan, run it, read its report.
   sparsemem tune my-study.yaml                     find the learning rate at each share, apart from the study
   sparsemem report runs/allocation-quick           fits, figures and report again, from the result files
   sparsemem pack runs/allocation-quick             all finished trials' files in one, to keep or to commit
-  sparsemem bench step                             speed of a training step on this machine; more with `sparsemem bench --help`
+  sparsemem bench step                             speed of a training step here; more with `sparsemem bench --help`
 
 exit codes: 0 done, 1 some trials failed, 2 refused input, 130 interrupted and resumable"""
 
@@ -45,7 +45,7 @@ _BENCHES = """\
   step     a training step against the dense model and `transformers`, at three sizes
   profile  where the time of a step goes
   moe      ways of dispatch to routed experts
-  memory   each kind of memory against routed experts, updates of large tables, gathers against the machine's random reads
+  memory   each kind of memory against routed experts, updates of large tables, gathers against random reads
   data     batches, hashing and tokenising as shares of a step
   eval     the held-out loss against training
   fit      a loss surface with 4,000 refits against SciPy from every start
@@ -84,7 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _libraries_in_a_line() -> Iterator[None]:
-    """Warnings of libraries are said in a line each, without the place in their source; Python's `-W` shows them whole."""
+    """Warnings of libraries are said in a line each, without the place in their source; Python's `-W`
+    shows them whole.
+    """
 
     def show(message: Warning | str, *place: Any, **more: Any) -> None:
         if str(message).strip():
@@ -120,17 +122,29 @@ def _parser() -> Parser:
         known[name] = sub
         return sub
 
-    plan = add("plan", _plan, "show every trial before anything is trained", "sparsemem plan sweeps/allocation-quick.yaml --json")
-    plan.add_argument("--json", action="store_true", help='print {"trials": [...], "memory_access": [...]}, names as in trials.csv')
-    plan.add_argument("--detect", type=float, metavar="NATS", help="also say how many seeds a difference of so many nats/token takes")
-    plan.add_argument("--noise", type=Path, metavar="DIR", help="results of a similar study, for --detect (default: this one's own)")
+    plan = add(
+        "plan",
+        _plan,
+        "show every trial before anything is trained",
+        "sparsemem plan sweeps/allocation-quick.yaml --json",
+    )
+    plan.add_argument(
+        "--json", action="store_true", help='print {"trials": [...], "memory_access": [...]}, names as in trials.csv'
+    )
+    plan.add_argument(
+        "--detect", type=float, metavar="NATS", help="also say how many seeds a difference of so many nats/token takes"
+    )
+    plan.add_argument(
+        "--noise", type=Path, metavar="DIR", help="results of a similar study, for --detect (default: this one's own)"
+    )
     plan.add_argument(
         "--diff",
         type=Path,
         nargs="?",
         const=Path(),
         metavar="DIR",
-        help="also say what of these results stays, what is new and what is no longer planned (default: this study's own)",
+        help="also say what of these results stays, what is new and what is no longer planned (default: this study's "
+        "own)",
     )
     run = add(
         "run",
@@ -141,14 +155,27 @@ def _parser() -> Parser:
     tune = add(
         "tune",
         _tune,
-        "find the learning rate and other training fields at each point of a study, as its block `tune` says, in local processes",
+        "find the learning rate and other training fields at each point of a study, as its block `tune` says, in local "
+        "processes",
         "sparsemem tune my-study.yaml --set tune.trials=24",
     )
     tune.add_argument("--json", action="store_true", help="print one object a point: its winner and what was tried")
     for sub in (run, tune):
-        sub.add_argument("--results", type=Path, default=Path("runs"), metavar="DIR", help="receives the folder <study>/ (default: runs)")
-    run.add_argument("--engine", choices=ENGINES, default="ray", help="ray: Ray Tune; local: forked processes (default: ray)")
-    run.add_argument("--address", metavar="ADDR", help="run on a Ray cluster: HOST:PORT of its head, auto, or ray-job:http://HOST:8265")
+        sub.add_argument(
+            "--results",
+            type=Path,
+            default=Path("runs"),
+            metavar="DIR",
+            help="receives the folder <study>/ (default: runs)",
+        )
+    run.add_argument(
+        "--engine", choices=ENGINES, default="ray", help="ray: Ray Tune; local: forked processes (default: ray)"
+    )
+    run.add_argument(
+        "--address",
+        metavar="ADDR",
+        help="run on a Ray cluster: HOST:PORT of its head, auto, or ray-job:http://HOST:8265",
+    )
     for sub in (plan, run, tune):
         sub.add_argument("study", type=Path, metavar="STUDY.yaml")
         sub.add_argument(
@@ -158,15 +185,28 @@ def _parser() -> Parser:
             metavar="path=value",
             help="replace a field of the file, by its dotted path; the value is YAML; repeatable",
         )
-    status = add("status", _status, "show how far a study is, from its files alone", "sparsemem status runs/allocation-quick")
-    report = add("report", _report, "write fits, figures and report again, from the result files", "sparsemem report runs/allocation-quick")
+    status = add(
+        "status", _status, "show how far a study is, from its files alone", "sparsemem status runs/allocation-quick"
+    )
+    report = add(
+        "report",
+        _report,
+        "write fits, figures and report again, from the result files",
+        "sparsemem report runs/allocation-quick",
+    )
     does = "put the files of finished trials into one, which every command reads as it reads folders"
     pack = add("pack", _pack, does, "sparsemem pack results/allocation-quick")
     for sub in (report, pack):
         sub.add_argument("folder", type=Path, metavar="DIR", help="results folder of one study")
-    status.add_argument("folder", metavar="DIR|URI", help="results folder of one study, or its address in a storage (`run.storage`)")
+    status.add_argument(
+        "folder", metavar="DIR|URI", help="results folder of one study, or its address in a storage (`run.storage`)"
+    )
     shown = status.add_mutually_exclusive_group()
-    shown.add_argument("--watch", action="store_true", help="keep showing it until no process runs it any more; Ctrl-C leaves at any time")
+    shown.add_argument(
+        "--watch",
+        action="store_true",
+        help="keep showing it until no process runs it any more; Ctrl-C leaves at any time",
+    )
     shown.add_argument("--log", metavar="TRIAL", help="print what this trial's process said, and why it failed")
     bench = add("bench", _bench, "measure this machine, as ratios taken in one run", "sparsemem bench memory --json")
     bench.add_argument(
@@ -179,7 +219,7 @@ def _parser() -> Parser:
     return parser
 
 
-# --- commands ---------------------------------------------------------------------------------------------------------------
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -194,7 +234,11 @@ def _plan(arguments: argparse.Namespace) -> int:
     planned = plan(study)
     foreseen = foresee(study, planned)
     found = _detect(arguments, study.study, planned)
-    compared = diff(study, planned, arguments.diff if arguments.diff != Path() else None) if arguments.diff is not None else None
+    compared = (
+        diff(study, planned, arguments.diff if arguments.diff != Path() else None)
+        if arguments.diff is not None
+        else None
+    )
     base = arguments.study.resolve().parent
     for data in {p.trial.data for p in planned}:
         given_tokenizer(data, base)
@@ -214,12 +258,21 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         seconds = [round(each, 1) for each in estimate[0]] if estimate else [None] * len(planned)
         rows = [
-            {**p.row(), "tokens_per_active_param": p.tokens_per_active_param, "tuned": p.tuned, "estimated_seconds": each}
+            {
+                **p.row(),
+                "tokens_per_active_param": p.tokens_per_active_param,
+                "tuned": p.tuned,
+                "estimated_seconds": each,
+            }
             for p, each in zip(planned, seconds, strict=True)
         ]
         asked = {**({"detect": found[0]} if found else {}), **({"diff": compared} if compared else {})}
         most = {"most_trials": study.most_trials} if study.searches else {}
-        print(json.dumps({"trials": rows, "memory_access": memory_access(planned), "texts": texts[0], **most, **asked}, indent=2))
+        print(
+            json.dumps(
+                {"trials": rows, "memory_access": memory_access(planned), "texts": texts[0], **most, **asked}, indent=2
+            )
+        )
     else:
         words = (found[1] if found else "", describe_diff(compared) if compared else "")
         whole = describe(planned, estimate, study.most_trials if study.searches else None)
@@ -231,7 +284,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _detect(arguments: argparse.Namespace, name: str, planned: Sequence[PlannedTrial]) -> tuple[dict[str, Any], str] | None:
+def _detect(
+    arguments: argparse.Namespace, name: str, planned: Sequence[PlannedTrial]
+) -> tuple[dict[str, Any], str] | None:
     """What the plan can detect, as a record and in words; None where that is not asked.
 
     Raises:
@@ -239,7 +294,10 @@ def _detect(arguments: argparse.Namespace, name: str, planned: Sequence[PlannedT
     """
     if arguments.detect is None:
         if arguments.noise:
-            raise ConfigError("--noise says where --detect takes the noise from: give --detect with a number of nats/token, such as 0.01")
+            raise ConfigError(
+                "--noise says where --detect takes the noise from: give --detect with a number of nats/token, such as "
+                "0.01"
+            )
         return None
     own = (folder / name for folder in (Path("runs"), Path("results")))
     folder = arguments.noise or next((each for each in own if (each / "trials.csv").is_file()), None)
@@ -275,7 +333,9 @@ def _run(arguments: argparse.Namespace) -> int:
         said.append(line)
         _say(line)
 
-    ledger = run_study(study, arguments.study.resolve().parent, arguments.results, arguments.engine, say, arguments.address)
+    ledger = run_study(
+        study, arguments.study.resolve().parent, arguments.results, arguments.engine, say, arguments.address
+    )
     print(results_table(ledger.table()))
     _print_findings(ledger.folder, said)
     for id_ in (row["trial_id"] for row in ledger.rows):

@@ -1,4 +1,6 @@
-"""The last word of a trial that did not end well: `failure.json` in its folder, left by the trial itself or by what ran it."""
+"""The last word of a trial that did not end well: `failure.json` in its folder, left by the trial itself or by what ran
+it.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,21 @@ _MACHINE = (
     (re.compile(r"""(?:(?<![\w/.:*])|(?<=file://))/(?:[^\s"'`:,;()/]+/)+"""), ".../"),
     (re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d)"), "an address"),
     (re.compile(rf"(?<![\w:])(?=[a-fA-F:]*\d){_IP6}(?![\w:])"), "an address"),
-    (re.compile(r"\b[0-9a-f]{28,}\b"), "an id"),  # of a node, a process or a job of Ray's; those of trials and texts are shorter
+    (
+        re.compile(r"\b[0-9a-f]{28,}\b"),
+        "an id",
+    ),  # of a node, a process or a job of Ray's; those of trials and texts are shorter
     (re.compile(r"\b(pid|process(?: id)?)[ =:]+\d+\b", re.IGNORECASE), r"\1"),
 )
 
 
 def record_failure(
-    trial_folder: Path, message: str, status: TrialStatus = TrialStatus.FAILED, traceback: str = "", *, unless_known: bool = False
+    trial_folder: Path,
+    message: str,
+    status: TrialStatus = TrialStatus.FAILED,
+    traceback: str = "",
+    *,
+    unless_known: bool = False,
 ) -> None:
     """Leave word of what went wrong; where that is impossible too, say so on stderr. Other trials go on.
 
@@ -41,7 +51,8 @@ def record_failure(
 
 
 def impersonal(text: str) -> str:
-    """A text of any library's without what tells of this machine: folders, addresses, long ids, process numbers and its name.
+    """A text of any library's without what tells of this machine: folders, addresses, long ids, process numbers and its
+    name.
 
     >>> impersonal("No space left on device: '/home/ann/runs/tiny/curve.csv' (node 10.1.2.3, pid=4711)")
     "No space left on device: '.../curve.csv' (node an address, pid)"
@@ -51,4 +62,6 @@ def impersonal(text: str) -> str:
     for pattern, instead in _MACHINE:
         text = pattern.sub(instead, text)
     host = socket.gethostname()
-    return text if host in ("", "localhost") else re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", "this machine", text)
+    return (
+        text if host in ("", "localhost") else re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", "this machine", text)
+    )

@@ -1,7 +1,8 @@
-"""Atomic writes: a reader sees the old file or the new one, never half of one; and what killed writers leave is removed.
+"""Atomic writes: a reader sees the old file or the new one, never half of one; and what killed writers leave is
+removed.
 
-A writer holds a lock on its temporary file or folder; the system drops it when the process ends, however it ends. Where the file system
-has no locks, what killed writers leave stays.
+A writer holds a lock on its temporary file or folder; the system drops it when the process ends, however it ends. Where
+the file system has no locks, what killed writers leave stays.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ TEMPORARY = ".tmp"
 SCRATCH_LOCK = "in-use"
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object], check: Callable[[Path], object] = lambda temporary: None) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk, let `check` look at it, then move it into place.
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], object], check: Callable[[Path], object] = lambda temporary: None
+) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to the disk, let `check` look at it, then move it into
+    place.
 
     Raises:
         OSError: the disk is full or the folder is not writable; `path` is untouched then.
@@ -65,7 +69,9 @@ def remove_temporaries(folder: Path) -> None:
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path | None, prefix: str) -> Iterator[Path]:
-    """A temporary folder that goes with the body; those of killed processes in `parent` (default: the system's) are removed first."""
+    """A temporary folder that goes with the body; those of killed processes in `parent` (default: the system's) are
+    removed first.
+    """
     for left in Path(parent or tempfile.gettempdir()).glob(f"{prefix}*/{SCRATCH_LOCK}"):
         with contextlib.suppress(OSError), open(left, "rb") as file:
             if flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -74,7 +80,9 @@ def scratch_folder(parent: Path | None, prefix: str) -> Iterator[Path]:
     try:
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
             flock(file, fcntl.LOCK_EX)
-            os.rename(file.name, folder / SCRATCH_LOCK)  # never seen unlocked, or another process would take it for left
+            os.rename(
+                file.name, folder / SCRATCH_LOCK
+            )  # never seen unlocked, or another process would take it for left
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

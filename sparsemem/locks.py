@@ -1,7 +1,8 @@
-"""Locks on files, also where the file system has none of the system's (NFS and Lustre without a lock service answer ENOLCK or ENOSYS).
+"""Locks on files, also where the file system has none of the system's (NFS and Lustre without a lock service answer
+ENOLCK or ENOSYS).
 
-The system drops its lock when the process ends, however it ends. In its place stands a marker beside the file, which its holder renews: one
-that is not renewed is taken over, on the same machine at once where its process is gone.
+The system drops its lock when the process ends, however it ends. In its place stands a marker beside the file, which
+its holder renews: one that is not renewed is taken over, on the same machine at once where its process is gone.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def is_held(path: Path) -> bool:
     """Whether a process holds this lock. Nothing is written."""
     try:
         with open(path, encoding="utf-8") as file:
-            if flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB):  # shared and for an instant: who wants it now only waits for it
+            if flock(
+                file, fcntl.LOCK_SH | fcntl.LOCK_NB
+            ):  # shared and for an instant: who wants it now only waits for it
                 return False
         return time.time() - _marker(path).stat().st_mtime < LEASE_SECONDS
     except BlockingIOError:

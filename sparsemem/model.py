@@ -1,7 +1,9 @@
-"""The decoder: blocks assembled from the model's config and the sizes that the budget solved, and the account of the whole.
+"""The decoder: blocks assembled from the model's config and the sizes that the budget solved, and the account of the
+whole.
 
-Pre-norm blocks of attention and a feed-forward. The layers of the mechanisms stand at the places that these name (`mechanisms.Placed`):
-at the vocabulary embedding, at the entry of a block, as its feed-forward or beside it. Which mechanisms there are is not known here.
+Pre-norm blocks of attention and a feed-forward. The layers of the mechanisms stand at the places that these name
+(`mechanisms.Placed`): at the vocabulary embedding, at the entry of a block, as its feed-forward or beside it. Which
+mechanisms there are is not known here.
 
 Shape letters: B sequences, T positions, D model width, V vocabulary.
 """
@@ -61,7 +63,9 @@ class Sizes:
 
 
 class Block(nn.Module):
-    """What stands at the entry, attention, then feed-forward and what stands beside it, each added to the residual stream."""
+    """What stands at the entry, attention, then feed-forward and what stands beside it, each added to the residual
+    stream.
+    """
 
     def __init__(self, config: Model, sizes: Sizes, block: int, placed: Sequence[Placed]) -> None:
         """
@@ -71,13 +75,17 @@ class Block(nn.Module):
         """
         super().__init__()
         self.number = block
-        at_entry, as_ffn, beside = ([each for each in placed if each.at == at] for at in ("entry", "feed_forward", "beside"))
+        at_entry, as_ffn, beside = (
+            [each for each in placed if each.at == at] for at in ("entry", "feed_forward", "beside")
+        )
         self._entry = _attach(self, at_entry)
         self.attention_norm = RMSNorm(config.width, config.norm_eps)
         self.attention = Attention(config)
         self.ffn_norm = RMSNorm(config.width, config.norm_eps)
         if not _attach(self, as_ffn):
-            self.ffn = None if block in config.replaced else FeedForward(config, EXPERTS.dense_width(config, sizes, block))
+            self.ffn = (
+                None if block in config.replaced else FeedForward(config, EXPERTS.dense_width(config, sizes, block))
+            )
         self._beside = _attach(self, beside)
         self._skips = [each.skip for each in beside]
 
@@ -87,7 +95,8 @@ class Block(nn.Module):
         """Returns the residual stream and the block's auxiliary losses.
 
         Args:
-            arrivals: block -> what layers add after it. This block takes out its own and puts in what it read for later ones.
+            arrivals: block -> what layers add after it. This block takes out its own and puts in what it read for later
+                ones.
         """
         auxiliary: list[Tensor] = []
         for layer in self._entry:
@@ -169,7 +178,9 @@ class Transformer(nn.Module):
 
     def losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Cross-entropy of each position, (B, T) nats in fp32, 0 for targets below 0, without gradients."""
-        return head_losses(self._trunk(tokens_BT)[0].flatten(0, 1), self._head, targets_BT.flatten()).view_as(targets_BT)
+        return head_losses(self._trunk(tokens_BT)[0].flatten(0, 1), self._head, targets_BT.flatten()).view_as(
+            targets_BT
+        )
 
     @property
     def _head(self) -> Tensor:
@@ -206,7 +217,7 @@ def usage_of(model: Transformer) -> Iterator[dict[str, Any]]:
             yield {"layer": each.block, "pool": pool, **each.layer.usage()}
 
 
-# --- the account of a whole model -------------------------------------------------------------------------------------------
+# --- the account of a whole model -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -214,7 +225,9 @@ class ModelAccount:
     """Closed-form counts of one model, part by part. Parameters of the vocabulary stand apart."""
 
     parts: dict[str, Account]
-    """`backbone`, and one entry for each pool that the model holds: its sparse parameters and what serves them (router, projections)."""
+    """`backbone`, and one entry for each pool that the model holds: its sparse parameters and what serves them (router,
+    projections).
+    """
     embedding_params: int
     """Vocabulary embedding and LM head."""
     head_flops: int
@@ -270,7 +283,9 @@ def count_model(config: Model, sizes: Sizes, context: int, vocabulary: int) -> M
             backbone += feed_forward_account(config.width, EXPERTS.dense_width(config, sizes, block))
     parts = {"backbone": backbone} | {pool: POOLS[pool].account(config, sizes) for pool in sizes.pools}
     vocabulary_params = vocabulary * config.width
-    return ModelAccount(parts, vocabulary_params * (1 if config.tie_embeddings else 2), always_active(vocabulary_params).flops)
+    return ModelAccount(
+        parts, vocabulary_params * (1 if config.tie_embeddings else 2), always_active(vocabulary_params).flops
+    )
 
 
 def count_tensors(model: Transformer) -> dict[str, tuple[int, int]]:
@@ -303,14 +318,16 @@ def check_account(config: Model, sizes: Sizes, model: Transformer | None = None)
     """
     if model is None:
         with torch.device("meta"):
-            model = Transformer(config, sizes, context=1, canonical=torch.zeros(1, dtype=torch.int64, device="cpu"), separator=0)
+            model = Transformer(
+                config, sizes, context=1, canonical=torch.zeros(1, dtype=torch.int64, device="cpu"), separator=0
+            )
     parts = count_model(config, sizes, context=1, vocabulary=0).parts
     stated, held = {part: (one.total, one.active) for part, one in parts.items()}, count_tensors(model)
     for part in stated.keys() | held.keys():
         if stated.get(part, (0, 0)) != held.get(part, (0, 0)):
             raise RuntimeError(
-                f"the account of `{part}` states {stated.get(part)} parameters in all and activated, but its tensors hold "
-                f"{held.get(part)}; mend the account, which stands beside the mechanism's code, or report this"
+                f"the account of `{part}` states {stated.get(part)} parameters in all and activated, but its tensors "
+                f"hold {held.get(part)}; mend the account, which stands beside the mechanism's code, or report this"
             )
 
 

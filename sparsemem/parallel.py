@@ -1,7 +1,9 @@
-"""Ranks: processes with the same weights that train one trial together, each on its part of every batch. A process alone is one rank.
+"""Ranks: processes with the same weights that train one trial together, each on its part of every batch. A process
+alone is one rank.
 
-A divided batch keeps its meaning: whatever a single process sums over the batch (gradients, experts' loads, batch statistics) is summed
-over the ranks too. That the sums are taken in another order is the only difference. It must not know models.
+A divided batch keeps its meaning: whatever a single process sums over the batch (gradients, experts' loads, batch
+statistics) is summed over the ranks too. That the sums are taken in another order is the only difference. It must not
+know models.
 
 Shape letters: R rows of a table, C width of a row, U rows that were read.
 """
@@ -106,14 +108,17 @@ def add_up_gradients(weights: Iterable[nn.Parameter]) -> None:
 
 
 def _summed(gradient_RC: Tensor) -> Tensor:
-    """Sum of sparse gradients, coalesced. Rows are gathered in the order of the ranks, so that every rank adds them up alike."""
+    """Sum of sparse gradients, coalesced. Rows are gathered in the order of the ranks, so that every rank adds them up
+    alike.
+    """
     rows_U, values_UC = gradient_RC.indices()[0], gradient_RC.values()
     own = torch.tensor([len(rows_U)], device=rows_U.device)
     counts = [torch.empty_like(own) for _ in range(_ranks)]
     dist.all_gather(counts, own)
     most = max(int(count) for count in counts)
     rows, values = (
-        torch.cat([each[: int(count)] for each, count in zip(_gathered(part, most), counts, strict=True)]) for part in (rows_U, values_UC)
+        torch.cat([each[: int(count)] for each, count in zip(_gathered(part, most), counts, strict=True)])
+        for part in (rows_U, values_UC)
     )
     return torch.sparse_coo_tensor(rows.unsqueeze(0), values, gradient_RC.shape, check_invariants=False).coalesce()
 

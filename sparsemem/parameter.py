@@ -9,15 +9,21 @@ import torch
 from torch import Tensor, nn
 
 
-def parameter(*shape: int, std: float = 0.0, mean: float = 0.0, uniform: tuple[float, float] | None = None) -> nn.Parameter:
-    """An uninitialised parameter that remembers its initial distribution: Normal(mean, std^2), or between the two ends of `uniform`."""
+def parameter(
+    *shape: int, std: float = 0.0, mean: float = 0.0, uniform: tuple[float, float] | None = None
+) -> nn.Parameter:
+    """An uninitialised parameter that remembers its initial distribution: Normal(mean, std^2), or between the two ends
+    of `uniform`.
+    """
     result = nn.Parameter(torch.empty(*shape))
     result.initial = (mean, std, uniform)  # type: ignore[attr-defined]
     return result
 
 
 def residual_std(std: float, layers: int) -> float:
-    """Initial scale of matrices that write to the residual stream, so that its variance does not grow with depth (GPT-2)."""
+    """Initial scale of matrices that write to the residual stream, so that its variance does not grow with depth
+    (GPT-2).
+    """
     return std / math.sqrt(2 * layers)
 
 
@@ -25,8 +31,9 @@ def residual_std(std: float, layers: int) -> float:
 def initialize(module: nn.Module, seed: int) -> None:
     """Draw every parameter from a stream of its own, named by `seed` and the parameter's name.
 
-    Two models that share a parameter's name and shape therefore start from the same values, whatever else they hold; and a
-    longer stack of experts or rows begins with the values of a shorter one. This is what pairs trials of one seed across shares.
+    Two models that share a parameter's name and shape therefore start from the same values, whatever else they hold;
+    and a longer stack of experts or rows begins with the values of a shorter one. This is what pairs trials of one seed
+    across shares.
     """
     for name, weight in module.named_parameters():
         mean, std, uniform = weight.initial  # type: ignore[attr-defined]
@@ -41,7 +48,8 @@ def initialize(module: nn.Module, seed: int) -> None:
 def _normal(like: Tensor, stream: torch.Generator) -> Tensor:
     """Standard normal values on the CPU, so that every device starts alike.
 
-    torch draws 16 values at a time and treats a shorter tail differently: drawing whole blocks keeps any prefix the same.
+    torch draws 16 values at a time and treats a shorter tail differently: drawing whole blocks keeps any prefix the
+    same.
     """
     count = like.numel()
     return torch.randn(-(-count // 16) * 16, generator=stream)[:count].view(like.shape).to(like.device)

@@ -1,4 +1,6 @@
-"""The schema of results: how far a trial is, and the columns of `trials.csv`. Ledger, plan, trackers and `analysis` read it here."""
+"""The schema of results: how far a trial is, and the columns of `trials.csv`. Ledger, plan, trackers and `analysis`
+read it here.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ _COLUMNS = (
     Column("seconds", "time (m:s)", measured=True),
 )
 COLUMNS = {column.name: column for column in _COLUMNS}
-"""Of `trials.csv`, in order. The share of each memory of the study follows (`share_...`), every varied field under its dotted path, and
-what `tuned` filled in: `train.lr` under that name, which `analysis` lets each share have its own of, other fields under `tuned.PATH`."""
+"""Of `trials.csv`, in order. The share of each memory of the study follows (`share_...`), every varied field under its
+dotted path, and what `tuned` filled in: `train.lr` under that name, which `analysis` lets each share have its own of,
+other fields under `tuned.PATH`.
+"""
 MEASURED = tuple(column.name for column in _COLUMNS if column.measured)
 NUMBERS = tuple(column.name for column in _COLUMNS if not column.is_text)

@@ -1,9 +1,12 @@
-"""The files that training leaves of each trial, read alike where each trial has a folder and where `sparsemem pack` put them into one.
+"""The files that training leaves of each trial, read alike where each trial has a folder and where `sparsemem pack` put
+them into one.
 
-    <study>/trials/<id>/trial.yaml  curve.csv  usage.csv  val_losses.csv  result.json      while it runs, and until it is packed
-    <study>/trials.parquet                                                                 a row a finished trial, a column a file
+    <study>/trials/<id>/trial.yaml  curve.csv  usage.csv  val_losses.csv  result.json      while it runs, and until it
+    is packed <study>/trials.parquet                                                                 a row a finished
+    trial, a column a file
 
-A column holds the files' text, to the byte: whatever reads it finds the same numbers in both forms. Pages carry checksums.
+A column holds the files' text, to the byte: whatever reads it finds the same numbers in both forms. Pages carry
+checksums.
 """
 
 from __future__ import annotations
@@ -89,23 +92,30 @@ def read_pack(path: Path) -> Records:
             raise ValueError("not the trial ids that were written")
     except (pa.ArrowException, OSError, ValueError, KeyError, NotImplementedError) as error:
         raise damaged(path, " ".join(str(error).split())) from None
-    return {id_: {name: column[row] for name, column in columns.items() if column[row] is not None} for row, id_ in enumerate(ids)}
+    return {
+        id_: {name: column[row] for name, column in columns.items() if column[row] is not None}
+        for row, id_ in enumerate(ids)
+    }
 
 
 def damaged(path: Path, why: str) -> ConfigError:
     return ConfigError(
-        f"{path}: is damaged ({why}); bring it back from git (`git checkout -- {path}`) or a copy: it is the only place of its trials' "
-        "results, and if you move it away `sparsemem run` trains them again"
+        f"{path}: is damaged ({why}); bring it back from git (`git checkout -- {path}`) or a copy: it is the only "
+        f"place of its trials' results, and if you move it away `sparsemem run` trains them again"
     )
 
 
 def write_pack(file: BinaryIO, records: Records) -> None:
-    """The same bytes for the same records and version of pyarrow, which a Parquet file names; nothing of time, machine or pandas."""
+    """The same bytes for the same records and version of pyarrow, which a Parquet file names; nothing of time, machine
+    or pandas.
+    """
     import pyarrow as pa
     from pyarrow.parquet import write_table
 
     ids = sorted(records)
-    columns = {name: pa.array([records[id_].get(name) for id_ in ids], pa.binary()).cast(pa.string()) for name in RECORDS}
+    columns = {
+        name: pa.array([records[id_].get(name) for id_ in ids], pa.binary()).cast(pa.string()) for name in RECORDS
+    }
     write_table(
         pa.table({"trial_id": pa.array(ids, pa.string()), **columns}),
         file,

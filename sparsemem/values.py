@@ -42,10 +42,19 @@ def parse_quantity(value: Any) -> Any:
         if not match:
             meant = re.sub(r"(?<=\d),(?=\d{3}\b)", "", value).replace(",", ".").strip()
             near = re.fullmatch(r"(\d+(?:\.\d+)? ?[kKmMbBgGtT]?)(?: *\b[a-z]+)?", meant)
-            offered = f"; did you mean {near[1].replace(' ', '').replace('K', 'k').replace('m', 'M').replace('b', 'B')}?" if near else ""
+            offered = (
+                f"; did you mean {near[1].replace(' ', '').replace('K', 'k').replace('m', 'M').replace('b', 'B')}?"
+                if near
+                else ""
+            )
             raise ValueError(f"write a count such as 500000, 500k, 1.24M or 26.7B{offered}")
         value = float(match[1]) * _UNITS[match[2]]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or abs(value - round(value)) > 1e-6:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or abs(value - round(value)) > 1e-6
+    ):
         raise ValueError("write a whole number, such as 500000, 500k or 1.24M")
     return round(value)
 
@@ -77,7 +86,12 @@ def parse_share(value: Any) -> Any:
     return parse_real(value)
 
 
-_STORAGE_OPTIONS = {"": (), "file": (), "s3": ("region", "scheme", "endpoint_override"), "gs": ("scheme", "endpoint_override")}
+_STORAGE_OPTIONS = {
+    "": (),
+    "file": (),
+    "s3": ("region", "scheme", "endpoint_override"),
+    "gs": ("scheme", "endpoint_override"),
+}
 
 
 def parse_storage(value: Any) -> Any:
@@ -96,11 +110,17 @@ def parse_storage(value: Any) -> Any:
     if "#" in value and parts.scheme:
         raise ValueError("write # as %23, since an address ends before it")
     if "@" in parts.netloc:
-        raise ValueError("leave out user and password: credentials come from the environment, such as AWS_ACCESS_KEY_ID, or the machine")
+        raise ValueError(
+            "leave out user and password: credentials come from the environment, such as AWS_ACCESS_KEY_ID, or the "
+            "machine"
+        )
     known = _STORAGE_OPTIONS[parts.scheme]
     for name, _ in parse_qsl(parts.query, keep_blank_values=True):
         if name not in known:
-            remedy = f"known here: {', '.join(known) or 'none'}; credentials come from the environment, such as AWS_ACCESS_KEY_ID"
+            remedy = (
+                f"known here: {', '.join(known) or 'none'}; credentials come from the environment, such as "
+                f"AWS_ACCESS_KEY_ID"
+            )
             raise ValueError(f"the option {brief(name)} is unknown; {remedy}")
     if (parts.scheme in ("s3", "gs") and not parts.netloc) or not value.strip():
         raise ValueError("name a folder or a bucket, such as s3://bucket/studies")
@@ -139,7 +159,9 @@ def refuse_partial_rows(name: str, width: int) -> None:
         ValueError: a width with which grouped matrix products cannot work.
     """
     if width % 8:
-        raise ValueError(f"`{name}` {width} must be a multiple of 8: grouped matrix products need rows of whole 16 bytes")
+        raise ValueError(
+            f"`{name}` {width} must be a multiple of 8: grouped matrix products need rows of whole 16 bytes"
+        )
 
 
 class Strict(BaseModel):

@@ -9,7 +9,9 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _ordinary_floats() -> Iterator[None]:
-    """A timed training step flushes denormals for its whole thread: give the next test the arithmetic that it expects."""
+    """A timed training step flushes denormals for its whole thread: give the next test the arithmetic that
+    it expects.
+    """
     yield
     import sys
 

@@ -21,7 +21,13 @@ VOCABULARY, CONTEXT = 40, 32
 
 
 def _model(**changes: Any) -> Model:
-    fields: dict[str, Any] = {"layers": 3, "width": 16, "heads": 2, "init_std": 0.5, "moe": {"expert_width": 8, "top_k": 2}}
+    fields: dict[str, Any] = {
+        "layers": 3,
+        "width": 16,
+        "heads": 2,
+        "init_std": 0.5,
+        "moe": {"expert_width": 8, "top_k": 2},
+    }
     return Model.model_validate(fields | changes)
 
 
@@ -83,7 +89,9 @@ def test_a_whole_model_holds_exactly_what_the_account_says(drawn: tuple[Model, S
     engrams = sum(count for name, count in weights.items() if ".memory." in name)
     assert account.parts.get("engram", Account()).total == engrams
     assert rows == memory_params(config, sizes)
-    expected = experts - (experts // sizes.routed_experts if sizes.routed_experts else 0) * (config.moe.top_k if config.moe else 0)
+    expected = experts - (experts // sizes.routed_experts if sizes.routed_experts else 0) * (
+        config.moe.top_k if config.moe else 0
+    )
     assert account.parts.get("moe", Account()).idle == expected
     assert account.parts["backbone"].idle == 0
     assert account.sparse_params == account.total_params - account.active_params
@@ -96,7 +104,9 @@ def test_a_model_with_memory_builds_on_the_meta_device(compression: bool) -> Non
     """The docstring of `Transformer` promises it, and counting a 27B model needs it."""
     config = _model(engram={"layers": [2], "heads": 2, "row_dim": 4, "compression": compression})
     with torch.device("meta"):
-        model = Transformer(config, _sizes(config, 4, 8, start=2_262_400), CONTEXT, torch.arange(VOCABULARY, device="cpu"), separator=0)
+        model = Transformer(
+            config, _sizes(config, 4, 8, start=2_262_400), CONTEXT, torch.arange(VOCABULARY, device="cpu"), separator=0
+        )
     assert all(weight.is_meta for weight in model.parameters())
 
 
@@ -121,7 +131,9 @@ def test_one_token_touches_what_counts_as_active(engram: dict[str, Any] | None) 
 
 
 def test_every_backbone_parameter_is_active() -> None:
-    """Softmax gates without normalisation reach the whole router; a sequence longer than the convolution reaches every tap."""
+    """Softmax gates without normalisation reach the whole router; a sequence longer than the convolution reaches every
+    tap.
+    """
     moe = {"expert_width": 8, "top_k": 2, "leading_dense": 1, "gate": "softmax", "normalize_gates": False}
     config = _model(engram={"layers": [2], "heads": 3, "row_dim": 4, "bias": True}, moe=moe, kv_heads=1)
     sizes = _sizes(config, 9, 8)
@@ -140,7 +152,9 @@ def test_every_backbone_parameter_is_active() -> None:
 
 
 def _grouped(a_shape: Any, b_shape: Any, *_: Any, **__: Any) -> int:
-    """FLOPs of the experts' grouped product, which torch's counter does not know: each row meets one expert's matrix."""
+    """FLOPs of the experts' grouped product, which torch's counter does not know: each row meets one
+    expert's matrix.
+    """
     return 2 * a_shape[0] * b_shape[1] * b_shape[2]
 
 
@@ -152,7 +166,8 @@ def _linear(a_shape: Any, b_shape: Any, *_: Any, **__: Any) -> int:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("routed", [0, 3, 12])
 @pytest.mark.parametrize(
-    "engram", [None, {"layers": [2, 3], "heads": 2, "row_dim": 4}, {"layers": [1], "heads": 1, "conv": False, "bias": True}]
+    "engram",
+    [None, {"layers": [2, 3], "heads": 2, "row_dim": 4}, {"layers": [1], "heads": 1, "conv": False, "bias": True}],
 )
 def test_flops_equal_those_that_torch_counts(tied: bool, routed: int, engram: dict[str, Any] | None) -> None:
     """One forward pass under torch's counter. Known differences, stated and added back exactly:
@@ -166,7 +181,8 @@ def test_flops_equal_those_that_torch_counts(tied: bool, routed: int, engram: di
     sizes = _sizes(config, routed, 12)
     model = Transformer(config, sizes, CONTEXT, torch.arange(VOCABULARY), separator=0).initialize(0)
     counter = FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten._grouped_mm: _grouped, torch.ops.mkldnn._linear_pointwise: _linear}
+        display=False,
+        custom_mapping={torch.ops.aten._grouped_mm: _grouped, torch.ops.mkldnn._linear_pointwise: _linear},
     )
     with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         model(torch.arange(CONTEXT).unsqueeze(0))
@@ -175,14 +191,18 @@ def test_flops_equal_those_that_torch_counts(tied: bool, routed: int, engram: di
     beyond_the_triangle = config.layers * (4 * heads * CONTEXT - 2 * heads * (CONTEXT + 1))
     elementwise = 0
     if config.engram:
-        elementwise = len(sizes.tables.get("engram", ())) * 2 * width * (1 + config.engram.conv_kernel * config.engram.conv)
+        elementwise = (
+            len(sizes.tables.get("engram", ())) * 2 * width * (1 + config.engram.conv_kernel * config.engram.conv)
+        )
     counted = counter.get_total_flops() / CONTEXT - beyond_the_triangle + elementwise
     assert counted == account.flops_per_token_head / 3
     assert account.flops_per_token_head - account.flops_per_token == 3 * 2 * VOCABULARY * width
 
 
 def test_a_step_costs_three_forward_passes() -> None:
-    """Backward is two products for each of the forward's (Kaplan et al., arXiv 2001.08361, sec. 2.1): 6 FLOPs a parameter in all."""
+    """Backward is two products for each of the forward's (Kaplan et al., arXiv 2001.08361, sec. 2.1): 6 FLOPs a
+    parameter in all.
+    """
     assert always_active(5).flops == 10
     config = _model()
     counter = FlopCounterMode(display=False)

@@ -85,12 +85,27 @@ def test_a_measurement_holds_median_and_quartiles_of_values_and_of_the_ratios_of
         **{"name": "kind/a", "shape": "quick", "threads": torch.get_num_threads(), "device": "cpu", "dtype": "fp32"},
         **{"median": 2.0, "low": 1.0, "high": 4.0, "unit": "ms", "ratio_to_b": 1.0, "ratio_to_b_range": [0.5, 2.0]},
     }
-    assert measure.line(row).split() == ["kind/a", "quick", "2", "[1,", "4]", "ms", "ratio", "to", "b", "1.00", "[0.50,", "2.00]"]
+    assert measure.line(row).split() == [
+        "kind/a",
+        "quick",
+        "2",
+        "[1,",
+        "4]",
+        "ms",
+        "ratio",
+        "to",
+        "b",
+        "1.00",
+        "[0.50,",
+        "2.00]",
+    ]
 
 
 def test_speeds_are_over_each_rival_and_the_peak_of_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "matrix_product", lambda place: 1e-6)  # 2 x 32^3 FLOPs in it
-    rows = measure.speeds(measure.ON_CPU, "step", "quick", 100, {"a": lambda: 0.5, "b": lambda: 0.25}, {"a": 10}, ("b", "absent"), 3)
+    rows = measure.speeds(
+        measure.ON_CPU, "step", "quick", 100, {"a": lambda: 0.5, "b": lambda: 0.25}, {"a": 10}, ("b", "absent"), 3
+    )
     a, b, peak = rows
     assert (a["median"], a["ratio_to_b"]) == (200, 0.5)
     assert a["share_of_peak"] == pytest.approx(200 * 10 / (2 * 32**3 / 1e-6), abs=1e-4)
@@ -145,9 +160,16 @@ def test_gathers_count_bytes_of_rows_and_copies_both_ways(monkeypatch: pytest.Mo
     assert (pool["share_of_random_read"], pool["ratio_to_index_select"]) == (0.5, 2.0)
 
 
-def test_bench_memory_prints_one_measurement_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_memory_prints_one_measurement_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(memory, "SHAPES", {"tiny": TINY})
-    for name, value in {"UPDATE_ROWS": (50, 500), "UPDATE_READS": (4, 2), "UPDATE_ROUNDS": 3, "CACHE_BYTES": 1000}.items():
+    for name, value in {
+        "UPDATE_ROWS": (50, 500),
+        "UPDATE_READS": (4, 2),
+        "UPDATE_ROUNDS": 3,
+        "CACHE_BYTES": 1000,
+    }.items():
         monkeypatch.setattr(memory, name, value)
     for name, value in {"GATHER_TABLES": ((1000, 4),), "GATHER_READS": (4, 2), "GATHER_ROUNDS": 3}.items():
         monkeypatch.setattr(memory, name, value)
@@ -195,7 +217,9 @@ def test_bench_moe_prints_each_way(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert all("share of peak" in line for line in lines[:-1])
 
 
-def test_a_profile_has_the_parts_of_a_step_and_their_shares(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_profile_has_the_parts_of_a_step_and_their_shares(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(profile, "SHAPES", {"tiny": TINY_STEP})
     assert main(["bench", "profile", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -230,7 +254,9 @@ def test_bench_data_gives_shares_of_a_step(monkeypatch: pytest.MonkeyPatch, caps
 
 
 @pytest.mark.usefixtures("_tiny_steps")
-def test_bench_eval_compares_each_model_with_its_training(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_eval_compares_each_model_with_its_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(evaluation, "TOKENS_AT_ONCE", 64)
     assert main(["bench", "eval", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -238,7 +264,9 @@ def test_bench_eval_compares_each_model_with_its_training(monkeypatch: pytest.Mo
     assert all(row.keys() >= {*FIELDS, "ratio_to_training"} for row in rows)
 
 
-def test_overhead_is_from_an_end_to_the_next_first_step_and_busy_what_lies_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overhead_is_from_an_end_to_the_next_first_step_and_busy_what_lies_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two slots: trials from 0 to 10 and 0 to 12, then from 11 to 20 and from 14 to 20."""
     starts: dict[str, float] = {}
 

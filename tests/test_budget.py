@@ -1,4 +1,6 @@
-"""Budgets: the sizes that `solve` returns meet P_tot, P_act and the share, and a refusal names what would be feasible."""
+"""Budgets: the sizes that `solve` returns meet P_tot, P_act and the share, and a refusal names what would
+be feasible.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,12 @@ from sparsemem.mechanisms.moe.layer import moe_account
 from sparsemem.model import ModelAccount, Sizes, count_model
 
 ENGRAM = {"layers": [2], "orders": [2, 3], "heads": 4, "row_dim": 8}
-STUDY = {"layers": 3, "width": 64, "heads": 4, "moe": {"expert_width": 48, "top_k": 2, "shared_experts": 1}}  # ARCHITECTURE.md's study
+STUDY = {
+    "layers": 3,
+    "width": 64,
+    "heads": 4,
+    "moe": {"expert_width": 48, "top_k": 2, "shared_experts": 1},
+}  # ARCHITECTURE.md's study
 SHARES = [round(0.05 * step, 2) for step in range(21)]
 
 
@@ -67,7 +74,9 @@ def test_rho_one_is_pure_moe_and_rho_zero_has_no_idle_expert() -> None:
 
 def test_experts_and_rows_follow_the_share_and_the_shared_width_pays_for_the_memory() -> None:
     solved = [_solved(rho, _budget())[0] for rho in SHARES]
-    experts, rows, widths = ([getattr(sizes, name) for sizes in solved] for name in ("routed_experts", "memory_rows", "shared_width"))
+    experts, rows, widths = (
+        [getattr(sizes, name) for sizes in solved] for name in ("routed_experts", "memory_rows", "shared_width")
+    )
     assert experts == sorted(experts)
     assert rows == sorted(rows, reverse=True)
     assert widths[-1] > max(widths[:-1])  # without memory, its projections' part goes to the shared expert
@@ -95,7 +104,9 @@ def test_the_dense_baseline_has_the_activated_parameters_and_no_others() -> None
 @pytest.mark.parametrize("orders", [[2], [2, 3, 4]])
 def test_tables_of_a_model_all_have_distinct_prime_sizes(layers: list[int], orders: list[int]) -> None:
     """Engram's released code: no two tables of a model, in whatever layer, have the same number of rows."""
-    sizes, account = _solved(0.5, _budget(active=200_000), engram=ENGRAM | {"layers": layers, "orders": orders, "heads": 2})
+    sizes, account = _solved(
+        0.5, _budget(active=200_000), engram=ENGRAM | {"layers": layers, "orders": orders, "heads": 2}
+    )
     assert [len(module) for module in sizes.tables["engram"]] == [2 * len(orders)] * len(layers)
     rows = [rows for module in sizes.tables["engram"] for rows in module]
     assert len(set(rows)) == len(rows)
@@ -110,7 +121,7 @@ def test_the_shared_width_divides_into_the_shared_experts(shared_experts: int) -
     assert sizes.shared_width % shared_experts == 0
 
 
-# --- what cannot be met -----------------------------------------------------------------------------------------------------
+# --- what cannot be met -----------------------------------------------------------------------------------------------
 
 
 def _named(error: ConfigError) -> tuple[str, int]:
@@ -190,7 +201,10 @@ def test_a_dense_baseline_out_of_reach_names_the_activated_parameters() -> None:
 @pytest.mark.parametrize("total", [100_000, 500_000])
 def test_without_shared_experts_the_remedies_lead_to_sizes(total: int) -> None:
     """Nothing can absorb the router then: P_act follows from P_tot, so it is P_act that the refusal must name."""
-    wanted, moe = {"total_params": total, "active_params": 60_000}, STUDY["moe"] | {"shared_experts": 0, "expert_width": 16}
+    wanted, moe = (
+        {"total_params": total, "active_params": 60_000},
+        STUDY["moe"] | {"shared_experts": 0, "expert_width": 16},
+    )
     for _ in range(4):
         try:
             _solved(1, _budget(wanted["total_params"], wanted["active_params"]), moe=moe)
@@ -207,16 +221,20 @@ def test_memory_without_shared_experts_is_refused_with_the_remedy() -> None:
         _solved(0.5, _budget(), moe=STUDY["moe"] | {"shared_experts": 0})
 
 
-# --- published sizes --------------------------------------------------------------------------------------------------------
+# --- published sizes --------------------------------------------------------------------------------------------------
 
 
 def _engram_27b(rows: int, routed: int = 55) -> ModelAccount:
-    """30 layers, one leading dense, d 2560, top-6, experts 1536 wide [calc], memory in layers 2 and 15 (MECHANISMS 2.4, 2.5)."""
+    """30 layers, one leading dense, d 2560, top-6, experts 1536 wide [calc], memory in layers 2 and 15 (MECHANISMS 2.4,
+    2.5).
+    """
     engram = {"layers": [2, 15], "orders": [2, 3], "heads": 8, "row_dim": 80}
     moe = {"expert_width": 1536, "top_k": 6, "shared_experts": 2, "leading_dense": 1}
     config = Model.model_validate({"layers": 30, "width": 2560, "heads": 32, "moe": moe, "engram": engram})
     primes = distinct_primes(rows, 32)
-    return count_model(config, Sizes(routed, 2 * 1536, {"engram": (primes[:16], primes[16:])}), context=4096, vocabulary=129_280)
+    return count_model(
+        config, Sizes(routed, 2 * 1536, {"engram": (primes[:16], primes[16:])}), context=4096, vocabulary=129_280
+    )
 
 
 @pytest.mark.parametrize(("rows", "billions"), [(2_262_400, 5.79), (7_239_680, 18.53)])
@@ -241,13 +259,20 @@ def test_published_numbers_of_experts_at_rho_of_forty_percent(experts: int, at_r
     assert idle / all_idle == pytest.approx(rho, abs=0.0005)
 
 
-# --- several memories -------------------------------------------------------------------------------------------------------
+# --- several memories -------------------------------------------------------------------------------------------------
 
 V2 = {"key_dim": 16, "top_m": 8, "value_dim": 16, "pre_value_dim": 16}
-MEMORIES = {"engram": ENGRAM, "ngram_embedding": {"heads": 2}, "ultramem_v2": V2, "pkm": {"key_dim": 8, "top_m": 8, "layers": [3]}}
+MEMORIES = {
+    "engram": ENGRAM,
+    "ngram_embedding": {"heads": 2},
+    "ultramem_v2": V2,
+    "pkm": {"key_dim": 8, "top_m": 8, "layers": [3]},
+}
 
 
-def _with_memories(shares: dict[str, float], active: int = 260_000, **changes: Any) -> tuple[Model, Budget, Sizes, ModelAccount]:
+def _with_memories(
+    shares: dict[str, float], active: int = 260_000, **changes: Any
+) -> tuple[Model, Budget, Sizes, ModelAccount]:
     config = Model.model_validate(STUDY | {pool: MEMORIES[pool] for pool in shares if pool != "moe"} | changes)
     budget = _budget(total=2_600_000, active=active)
     sizes = solve(config, budget, shares)
@@ -291,7 +316,9 @@ def test_layers_that_share_a_table_hold_its_rows_once() -> None:
 @pytest.mark.parametrize("rows", [4096, 8192, 2**20])
 def test_a_memory_of_given_rows_comes_on_top_of_the_budget(rows: int) -> None:
     backbone = _with_memories({"moe": 1.0})[2]
-    config, budget, sizes, account = _with_memories({"moe": 1.0}, engram=ENGRAM | {"rows": rows}, ultramem_v2=V2 | {"rows": rows})
+    config, budget, sizes, account = _with_memories(
+        {"moe": 1.0}, engram=ENGRAM | {"rows": rows}, ultramem_v2=V2 | {"rows": rows}
+    )
     assert (sizes.routed_experts, sizes.shared_width) == (backbone.routed_experts, backbone.shared_width)
     assert sizes.tables["engram"] == (distinct_primes(rows, 8),)
     assert [a * b for a, b in sizes.tables["ultramem_v2"]] == [rows] * 3
@@ -300,7 +327,9 @@ def test_a_memory_of_given_rows_comes_on_top_of_the_budget(rows: int) -> None:
 
 
 def test_layers_of_one_table_cannot_touch_more_rows_than_it_holds() -> None:
-    """Three layers reading 96 rows each of one table of at least 288: P_sparse stays what the table holds beside them."""
+    """Three layers reading 96 rows each of one table of at least 288: P_sparse stays what the table holds
+    beside them.
+    """
     memory = {"placement": "parallel", "heads": 1, "top_m": 96, "key_dim": 8, "value_dim": 8}
     config = Model.model_validate(STUDY | {"memory_plus": memory})
     sizes = solve(config, _budget(total=275_000, active=270_000, tolerance=0.02), {"memory_plus": 1.0})

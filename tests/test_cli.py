@@ -36,7 +36,9 @@ def test_plan_as_json_has_nothing_else_on_stdout(study: Path, capsys: pytest.Cap
     trials = json.loads(capsys.readouterr().out)["trials"]
     assert [trial["seed"] for trial in trials] == [0, 1]
     assert all(trial["estimated_seconds"] > 0 for trial in trials)
-    assert {"trial_id", "routed_experts", "budget_error_active", "flops_per_token", "memory_bytes_per_token"} <= trials[0].keys()
+    assert {"trial_id", "routed_experts", "budget_error_active", "flops_per_token", "memory_bytes_per_token"} <= trials[
+        0
+    ].keys()
 
 
 def test_plan_refuses_a_tokenizer_that_no_text_can_mend(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +50,10 @@ def test_plan_refuses_a_tokenizer_that_no_text_can_mend(study: Path, capsys: pyt
 def test_plan_as_a_table_ends_in_totals(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(study), "--set", "budget.tokens=200k"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "files: 34,890 bytes of text: 22,890 to train on, 2,229 held out (6.4%), 9,771 unused (9,771 over validation_tokens)"
+    assert (
+        lines[0] == "files: 34,890 bytes of text: 22,890 to train on, 2,229 held out (6.4%), 9,771 unused (9,771 over "
+        "validation_tokens)"
+    )
     assert lines[1].startswith("note: trials read their text up to about ")
     assert lines[1].endswith(" times, which favours memory; use more text, or fewer `budget.tokens`")
     assert lines[3].split()[:3] == ["trial", "seed", "experts"]
@@ -59,7 +64,10 @@ def noisy(folder: Path, seeds: int = 2) -> Path:
     """Results of a study whose runs differ by noise of 0.01 nats/token."""
     rows = ["trial_id,status,seed,rho,share_moe,total_params,active_params,tokens,val_loss"]
     for seed in range(seeds):
-        rows += [f"{seed}{i},finished,{seed},{i / 4},{i / 4},30000,7000,4000,{4 + 0.01 * (-1) ** (i * seed)}" for i in range(5)]
+        rows += [
+            f"{seed}{i},finished,{seed},{i / 4},{i / 4},30000,7000,4000,{4 + 0.01 * (-1) ** (i * seed)}"
+            for i in range(5)
+        ]
     folder.mkdir(parents=True)
     (folder / "trials.csv").write_text("\n".join(rows))
     (folder / "study.yaml").write_text("study: other")
@@ -68,7 +76,9 @@ def noisy(folder: Path, seeds: int = 2) -> Path:
 
 def test_plan_says_what_a_difference_takes(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     engram = "top_k: 2}, engram: {layers: [1], orders: [2], heads: 1, row_dim: 8}}"
-    study.write_text(STUDY.replace("top_k: 2}}", engram).replace("vary: {", "vary: {rho: [1, 0], ").replace("rho: 1\n", ""))
+    study.write_text(
+        STUDY.replace("top_k: 2}}", engram).replace("vary: {", "vary: {rho: [1, 0], ").replace("rho: 1\n", "")
+    )
     arguments = ["plan", str(study), "--detect", "0.02", "--noise", str(noisy(tmp_path / "other"))]
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["detect"]
@@ -86,7 +96,9 @@ def test_plan_says_what_a_difference_takes(study: Path, tmp_path: Path, capsys: 
     assert f"{design['seeds_needed']} seeds see 0.02 with 80% ({least} to {most} over" in capsys.readouterr().out
 
 
-def test_the_noise_is_that_of_as_many_tokens_as_planned(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_noise_is_that_of_as_many_tokens_as_planned(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = noisy(tmp_path / "two")
     table = folder / "trials.csv"
     lines = table.read_text().splitlines()
@@ -142,7 +154,11 @@ def test_set_replaces_fields_and_axes(study: Path, capsys: pytest.CaptureFixture
     ],
 )
 def test_bad_input_is_refused_with_words_and_nothing_is_written(
-    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
+    study: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: list[str],
 ) -> None:
     monkeypatch.chdir(study.parent)
     assert main([argument.format(study=study, folder=study.parent) for argument in arguments]) == 2
@@ -154,7 +170,8 @@ def test_bad_input_is_refused_with_words_and_nothing_is_written(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["tune", "nowhere.yaml"], ["plan", "nowhere.yaml"], ["status", "nowhere"]]
+    "arguments",
+    [["--help"], ["run", "--help"], ["tune", "nowhere.yaml"], ["plan", "nowhere.yaml"], ["status", "nowhere"]],
 )
 def test_help_and_refusals_load_neither_torch_nor_ray(arguments: list[str]) -> None:
     code = "import sys; from sparsemem.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
@@ -220,9 +237,21 @@ def test_a_results_folder_that_is_not_there_is_refused_with_the_nearest_name(
         (["plan", "s.yaml", "--set", "budget.tokens", "40k"], "usage: sparsemem plan", "--set budget.tokens=40k"),
         (["plan", "s.yaml", "data.files=[a.txt]"], "usage: sparsemem plan", "one word: --set 'data.files=[a.txt]'"),
         (["plan", "s.yaml", "--set"], "usage: sparsemem plan", "expected one argument; write --set budget.tokens=40k"),
-        (["plan", "s.yaml", "--detect", "1%"], "usage: sparsemem plan", "write --detect 0.01, a difference of losses in nats/token"),
-        (["plan", "s.yaml", "--detect"], "usage: sparsemem plan", "write --detect 0.01, a difference of losses in nats/token"),
-        (["plan", "--diff", "s.yaml"], "usage: sparsemem plan", "required: STUDY.yaml; --diff took the word after it: write it last"),
+        (
+            ["plan", "s.yaml", "--detect", "1%"],
+            "usage: sparsemem plan",
+            "write --detect 0.01, a difference of losses in nats/token",
+        ),
+        (
+            ["plan", "s.yaml", "--detect"],
+            "usage: sparsemem plan",
+            "write --detect 0.01, a difference of losses in nats/token",
+        ),
+        (
+            ["plan", "--diff", "s.yaml"],
+            "usage: sparsemem plan",
+            "required: STUDY.yaml; --diff took the word after it: write it last",
+        ),
         (["run", "s.yaml", "--engine"], "usage: sparsemem run", "write --engine ray or local"),
         (["rnu", "s.yaml"], "usage: sparsemem", "did you mean run?"),
         (["run", "s.yaml", "--engine", "locl"], "usage: sparsemem run", "did you mean local?"),
@@ -239,9 +268,13 @@ def test_an_unknown_argument_is_refused_by_its_own_command(
     assert remedy in err
 
 
-def test_what_a_run_has_said_is_not_said_again(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_run_has_said_is_not_said_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "report.html").touch()
-    monkeypatch.setattr("analysis.report.summarize", lambda folder: "2 of 2 trials finished.\nWarning: narrow\nCompared: alike")
+    monkeypatch.setattr(
+        "analysis.report.summarize", lambda folder: "2 of 2 trials finished.\nWarning: narrow\nCompared: alike"
+    )
     cli._print_findings(tmp_path, ["Warning: narrow"])
     assert capsys.readouterr().out.splitlines()[:3] == ["", "2 of 2 trials finished.", "Compared: alike"]
 
@@ -253,7 +286,9 @@ def test_what_a_run_has_said_is_not_said_again(tmp_path: Path, capsys: pytest.Ca
         (4_000, "train.batch_tokens=8192", "field `train.batch_tokens` has the value 8,192: a batch takes"),
     ],
 )
-def test_plan_refuses_a_text_that_run_would(study: Path, capsys: pytest.CaptureFixture[str], size: int, setting: str, words: str) -> None:
+def test_plan_refuses_a_text_that_run_would(
+    study: Path, capsys: pytest.CaptureFixture[str], size: int, setting: str, words: str
+) -> None:
     """Before the text has tokens, its bytes bound them."""
     for path in (study.parent / "corpus").glob("*"):
         path.unlink()

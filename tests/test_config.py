@@ -84,7 +84,7 @@ def _trial(**changes: Any) -> Trial:
     return Trial.model_validate(raw | ({} if "shares" in changes else {"rho": 0.5}) | changes)
 
 
-# --- units ------------------------------------------------------------------------------------------------------------------
+# --- units ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,17 @@ def test_counts_are_read_with_decimal_units(written: Any, read: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "written", ["1.24 MB", "m", "1,000", "-5k", "1.5", 1.5, True, None, [1], "1e-3", "", "0x10", float("nan"), float("inf")]
+    "written",
+    ["1.24 MB", "m", "1,000", "-5k", "1.5", 1.5, True, None, [1], "1e-3", "", "0x10", float("nan"), float("inf")],
 )
 def test_nonsense_counts_are_refused(written: Any) -> None:
     with pytest.raises(ValueError, match="write a"):
         parse_quantity(written)
 
 
-@pytest.mark.parametrize(("written", "read"), [("2%", 0.02), ("100%", 1), ("0.5 %", 0.005), (0.75, 0.75), ("1e-2", 0.01), (1, 1), (0, 0)])
+@pytest.mark.parametrize(
+    ("written", "read"), [("2%", 0.02), ("100%", 1), ("0.5 %", 0.005), (0.75, 0.75), ("1e-2", 0.01), (1, 1), (0, 0)]
+)
 def test_shares_are_read_with_percent(written: Any, read: float) -> None:
     assert parse_share(written) == pytest.approx(read)
 
@@ -140,7 +143,7 @@ def test_a_refusal_names_ten_problems_and_counts_the_rest(tmp_path: Path) -> Non
     assert "; and 290 more" in str(refused.value)
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -158,7 +161,11 @@ def test_a_refusal_names_ten_problems_and_counts_the_rest(tmp_path: Path) -> Non
         ("learning_rate", 1, ["unknown field `learning_rate`", "did you mean `train.lr`?"]),
         ("train.batch-size", 32, ["did you mean `train.batch_tokens`, in tokens: sequences times `data.context`?"]),
         ("model.engram.n_heads", 4, ["did you mean `model.engram.heads`?"]),
-        ("model.num_experts", 8, ["did you mean `budget.total_params`, from which the number of routed experts is solved?"]),
+        (
+            "model.num_experts",
+            8,
+            ["did you mean `budget.total_params`, from which the number of routed experts is solved?"],
+        ),
         ("data.vocab_size 300", None, ["write `vocab_size: 300`"]),
         ("data.vocab_size:300", None, ["write `vocab_size: 300`"]),
         ("model.heads", 3, ["write heads: 1, 2, 4, 8, 16, 32, or the width of a head, head_dim: 20"]),
@@ -230,7 +237,19 @@ def test_an_axis_without_values_is_refused(tmp_path: Path, vary: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "- 1", "just text", "study: [", "a: b: c", "\tx: 1", "? {a: 1}\n: 2", "&a [*a]", "%YAML 9\n---\n", "a: !!int x"]
+    "text",
+    [
+        "",
+        "- 1",
+        "just text",
+        "study: [",
+        "a: b: c",
+        "\tx: 1",
+        "? {a: 1}\n: 2",
+        "&a [*a]",
+        "%YAML 9\n---\n",
+        "a: !!int x",
+    ],
 )
 def test_what_is_no_mapping_of_fields_is_refused(tmp_path: Path, text: str) -> None:
     _refused(tmp_path, text)
@@ -321,16 +340,27 @@ def _group_of(annotation: Any) -> type[BaseModel] | None:
 def test_each_field_of_a_group_is_asked_for_with_an_example(group: type[BaseModel]) -> None:
     """A list and a group that are given as one value, and every required field that is missing."""
     for name, field in group.model_fields.items():
-        is_list = any(typing.get_origin(kind) is tuple for kind in (field.annotation, *typing.get_args(field.annotation)))
+        is_list = any(
+            typing.get_origin(kind) is tuple for kind in (field.annotation, *typing.get_args(field.annotation))
+        )
         if (_group_of(field.annotation) or is_list) and group is not Trial:
             with pytest.raises(ConfigError) as refused, named_errors("", group, given={}):
                 group.model_validate({name: 7})
-            example = str(refused.value).split(f"field `{name}` has the value 7: ")[1].split(f"such as {name}: ")[1].split("; ")[0]
+            example = (
+                str(refused.value)
+                .split(f"field `{name}` has the value 7: ")[1]
+                .split(f"such as {name}: ")[1]
+                .split("; ")[0]
+            )
             assert isinstance(yaml.safe_load(example), list if is_list else dict), (name, example)
     if required := [name for name, field in group.model_fields.items() if field.is_required()]:
         with pytest.raises(ConfigError) as refused, named_errors("", group, given={}):
             group.model_validate({"shares": {}} if group is Trial else {})
-        assert [name for name in required if f"`{name}` is missing; add {name}: " not in str(refused.value) and name != "shares"] == []
+        assert [
+            name
+            for name in required
+            if f"`{name}` is missing; add {name}: " not in str(refused.value) and name != "shares"
+        ] == []
 
 
 def test_what_other_trainers_call_a_field_is_no_name_of_ours_and_means_one() -> None:
@@ -358,11 +388,16 @@ def test_files_that_cannot_be_read_are_refused_with_the_nearest_name(tmp_path: P
         load_study(tmp_path / "latin.yaml")
 
 
-def test_a_study_that_is_not_there_is_looked_for_among_the_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_that_is_not_there_is_looked_for_among_the_sweeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "license.yaml").write_text("")
-    for wrong, said in (("licence.yaml", "did you mean sweeps/license.yaml?"), ("elsewhere/x.yaml", "there are sweeps/license.yaml")):
+    for wrong, said in (
+        ("licence.yaml", "did you mean sweeps/license.yaml?"),
+        ("elsewhere/x.yaml", "there are sweeps/license.yaml"),
+    ):
         with pytest.raises(ConfigError) as refused:
             load_study(wrong)
         assert str(refused.value) == f"{wrong}: no such file; {said}"
@@ -371,12 +406,19 @@ def test_a_study_that_is_not_there_is_looked_for_among_the_sweeps(tmp_path: Path
 @pytest.mark.parametrize(
     ("wrong", "near"),
     [
-        *(("mixd.txt", "mixed.txt"), ("mixed.text", "mixed.txt"), ("corps/mixd.txt", "corpus/mixed.txt"), ("corps/*.txt", "corpus/*.txt")),
+        *(
+            ("mixd.txt", "mixed.txt"),
+            ("mixed.text", "mixed.txt"),
+            ("corps/mixd.txt", "corpus/mixed.txt"),
+            ("corps/*.txt", "corpus/*.txt"),
+        ),
         *(("corps/*.csv", ""), ("abc.txt", ""), (".", ""), ("corpus", ""), ("x" * 5000, "")),
         ("here.txt", "../here.txt"),  # written from the working folder on
     ],
 )
-def test_the_file_that_was_meant_is_found_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, near: str) -> None:
+def test_the_file_that_was_meant_is_found_part_by_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, near: str
+) -> None:
     (tmp_path / "mine" / "corpus").mkdir(parents=True)
     for name in ("mixed.txt", "mixed.yaml", "corpus/mixed.txt", "../here.txt"):
         (tmp_path / "mine" / name).touch()
@@ -384,7 +426,7 @@ def test_the_file_that_was_meant_is_found_part_by_part(tmp_path: Path, monkeypat
     assert nearest_path(wrong, Path("mine")) == near
 
 
-# --- the grid ---------------------------------------------------------------------------------------------------------------
+# --- the grid ---------------------------------------------------------------------------------------------------------
 
 
 def test_vary_spans_a_grid_in_the_order_of_its_axes(tmp_path: Path) -> None:
@@ -415,8 +457,14 @@ def test_tokens_for_each_active_parameter_are_the_same_trial_as_their_number(tmp
 
 
 def test_points_may_be_tuned_by_tokens_for_each_active_parameter(tmp_path: Path) -> None:
-    study = STUDY | {"vary": {TPP: [4, 15], "rho": [0.5]}, "tune": {"search": {"train.lr": {"choices": [0.01, 0.02]}}, "per": [TPP]}}
-    assert [trial.at(_load(tmp_path, study).tune.per) for trial in _load(tmp_path, study).trials()] == [{TPP: 4.0}, {TPP: 15.0}]
+    study = STUDY | {
+        "vary": {TPP: [4, 15], "rho": [0.5]},
+        "tune": {"search": {"train.lr": {"choices": [0.01, 0.02]}}, "per": [TPP]},
+    }
+    assert [trial.at(_load(tmp_path, study).tune.per) for trial in _load(tmp_path, study).trials()] == [
+        {TPP: 4.0},
+        {TPP: 15.0},
+    ]
     winners = [{"at": {TPP: ratio}, "values": {"train.lr": rate}} for ratio, rate in ((4.0, 0.01), (15.0, 0.02))]
     (tmp_path / "tuned.yaml").write_text(yaml.safe_dump({"study": "a", "winners": winners}))
     found = _load(tmp_path, {**study, "tuned": "tuned.yaml"} | {"tune": None}).trials()
@@ -427,13 +475,33 @@ def test_points_may_be_tuned_by_tokens_for_each_active_parameter(tmp_path: Path)
     ("path", "value", "words"),
     [
         (TPP, 4, ["`tokens` '500k' and `tokens_per_active_param` 4 both say how long to train; leave out one"]),
-        ("budget", {"total_params": "1M", "active_params": "135k", "tokens_per_active_param": 0}, ["is 0; write a number above 0"]),
-        ("budget", {"total_params": "1M", "active_params": "135k", "tokens_per_active_param": "4x"}, ["is '4x'; write a number above 0"]),
-        ("budget", {"total_params": "1M", "active_params": "13 5k", "tokens_per_active_param": 4}, ["`budget.active_params`", "'13 5k'"]),
-        ("budget", {"total_params": "1M", "active_params": "135k", "tokens_per_active_params": 4}, ["mean `tokens_per_active_param`"]),
+        (
+            "budget",
+            {"total_params": "1M", "active_params": "135k", "tokens_per_active_param": 0},
+            ["is 0; write a number above 0"],
+        ),
+        (
+            "budget",
+            {"total_params": "1M", "active_params": "135k", "tokens_per_active_param": "4x"},
+            ["is '4x'; write a number above 0"],
+        ),
+        (
+            "budget",
+            {"total_params": "1M", "active_params": "13 5k", "tokens_per_active_param": 4},
+            ["`budget.active_params`", "'13 5k'"],
+        ),
+        (
+            "budget",
+            {"total_params": "1M", "active_params": "135k", "tokens_per_active_params": 4},
+            ["mean `tokens_per_active_param`"],
+        ),
         ("budget", {"total_params": "1M", "active_params": "135k"}, ["field `budget.tokens` is missing"]),
         ("vary", {TPP: [4], "budget.tokens": ["1M"]}, ["vary.budget.tokens", TPP, "leave out one of them"]),
-        ("vary", {"rho": [1.0], "shares": [{"moe": 1.0}]}, ["`vary.rho` stands beside `vary.shares`, which sets the same"]),
+        (
+            "vary",
+            {"rho": [1.0], "shares": [{"moe": 1.0}]},
+            ["`vary.rho` stands beside `vary.shares`, which sets the same"],
+        ),
     ],
 )
 def test_a_length_is_said_once(tmp_path: Path, path: str, value: Any, words: list[str]) -> None:
@@ -457,7 +525,10 @@ def test_several_grids_are_united_and_a_common_point_is_one_trial(tmp_path: Path
 def test_trials_leave_the_study_as_it_was_written(tmp_path: Path) -> None:
     """A value of one axis that another axis reaches into must not carry over to the next grid."""
     other = {"layers": [1], "heads": 4, "row_dim": 8}
-    grids = [{"rho": [0.5], "model.engram": [other], "model.engram.heads": [2]}, {"rho": [0.5], "model.engram": [other]}]
+    grids = [
+        {"rho": [0.5], "model.engram": [other], "model.engram.heads": [2]},
+        {"rho": [0.5], "model.engram": [other]},
+    ]
     study = _load(tmp_path, _with("vary", grids))
     trials = study.trials()
     assert [trial.model.engram and trial.model.engram.heads for trial in trials] == [2, 4]
@@ -480,7 +551,7 @@ def test_overrides_are_set_before_the_trials_are_made(tmp_path: Path) -> None:
         _load(tmp_path, STUDY, **{"budget.tokns": 1})
 
 
-# --- identity ---------------------------------------------------------------------------------------------------------------
+# --- identity ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_id_of_a_trial_is_what_it_was() -> None:
@@ -491,7 +562,9 @@ def test_the_id_of_a_trial_is_what_it_was() -> None:
 @pytest.mark.parametrize("path", ["study", "question", "run.max_failures", "run.cpus_per_trial"])
 def test_names_questions_and_placement_are_not_part_of_the_id(tmp_path: Path, path: str) -> None:
     changed = _with(path, {"study": "other", "question": "Other?"}.get(path, 3))
-    assert [trial.id for trial in _load(tmp_path, changed).trials()] == [trial.id for trial in _load(tmp_path, STUDY).trials()]
+    assert [trial.id for trial in _load(tmp_path, changed).trials()] == [
+        trial.id for trial in _load(tmp_path, STUDY).trials()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -505,10 +578,14 @@ def test_names_questions_and_placement_are_not_part_of_the_id(tmp_path: Path, pa
     ],
 )
 def test_ways_to_write_a_value_do_not_change_the_id(tmp_path: Path, path: str, same: Any) -> None:
-    assert [trial.id for trial in _load(tmp_path, _with(path, same)).trials()] == [trial.id for trial in _load(tmp_path, STUDY).trials()]
+    assert [trial.id for trial in _load(tmp_path, _with(path, same)).trials()] == [
+        trial.id for trial in _load(tmp_path, STUDY).trials()
+    ]
 
 
-@pytest.mark.parametrize(("path", "other"), [("data.context", 64), ("model.moe.top_k", 3), ("budget.tokens", "501k"), ("train.lr", 0.02)])
+@pytest.mark.parametrize(
+    ("path", "other"), [("data.context", 64), ("model.moe.top_k", 3), ("budget.tokens", "501k"), ("train.lr", 0.02)]
+)
 def test_every_setting_of_a_trial_is_part_of_its_id(tmp_path: Path, path: str, other: Any) -> None:
     before, after = ({trial.id for trial in _load(tmp_path, raw).trials()} for raw in (STUDY, _with(path, other)))
     assert not before & after
@@ -549,11 +626,13 @@ def test_an_override_that_an_axis_would_hide_is_refused(tmp_path: Path) -> None:
 def test_an_axis_without_a_list_is_refused_in_the_words_of_yaml(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("study: a\nvary: {rho: 0.5}\n")
-    with pytest.raises(ConfigError, match=r"field `vary.rho` has the value 0.5: write a list of values, such as \[0.5\]"):
+    with pytest.raises(
+        ConfigError, match=r"field `vary.rho` has the value 0.5: write a list of values, such as \[0.5\]"
+    ):
         load_study(path)
 
 
-# --- memories of the product-key family -------------------------------------------------------------------------------------
+# --- memories of the product-key family -------------------------------------------------------------------------------
 
 V2 = {"key_dim": 16, "top_m": 8, "value_dim": 16, "pre_value_dim": 16}
 
@@ -571,23 +650,41 @@ V2 = {"key_dim": 16, "top_m": 8, "value_dim": 16, "pre_value_dim": 16}
         ("ultramem_v2", {**V2, "virtual_tables": 3}, ["`virtual_tables` 3", "square"]),
         ("ultramem_v2", {**V2, "layers": [2, 4]}, ["[2, 4]", "beyond the 3 blocks"]),
         ("ultramem_v2", {**V2, "layers": []}, ["`layers`", "rising"]),
-        ("ultramem_v2", {**V2, "layers_per_table": 2}, ["`ultramem_v2.layers_per_table` 2", "3 memory layers [1, 2, 3]"]),
+        (
+            "ultramem_v2",
+            {**V2, "layers_per_table": 2},
+            ["`ultramem_v2.layers_per_table` 2", "3 memory layers [1, 2, 3]"],
+        ),
         ("ultramem_v2", {**V2, "softmax": True}, ["`cores` 2", "softmax: false"]),
         ("ultramem_v2", {**V2, "tucker_rank": 0, "query_per_rank": False}, ["`cores` 2", "tucker_rank"]),
         ("ultramem_v2", {**V2, "tucker_rank": 0}, ["`query_per_rank`", "tucker_rank"]),
         ("ultramem_v2", {**V2, "pre_values": "none"}, ["`pre_value_dim` 16", "pre_values"]),
         ("ultramem_v2", {**V2, "topm": 3}, ["unknown field `model.ultramem_v2.topm`", "top_m"]),
         ("ultramem", {"key_dim": 16, "heads": 3, "value_dim": 32}, ["`heads` 3", "even"]),
-        ("ultramem", {"key_dim": 16, "value_dim": 32, "layers": [2], "skip": 2}, ["`ultramem.skip` 2", "beyond the 3 blocks"]),
-        ("ultramem", {"key_dim": 16, "value_dim": 32, "layers": [1], "skip": 1, "placement": "replace"}, ["`skip` 1", "parallel"]),
+        (
+            "ultramem",
+            {"key_dim": 16, "value_dim": 32, "layers": [2], "skip": 2},
+            ["`ultramem.skip` 2", "beyond the 3 blocks"],
+        ),
+        (
+            "ultramem",
+            {"key_dim": 16, "value_dim": 32, "layers": [1], "skip": 1, "placement": "replace"},
+            ["`skip` 1", "parallel"],
+        ),
         ("pkm", {"layers": [2], "top_m": 8}, ["`model.pkm.key_dim` is missing"]),
-        ("pkm", {"layers": [2], "key_dim": 8, "value_dim": 32}, ["`pkm.value_dim` 32", "width` 64", "projection: linear"]),
+        (
+            "pkm",
+            {"layers": [2], "key_dim": 8, "value_dim": 32},
+            ["`pkm.value_dim` 32", "width` 64", "projection: linear"],
+        ),
         ("pkm", {"key_dim": 8}, ["leave no block", "placement: parallel"]),
         ("pkm", {"key_dim": 8, "layers": [2], "rows": 64}, ["`rows` 64", "placement: parallel"]),
         ("ngram_embedding", {"orders": [3, 2]}, ["`orders`", "[3, 2]"]),
     ],
 )
-def test_a_memory_that_cannot_be_built_is_refused_by_name(tmp_path: Path, pool: str, fields: dict[str, Any], words: list[str]) -> None:
+def test_a_memory_that_cannot_be_built_is_refused_by_name(
+    tmp_path: Path, pool: str, fields: dict[str, Any], words: list[str]
+) -> None:
     message = _refused(tmp_path, _with(f"model.{pool}", fields) | {"vary": {"shares": [{"moe": 0.5, pool: 0.5}]}})
     assert [word for word in words if word not in message] == [], message
 
@@ -611,8 +708,22 @@ def test_each_published_design_is_a_point_in_the_fields_of_one(tmp_path: Path) -
     """UltraMemV2 written out field by field over PKM is UltraMemV2, so that a ladder can go from one to the other."""
     fields = {**UltraMemV2(**V2).model_dump()}
     assert PKM(**fields).model_dump() == fields
-    differing = {name for name, value in PKM(key_dim=16).model_dump().items() if value != UltraMemV2(key_dim=16).model_dump()[name]}
-    changes = {"placement", "heads", "query_per_rank", "norm", "softmax", "tucker_rank", "cores", "virtual_tables", "projection_per_table"}
+    differing = {
+        name
+        for name, value in PKM(key_dim=16).model_dump().items()
+        if value != UltraMemV2(key_dim=16).model_dump()[name]
+    }
+    changes = {
+        "placement",
+        "heads",
+        "query_per_rank",
+        "norm",
+        "softmax",
+        "tucker_rank",
+        "cores",
+        "virtual_tables",
+        "projection_per_table",
+    }
     assert differing == changes | {"projection", "pre_values", "init", "value_rate"}
 
 
@@ -623,15 +734,23 @@ def test_an_id_depends_on_no_field_that_keeps_its_default() -> None:
 
 
 def test_the_defaults_that_ids_rest_on_have_not_changed() -> None:
-    """An id stands for fields that differ from these. A new field joins the file; a changed default would give two trials one name."""
+    """An id stands for fields that differ from these. A new field joins the file; a changed default would give two
+    trials one name.
+    """
     models = (Data, MoE, Engram, NgramEmbedding, PKM, MemoryPlus, PEER, UltraMem, UltraMemV2, Model, Budget, Train)
     fields = ((model.__name__, name, field) for model in models for name, field in model.model_fields.items())
-    defaults = {f"{model}.{name}": json.loads(json.dumps(field.get_default())) for model, name, field in fields if not field.is_required()}
+    defaults = {
+        f"{model}.{name}": json.loads(json.dumps(field.get_default()))
+        for model, name, field in fields
+        if not field.is_required()
+    }
     assert defaults == json.loads(Path(__file__).with_name("trial_defaults.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/a#b", "file:///mnt/a#b/c", "s3://bucket/a#"])
 def test_an_address_is_not_cut_at_its_number_sign(tmp_path: Path, address: str) -> None:
     assert "write # as %23" in _refused(tmp_path, _with("run", {"storage": address}))
-    assert _load(tmp_path, _with("run", {"storage": address.replace("#", "%23")})).run.storage == address.replace("#", "%23")
+    assert _load(tmp_path, _with("run", {"storage": address.replace("#", "%23")})).run.storage == address.replace(
+        "#", "%23"
+    )
     assert _load(tmp_path, _with("run", {"storage": "/mnt/a#b"})).run.storage == "/mnt/a#b"

@@ -25,7 +25,11 @@ STUDY: dict[str, Any] = {
     "train": {"batch_tokens": 256, "lr": 0.01},
     "vary": {"budget.tokens": ["4k", "8k"], "rho": [1.0, 0.5, "dense"], "seed": [0, 1]},
 }
-TUNE: dict[str, Any] = {"search": {"train.lr": {"low": "1e-3", "high": "3e-2", "log": True}}, "per": ["rho"], "trials": 4}
+TUNE: dict[str, Any] = {
+    "search": {"train.lr": {"low": "1e-3", "high": "3e-2", "log": True}},
+    "per": ["rho"],
+    "trials": 4,
+}
 
 
 def _load(folder: Path, **fields: Any) -> Study:
@@ -50,7 +54,10 @@ def _search(path: str, **search: Any) -> dict[str, Any]:
 
 
 def test_a_search_is_read_with_units_and_changes_no_trial(tmp_path: Path) -> None:
-    search = TUNE["search"] | {"train.batch_tokens": {"choices": ["256", 512]}, "train.warmup": {"low": "2%", "high": 0.2}}
+    search = TUNE["search"] | {
+        "train.batch_tokens": {"choices": ["256", 512]},
+        "train.warmup": {"low": "2%", "high": 0.2},
+    }
     study = _load(tmp_path, tune=_tune(search=search))
     assert study.tune is not None
     assert (study.tune.search["train.lr"].low, study.tune.search["train.warmup"].low) == (0.001, 0.02)
@@ -68,16 +75,28 @@ def test_a_search_is_read_with_units_and_changes_no_trial(tmp_path: Path) -> Non
         (_search("train.lr", low=0.1), ["`low` and `high`"]),
         (_search("train.lr", low=0.1, high=1, choices=[1]), ["`low` and `high`"]),
         (_search("train.lr", low="small", high=1), ["tune.search.train.lr.low", "'small'"]),
-        (_search("train.batch_tokens", low=256, high=1024), ["`search.train.batch_tokens` is not a range", "`choices`"]),
+        (
+            _search("train.batch_tokens", low=256, high=1024),
+            ["`search.train.batch_tokens` is not a range", "`choices`"],
+        ),
         (_search("train.lr", low=0.1, high=1, step=1), ["unknown field", "step"]),
         (_tune(search={}), ["`search` is empty"]),
         (_tune(trials=0), ["tune.trials", "0"]),
         (_tune(pruner="median"), ["tune.pruner", "'median'", "asha"]),
-        (_tune(per=["train.lr"]), ["`tune.per` names `train.lr`, which `vary` does not set", "budget.tokens, rho, seed"]),
+        (
+            _tune(per=["train.lr"]),
+            ["`tune.per` names `train.lr`, which `vary` does not set", "budget.tokens, rho, seed"],
+        ),
         (_search("lr", low=0.1, high=1), ["`lr` is not a field that can be tuned; did you mean `train.lr`?"]),
         (_search("train.learning_rate", low=0.1, high=1), ["did you mean `train.lr`?"]),
-        (_tune(search={"train": {"lr": {"low": 0.1}}}), ["unknown field `tune.search.train.lr`; write `train.lr` as one name"]),
-        (_tune(search={"train.lr": ["1e-3", "1e-2"]}), ["train.lr: {low: 1e-3, high: 1e-2, log: true}", "{choices: [1e-3, 1e-2]}"]),
+        (
+            _tune(search={"train": {"lr": {"low": 0.1}}}),
+            ["unknown field `tune.search.train.lr`; write `train.lr` as one name"],
+        ),
+        (
+            _tune(search={"train.lr": ["1e-3", "1e-2"]}),
+            ["train.lr: {low: 1e-3, high: 1e-2, log: true}", "{choices: [1e-3, 1e-2]}"],
+        ),
         (_tune(search={"train.schedule": ["wsd"]}), ["write train.schedule: {choices: [wsd]}"]),
         (_tune(per=["rh"]), ["write per: [rho]"]),
         (_tune(trails=3), ["unknown field `tune.trails`", "trials"]),
@@ -125,9 +144,14 @@ def test_winners_fill_in_the_trials_of_their_point_and_change_their_ids(tmp_path
 
 
 def test_a_point_without_a_winner_is_refused_by_name(tmp_path: Path) -> None:
-    path = _write_winners(tmp_path, ({"budget.tokens": 4000, "rho": 1.0}, 0.02), ({"budget.tokens": 8000, "rho": 1.0}, 0.02))
+    path = _write_winners(
+        tmp_path, ({"budget.tokens": 4000, "rho": 1.0}, 0.02), ({"budget.tokens": 8000, "rho": 1.0}, 0.02)
+    )
     message = _refused(tmp_path, tuned=path)
-    assert "no winner for budget.tokens=4000, rho=0.5; the file holds budget.tokens=4000, rho=1.0; budget.tokens=8000" in message
+    assert (
+        "no winner for budget.tokens=4000, rho=0.5; the file holds budget.tokens=4000, rho=1.0; budget.tokens=8000"
+        in message
+    )
 
 
 def test_winners_that_are_not_there_or_not_winners_are_refused(tmp_path: Path) -> None:

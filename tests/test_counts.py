@@ -1,4 +1,6 @@
-"""Every count of an account against real tensors, for every pool that is registered and every value of its fields, by construction."""
+"""Every count of an account against real tensors, for every pool that is registered and every value of its fields, by
+construction.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,12 @@ MOST = 2  # other values of a field than its default
 
 def _values(field: FieldInfo) -> list[Any]:
     """Those of `VALUES`, and of the field's own words, that its type takes."""
-    words = [word for part in (field.annotation, *get_args(field.annotation)) for word in get_args(part) if isinstance(word, str)]
+    words = [
+        word
+        for part in (field.annotation, *get_args(field.annotation))
+        for word in get_args(part)
+        if isinstance(word, str)
+    ]
     adapter: TypeAdapter[Any] = TypeAdapter(field.rebuild_annotation())
     found: list[Any] = []
     for value in (*words, *VALUES):
@@ -61,13 +68,17 @@ def _least(pool: str) -> dict[str, Any]:
     """The first values of a pool's required fields that make a model."""
     required = {name: _values(field) for name, field in _pool_class(pool).model_fields.items() if field.is_required()}
     points = (dict(zip(required, values, strict=True)) for values in itertools.product(*required.values()))
-    extra = {"layers": (1, 2), "top_m": 3, "init": "flat"} if pool in PRODUCT_KEY else {}  # small tables, whose start is not simulated
+    extra = (
+        {"layers": (1, 2), "top_m": 3, "init": "flat"} if pool in PRODUCT_KEY else {}
+    )  # small tables, whose start is not simulated
     extra |= {"leading_dense": 1} if pool == "moe" else {}
     return next(point | extra for point in points if _build({pool: point | extra}))
 
 
 def _points() -> Iterator[tuple[str, str, Model]]:
-    """(pool, field, model): each field of each pool at other values than its default, and those of the model beside every pool at once."""
+    """(pool, field, model): each field of each pool at other values than its default, and those of the model beside
+    every pool at once.
+    """
     every = {pool: _least(pool) | ({"placement": "parallel"} if pool in PRODUCT_KEY else {}) for pool in POOLS}
     for pool in POOLS:
         for name, field in _pool_class(pool).model_fields.items():
@@ -81,7 +92,9 @@ def _points() -> Iterator[tuple[str, str, Model]]:
 def _sizes(config: Model) -> Sizes:
     pools = [pool for pool in MEMORY_POOLS if getattr(config, pool)]
     tables = {
-        pool: POOLS[pool].given(config) if pool in config.on_top else POOLS[pool].tables(config, 2 * POOLS[pool].least(config))
+        pool: POOLS[pool].given(config)
+        if pool in config.on_top
+        else POOLS[pool].tables(config, 2 * POOLS[pool].least(config))
         for pool in pools
     }
     return Sizes(config.moe.top_k + 3 if config.moe else 0, 5, tables)
@@ -95,14 +108,18 @@ def test_every_pool_and_every_field_has_a_case() -> None:
     covered = {(pool, name) for pool, name, *_ in POINTS}
     assert {pool for pool, _ in covered} == {*POOLS, "model"}
     for pool in POOLS:
-        kin = PRODUCT_KEY if pool in PRODUCT_KEY else (pool,)  # one family: a field may need others that only some of its points have
+        kin = (
+            PRODUCT_KEY if pool in PRODUCT_KEY else (pool,)
+        )  # one family: a field may need others that only some of its points have
         for name in _pool_class(pool).model_fields:
             assert any((one, name) in covered for one in kin), f"no case has another {pool}.{name} than its default"
     assert {name for pool, name in covered if pool == "model"} == Model.model_fields.keys() - {*POOLS}
 
 
 def _reads(config: Model, sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> tuple[Counter[str], Counter[str], int]:
-    """Of one token's forward pass: numbers that it reads of tables, and the most of them that may be distinct, by pool; and rows."""
+    """Of one token's forward pass: numbers that it reads of tables, and the most of them that may be distinct, by pool;
+    and rows.
+    """
     network = Transformer(config, sizes, CONTEXT, torch.arange(VOCABULARY), separator=0).initialize(0).eval()
     parts = model.owners(network)
     owner = {id(module): parts[module.rows_RC] for module in network.modules() if isinstance(module, MemoryTable)}
@@ -136,7 +153,11 @@ def _reads(config: Model, sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> tupl
     distinct: Counter[str] = Counter()
     for table, count in by_table.items():
         distinct[owner[table]] += min(count, size[table]) * width[table]
-    values = {id(module) for name, module in network.named_modules() if name.endswith(("values", "table")) and "pre_" not in name}
+    values = {
+        id(module)
+        for name, module in network.named_modules()
+        if name.endswith(("values", "table")) and "pre_" not in name
+    }
     return numbers, distinct, sum(count for table, count in by_table.items() if table in values)
 
 
@@ -161,12 +182,34 @@ def _faults(config: Model, sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> lis
             rows[part] += 0 if "pre_values" in name else len(weight)
     experts = sum(weight.numel() for name, weight in weights.items() if name.endswith(("gate_up_EDF", "down_EFD")))
     chosen = experts // sizes.routed_experts * config.moe.top_k if config.moe else 0
-    idle = {part: row_numbers[part] - distinct[part] for part in total} | ({"moe": experts - chosen} if config.moe else {})
-    real: dict[str, Any] = {"embedding": vocabulary, "total": sum(total.values()), "rows": sum(rows.values()), "rows read": rows_read}
-    real |= {"memory": sum(row_numbers.values()), "active": sum(total.values()) - sum(idle.values()), "sparse": sum(idle.values())}
-    real |= {"bytes": 4 * (sum(numbers.values()) + chosen), "parts": {part: (total[part], idle[part]) for part in total}}
-    stated: dict[str, Any] = {"embedding": account.embedding_params, "total": account.total_params, "rows": sizes.memory_rows}
-    stated |= {"rows read": memory_rows_read(config, sizes), "memory": memory_params(config, sizes), "active": account.active_params}
+    idle = {part: row_numbers[part] - distinct[part] for part in total} | (
+        {"moe": experts - chosen} if config.moe else {}
+    )
+    real: dict[str, Any] = {
+        "embedding": vocabulary,
+        "total": sum(total.values()),
+        "rows": sum(rows.values()),
+        "rows read": rows_read,
+    }
+    real |= {
+        "memory": sum(row_numbers.values()),
+        "active": sum(total.values()) - sum(idle.values()),
+        "sparse": sum(idle.values()),
+    }
+    real |= {
+        "bytes": 4 * (sum(numbers.values()) + chosen),
+        "parts": {part: (total[part], idle[part]) for part in total},
+    }
+    stated: dict[str, Any] = {
+        "embedding": account.embedding_params,
+        "total": account.total_params,
+        "rows": sizes.memory_rows,
+    }
+    stated |= {
+        "rows read": memory_rows_read(config, sizes),
+        "memory": memory_params(config, sizes),
+        "active": account.active_params,
+    }
     stated |= {"sparse": account.sparse_params, "bytes": account.memory_bytes_per_token}
     stated |= {"parts": {part: (one.total, one.idle) for part, one in account.parts.items()}}
     return [f"{name}: {stated[name]} stated, {real[name]} held" for name in real if stated[name] != real[name]]
@@ -191,7 +234,9 @@ def test_an_account_that_counts_double_is_seen(pool: str, doubled: str, monkeypa
         part = account.parts.get(pool)
         extra = {"total": Account(total=part.idle), "active": Account(active=part.sparse_bytes // 4)} if part else {}
         return model.ModelAccount(
-            account.parts | ({pool: part + extra[doubled]} if part else {}), account.embedding_params, account.head_flops
+            account.parts | ({pool: part + extra[doubled]} if part else {}),
+            account.embedding_params,
+            account.head_flops,
         )
 
     monkeypatch.setattr(model, "count_model", wrong)

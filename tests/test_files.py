@@ -100,7 +100,9 @@ def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_no
 
 
 def test_scratch_of_a_killed_process_goes_with_the_next_one(tmp_path: Path) -> None:
-    killed = subprocess.run([sys.executable, "-c", KILLED_IN_ITS_SCRATCH, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_IN_ITS_SCRATCH, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert killed.returncode == -9
     assert Path(killed.stdout.strip()).is_dir()
     with files.scratch_folder(tmp_path, "scratch-") as mine, files.scratch_folder(tmp_path, "scratch-") as other:

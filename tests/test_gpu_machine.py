@@ -16,14 +16,17 @@ COLLECT = f"""
 import sys
 sys.modules.update(dict.fromkeys({ABSENT!r}))
 import pytest
-sys.exit(pytest.main(["-o", "addopts=--import-mode=importlib", "-m", "gpu", "-q", "-p", "no:cacheprovider", *sys.argv[1:], "tests/gpu"]))
+options = ["-o", "addopts=--import-mode=importlib", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+sys.exit(pytest.main([*options, *sys.argv[1:], "tests/gpu"]))
 """
 
 
 def test_the_gpu_tests_import_only_what_such_a_machine_has() -> None:
     """Every bench is imported with them. Of the tests, those on a GPU are skipped here."""
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", COLLECT, "-rs"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECT, "-rs"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sees no CUDA device" in done.stdout
     assert "failed" not in done.stdout
@@ -31,6 +34,14 @@ def test_the_gpu_tests_import_only_what_such_a_machine_has() -> None:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is missing")
 def test_a_given_interpreter_is_taken_as_it_is() -> None:
-    command = ["make", "--no-print-directory", "--dry-run", "--always-make", "test-gpu", "PYTHON=an-interpreter", "VENV="]
+    command = [
+        "make",
+        "--no-print-directory",
+        "--dry-run",
+        "--always-make",
+        "test-gpu",
+        "PYTHON=an-interpreter",
+        "VENV=",
+    ]
     lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     assert [line.split()[:4] for line in lines] == [["an-interpreter", "-m", "pytest", "-o"]]

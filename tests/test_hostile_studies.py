@@ -1,4 +1,6 @@
-"""A study's file from a stranger: whatever it holds, it is a plan or a refusal. Nothing else happens, and it does not take long."""
+"""A study's file from a stranger: whatever it holds, it is a plan or a refusal. Nothing else happens, and it does not
+take long.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ def _thinned(study: dict[str, Any], most: int) -> dict[str, Any]:
     """The study with so many values an axis."""
     vary = study.get("vary", {})
     grids = [
-        {axis: v[:most] if isinstance(v, list) else v for axis, v in grid.items()} for grid in (vary if isinstance(vary, list) else [vary])
+        {axis: v[:most] if isinstance(v, list) else v for axis, v in grid.items()}
+        for grid in (vary if isinstance(vary, list) else [vary])
     ]
     return study | {"vary": grids}
 
@@ -37,7 +40,9 @@ def _thinned(study: dict[str, Any], most: int) -> dict[str, Any]:
 SWEEPS = sorted((Path(__file__).resolve().parents[1] / "sweeps").glob("*.yaml"))
 BASES = [_thinned(yaml.safe_load(path.read_text(encoding="utf-8")), 2) for path in SWEEPS]
 for base in BASES:
-    base.setdefault("tune", {"search": {"train.decay": {"low": 0.1, "high": 0.3}, "train.schedule": {"choices": ["wsd"]}}})
+    base.setdefault(
+        "tune", {"search": {"train.decay": {"low": 0.1, "high": 0.3}, "train.schedule": {"choices": ["wsd"]}}}
+    )
 
 NAMES = sorted(
     {name for group in (Trial, study_module.Study, ProductKey) for name in group.model_fields}
@@ -47,17 +52,99 @@ NAMES = sorted(
         for f in group.model_fields.values()
         for name in getattr(f.annotation, "model_fields", ())
     }
-    | {"rho", "base", "provenance", "<<", "", ".", "a.b", "__class__", "model.", ".model", "train.lr", "model.engram.rows", "budget.tokens"}
+    | {
+        "rho",
+        "base",
+        "provenance",
+        "<<",
+        "",
+        ".",
+        "a.b",
+        "__class__",
+        "model.",
+        ".model",
+        "train.lr",
+        "model.engram.rows",
+        "budget.tokens",
+    }
 )
-LAUGHS = "[" + ", ".join([f"&a0 [{', '.join('x' * 9)}]", *(f"&a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]) + "]"
-MERGES = "{a0: &m0 {k: 1}, " + ", ".join(f"a{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}" for n in range(1, 12)) + "}"
+LAUGHS = (
+    "["
+    + ", ".join([f"&a0 [{', '.join('x' * 9)}]", *(f"&a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))])
+    + "]"
+)
+MERGES = (
+    "{a0: &m0 {k: 1}, "
+    + ", ".join(f"a{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}" for n in range(1, 12))
+    + "}"
+)
 HOSTILE = [
-    *("!!python/object/apply:os.system ['touch PWNED']", "!!python/object/new:os.system [touch PWNED]", "!!python/name:os.system"),
-    *("!!python/module:os", "!!python/tuple [1, 2]", "!ruby/object:Gem {}", "!!int x", "!!int ''", "!!bool x", "!!float x", "!!null x"),
-    *("!!timestamp x", "2024-99-99", "2024-01-01", "2001-12-14t21:59:43.10-05:00", "!!binary xx", "!!binary aGk=", "!!set {a, b}"),
-    *("!!omap [a: 1]", "!!pairs [a: 1]", "!!str 1", "!!map [a]", "!!seq {a: 1}", "0x" + "f" * 5000, "1" * 5000, "1" * 400, "-1", "0", "1"),
-    *(".inf", "-.inf", ".nan", "1e400", "1e-400", "'1e400'", "'inf'", "'nan'", "190:20:30", "0o777", "0b1", "~", "''", "true", "'true'"),
-    *('"\\0"', '"\\ud800"', '"a\\nb"', "'" + "x" * 10_000 + "'", "\u202edesrever", "\u0660", "é", "\U0001f4a9", "'1_000'", "1k"),
+    *(
+        "!!python/object/apply:os.system ['touch PWNED']",
+        "!!python/object/new:os.system [touch PWNED]",
+        "!!python/name:os.system",
+    ),
+    *(
+        "!!python/module:os",
+        "!!python/tuple [1, 2]",
+        "!ruby/object:Gem {}",
+        "!!int x",
+        "!!int ''",
+        "!!bool x",
+        "!!float x",
+        "!!null x",
+    ),
+    *(
+        "!!timestamp x",
+        "2024-99-99",
+        "2024-01-01",
+        "2001-12-14t21:59:43.10-05:00",
+        "!!binary xx",
+        "!!binary aGk=",
+        "!!set {a, b}",
+    ),
+    *(
+        "!!omap [a: 1]",
+        "!!pairs [a: 1]",
+        "!!str 1",
+        "!!map [a]",
+        "!!seq {a: 1}",
+        "0x" + "f" * 5000,
+        "1" * 5000,
+        "1" * 400,
+        "-1",
+        "0",
+        "1",
+    ),
+    *(
+        ".inf",
+        "-.inf",
+        ".nan",
+        "1e400",
+        "1e-400",
+        "'1e400'",
+        "'inf'",
+        "'nan'",
+        "190:20:30",
+        "0o777",
+        "0b1",
+        "~",
+        "''",
+        "true",
+        "'true'",
+    ),
+    *(
+        '"\\0"',
+        '"\\ud800"',
+        '"a\\nb"',
+        "'" + "x" * 10_000 + "'",
+        "\u202edesrever",
+        "\u0660",
+        "é",
+        "\U0001f4a9",
+        "'1_000'",
+        "1k",
+    ),
     *(
         "../../etc/passwd",
         "/etc/passwd",
@@ -71,9 +158,50 @@ HOSTILE = [
         "'`touch PWNED`'",
         "'{{7*7}}'",
     ),
-    *("1T", "999T", "1e15", "1000000000000", str(2**31 - 1), str(2**31), str(2**63), "3", "7", "8", "64", "256", "4096", "100000"),
-    *("0.5", "1.0", "100%", "-5%", "1e9%", "dense", "all", "replace", "parallel", "ultramem_v2", "[]", "{}", "[[]]", "[{}]", "{1: 2}"),
-    *("{null: 1}", "{? [a] : 1}", "{? {a: 1} : 1}", "{true: 1}", "[1, 2, 3]", "[2, 1]", "{moe: 0.5, engram: 0.5}", "{moe: 1}", "&x [*x]"),
+    *(
+        "1T",
+        "999T",
+        "1e15",
+        "1000000000000",
+        str(2**31 - 1),
+        str(2**31),
+        str(2**63),
+        "3",
+        "7",
+        "8",
+        "64",
+        "256",
+        "4096",
+        "100000",
+    ),
+    *(
+        "0.5",
+        "1.0",
+        "100%",
+        "-5%",
+        "1e9%",
+        "dense",
+        "all",
+        "replace",
+        "parallel",
+        "ultramem_v2",
+        "[]",
+        "{}",
+        "[[]]",
+        "[{}]",
+        "{1: 2}",
+    ),
+    *(
+        "{null: 1}",
+        "{? [a] : 1}",
+        "{? {a: 1} : 1}",
+        "{true: 1}",
+        "[1, 2, 3]",
+        "[2, 1]",
+        "{moe: 0.5, engram: 0.5}",
+        "{moe: 1}",
+        "&x [*x]",
+    ),
     *(
         "&y {a: *y}",
         LAUGHS,
@@ -140,7 +268,11 @@ def _scaled(draw: st.DrawFn, value: Any) -> Any:
         return draw(st.sampled_from(["1", "2", "7k", "100k", "1.5M", "300M", "2B", "1T", "900T"]))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
-    return draw(st.sampled_from([value + 1, value * 2, value * 3, value // 2, value * 8, value * 100, value * 10**4, value * 10**7, 0, 1]))
+    return draw(
+        st.sampled_from(
+            [value + 1, value * 2, value * 3, value // 2, value * 8, value * 100, value * 10**4, value * 10**7, 0, 1]
+        )
+    )
 
 
 @st.composite
@@ -175,12 +307,18 @@ def _spoiled(draw: st.DrawFn) -> str:
 
 
 _SCALARS = (
-    st.sampled_from([f"@{number}@" for number in range(len(HOSTILE))]) | st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+    st.sampled_from([f"@{number}@" for number in range(len(HOSTILE))])
+    | st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
 )
 _TREES = st.recursive(
     _SCALARS,
     lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=3) | st.integers(), inner, max_size=5)
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=3) | st.integers(), inner, max_size=5)
     ),
     max_leaves=20,
 ).map(lambda tree: re.sub(r"'@(\d+)@'", lambda found: HOSTILE[int(found[1])], yaml.safe_dump(tree, allow_unicode=True)))
@@ -194,10 +332,20 @@ _KINDS = {
 CONTENTS = st.sampled_from(["spoiled"] * 8 + ["trees", "trees", "soup", "bytes"]).flatmap(_KINDS.__getitem__)
 
 
-# --- what must not happen ---------------------------------------------------------------------------------------------------
+# --- what must not happen ---------------------------------------------------------------------------------------------
 
 _seen: list[str] | None = None
-FORBIDDEN = ("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "os.rename", "os.mkdir", "os.rmdir")
+FORBIDDEN = (
+    "subprocess.",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+)
 FORBIDDEN += ("shutil.", "socket.", "exec", "compile", "import", "pickle.", "ctypes.", "urllib.")
 
 

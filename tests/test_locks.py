@@ -52,7 +52,9 @@ def test_a_lock_has_one_holder(number: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["ENOLCK", "ENOSYS"])
-def test_the_marker_of_a_killed_process_is_taken_over(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_marker_of_a_killed_process_is_taken_over(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hold = f"{WITHOUT.format(number=name)}import pathlib, time\nfrom sparsemem.locks import locked\n"
     hold += f"with locked(pathlib.Path({str(tmp_path / 'lock')!r})):\n    print('held', flush=True); time.sleep(60)\n"
     process = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE)
@@ -76,7 +78,9 @@ def test_files_are_written_without_locks_and_those_of_others_stay(number: str, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_a_study_is_run_reported_and_shown_without_locks(engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_is_run_reported_and_shown_without_locks(
+    engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = write_study(tmp_path)
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(WITHOUT.format(number="ENOLCK"))

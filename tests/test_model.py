@@ -17,9 +17,20 @@ ENGRAM = {"layers": [2], "orders": [2, 3], "heads": 2, "row_dim": 4, "init_std":
 
 
 def _build(
-    routed: int = 6, shared: int = 12, engram: dict[str, Any] | None = ENGRAM, start: int = 97, seed: int = 0, **changes: Any
+    routed: int = 6,
+    shared: int = 12,
+    engram: dict[str, Any] | None = ENGRAM,
+    start: int = 97,
+    seed: int = 0,
+    **changes: Any,
 ) -> Transformer:
-    fields: dict[str, Any] = {"layers": 3, "width": 16, "heads": 2, "init_std": 0.3, "moe": {"expert_width": 8, "top_k": 2}}
+    fields: dict[str, Any] = {
+        "layers": 3,
+        "width": 16,
+        "heads": 2,
+        "init_std": 0.3,
+        "moe": {"expert_width": 8, "top_k": 2},
+    }
     config = Model.model_validate(fields | {"engram": engram} | changes)
     tables_of: dict[str, Any] = {}
     if config.engram:
@@ -39,11 +50,14 @@ def _tokens(batch: int = 2) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "engram", [None, ENGRAM, ENGRAM | {"layers": [1, 3], "orders": [2, 3, 4]}, ENGRAM | {"reset_at_document_end": False}]
+    "engram",
+    [None, ENGRAM, ENGRAM | {"layers": [1, 3], "orders": [2, 3, 4]}, ENGRAM | {"reset_at_document_end": False}],
 )
 @pytest.mark.parametrize("replacement", [0, SEPARATOR])
 @pytest.mark.parametrize("changes", [{}, {"moe": {"expert_width": 8, "top_k": 2, "leading_dense": 1}, "kv_heads": 1}])
-def test_a_token_changes_no_logits_before_it(engram: dict[str, Any] | None, replacement: int, changes: dict[str, Any]) -> None:
+def test_a_token_changes_no_logits_before_it(
+    engram: dict[str, Any] | None, replacement: int, changes: dict[str, Any]
+) -> None:
     model, tokens = _build(engram=engram, **changes).eval(), _tokens()
     logits = model(tokens)[0]
     for t in (0, 1, 5, CONTEXT - 1):
@@ -91,10 +105,23 @@ def test_losses_are_the_negative_log_probabilities_of_the_targets() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_memory_is_told_where_documents_end(reset: bool) -> None:
-    """Without attention, which reads across documents in any case, the last document's logits then depend on it alone."""
-    memory = {"layers": [2], "placement": "parallel", "top_m": 2, "key_dim": 4, "value_dim": 4, "conv_reset_at_document_end": reset}
+    """Without attention, which reads across documents in any case, the last document's logits then depend
+    on it alone.
+    """
+    memory = {
+        "layers": [2],
+        "placement": "parallel",
+        "top_m": 2,
+        "key_dim": 4,
+        "value_dim": 4,
+        "conv_reset_at_document_end": reset,
+    }
     config = Model.model_validate({"layers": 3, "width": 16, "heads": 2, "init_std": 0.3, "ultramem": memory})
-    model = Transformer(config, Sizes(0, 12, {"ultramem": ((7, 5),)}), CONTEXT, torch.arange(VOCABULARY), SEPARATOR).initialize(0).eval()
+    model = (
+        Transformer(config, Sizes(0, 12, {"ultramem": ((7, 5),)}), CONTEXT, torch.arange(VOCABULARY), SEPARATOR)
+        .initialize(0)
+        .eval()
+    )
     for name, weight in model.named_parameters():
         if name.endswith("taps_JD"):
             weight.normal_()
@@ -121,7 +148,9 @@ def test_the_auxiliary_losses_of_all_layers_are_summed() -> None:
 
 @pytest.mark.parametrize("leading_dense", [0, 1, 2])
 def test_dense_blocks_stand_where_the_config_puts_them(leading_dense: int) -> None:
-    """A leading dense block is as wide as the experts a token would have passed there, so its activated count is the same."""
+    """A leading dense block is as wide as the experts a token would have passed there, so its activated count is the
+    same.
+    """
     moe = {"expert_width": 8, "top_k": 2, "leading_dense": leading_dense}
     model = _build(moe=moe)
     assert len(model.layers_of("moe")) == 3 - leading_dense
@@ -138,7 +167,9 @@ def test_the_dense_baseline_has_no_experts_and_no_memory() -> None:
 
 
 def test_models_of_one_seed_start_from_the_same_weights_whatever_their_share() -> None:
-    """The paired design: between shares, what both models hold starts alike; only experts and rows are added at the end."""
+    """The paired design: between shares, what both models hold starts alike; only experts and rows are added at the
+    end.
+    """
     many, few, none = _build(9, 12, None), _build(5, 12, start=97), _build(2, 12, start=211)
     weights = [dict(model.named_parameters()) for model in (many, few, none)]
     for name, weight in weights[0].items():

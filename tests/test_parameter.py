@@ -44,6 +44,10 @@ def test_names_separate_the_streams_and_the_global_generator_is_left_alone() -> 
 
 
 def test_draws_are_those_of_every_processor() -> None:
-    """Torch draws blocks of 16 by its processor's own instructions: they agree but for rounding, and paired trials may run anywhere."""
+    """Torch draws blocks of 16 by its processor's own instructions: they agree but for rounding, and paired trials may
+    run anywhere.
+    """
     ends = _drawn(0, 20, std=1.0)[[0, 1, 15, 16, 19]]
-    assert ends.tolist() == pytest.approx([-0.5006074, 0.303313, -0.2695287, -0.6369814, -0.2228728], rel=1e-6)  # by this code, torch 2.13
+    assert ends.tolist() == pytest.approx(
+        [-0.5006074, 0.303313, -0.2695287, -0.6369814, -0.2228728], rel=1e-6
+    )  # by this code, torch 2.13

@@ -43,7 +43,9 @@ def test_olmoe_has_its_64_experts() -> None:
 
 
 def test_olmoe_has_its_weights_of_the_auxiliary_losses() -> None:
-    """0.01 and 0.001 (MECHANISMS 4), of means over blocks: megablocks and OLMo-core divide by their number, and a model here adds up."""
+    """0.01 and 0.001 (MECHANISMS 4), of means over blocks: megablocks and OLMo-core divide by their number, and a model
+    here adds up.
+    """
     trial = _plan("olmoe-1b-7b").trial
     assert trial.model.moe is not None
     blocks = trial.model.layers - trial.model.moe.leading_dense
@@ -60,13 +62,17 @@ def test_olmoe_has_its_weights_of_the_auxiliary_losses() -> None:
 
 @pytest.mark.parametrize(
     ("name", "pool", "keys", "width", "layers"),
-    [  # released run scripts: `mem_knum`; half of `mlp_hidden_size`, which counts gate and up; blocks of `mem_insert_way`, plus one
+    # released run scripts: `mem_knum`; half of `mlp_hidden_size`, which counts gate and up; blocks of `mem_insert_way`,
+    # plus one
+    [
         ("ultramem-v2-227m-1.2b", "ultramem_v2", 360, 2496, range(1, 21)),
         ("ultramem-227m-1.2b", "ultramem", 808, 2752, (3, 7, 11, 15)),
         ("memory-plus-227m-1.2b", "memory_plus", 1138, 3008, (5, 9, 13, 17)),
     ],
 )
-def test_the_sizes_of_the_released_scripts_follow(name: str, pool: str, keys: int, width: int, layers: Sequence[int]) -> None:
+def test_the_sizes_of_the_released_scripts_follow(
+    name: str, pool: str, keys: int, width: int, layers: Sequence[int]
+) -> None:
     """To within 1%: of V2, the budget is the paper's, and its script's comes 0.6% lower."""
     planned = _plan(name)
     model = planned.trial.model
@@ -81,13 +87,17 @@ def test_the_sizes_of_the_released_scripts_follow(name: str, pool: str, keys: in
 
 
 def test_the_published_keys_of_v2_1b_7b_follow_with_pre_values_of_512() -> None:
-    """A finding: with the table's pre-values of 384, 528 keys a side hold 6.1B parameters; with 512 they come to 6.70B."""
+    """A finding: with the table's pre-values of 384, 528 keys a side hold 6.1B parameters; with 512 they
+    come to 6.70B.
+    """
     keys = {side for table in _plan("ultramem-v2-1b-7b").sizes.tables["ultramem_v2"] for side in table}
     assert keys == {528, 529}
 
 
 def test_the_plan_shows_the_cost_of_the_index_and_the_bytes_read() -> None:
-    """One row of UltraMemV2-227M by hand: 32 rows of 384 values in 20 layers; keys of 192 at two ranks, twice 360 a side."""
+    """One row of UltraMemV2-227M by hand: 32 rows of 384 values in 20 layers; keys of 192 at two ranks, twice 360 a
+    side.
+    """
     (row,) = memory_access([_plan("ultramem-v2-227m-1.2b")])
     keys = sum(map(sum, _plan("ultramem-v2-227m-1.2b").sizes.tables["ultramem_v2"])) * 2 * 192 * 2
     assert row["row_bytes_1"] == 20 * 32 * 384 * 4
@@ -103,7 +113,11 @@ def test_the_plan_shows_the_cost_of_the_index_and_the_bytes_read() -> None:
 
 
 def test_bytes_of_experts_and_hashed_rows_stand_beside_each_other() -> None:
-    planned = plan(load_study(PUBLISHED.parent / "simplex.yaml", {"vary.shares": [{"moe": 0.5, "engram": 0.25, "ultramem_v2": 0.25}]}))
+    planned = plan(
+        load_study(
+            PUBLISHED.parent / "simplex.yaml", {"vary.shares": [{"moe": 0.5, "engram": 0.25, "ultramem_v2": 0.25}]}
+        )
+    )
     values, engram = memory_access(planned[:1])
     assert [row["pool"] for row in (values, engram)] == ["ultramem_v2", "engram"]
     expert = 3 * 64 * 48 * 4
@@ -114,10 +128,11 @@ def test_bytes_of_experts_and_hashed_rows_stand_beside_each_other() -> None:
     assert engram["index_share"] is None
 
 
-# --- published mixtures of experts ------------------------------------------------------------------------------------------
+# --- published mixtures of experts ------------------------------------------------------------------------------------
 
 CASES = Path(__file__).parents[2] / "shared" / "data" / "cases" / "published"
-WIDTHS = {  # of those whose files lack what their model cards give: heads that are not width / heads, and a leading dense block
+# of those whose files lack what their model cards give: heads that are not width / heads, and a leading dense block
+WIDTHS = {
     "qwen3-30b-a3b": {"model.head_dim": 128},
     "gpt-oss-20b": {"model.head_dim": 64},
     "deepseekmoe-16b": {"model.moe.dense_width": 10944},
@@ -138,7 +153,9 @@ def test_published_mixtures_plan_to_their_experts_and_totals() -> None:
 
 @pytest.mark.parametrize(
     ("name", "experts", "total", "active"),
-    [  # as their model cards print them, embeddings included; gpt-oss-20b counts one of its two vocabulary matrices as active
+    # as their model cards print them, embeddings included; gpt-oss-20b counts one of its two vocabulary matrices as
+    # active
+    [
         ("qwen3-30b-a3b", 128, 30.5e9, 3.3e9),
         ("gpt-oss-20b", 32, 20.9e9, 3.6e9),
     ],

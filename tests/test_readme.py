@@ -43,9 +43,23 @@ def test_the_soak_is_quoted_as_it_was_measured() -> None:
     assert soaks.keys() == {"local", "ray"}
     for engine, soak in soaks.items():
         left = soak["processes_left"] + len(soak["files_left"])
-        cells = (f"`{engine}`", soak["finished"], soak["twice"], soak["lost"], left, soak["killed"], soak["restarts"], soak["seconds"])
+        cells = (
+            f"`{engine}`",
+            soak["finished"],
+            soak["twice"],
+            soak["lost"],
+            left,
+            soak["killed"],
+            soak["restarts"],
+            soak["seconds"],
+        )
         assert f"| {' | '.join(map(str, cells))} |" in README
-        assert (soak["trials"], soak["equal_to_undisturbed"], soak["processes_left"], soak["files_left"]) == (200, True, 0, [])
+        assert (soak["trials"], soak["equal_to_undisturbed"], soak["processes_left"], soak["files_left"]) == (
+            200,
+            True,
+            0,
+            [],
+        )
 
 
 ROWS = [json.loads(line) for line in (ROOT / "results" / "bench.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -68,11 +82,22 @@ def test_no_speed_was_measured_twice() -> None:
         ("with Engram, over without", "step/engram", "ratio_to_moe", ".2f", (1, 2)),
         ("with UltraMemV2 in every block, over without", "step/ultramem_v2", "ratio_to_moe", ".2f", (1, 2)),
         ("evaluation over training, tokens/s (two threads)", "eval/moe", "ratio_to_training", ".2f", (2,)),
-        ("evaluation with UltraMemV2 over training with it (two threads)", "eval/ultramem_v2", "ratio_to_training", ".2f", (2,)),
+        (
+            "evaluation with UltraMemV2 over training with it (two threads)",
+            "eval/ultramem_v2",
+            "ratio_to_training",
+            ".2f",
+            (2,),
+        ),
     ],
 )
-def test_speeds_are_quoted_as_they_were_measured(label: str, name: str, value: str, form: str, threads: tuple[int, ...]) -> None:
-    cells = [" / ".join(format(BENCH[name, shape, number][value], form) for number in threads) for shape in ("quick", "1M", "10M")]
+def test_speeds_are_quoted_as_they_were_measured(
+    label: str, name: str, value: str, form: str, threads: tuple[int, ...]
+) -> None:
+    cells = [
+        " / ".join(format(BENCH[name, shape, number][value], form) for number in threads)
+        for shape in ("quick", "1M", "10M")
+    ]
     row = re.search(rf"^\| {re.escape(label)} \| ([^|]*) \|(.*) \|$", README, re.MULTILINE)
     assert row
     assert row[2].replace("*", "").strip() == " | ".join(cells)
@@ -83,7 +108,10 @@ def test_speeds_are_quoted_as_they_were_measured(label: str, name: str, value: s
 
 
 def test_the_share_of_data_is_quoted_as_it_was_measured() -> None:
-    shares = [sum(BENCH[f"data/{part}", shape, 2]["share_of_step"] for part in ("batch", "hash")) for shape in ("quick", "1M", "10M")]
+    shares = [
+        sum(BENCH[f"data/{part}", shape, 2]["share_of_step"] for part in ("batch", "hash"))
+        for shape in ("quick", "1M", "10M")
+    ]
     assert f"share of a step (two threads) | 0.01 | {' | '.join(f'{share:.3f}' for share in shares)} |" in README
 
 
@@ -98,7 +126,9 @@ def test_orchestration_is_quoted_as_it_was_measured() -> None:
 def test_the_example_study_plans(tmp_path: Path) -> None:
     path = tmp_path / "my-study.yaml"
     path.write_text(re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1])  # type: ignore[index]
-    assert len(plan(load_study(path))) == 22  # 6 shares x 2 widths x 2 seeds; rho = 1 has no memory, so its two widths are one trial
+    assert (
+        len(plan(load_study(path))) == 22
+    )  # 6 shares x 2 widths x 2 seeds; rho = 1 has no memory, so its two widths are one trial
 
 
 def test_the_example_search_is_one(tmp_path: Path) -> None:

@@ -86,10 +86,12 @@ def test_what_is_looked_for_is_found(source: str) -> None:
     assert len(list(offences(source))) == 1
 
 
-# --- paths in a study's file ------------------------------------------------------------------------------------------------
+# --- paths in a study's file ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["..", "../up", "a/b", "/etc", "~", ".hidden", "a\\b", "a\0b", "", "a b", "a\n", "\u202ea"])
+@pytest.mark.parametrize(
+    "name", ["..", "../up", "a/b", "/etc", "~", ".hidden", "a\\b", "a\0b", "", "a b", "a\n", "\u202ea"]
+)
 def test_a_study_is_named_like_a_folder_of_its_own(tmp_path: Path, name: str) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(SMALL | {"study": name}), encoding="utf-8")
@@ -103,11 +105,17 @@ def test_a_study_writes_into_its_results_and_the_cache_alone(tmp_path: Path, mon
     for folder in (inside, outside):
         folder.mkdir()
         for number in range(8):
-            (folder / f"{number}.txt").write_text(" ".join(str(n * (number + 3)) for n in range(3000)), encoding="utf-8")
-    (outside / "winners.yaml").write_text(yaml.safe_dump({"study": "x", "winners": [{"at": {}, "values": {"train.lr": 0.02}}]}))
+            (folder / f"{number}.txt").write_text(
+                " ".join(str(n * (number + 3)) for n in range(3000)), encoding="utf-8"
+            )
+    (outside / "winners.yaml").write_text(
+        yaml.safe_dump({"study": "x", "winners": [{"at": {}, "values": {"train.lr": 0.02}}]})
+    )
     (inside / "link").symlink_to(outside)
     files = ["*.txt", "../outside/1.txt", str(outside / "2.txt"), "link/3.txt"]
-    (inside / "s.yaml").write_text(yaml.safe_dump(SMALL | {"data": SMALL["data"] | {"files": files}, "tuned": "../outside/winners.yaml"}))
+    (inside / "s.yaml").write_text(
+        yaml.safe_dump(SMALL | {"data": SMALL["data"] | {"files": files}, "tuned": "../outside/winners.yaml"})
+    )
     monkeypatch.setenv("SPARSEMEM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(inside)
     monkeypatch.setattr(launch, "find_engine", lambda *asked: lambda jobs, run: None)

@@ -29,7 +29,15 @@ def adaptive_figure(data: pd.DataFrame) -> Figure:
             for design, (colour, marker, line) in LOOKS.items():
                 part = own[own["design"] == design].sort_values("trials")
                 axes.fill_between(part["trials"], part["low"], part["high"], color=colour, alpha=0.15, linewidth=0)
-                axes.plot(part["trials"], part["length"], color=colour, marker=marker, linestyle=line, markersize=2.8, label=design)
+                axes.plot(
+                    part["trials"],
+                    part["length"],
+                    color=colour,
+                    marker=marker,
+                    linestyle=line,
+                    markersize=2.8,
+                    label=design,
+                )
             full = own[own["design"] == "grid"].sort_values("trials").iloc[-1]
             axes.axhline(full["length"], color=GREY, linewidth=0.6, linestyle=":", label="grid of 11 shares")
             axes.set_title(f"{curve}\n{seeds} seeds".replace(", ", "\n", 1), fontsize=6.5)

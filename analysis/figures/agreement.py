@@ -10,7 +10,9 @@ from analysis.figures.style import COLOURS, GREY, ONE_COLUMN, new_figure, style
 
 
 def agreement_data(residuals: pd.DataFrame) -> pd.DataFrame:
-    """What `agreement_figure` draws -> row, measured, predicted, low, high (the law's 95% band), residual (percent of the prediction)."""
+    """What `agreement_figure` draws -> row, measured, predicted, low, high (the law's 95% band), residual (percent of
+    the prediction).
+    """
     table = residuals[["row", "measured", "predicted", "low", "high"]]
     return table.assign(residual=100 * (table["measured"] / table["predicted"] - 1))
 
@@ -26,7 +28,9 @@ def agreement_figure(data: pd.DataFrame, loss: str) -> Figure:
         figure = new_figure(ONE_COLUMN, 3.9)
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
         draw_agreement(top, data, loss)
-        bottom.plot(data["predicted"], data["residual"], "o", markersize=2.4, color=COLOURS[0], alpha=0.7, markeredgewidth=0)
+        bottom.plot(
+            data["predicted"], data["residual"], "o", markersize=2.4, color=COLOURS[0], alpha=0.7, markeredgewidth=0
+        )
         bottom.axhline(0, color=GREY, linewidth=0.6, zorder=0)
         bottom.set_ylabel("Left over (%)")
         bottom.set_xlabel(f"Predicted {loss}")
@@ -39,6 +43,13 @@ def draw_agreement(ax: Axes, data: pd.DataFrame, loss: str) -> None:
     ax.plot(ends, ends, color=GREY, linewidth=0.6, zorder=0)
     errors = [data["predicted"] - data["low"], data["high"] - data["predicted"]]
     ax.errorbar(
-        *(data["predicted"], data["measured"]), xerr=errors, fmt="o", markersize=2.4, color=COLOURS[0], alpha=0.7, elinewidth=0.6, capsize=0
+        *(data["predicted"], data["measured"]),
+        xerr=errors,
+        fmt="o",
+        markersize=2.4,
+        color=COLOURS[0],
+        alpha=0.7,
+        elinewidth=0.6,
+        capsize=0,
     )
     ax.set_ylabel(f"Measured {loss}")

@@ -1,4 +1,6 @@
-"""Loss against share: the allocation curve of every cell, and the differences to pure experts with all cells on one axis."""
+"""Loss against share: the allocation curve of every cell, and the differences to pure experts with all cells on one
+axis.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.figures.style import COLOURS, GREY, LIGHT, LINES, MARKERS, ONE_COLUMN, TWO_COLUMNS, new_figure, share_axis, style
+from analysis.figures.style import (
+    COLOURS,
+    GREY,
+    LIGHT,
+    LINES,
+    MARKERS,
+    ONE_COLUMN,
+    TWO_COLUMNS,
+    new_figure,
+    share_axis,
+    style,
+)
 from analysis.interval import percent
 from analysis.status import Status
 from analysis.table import RHO
@@ -49,13 +62,16 @@ def _published(axes: Axes, low: float, high: float) -> dict[str, Line2D | Patch]
     return {"published optimum (Engram)": Patch(**hatched)}
 
 
-def share_figure(data: pd.DataFrame, label: str, published: Callable[[Axes, float, float], dict[str, Line2D | Patch]]) -> Figure:
+def share_figure(
+    data: pd.DataFrame, label: str, published: Callable[[Axes, float, float], dict[str, Line2D | Patch]]
+) -> Figure:
     """Loss against a share, one panel a cell.
 
     Args:
         data: `allocation_data`.
         label: of the share's axis.
-        published: marks in a panel, whose shares run from low to high, where the literature puts the optimum; returns the legend's entries.
+        published: marks in a panel, whose shares run from low to high, where the literature puts the optimum; returns
+            the legend's entries.
     """
     names = list(dict.fromkeys(data["cell"]))
     columns = 2 if len(names) == 4 else min(len(names), 3)
@@ -99,7 +115,9 @@ def _panel(axes: Axes, data: pd.DataFrame, colour: str, key: str) -> dict[str, L
         curve, means = series["curve"], series["mean"]
         axes.fill_between(curve["share"], curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)
         axes.plot(curve["share"], curve["loss"], color=colour)
-        axes.errorbar(means["share"], means["loss"], means["high"] - means["loss"], fmt="o", color=colour, elinewidth=0.8)
+        axes.errorbar(
+            means["share"], means["loss"], means["high"] - means["loss"], fmt="o", color=colour, elinewidth=0.8
+        )
         used["mean, paired s.e."] = Line2D([], [], color=key, marker="o", linestyle="")
         used[f"fit, {percent()} band"] = Line2D([], [], color=key)
     if "dense" in series:
@@ -110,7 +128,15 @@ def _panel(axes: Axes, data: pd.DataFrame, colour: str, key: str) -> dict[str, L
             axes.axhline(loss, **dotted)
             used["dense, same P_act"] = Line2D([], [], **dotted)
         else:  # a line so far off would flatten the curve
-            axes.text(0.5, 0.97, f"dense, same P_act: {loss:.3f}", transform=axes.transAxes, ha="center", va="top", fontsize=6.5)
+            axes.text(
+                0.5,
+                0.97,
+                f"dense, same P_act: {loss:.3f}",
+                transform=axes.transAxes,
+                ha="center",
+                va="top",
+                fontsize=6.5,
+            )
     if "optimum" in series:
         best, status = series["optimum"].iloc[0], data["status"].iloc[0]
         star: dict[str, Any] = {"marker": "*", "markersize": 7, "markeredgecolor": "black", "markeredgewidth": 0.6}
@@ -137,7 +163,9 @@ def differences_figure(data: pd.DataFrame) -> Figure:
                 "marker": MARKERS[place % len(MARKERS)],
                 "linestyle": LINES[place % len(LINES)],
             }
-            axes.errorbar(group["share_moe"], group["difference"], group["se_seeds"], elinewidth=0.8, label=name or None, **look)
+            axes.errorbar(
+                group["share_moe"], group["difference"], group["se_seeds"], elinewidth=0.8, label=name or None, **look
+            )
         axes.set_ylabel(f"Loss less that of {RHO} = 1 (nats/token)")
         share_axis(axes, data["share_moe"].min(), data["share_moe"].max(), SHARE_LABEL)
         if axes.get_legend_handles_labels()[0]:

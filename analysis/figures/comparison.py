@@ -1,4 +1,6 @@
-"""Alternatives at one budget on one axis: the loss of each over the share, and every paired difference with its interval."""
+"""Alternatives at one budget on one axis: the loss of each over the share, and every paired difference with its
+interval.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,11 @@ def comparison_figure(data: pd.DataFrame) -> Figure:
         _levels(left, data)
         draw_differences(right, differences)
         handles, labels = left.get_legend_handles_labels()
-        handles += [Line2D([], [], linestyle="", **look) for name, look in LOOKS.items() if (differences["verdict"] == name).any()]
+        handles += [
+            Line2D([], [], linestyle="", **look)
+            for name, look in LOOKS.items()
+            if (differences["verdict"] == name).any()
+        ]
         labels += [f"{name} (95% interval)" for name in LOOKS if (differences["verdict"] == name).any()]
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
         return figure
@@ -51,7 +57,9 @@ def draw_differences(axes: Axes, data: pd.DataFrame) -> None:
             axes.errorbar(rows["value"], places[own], xerr=reach, linestyle="", elinewidth=0.9, capsize=0, **look)
         several = data["share"].nunique(dropna=False) > 1
         labels = [
-            textwrap.fill(name + ((", mean" if pd.isna(share) else f", at {share:.4g}") if several else ""), LABEL_CHARACTERS)
+            textwrap.fill(
+                name + ((", mean" if pd.isna(share) else f", at {share:.4g}") if several else ""), LABEL_CHARACTERS
+            )
             for name, share in zip(data["name"], data["share"], strict=True)
         ]
         axes.set_yticks(places, labels, fontsize=6.5)

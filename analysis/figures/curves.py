@@ -1,4 +1,6 @@
-"""Validation loss while training, for every share; below it the difference to pure experts, which the scale of the loss hides."""
+"""Validation loss while training, for every share; below it the difference to pure experts, which the scale of the loss
+hides.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,10 @@ POINTS = 5_000
 
 
 def curves_data(cells: Sequence[Cell], curves: pd.DataFrame) -> pd.DataFrame:
-    """What `curves_figure` draws -> cell, quantity (`val_loss`, `difference`), rho, tokens, seeds, mean, low, high (the band: mean -+ one
-    standard error between seeds; empty for one seed). Differences are to rho = 1 of the same seed at the same token."""
+    """What `curves_figure` draws -> cell, quantity (`val_loss`, `difference`), rho, tokens, seeds, mean, low, high (the
+    band: mean -+ one standard error between seeds; empty for one seed). Differences are to rho = 1 of the same seed at
+    the same token.
+    """
     tables = []
     for cell in cells:
         points = curves[curves["trial_id"].isin(cell.trials["trial_id"]) & curves["val_loss"].notna()][
@@ -72,4 +76,6 @@ def _lines(axes: Axes, data: pd.DataFrame, shares: list[float]) -> None:
             "linewidth": 0.9,
         }
         axes.plot(line["tokens"], line["mean"], label=f"{share:g}", markevery=max(1, len(line) // 16), **look)
-        axes.fill_between(line["tokens"], line["low"], line["high"], color=colours[place], alpha=0.15, linewidth=0, rasterized=many)
+        axes.fill_between(
+            line["tokens"], line["low"], line["high"], color=colours[place], alpha=0.15, linewidth=0, rasterized=many
+        )

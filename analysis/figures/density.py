@@ -14,7 +14,9 @@ from analysis.figures.style import LINES, MAP, MARKERS, TWO_COLUMNS, new_figure,
 from analysis.table import si
 
 ASIDE = 1.06
-"""Points of one row count stand beside each other in the cuts, by this factor a cut, so that their errors can be read."""
+"""Points of one row count stand beside each other in the cuts, by this factor a cut, so that their errors
+can be read.
+"""
 
 
 def density_figure(data: pd.DataFrame) -> Figure:
@@ -38,7 +40,9 @@ def draw_fit(axes: Axes, data: pd.DataFrame) -> None:
 
 
 def _contours(axes: Axes, surface: pd.DataFrame, points: pd.DataFrame) -> None:
-    """The surface, dark where it is low. Each mean has the colour of its own loss: one that stands out is one that the surface misses."""
+    """The surface, dark where it is low. Each mean has the colour of its own loss: one that stands out is one that the
+    surface misses.
+    """
     x, y = np.sort(surface["rows"].unique()), np.sort(surface["read"].unique())
     loss = surface.pivot(index="read", columns="rows", values="loss").to_numpy()
     low, high = min(loss.min(), points["loss"].min()), max(loss.max(), points["loss"].max())
@@ -47,7 +51,15 @@ def _contours(axes: Axes, surface: pd.DataFrame, points: pd.DataFrame) -> None:
     filled = axes.contourf(x, y, loss, levels=levels, **colours)
     axes.contour(x, y, loss, levels=levels, colors="white", linewidths=0.4)
     axes.scatter(
-        points["rows"], points["read"], c=points["loss"], s=34, edgecolors="black", linewidths=0.7, clip_on=False, zorder=3, **colours
+        points["rows"],
+        points["read"],
+        c=points["loss"],
+        s=34,
+        edgecolors="black",
+        linewidths=0.7,
+        clip_on=False,
+        zorder=3,
+        **colours,
     )
     bar = axes.figure.colorbar(filled, ax=axes, pad=0.06)
     bar.ax.set_title("Validation loss\n(nats/token)", fontsize=6.5)
@@ -70,7 +82,9 @@ def _cuts(axes: Axes, cuts: pd.DataFrame, points: pd.DataFrame) -> None:
         axes.plot(cut["rows"], cut["loss"], linestyle=LINES[place % len(LINES)], linewidth=1, **look)
         marker = MARKERS[place % len(MARKERS)]
         beside = own["rows"] * ASIDE ** (place - (len(counts) - 1) / 2)
-        axes.errorbar(beside, own["loss"], own["high"] - own["loss"], fmt=marker, elinewidth=0.8, label=si(count), **look)
+        axes.errorbar(
+            beside, own["loss"], own["high"] - own["loss"], fmt=marker, elinewidth=0.8, label=si(count), **look
+        )
     axes.set_xscale("log")
     _ticks(axes, points, "rows", "x")
     axes.set_xlabel("Memory rows")

@@ -1,4 +1,6 @@
-"""How well the curves follow the share means: residuals of the law used, and every law's prediction of the shares left out of it."""
+"""How well the curves follow the share means: residuals of the law used, and every law's prediction of the shares left
+out of it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from analysis.figures.style import COLOURS, GREY, LINES, MARKERS, TWO_COLUMNS, n
 
 
 def diagnostics_figure(data: pd.DataFrame, noun: str = "share") -> Figure:
-    """One row of panels a cell: left the residuals of the law used, right the errors of every law on the shares left out of it."""
+    """One row of panels a cell: left the residuals of the law used, right the errors of every law on the shares left
+    out of it.
+    """
     cells = list(dict.fromkeys(data["cell"]))
     laws = list(dict.fromkeys(data["law"][data["series"] == "left out"]))
     with style():
@@ -29,7 +33,12 @@ def diagnostics_figure(data: pd.DataFrame, noun: str = "share") -> Figure:
             used["mean of a share, paired s.e."] = Line2D([], [], color="black", marker="o", linestyle="")
             for place, law in enumerate(laws):
                 off = others[others["law"] == law]
-                look: dict[str, Any] = {"color": COLOURS[place], "marker": MARKERS[place], "linestyle": LINES[place], "linewidth": 0.8}
+                look: dict[str, Any] = {
+                    "color": COLOURS[place],
+                    "marker": MARKERS[place],
+                    "linestyle": LINES[place],
+                    "linewidth": 0.8,
+                }
                 right.plot(off["share"], off["error"], **look)
                 used[law] = Line2D([], [], **look)
             left.set_title(f"{name}: residuals, {own['law'].iloc[0]}" if name else f"Residuals, {own['law'].iloc[0]}")

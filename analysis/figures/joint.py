@@ -1,4 +1,6 @@
-"""The best share against what varies between budgets (`LABELS`): each budget's own curve, and the law over all of them."""
+"""The best share against what varies between budgets (`LABELS`): each budget's own curve, and the law over
+all of them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A ladder of changes: what each step does to the loss, beside what the same change did in print, and where that leads."""
+"""A ladder of changes: what each step does to the loss, beside what the same change did in print, and
+where that leads.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,14 @@ def _totals(axes: Axes, data: pd.DataFrame, middles: pd.Series) -> None:
     measured = data[data["value"].notna()]
     for rung in data["rung"][data["value"].isna() & (data["rung"] > 0)]:
         axes.text(
-            0.98, middles[rung], "none to show", transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=6.5, color=GREY
+            0.98,
+            middles[rung],
+            "none to show",
+            transform=axes.get_yaxis_transform(),
+            ha="right",
+            va="center",
+            fontsize=6.5,
+            color=GREY,
         )
     axes.plot(measured["value"], middles[measured["rung"]], color="0.75", linewidth=0.8, zorder=1)
     _intervals(axes, measured, middles, color="black", fmt="o")

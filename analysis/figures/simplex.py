@@ -1,4 +1,6 @@
-"""The fitted loss over the mixes of three pools, as a ternary plot: every point of the triangle is a mix, every corner one pool alone."""
+"""The fitted loss over the mixes of three pools, as a ternary plot: every point of the triangle is a mix, every corner
+one pool alone.
+"""
 
 from __future__ import annotations
 
@@ -77,45 +79,75 @@ def _triangle(axes: Axes, data: pd.DataFrame, off: float) -> dict[str, Line2D]:
     axes.scatter(x, y, s=34, color="white", zorder=3, clip_on=False)
     circles: dict[str, Any] = {"s": 22, "edgecolors": "black", "linewidths": 0.6, "zorder": 3, "clip_on": False}
     points = axes.scatter(x, y, c=series["mean"]["loss"], **circles, **colours)
-    ring: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4.5, "markerfacecolor": "0.8", "markeredgecolor": "black"}
+    ring: dict[str, Any] = {
+        "linestyle": "",
+        "marker": "o",
+        "markersize": 4.5,
+        "markerfacecolor": "0.8",
+        "markeredgecolor": "black",
+    }
     used["mean of a trained mix"] = Line2D([], [], markeredgewidth=0.6, **ring)
     if "surface" in series:
         tie = series["tie"]["tie"].clip(upper=3)
         if tie.min() < 1 < tie.max():
-            cased = [Stroke(linewidth=2.6, foreground="white"), Normal()]  # to be seen on any colour, and on a side of the triangle
-            outline = axes.tricontour(Triangulation(*at["tie"].T), tie, levels=[1], colors=FOUND, linewidths=1.3, zorder=2.5)
+            cased = [
+                Stroke(linewidth=2.6, foreground="white"),
+                Normal(),
+            ]  # to be seen on any colour, and on a side of the triangle
+            outline = axes.tricontour(
+                Triangulation(*at["tie"].T), tie, levels=[1], colors=FOUND, linewidths=1.3, zorder=2.5
+            )
             outline.set(path_effects=cased, clip_on=False)
             used["tied with the best mix"] = Line2D([], [], color=FOUND, linewidth=1.3)
-        two: dict[str, Any] = {"color": "white", "linestyle": "", "marker": "D", "markersize": 3.6, "markeredgecolor": "black"}
+        two: dict[str, Any] = {
+            "color": "white",
+            "linestyle": "",
+            "marker": "D",
+            "markersize": 3.6,
+            "markeredgecolor": "black",
+        }
         if "two" in series:
             axes.plot(*at["two"].T, zorder=4, clip_on=False, markeredgewidth=0.7, **two)
             used["best mix of two pools"] = Line2D([], [], markeredgewidth=0.7, **two)
         sure = data["status"].iloc[0] == Status.CONVERGED
-        star: dict[str, Any] = {"linestyle": "", "marker": "*", "markersize": 11, "markeredgecolor": "black", "markeredgewidth": 0.8}
+        star: dict[str, Any] = {
+            "linestyle": "",
+            "marker": "*",
+            "markersize": 11,
+            "markeredgecolor": "black",
+            "markeredgewidth": 0.8,
+        }
         star["color"] = FOUND if sure else "white"
         axes.plot(*at["best"].T, zorder=5, clip_on=False, **star)
         used["best mix" + ("" if sure else f" ({data['status'].iloc[0].replace('_', ' ')})")] = Line2D([], [], **star)
-    axes.figure.colorbar(points, ax=axes, location="bottom", ticks=MaxNLocator(5), shrink=0.8, aspect=26, pad=0.05).set_label(
-        "Validation loss (nats/token)"
-    )
+    axes.figure.colorbar(
+        points, ax=axes, location="bottom", ticks=MaxNLocator(5), shrink=0.8, aspect=26, pad=0.05
+    ).set_label("Validation loss (nats/token)")
     return used
 
 
 def _frame(axes: Axes, names: Sequence[str], off: float) -> None:
-    """Sides, grid lines, ticks and names. Each pool's share is read on the side that ends in its corner, along that pool's grid lines."""
+    """Sides, grid lines, ticks and names. Each pool's share is read on the side that ends in its corner, along that
+    pool's grid lines.
+    """
     axes.set_aspect("equal")
     axes.set_axis_off()
     axes.set_xlim(0, 1)
     axes.set_ylim(0, HEIGHT)
     axes.plot(*CORNERS[[0, 1, 2, 0]].T, color="black", linewidth=0.8, zorder=2, clip_on=False)
     left, right = "\N{LEFTWARDS ARROW}", "\N{RIGHTWARDS ARROW}"
-    looks: tuple[tuple[dict[str, Any], str, float], ...] = (  # of each pool: how its ticks are written, its title, the rotation of that
+    looks: tuple[
+        tuple[dict[str, Any], str, float], ...
+    ] = (  # of each pool: how its ticks are written, its title, the rotation of that
         ({"rotation": 0, "ha": "left", "va": "center"}, f"{left} {names[0]}", -60),
         ({"rotation": -60, "ha": "right", "va": "bottom"}, f"{left} {names[1]}", 60),
         ({"rotation": 60, "ha": "right", "va": "top"}, f"{names[2]} {right}", 0),
     )
     for k, (ticks, title, rotation) in enumerate(looks):
-        start, end = CORNERS[k - 1], CORNERS[(k + 1) % 3]  # read along the side that comes from `start`; the lines run to the side of `end`
+        start, end = (
+            CORNERS[k - 1],
+            CORNERS[(k + 1) % 3],
+        )  # read along the side that comes from `start`; the lines run to the side of `end`
         outward = (start - end) * 0.02 * off
         for share in TICKS:
             on_side, across = (share * CORNERS[k] + (1 - share) * corner for corner in (start, end))
@@ -127,4 +159,12 @@ def _frame(axes: Axes, names: Sequence[str], off: float) -> None:
         x, y = start + along / 2 + 0.12 * off * np.array([along[1], -along[0]])
         axes.text(x, y, title, fontsize=7.5, ha="center", va="center", rotation=rotation)
         x, y = CORNERS[k]
-        axes.text(x, y + off * (-0.045 if k else 0.035), names[k], fontsize=7.5, weight="bold", ha="center", va="top" if k else "bottom")
+        axes.text(
+            x,
+            y + off * (-0.045 if k else 0.035),
+            names[k],
+            fontsize=7.5,
+            weight="bold",
+            ha="center",
+            va="top" if k else "bottom",
+        )

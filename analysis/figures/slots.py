@@ -1,4 +1,6 @@
-"""Loss against a memory's rows, and against its parameters: one line a kind of memory, the backbone alone beside them."""
+"""Loss against a memory's rows, and against its parameters: one line a kind of memory, the backbone alone
+beside them.
+"""
 
 from __future__ import annotations
 
@@ -61,9 +63,16 @@ def _panel(axes: Axes, data: pd.DataFrame, names: Sequence[str], column: str, sl
         series = {str(key): group for key, group in own.groupby("series")}
         colour, marker, label = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], name
         solid: dict[str, Any] = {"color": colour, "linestyle": LINES[place % len(LINES)]}
-        open_marker: dict[str, Any] = {"marker": marker, "markersize": 2.6, "markerfacecolor": "white", "markeredgewidth": 0.5}
+        open_marker: dict[str, Any] = {
+            "marker": marker,
+            "markersize": 2.6,
+            "markerfacecolor": "white",
+            "markeredgewidth": 0.5,
+        }
         aside = ASIDE ** (place - (len(names) - 1) / 2)
-        axes.plot(aside * series["run"][column], series["run"]["loss"], color=colour, linestyle="", alpha=0.7, **open_marker)
+        axes.plot(
+            aside * series["run"][column], series["run"]["loss"], color=colour, linestyle="", alpha=0.7, **open_marker
+        )
         if "line" in series:
             line = series["line"]
             if "power" not in series:  # the band is that of a line that holds
@@ -76,7 +85,14 @@ def _panel(axes: Axes, data: pd.DataFrame, names: Sequence[str], column: str, sl
             slope = series["slope"].iloc[0]
             label += f": {signed(slope['loss'])} a tenfold ({signed(slope['low'])} to {signed(slope['high'])})"
         means = series["mean"]
-        axes.errorbar(aside * means[column], means["loss"], means["high"] - means["loss"], fmt=marker, color=colour, elinewidth=0.8)
+        axes.errorbar(
+            aside * means[column],
+            means["loss"],
+            means["high"] - means["loss"],
+            fmt=marker,
+            color=colour,
+            elinewidth=0.8,
+        )
         used[label] = Line2D([], [], marker=marker, **solid)
     backbone = data[data["series"] == "backbone"]
     if len(backbone):
@@ -92,7 +108,9 @@ def _published(axes: Axes, data: pd.DataFrame) -> dict[str, Line2D]:
         return {}
     slope, (bottom, top), left = published["loss"].iloc[0], axes.get_ylim(), runs["rows"].min()
     air = 0.06 * (top - bottom)
-    head = min(bottom + air + abs(slope), data["loss"][(data["rows"] <= 10 * left) & (data["series"] != "slope")].min() - air)
+    head = min(
+        bottom + air + abs(slope), data["loss"][(data["rows"] <= 10 * left) & (data["series"] != "slope")].min() - air
+    )
     axes.plot([left, 10 * left], [head, head + slope], color=GREY, linewidth=1)
     axes.set_ylim(min(bottom, head - abs(slope) - air), top)
     return {f"{published['mechanism'].iloc[0]}: {signed(slope)} a tenfold": Line2D([], [], color=GREY, linewidth=1)}

@@ -32,7 +32,9 @@ def sparsity_figure(data: pd.DataFrame) -> Figure:
                 _series(axes, group.dropna(subset=quantity), quantity, look | {"linestyle": LINES[place % len(LINES)]})
             used[name or "fitted curve, 95% interval"] = Line2D([], [], **look)
         if (data["status"] != Status.CONVERGED).any():
-            used["in doubt or at an end"] = Line2D([], [], color=GREY, marker=MARKERS[0], linestyle="", markerfacecolor="white")
+            used["in doubt or at an end"] = Line2D(
+                [], [], color=GREY, marker=MARKERS[0], linestyle="", markerfacecolor="white"
+            )
         used |= _published(top, bottom, data["sparsity"])
         top.set_ylim(-0.05, 1.05)
         top.set_ylabel(f"Best share of routed experts, {RHO}")
@@ -45,13 +47,17 @@ def sparsity_figure(data: pd.DataFrame) -> Figure:
         bottom.xaxis.set_minor_locator(NullLocator())
         bottom.set_xticks(sampled, [f"{value:.2g}" for value in sampled])
         bottom.set_xlim(sampled[0] / 1.15, sampled[-1] * 1.15)
-        figure.legend(used.values(), used.keys(), loc="outside lower center", ncols=1 if len(used) < 5 else 2, handlelength=1.8)
+        figure.legend(
+            used.values(), used.keys(), loc="outside lower center", ncols=1 if len(used) < 5 else 2, handlelength=1.8
+        )
         return figure
 
 
 def _series(axes: Axes, data: pd.DataFrame, quantity: str, look: dict[str, Any]) -> None:
     x, y = data["sparsity"], data[quantity]
-    errors = np.abs(np.stack([y - data[f"{quantity}_low"], data[f"{quantity}_high"] - y]))  # an end that wins may lie outside its interval
+    errors = np.abs(
+        np.stack([y - data[f"{quantity}_low"], data[f"{quantity}_high"] - y])
+    )  # an end that wins may lie outside its interval
     axes.errorbar(x, y, errors, elinewidth=0.8, **look)
     doubt = data["status"] != Status.CONVERGED
     axes.plot(x[doubt], y[doubt], **look | {"linestyle": "", "markerfacecolor": "white", "zorder": 3})

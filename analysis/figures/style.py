@@ -1,8 +1,8 @@
 """The one look of all figures, and how they are saved. It must not know what a figure shows.
 
-Fonts are the DejaVu that comes with matplotlib, text is drawn as outlines, ids are hashed from a fixed salt and no date is written: the
-same table gives the same bytes. Colours are Okabe and Ito's, safe for colour-blind readers; marker and line style repeat what colour says,
-for print in grey.
+Fonts are the DejaVu that comes with matplotlib, text is drawn as outlines, ids are hashed from a fixed salt and no date
+is written: the same table gives the same bytes. Colours are Okabe and Ito's, safe for colour-blind readers; marker and
+line style repeat what colour says, for print in grey.
 """
 
 from __future__ import annotations

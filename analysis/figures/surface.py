@@ -16,7 +16,8 @@ from analysis.interval import percent
 
 
 def draw_surface(ax: Axes, data: pd.DataFrame, labels: tuple[str, str], loss: str) -> None:
-    """Draw the table; the runs are filled with the colour of their own loss, so a run off the law stands out from its surroundings.
+    """Draw the table; the runs are filled with the colour of their own loss, so a run off the law stands out from its
+    surroundings.
 
     Args:
         labels: of parameters and tokens.
@@ -31,10 +32,14 @@ def draw_surface(ax: Axes, data: pd.DataFrame, labels: tuple[str, str], loss: st
     levels = low + (high - low) * np.linspace(0, 1, 14)[1:-1] ** 1.7  # closer where the surface is flat
     look: dict[str, Any] = {"cmap": "viridis_r", "norm": scale}
     ax.set(xscale="log", yscale="log", xlim=(x.min(), x.max()), ylim=(y.min(), y.max()))
-    written = ax.clabel(ax.contour(x, y, z, levels=levels, linewidths=0.8, **look), levels[:-1:2], fmt="%.2f", fontsize=6)
+    written = ax.clabel(
+        ax.contour(x, y, z, levels=levels, linewidths=0.8, **look), levels[:-1:2], fmt="%.2f", fontsize=6
+    )
     for text in written:
         text.set(zorder=4, color="black", bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4})
-    ax.scatter(runs["params"], runs["tokens"], c=runs["loss"], s=9, edgecolors="black", linewidths=0.35, zorder=3, **look)
+    ax.scatter(
+        runs["params"], runs["tokens"], c=runs["loss"], s=9, edgecolors="black", linewidths=0.35, zorder=3, **look
+    )
     used: dict[str, Any] = {
         f"run, coloured by {loss}": Line2D(
             [], [], marker="o", linestyle="", markerfacecolor="0.7", markeredgecolor="black", markersize=3.5

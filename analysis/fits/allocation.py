@@ -1,7 +1,8 @@
-"""Where along the share of routed experts the loss is least, how sure that is, and which shares cannot be told from the best.
+"""Where along the share of routed experts the loss is least, how sure that is, and which shares cannot be told from the
+best.
 
-From a table of runs to a frozen `AllocationFit`. The order of the work: take the seed effects off (`noise`), fit every law to the share
-means (`laws`), choose one (`_scores`), and repeat all of that on resamples for the intervals.
+From a table of runs to a frozen `AllocationFit`. The order of the work: take the seed effects off (`noise`), fit every
+law to the share means (`laws`), choose one (`_scores`), and repeat all of that on resamples for the intervals.
 
 Knows no file and no study: any DataFrame with a share, a loss and a seed a row will do.
 """
@@ -17,8 +18,27 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fits.allocation_result import AllocationFit, Candidate, Curves
 from analysis.fits.laws import Akima, Cubic, Law, Quadratic, TwoPower
-from analysis.fits.noise import SeedModel, aicc, aiccs, cps, lack_of_fit, lack_of_fits, noisier, resample, seed_model, tied_with_best
-from analysis.fits.runs import NO_LOSS, Runs, read_shares, require_one_budget, require_resamples, same_losses, same_seeds
+from analysis.fits.noise import (
+    SeedModel,
+    aicc,
+    aiccs,
+    cps,
+    lack_of_fit,
+    lack_of_fits,
+    noisier,
+    resample,
+    seed_model,
+    tied_with_best,
+)
+from analysis.fits.runs import (
+    NO_LOSS,
+    Runs,
+    read_shares,
+    require_one_budget,
+    require_resamples,
+    same_losses,
+    same_seeds,
+)
 from analysis.fits.types import REFUTED, Estimate
 from analysis.interval import percent, takes_level
 from analysis.status import Status
@@ -49,8 +69,8 @@ def fit_allocation(
     """Fit loss against share.
 
     Args:
-        frame: one run a row, all with the same budget. A column `trial_id` names the rows used; of a column `status` only `finished` is.
-            Rows without a share (the dense baseline) are left out.
+        frame: one run a row, all with the same budget. A column `trial_id` names the rows used; of a column `status`
+            only `finished` is. Rows without a share (the dense baseline) are left out.
         x: column of the share of the sparse parameters in routed experts, in [0, 1].
         loss: column of the loss, nats per token.
         seed: column of the seed; runs of one seed are paired across shares.
@@ -62,8 +82,8 @@ def fit_allocation(
         A fit whose status says whether its numbers may be quoted. Poor data give a status, not an exception.
 
     Raises:
-        AnalysisError: a column is missing or holds text, a share is outside [0, 1], a trial id is repeated, one seed stands twice at one
-            share, the runs are of several budgets, or the law is unknown.
+        AnalysisError: a column is missing or holds text, a share is outside [0, 1], a trial id is repeated, one seed
+            stands twice at one share, the runs are of several budgets, or the law is unknown.
     """
     laws = _laws(law)
     runs = read_shares(frame, (x,), loss, seed, "fit_allocation")
@@ -74,11 +94,14 @@ def fit_allocation(
         "loss": loss,
         "loss_unit": "nats per token",
         "interval": f"{percent()} percentile",
-        "noise": "residuals of runs after share and seed effects, pooled; a share that scatters more (Cochran's test, 5%) is named",
-        "resampling": "Gaussian noise of that size on every run, its level from a scaled inverse chi-square, seed effects taken off again",
+        "noise": "residuals of runs after share and seed effects, pooled; a share that scatters more (Cochran's test, "
+        "5%) is named",
+        "resampling": "Gaussian noise of that size on every run, its level from a scaled inverse chi-square, seed "
+        "effects taken off again",
         "resamples": resamples,
         "random_seed": random_seed,
-        "objective": "weighted sum of squares of the share means around the curve; a weight is the number of runs that a mean is worth",
+        "objective": "weighted sum of squares of the share means around the curve; a weight is the number of runs that "
+        "a mean is worth",
         "choice_of_law": f"{_CHOICE}, chosen anew in every resample" if law == "auto" else f"{law}, as asked",
         "band": "pointwise, without what moves all shares of a seed alike",
         "held_out_set": "the same sequences for every run; intervals hold for that set",
@@ -107,7 +130,9 @@ def fit_allocation(
     model = seed_model(x_N, runs.y_N, runs.seeds_N)
     weights_I = 1 / np.diag(model.covariance_II)
     sd, df = model.sd, model.df
-    if df == 0:  # nothing repeated: take the residuals around the most flexible law that leaves any as noise, and say so
+    if (
+        df == 0
+    ):  # nothing repeated: take the residuals around the most flexible law that leaves any as noise, and say so
         loosest = [each for each in LAWS[:3] if len(shares) >= each.least_shares][-1]
         residual_I = model.mean_I - loosest.value(model.x_I, loosest.fit(model.x_I, weights_I, model.mean_I[None]))[0]
         df = len(model.x_I) - len(loosest.parameters)
@@ -115,11 +140,15 @@ def fit_allocation(
         conventions["noise"] = f"nothing is repeated: residuals around the {loosest.name} curve stand in for it"
     y_BI = np.vstack([model.mean_I, resample(model, sd, df, resamples, rng)])
     theta = tuple(each.fit(model.x_I, weights_I, y_BI) for each in laws)
-    settled_B = np.logical_and.reduce([each.settled(model.x_I, weights_I, y_BI, own) for each, own in zip(laws, theta, strict=True)])
+    settled_B = np.logical_and.reduce(
+        [each.settled(model.x_I, weights_I, y_BI, own) for each, own in zip(laws, theta, strict=True)]
+    )
     squares_LB = np.stack([_squares(each, own, model, weights_I, y_BI) for each, own in zip(laws, theta, strict=True)])
     score_LB = _scores(laws, model, squares_LB, common["seeds"])
     chosen_B, refuted_B = score_LB.argmin(0), np.isinf(score_LB).all(0)
-    asked_A = np.flatnonzero(refuted_B | (np.arange(len(y_BI)) == 0))  # the data first; left-out losses decide nothing for the others
+    asked_A = np.flatnonzero(
+        refuted_B | (np.arange(len(y_BI)) == 0)
+    )  # the data first; left-out losses decide nothing for the others
     left_out_LAI = np.stack([_left_out(each, model.x_I, weights_I, y_BI[asked_A]) for each in laws])
     errors_LA = np.sqrt(np.mean((left_out_LAI - y_BI[asked_A, 1:-1]) ** 2, axis=2))
     chosen_B[refuted_B] = errors_LA.argmin(0)[refuted_B[asked_A]]
@@ -140,10 +169,23 @@ def fit_allocation(
     lack = lack_of_fit(model, objective, len(winner.parameters))
     vertex, refuted = best_B[0] if inside_B[0] else None, winner.name == Akima.name and len(laws) > 1
     status, message = _verdict(
-        winner, theta_BK[0], vertex, interior, end, falls, p_interior, tied_I, lack, refuted, louder, model, common["seeds"]
+        winner,
+        theta_BK[0],
+        vertex,
+        interior,
+        end,
+        falls,
+        p_interior,
+        tied_I,
+        lack,
+        refuted,
+        louder,
+        model,
+        common["seeds"],
     )
     if not settled_B.all():
-        message = f"{message} {np.sum(~settled_B)} of {len(settled_B)} resamples did not settle; they are kept as they are.".strip()
+        unsettled = f"{np.sum(~settled_B)} of {len(settled_B)} resamples did not settle; they are kept as they are."
+        message = f"{message} {unsettled}".strip()
     candidates = zip(laws, (each[0] for each in theta), squares_LB[:, 0], left_out_LAI[:, 0], strict=True)
     return AllocationFit(
         status=status,
@@ -170,12 +212,12 @@ def fit_allocation(
     )
 
 
-# --- the steps --------------------------------------------------------------------------------------------------------------
+# --- the steps --------------------------------------------------------------------------------------------------------
 
 
 _CHOICE = (
-    f"least Cp (Mallows, with the paired noise; AICc where nothing is repeated) among the laws that the noise does not refute "
-    f"(p > {REFUTED}); where it refutes all, least left-out error"
+    f"least Cp (Mallows, with the paired noise; AICc where nothing is repeated) among the laws that the noise does not "
+    f"refute (p > {REFUTED}); where it refutes all, least left-out error"
 )
 
 
@@ -198,16 +240,17 @@ def _laws(name: str) -> tuple[Law, ...]:
 
 
 def _scores(laws: tuple[Law, ...], model: SeedModel, squares_LB: Array, seeds: int) -> Array:
-    """Cp of each law in each row, infinite where the noise refutes it -> [L, B]. The least is used; where all are refuted, the law with the
-    least left-out error.
+    """Cp of each law in each row, infinite where the noise refutes it -> [L, B]. The least is used; where all are
+    refuted, the law with the least left-out error.
 
-    A resample has the noise of the study and its own, so half of its squares count. In 60 simulated studies each (two seeds) the 95%
-    interval of the optimum held the truth in 93 to 97% at 8 shares (a parabola, a cubic, a two-power curve), in 90 to 93% at 6 and in 97 to
-    100% at 5. AICc takes a parabola for 4 + 0.15 (x - 0.6)^2 - 0.1 (x - 0.6)^3 at 5 shares and noise 0.003, whatever the data say: its
-    interval held the truth in 48%, that by Cp in 97% (at 6 shares 85% and 92%). Left-out error alone took a
-    parabola (noise a fifteenth of its depth) for another law in half of the studies, mostly for Akima's curve, and its interval was 3 times
-    as wide. For a curve outside all laws, 4 + 0.1 |x - 0.3|^1.3, the interval held the truth in 95% at noise 0.01, where its form cannot be
-    seen, but in 75% at 0.003 (by AICc without the test for lack of fit and the halving, in 66%): trust the tied shares there.
+    A resample has the noise of the study and its own, so half of its squares count. In 60 simulated studies each (two
+    seeds) the 95% interval of the optimum held the truth in 93 to 97% at 8 shares (a parabola, a cubic, a two-power
+    curve), in 90 to 93% at 6 and in 97 to 100% at 5. AICc takes a parabola for 4 + 0.15 (x - 0.6)^2 - 0.1 (x - 0.6)^3
+    at 5 shares and noise 0.003, whatever the data say: its interval held the truth in 48%, that by Cp in 97% (at 6
+    shares 85% and 92%). Left-out error alone took a parabola (noise a fifteenth of its depth) for another law in half
+    of the studies, mostly for Akima's curve, and its interval was 3 times as wide. For a curve outside all laws, 4 +
+    0.1 |x - 0.3|^1.3, the interval held the truth in 95% at noise 0.01, where its form cannot be seen, but in 75% at
+    0.003 (by AICc without the test for lack of fit and the halving, in 66%): trust the tied shares there.
     """
     runs, floor = model.counts_I.sum(), (DIGITS * np.abs(model.mean_I).max()) ** 2
     squares_LB = squares_LB * np.where(np.arange(squares_LB.shape[1]), 0.5, 1.0) + runs * floor
@@ -244,9 +287,15 @@ def _refusal(shares: Array, runs: Runs) -> tuple[Status, str] | None:
     if runs.y_N.size and runs.y_N.max() > HUGE:
         return Status.NOT_FINITE, f"the loss reaches {runs.y_N.max():.3g}: check the column, or give it in other units."
     if len(shares) < LEAST_SHARES:
-        return Status.TOO_FEW_POINTS, f"{len(shares)} distinct shares; a curve needs at least {LEAST_SHARES}: train more shares."
+        return (
+            Status.TOO_FEW_POINTS,
+            f"{len(shares)} distinct shares; a curve needs at least {LEAST_SHARES}: train more shares.",
+        )
     if same_losses(runs.y_N):
-        return Status.NO_INTERIOR_MINIMUM, "all losses are equal, so no share is better than another: check that the runs differ."
+        return (
+            Status.NO_INTERIOR_MINIMUM,
+            "all losses are equal, so no share is better than another: check that the runs differ.",
+        )
     copied = same_seeds(seed_model(runs.x_NK[:, 0], runs.y_N, runs.seeds_N).sd, runs.y_N)
     return (Status.TOO_FEW_POINTS, copied) if copied else None
 
@@ -271,36 +320,56 @@ def _verdict(
     if lack is not None and lack < REFUTED:
         status = Status.POOR_FIT
         doubts.append(
-            f"the curve misses the share means by more than noise explains (p = {lack:.1g}): trust the tied shares before the argmin."
+            f"the curve misses the share means by more than noise explains (p = {lack:.1g}): trust the tied shares "
+            f"before the argmin."
         )
     bound = law.at_bound(theta_K)
     if bound:
         status = Status.BOUND_HIT
-        doubts.append(f"the {law.name} curve stopped at the end of its admissible range ({bound}); compare the other laws.")
+        doubts.append(
+            f"the {law.name} curve stopped at the end of its admissible range ({bound}); compare the other laws."
+        )
     if not interior:
         status = Status.NO_INTERIOR_MINIMUM
         if vertex is None and tied_I.all():
             pass  # said first
         elif vertex is None and tied_I[0] and tied_I[-1]:
-            doubts.append("the noise does not tell which end of the sampled shares is better, let alone where the loss is least.")
+            doubts.append(
+                "the noise does not tell which end of the sampled shares is better, let alone where the loss is least."
+            )
         elif vertex is None and not falls:
             doubts.append("the curve has no minimum between the ends.")
         elif vertex is None:
-            doubts.append(f"the loss falls all the way to {end:.2f}; " + ("nothing lies beyond." if end in (0, 1) else "sample beyond it."))
+            doubts.append(
+                f"the loss falls all the way to {end:.2f}; "
+                + ("nothing lies beyond." if end in (0, 1) else "sample beyond it.")
+            )
         else:
-            doubts.append(f"the curve turns at {vertex:.2f}, but only {p_interior:.0%} of the resamples have their minimum inside.")
+            doubts.append(
+                f"the curve turns at {vertex:.2f}, but only {p_interior:.0%} of the resamples have their minimum "
+                f"inside."
+            )
     elif p_interior < 0.95:
         doubts.append(f"only {p_interior:.0%} of the resamples have their minimum inside the sampled range.")
     if tied_I.all():
         doubts.insert(0, "no sampled share can be told from the best: train more seeds.")
     if louder:
         which = ", ".join(f"{share:.2f}" for share in louder)
-        doubts.append(f"the noise is not alike at all shares: {which} scatters more, so the intervals, which pool it, may be too short.")
+        doubts.append(
+            f"the noise is not alike at all shares: {which} scatters more, so the intervals, which pool it, may be too "
+            f"short."
+        )
     if refuted:
-        doubts.append("every other law misses the share means by more than noise explains: trust the tied shares before the argmin.")
+        doubts.append(
+            "every other law misses the share means by more than noise explains: trust the tied shares before the "
+            "argmin."
+        )
     if seeds < 2 or model.df == 0:
         status = Status.TOO_FEW_POINTS
-        doubts.append("no repeats, so seed noise is not measured and the residuals around the curve stand in for it: train a second seed.")
+        doubts.append(
+            "no repeats, so seed noise is not measured and the residuals around the curve stand in for it: train a "
+            "second seed."
+        )
     return status, " ".join(doubts)
 
 
@@ -310,7 +379,9 @@ def _candidate(law: Law, theta_K: Array, squares: float, left_out: Array, model:
     return Candidate(
         law.name,
         float(np.sqrt(np.mean((left_out - model.mean_I[1:-1]) ** 2))),
-        None if interpolates or not model.df or model.sd == 0 else float(cps(np.array([squares]), len(law.parameters), model.sd)[0]),
+        None
+        if interpolates or not model.df or model.sd == 0
+        else float(cps(np.array([squares]), len(law.parameters), model.sd)[0]),
         None if interpolates else aicc(model, squares, len(law.parameters), seeds),
         lack_of_fit(model, squares, len(law.parameters)),
         None if math.isnan(vertex) else vertex,

@@ -1,8 +1,9 @@
 """Alternatives at one budget, point by point: what each pair differs by, and which differences are told from noise.
 
-Runs are paired by seed: the effect of a seed comes off, and what is left is the noise of a paired difference, pooled over all points.
-Differences are linear in the losses, so their intervals are Student's. Many questions are asked at once: every difference also has a p
-value after Holm's correction (Scand. J. Stat. 6, 1979) for its family, and only that decides what is told from noise.
+Runs are paired by seed: the effect of a seed comes off, and what is left is the noise of a paired difference, pooled
+over all points. Differences are linear in the losses, so their intervals are Student's. Many questions are asked at
+once: every difference also has a p value after Holm's correction (Scand. J. Stat. 6, 1979) for its family, and only
+that decides what is told from noise.
 
 Letters: I points (an alternative at a share) that have runs.
 """
@@ -64,7 +65,9 @@ class Difference:
     def reversed(self) -> Difference:
         """The second less the first."""
         same = self.difference
-        return replace(self, first=self.second, second=self.first, difference=Estimate(-same.value, -same.high, -same.low, same.se))
+        return replace(
+            self, first=self.second, second=self.first, difference=Estimate(-same.value, -same.high, -same.low, same.se)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +97,15 @@ class ComparisonFit(Fit):
         if self.gains:
             told = ", ".join(f"{_at(gain.first, gain.share)} {_size(gain)}" for gain in self.gains if gain.told)
             lines.append(
-                f"Told from noise against {self.reference} after Holm's correction, of {len(self.gains)} differences, nats/token: "
-                f"{told or 'none'}."
+                f"Told from noise against {self.reference} after Holm's correction, of {len(self.gains)} differences, "
+                f"nats/token: {told or 'none'}."
             )
         if not self.differences and self.levels:
             lines += [f"Losses: {', '.join(f'{_at(each.name, each.share)} {each.loss:.4f}' for each in self.levels)}."]
         if self.paired_sd is not None:
             lines.append(
-                f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd, {self.noise_df} "
-                f"degree{'s' * (self.noise_df != 1)} of freedom)."
+                f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd, "
+                f"{self.noise_df} degree{'s' * (self.noise_df != 1)} of freedom)."
             )
         return with_doubt(self.status, self.message, lines)
 
@@ -110,9 +113,19 @@ class ComparisonFit(Fit):
         """Which alternative has the least loss, and which of the others are told from it."""
         here = [each for each in self.differences if each.share == share]
         names = {name for each in here for name in (each.first, each.second)}
-        best = min((level for level in self.levels if level.share == share and level.name in names), key=lambda level: level.loss)
-        behind = [each if each.second == best.name else each.reversed() for each in here if best.name in (each.first, each.second)]
-        told, rest = (", ".join(f"{each.first} {_size(each)}" for each in behind if each.told is wanted) for wanted in (True, False))
+        best = min(
+            (level for level in self.levels if level.share == share and level.name in names),
+            key=lambda level: level.loss,
+        )
+        behind = [
+            each if each.second == best.name else each.reversed()
+            for each in here
+            if best.name in (each.first, each.second)
+        ]
+        told, rest = (
+            ", ".join(f"{each.first} {_size(each)}" for each in behind if each.told is wanted)
+            for wanted in (True, False)
+        )
         parts = [f"told from it, nats/token: {told}"] if told else []
         parts += [f"not told from it: {rest}"] if rest else []
         return f"At share {share:.4g} {best.name} has the least loss, {best.loss:.4f}; {'; '.join(parts)}."
@@ -120,18 +133,26 @@ class ComparisonFit(Fit):
     def compared(self) -> pd.DataFrame:
         """Everything that a figure draws -> series, name, share, value, low, high, verdict (nats per token).
 
-        Series: `level` (loss for the average seed, with its paired standard error), `reference` (likewise, of what all are held against),
-        `difference` (of a pair at a share, with its 95% interval) and `mean` (over the shares that both have).
+        Series: `level` (loss for the average seed, with its paired standard error), `reference` (likewise, of what all
+        are held against), `difference` (of a pair at a share, with its 95% interval) and `mean` (over the shares that
+        both have).
         """
         rows: list[dict[str, Any]] = []
         for level in self.levels:
             if level.share is not None:
                 series = "reference" if level.name == self.reference else "level"
                 row = {"series": series, "name": level.name, "share": level.share, "value": level.loss}
-                rows.append(row | ({} if level.se is None else {"low": level.loss - level.se, "high": level.loss + level.se}))
+                rows.append(
+                    row | ({} if level.se is None else {"low": level.loss - level.se, "high": level.loss + level.se})
+                )
         for series, differences in (("difference", self.differences), ("mean", self.means)):
             for each in differences:
-                row = {"series": series, "name": f"{each.first} less {each.second}", "share": each.share, "value": each.difference.value}
+                row = {
+                    "series": series,
+                    "name": f"{each.first} less {each.second}",
+                    "share": each.share,
+                    "value": each.difference.value,
+                }
                 verdict = "told from noise" if each.told else "not told from noise"
                 rows.append(row | {"low": each.difference.low, "high": each.difference.high, "verdict": verdict})
         return pd.DataFrame(rows).reindex(columns=["series", "name", "share", "value", "low", "high", "verdict"])
@@ -160,7 +181,8 @@ def fit_comparison(
     """Compare alternatives at each share.
 
     Args:
-        frame: one run a row, all of one budget. A column `trial_id` names the rows used; of a column `status` only `finished` is.
+        frame: one run a row, all of one budget. A column `trial_id` names the rows used; of a column `status` only
+            `finished` is.
         name: column of the alternative's name.
         share: column of the share at which it stands; empty for what has none.
         loss: column of the loss, nats per token.
@@ -172,12 +194,14 @@ def fit_comparison(
         A fit whose status says whether its numbers may be quoted. Poor data give a status, not an exception.
 
     Raises:
-        AnalysisError: a column is missing or holds text, a trial id is repeated, one seed stands twice at one share of an alternative, or
-            the runs are of several budgets.
+        AnalysisError: a column is missing or holds text, a trial id is repeated, one seed stands twice at one share of
+            an alternative, or the runs are of several budgets.
     """
     require_columns(frame.columns, (name, share, loss, seed), "fit_comparison")
     shares = frame[share].astype(float).round(9)
-    named = list(dict.fromkeys(zip(frame[name], (None if np.isnan(each) else float(each) for each in shares), strict=True)))
+    named = list(
+        dict.fromkeys(zip(frame[name], (None if np.isnan(each) else float(each) for each in shares), strict=True))
+    )
     places = {point: place for place, point in enumerate(named)}
     codes = [places[each, None if np.isnan(at) else float(at)] for each, at in zip(frame[name], shares, strict=True)]
     runs = read_runs(frame.assign(point=codes), ("point",), loss, seed, "fit_comparison")
@@ -191,7 +215,8 @@ def fit_comparison(
             **{"name": name, "share": share, "loss": loss, "loss_unit": "nats per token"},
             "difference": "loss of the first less that of the second, for the average seed",
             "interval": "95%, Student's t, each on its own",
-            "p": "two-sided t test, Holm's correction over the differences at all shares, over the means, and over the gains",
+            "p": "two-sided t test, Holm's correction over the differences at all shares, over the means, and over the "
+            "gains",
             "noise": "residuals of runs after the effects of point and seed, pooled over points",
             "objective": "sum of the squares of those residuals",
             "held_out_set": "the same sequences for every run; intervals hold for that set",
@@ -210,11 +235,17 @@ def fit_comparison(
         Level(*point, int(model.counts_I[i]), float(model.mean_I[i]), float(errors[i]) if repeated else None)
         for i, point in enumerate(points)
     )
-    chosen = pairs if pairs is not None else list(combinations(dict.fromkeys(each for each, at in points if at is not None), 2))
+    chosen = (
+        pairs
+        if pairs is not None
+        else list(combinations(dict.fromkeys(each for each, at in points if at is not None), 2))
+    )
     chosen = [pair for pair in chosen if reference not in pair]
     asked = _questions(points, chosen, reference)
     if not any(asked.values()) or not repeated:
-        message = "no two alternatives have a finished run at one share." if not any(asked.values()) else copied or _ONE_SEED
+        message = (
+            "no two alternatives have a finished run at one share." if not any(asked.values()) else copied or _ONE_SEED
+        )
         return ComparisonFit(status=Status.TOO_FEW_POINTS, message=message, levels=levels, **common)
     noise = Noise(model.sd, model.df)
     differences, means, gains = (_answers(asked[family], model, noise) for family in ("differences", "means", "gains"))
@@ -224,7 +255,9 @@ def fit_comparison(
     doubt = "the noise is not alike at all points: {} scatters more, so intervals, which pool it, may be too short."
     return ComparisonFit(
         status=Status.CONVERGED,
-        message=doubt.format(", ".join(_at(level.name, level.share) for level, loudly in zip(levels, loud, strict=True) if loudly))
+        message=doubt.format(
+            ", ".join(_at(level.name, level.share) for level, loudly in zip(levels, loud, strict=True) if loudly)
+        )
         if loud.any()
         else "",
         parameters={label: each.difference for label, each in zip(labels, differences, strict=True)},
@@ -240,12 +273,16 @@ def fit_comparison(
     )
 
 
-_ONE_SEED = "no seed is repeated, so the noise is not measured and no difference can be told from it: train a second seed."
+_ONE_SEED = (
+    "no seed is repeated, so the noise is not measured and no difference can be told from it: train a second seed."
+)
 Question = tuple[Array, str, str, float | None]
 """Weights over the points, first, second, share."""
 
 
-def _questions(points: Sequence[tuple[str, float | None]], pairs: Sequence[tuple[str, str]], reference: str) -> dict[str, list[Question]]:
+def _questions(
+    points: Sequence[tuple[str, float | None]], pairs: Sequence[tuple[str, str]], reference: str
+) -> dict[str, list[Question]]:
     """The differences to be asked for, by family."""
     at = {point: np.eye(len(points))[i] for i, point in enumerate(points)}
     held = {name: [share for each, share in points if each == name and share is not None] for name, _ in points}
@@ -259,7 +296,9 @@ def _questions(points: Sequence[tuple[str, float | None]], pairs: Sequence[tuple
             means.append((np.mean([weights for weights, *_ in own], axis=0), first, second, None))
     base = next((point for point in points if point[0] == reference), None)
     gains: list[Question] = (
-        [(at[point] - at[base], point[0], reference, point[1]) for point in points if point[0] != reference] if base else []
+        [(at[point] - at[base], point[0], reference, point[1]) for point in points if point[0] != reference]
+        if base
+        else []
     )
     return {"differences": sorted(differences, key=lambda each: -(each[3] or 0)), "means": means, "gains": gains}
 
@@ -268,17 +307,22 @@ def _answers(questions: Sequence[Question], model: SeedModel, noise: Noise) -> t
     estimates = [combine(model, weights, noise) for weights, *_ in questions]
     chances = holm({place: chance(estimate, noise) for place, estimate in enumerate(estimates)})
     return tuple(
-        Difference(first, second, share, estimates[place], chances[place]) for place, (_, first, second, share) in enumerate(questions)
+        Difference(first, second, share, estimates[place], chances[place])
+        for place, (_, first, second, share) in enumerate(questions)
     )
 
 
-# --- words ------------------------------------------------------------------------------------------------------------------
+# --- words ------------------------------------------------------------------------------------------------------------
 
 
 def _size(each: Difference) -> str:
-    """A difference with the interval that it has on its own, and p where the correction decides otherwise than that interval would."""
+    """A difference with the interval that it has on its own, and p where the correction decides otherwise than that
+    interval would.
+    """
     value = each.difference
-    corrected = f"; p {each.p:.2g} after Holm's correction" if (value.low > 0 or value.high < 0) and not each.told else ""
+    corrected = (
+        f"; p {each.p:.2g} after Holm's correction" if (value.low > 0 or value.high < 0) and not each.told else ""
+    )
     return f"{value.value:+.4f} ({value.low:+.4f} to {value.high:+.4f}{corrected})"
 
 

@@ -1,5 +1,6 @@
-"""What the columns of a table count: budgets in FLOPs, GFLOPs, petaFLOP-days, ... by their heading or by C = 6 N D; parameters with their
-embeddings or without."""
+"""What the columns of a table count: budgets in FLOPs, GFLOPs, petaFLOP-days, ... by their heading or by C = 6 N D;
+parameters with their embeddings or without.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def by_heading(column: str) -> float | None:
 
 
 def unit_of_flops(column: str, c_N: Array, n_N: Array, d_N: Array | None = None) -> tuple[float | None, str]:
-    """FLOPs in one unit of the column, None where that cannot be told, and what there is to say of it, '' where these are plain FLOPs.
+    """FLOPs in one unit of the column, None where that cannot be told, and what there is to say of it, '' where these
+    are plain FLOPs.
 
     Args:
         c_N: budgets, in the unit of the column.
@@ -58,7 +60,11 @@ def unit_of_flops(column: str, c_N: Array, n_N: Array, d_N: Array | None = None)
         nearest = min(units, key=lambda unit: abs(ratio + np.log(unit)))
         checked = nearest if abs(ratio + np.log(nearest)) < np.log(NEAR) else None
         if headed and checked and checked != headed:
-            return None, f"`{column}` says units of {headed:g} FLOPs, but C = 6 N D asks for units of {checked:g}: rename or convert it."
+            return (
+                None,
+                f"`{column}` says units of {headed:g} FLOPs, but C = 6 N D asks for units of {checked:g}: rename or "
+                f"convert it.",
+            )
     unit = headed or checked
     if unit:
         by = "by its heading" if headed else "as C = 6 N D asks"
@@ -72,7 +78,9 @@ def unit_of_flops(column: str, c_N: Array, n_N: Array, d_N: Array | None = None)
 
 
 STEADY = 1.5
-"""Where head and attention count, FLOPs over parameters x tokens drift with size; what scatters by more about the drift is none."""
+"""Where head and attention count, FLOPs over parameters x tokens drift with size; what scatters by more about the drift
+is none.
+"""
 
 
 def ways_of_counting(frame: pd.DataFrame, params: str, tokens: str) -> str:
@@ -85,13 +93,15 @@ def ways_of_counting(frame: pd.DataFrame, params: str, tokens: str) -> str:
     if used.empty or not {params, tokens} <= set(used.columns):
         return ""
     if {"total_params", "embedding_params"} <= set(used.columns) and params not in ("total_params", "embedding_params"):
-        n_N, total_N, embedding_N = (pd.to_numeric(used[name], errors="coerce") for name in (params, "total_params", "embedding_params"))
+        n_N, total_N, embedding_N = (
+            pd.to_numeric(used[name], errors="coerce") for name in (params, "total_params", "embedding_params")
+        )
         with_N, without_N = np.isclose(n_N, total_N, rtol=1e-6), np.isclose(n_N, total_N - embedding_N, rtol=1e-6)
         if (with_N & ~without_N).any() and (without_N & ~with_N).any():
             rows = [places(used)[int(np.argmax(each))] for each in (with_N, without_N)]
             raise AnalysisError(
-                f"fit_surface: column `{params}` counts embeddings in {rows[0]} but not in {rows[1]}, by `total_params` and "
-                "`embedding_params`; count them alike"
+                f"fit_surface: column `{params}` counts embeddings in {rows[0]} but not in {rows[1]}, by "
+                f"`total_params` and `embedding_params`; count them alike"
             )
     if "flops" in used:
         columns = np.array([pd.to_numeric(used[name], errors="coerce") for name in ("flops", params, tokens)], float)
@@ -102,5 +112,8 @@ def ways_of_counting(frame: pd.DataFrame, params: str, tokens: str) -> str:
             rest_N -= design_N3 @ np.linalg.lstsq(design_N3, rest_N, rcond=None)[0]
             if np.ptp(rest_N) > np.log(STEADY):
                 factor = f"{np.exp(np.ptp(rest_N)):.2g}"
-                return f"`flops` over {params} x {tokens} scatters by a factor of {factor}: are parameters counted in several ways?"
+                return (
+                    f"`flops` over {params} x {tokens} scatters by a factor of {factor}: are parameters counted in "
+                    f"several ways?"
+                )
     return ""

@@ -2,11 +2,11 @@
 
 `L = E + A N'^-alpha + B D'^-beta`. Of D tokens U are unique, the others are worth ever less:
 `D' = U + U R_D* (1 - exp(-(D/U - 1) / R_D*))`. Parameters beyond those that the unique tokens are best trained with,
-`U_N = min(N, N_opt(U))`, fade alike with R_N*. N_opt is that of the same law without repeats: `N_opt(U) = G (G U)^(beta/alpha)`,
-`G = (alpha A / (beta B))^(1 / (alpha + beta))`.
+`U_N = min(N, N_opt(U))`, fade alike with R_N*. N_opt is that of the same law without repeats: `N_opt(U) = G (G
+U)^(beta/alpha)`, `G = (alpha A / (beta B))^(1 / (alpha + beta))`.
 
-Letters: R rows of parameters, B resamples, G starts, N runs, X points, K parameters (E, log A and log B at the mean sizes, alpha, beta,
-log R_D*, log R_N*).
+Letters: R rows of parameters, B resamples, G starts, N runs, X points, K parameters (E, log A and log B at the mean
+sizes, alpha, beta, log R_D*, log R_N*).
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class DataConstrainedLaw(CountedLaw):
         unique_N = np.minimum(log_u_N, log_all_N)
         return log_n_N, np.log(faded(np.exp(unique_N), log_all_N - unique_N, np.array(further[0])))
 
-    def counted(self, log_x: Sequence[Array], further: Sequence[Array], powers: tuple[Array, ...]) -> tuple[Array, Array]:
+    def counted(
+        self, log_x: Sequence[Array], further: Sequence[Array], powers: tuple[Array, ...]
+    ) -> tuple[Array, Array]:
         (log_n_X, log_d_X, log_u_X), (log_fade_d, log_fade_n), (level_a, level_b, alpha, beta) = log_x, further, powers
         log_g = (np.log(alpha / beta) + level_a - level_b) / (alpha + beta)
         log_u_X = np.minimum(log_u_X, log_d_X)
@@ -75,8 +77,9 @@ class DataConstrainedFit(SizedFit):
     def _found(self) -> str:
         fade, other = self.parameters["R_D"], self.parameters["R_N"]
         return (
-            f"Repeats are worth new data up to about {fade.value:.3g} times ({percent()} interval {fade.low:.3g} to {fade.high:.3g}), "
-            f"parameters beyond what the unique data ask for up to {other.value:.3g} ({other.low:.3g} to {other.high:.3g}) times."
+            f"Repeats are worth new data up to about {fade.value:.3g} times ({percent()} interval {fade.low:.3g} to "
+            f"{fade.high:.3g}), parameters beyond what the unique data ask for up to {other.value:.3g} "
+            f"({other.low:.3g} to {other.high:.3g}) times."
         )
 
 
@@ -95,7 +98,8 @@ def fit_data_constrained(
     """Fit the law of repeated data.
 
     Args:
-        frame: one run, or one checkpoint, a row. A column `trial_id` names the rows used; of a column `status` only what says finished is.
+        frame: one run, or one checkpoint, a row. A column `trial_id` names the rows used; of a column `status` only
+            what says finished is.
         params: column of the parameters.
         tokens: column of the training tokens, repeats counted.
         unique: column of the unique tokens among them; where it is larger than `tokens` nothing was repeated.
@@ -108,8 +112,8 @@ def fit_data_constrained(
         A fit whose status says whether its numbers may be quoted. Poor data give a status, not an exception.
 
     Raises:
-        AnalysisError: a column is missing, holds text or a size that is not positive, a trial id is repeated, or unique tokens are in
-            another unit than tokens.
+        AnalysisError: a column is missing, holds text or a size that is not positive, a trial id is repeated, or unique
+            tokens are in another unit than tokens.
     """
     require_resamples(resamples, "fit_data_constrained")
     columns = (params, tokens, unique)
@@ -117,25 +121,37 @@ def fit_data_constrained(
     repeats = float(np.median(points.x_TN[1] / points.x_TN[2])) if len(points.y_N) else 1.0
     if repeats > MOST_REPEATS:
         raise AnalysisError(
-            f"fit_data_constrained: `{tokens}` is {repeats:,.0f} times `{unique}` in the median run, more often than data are repeated; "
-            f"write `{unique}` in the unit of `{tokens}`"
+            f"fit_data_constrained: `{tokens}` is {repeats:,.0f} times `{unique}` in the median run, more often than "
+            f"data are repeated; write `{unique}` in the unit of `{tokens}`"
         )
     conventions = {
         "columns": {"N": params, "D": tokens, "U": unique},
         "loss": loss,
-        "form": "loss = E + A N'^-alpha + B D'^-beta; D' = U (1 + R_D (1 - exp(-(D/U - 1) / R_D))), and N' alike with R_N and "
+        "form": "loss = E + A N'^-alpha + B D'^-beta; D' = U (1 + R_D (1 - exp(-(D/U - 1) / R_D))), and N' alike with "
+        "R_N and "
         "min(N, N_opt(U)) in place of U",
         "objective": "sum over rows of (log fitted loss - log loss)^2, natural logarithms",
         "admissible": ", ".join(
-            (ranged("exponents", DataConstrainedLaw.POWERS), ranged("R_D and R_N", DataConstrainedLaw.FURTHER), "E not negative")
+            (
+                ranged("exponents", DataConstrainedLaw.POWERS),
+                ranged("R_D and R_N", DataConstrainedLaw.FURTHER),
+                "E not negative",
+            )
         ),
         **of_bootstrap(run, resamples, random_seed),
     }
-    common: dict[str, Any] = {"law": "data-constrained", "columns": columns, "rows": points.rows, "conventions": conventions}
+    common: dict[str, Any] = {
+        "law": "data-constrained",
+        "columns": columns,
+        "rows": points.rows,
+        "conventions": conventions,
+    }
     refusal = _refusal(points, columns)
     if refusal:
         return DataConstrainedFit(status=refusal[0], message=points.with_left_out(refusal[1]), **common)
-    return fit_sized(DataConstrainedFit, DataConstrainedLaw, points, common, "Train at more repeats, sizes or unique tokens.")
+    return fit_sized(
+        DataConstrainedFit, DataConstrainedLaw, points, common, "Train at more repeats, sizes or unique tokens."
+    )
 
 
 def _refusal(points: Points, columns: tuple[str, str, str]) -> tuple[Status, str] | None:
@@ -145,7 +161,8 @@ def _refusal(points: Points, columns: tuple[str, str, str]) -> tuple[Status, str
     _, d_N, u_N = points.x_TN
     if (d_N > 2 * u_N).sum() < 3:
         words = (
-            f"fewer than 3 runs see `{columns[2]}` more than twice, so nothing says what repeats are worth: repeat more, or use chinchilla."
+            f"fewer than 3 runs see `{columns[2]}` more than twice, so nothing says what repeats are worth: repeat "
+            f"more, or use chinchilla."
         )
         return Status.TOO_FEW_POINTS, words
     return None

@@ -1,21 +1,21 @@
 """Does density beat size? Loss over a grid of a memory's rows by the rows that one token reads.
 
-The answer is two slopes and their difference: what a doubling of the table gains, and what a doubling of the rows read gains, in nats per
-token. They are the slopes of the plane
+The answer is two slopes and their difference: what a doubling of the table gains, and what a doubling of the rows read
+gains, in nats per token. They are the slopes of the plane
 
     L = c - alpha log10(rows) - beta log10(rows read)
 
-averaged over the grid, whether or not the surface is a plane; each is linear in the losses, so its interval is Student's. Surfaces that
-bend are fitted beside it, and the simplest whose AICc is within 2 of the least is drawn:
+averaged over the grid, whether or not the surface is a plane; each is linear in the losses, so its interval is
+Student's. Surfaces that bend are fitted beside it, and the simplest whose AICc is within 2 of the least is drawn:
 
     plane      1, r, k             r, k: log2 of rows and of rows read, from the middle of the grid
     twisted    1, r, k, rk         what a row is worth depends on how many are read
     quadratic  1, r, k, rk, r2, k2
 
-A law with a floor, L = E + A rows^-a read^-b, is left out on purpose. Where a grid moves the loss by a tenth, E and the exponents of what
-is above it cannot be separated: E may be anything from far below to just under the least loss. The exponents reported are those of the
-whole loss, -d log L / d log rows and -d log L / d log rows read, from the same plane fitted to log L. They are comparable with each other,
-not with the exponents of a reducible loss.
+A law with a floor, L = E + A rows^-a read^-b, is left out on purpose. Where a grid moves the loss by a tenth, E and the
+exponents of what is above it cannot be separated: E may be anything from far below to just under the least loss. The
+exponents reported are those of the whole loss, -d log L / d log rows and -d log L / d log rows read, from the same
+plane fitted to log L. They are comparable with each other, not with the exponents of a reducible loss.
 
 Letters: I points, K terms, N runs, X any points.
 """
@@ -48,7 +48,9 @@ FINE = 41
 SIZE, READ = np.array([0.0, -1.0, 0.0]), np.array([0.0, 0.0, -1.0])
 """What a doubling gains, as combinations of the plane's parameters."""
 EXCHANGE = (0.5, 3.0)
-"""Half the table, three times the rows read: 60B parameters with top-768 against 120B with top-256 (UltraMemV2, arXiv 2508.18756)."""
+"""Half the table, three times the rows read: 60B parameters with top-768 against 120B with top-256 (UltraMemV2, arXiv
+2508.18756).
+"""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class Surface:
     surface: str
     terms: int
     aicc: float | None
-    """Akaike's criterion with the small-sample correction over runs, seed effects counted; None where too few runs allow it."""
+    """Akaike's criterion with the small-sample correction over runs, seed effects counted; None where too few runs
+    allow it.
+    """
     left_out_error: float | None
     """Root mean square error of the loss predicted for each point when it is left out, nats per token."""
     lack_of_fit_p: float | None
@@ -71,7 +75,8 @@ class Surface:
 class DensityFit(Fit):
     """Loss over rows and rows read. Losses and gains are in nats per token; a gain above zero lowers the loss.
 
-    The law is the surface drawn, the simplest whose AICc is within `TIE` of the least; its parameters are the coefficients of the terms.
+    The law is the surface drawn, the simplest whose AICc is within `TIE` of the least; its parameters are the
+    coefficients of the terms.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -113,22 +118,25 @@ class DensityFit(Fit):
         low_2, high_2 = points_I2.min(0), points_I2.max(0)
         if not ((x_X2 >= low_2 * (1 - 1e-9)) & (x_X2 <= high_2 * (1 + 1e-9))).all():
             raise AnalysisError(
-                f"a point lies outside the sampled rows {low_2[0]:g} to {high_2[0]:g} and rows read {low_2[1]:g} to {high_2[1]:g}; "
-                "train trials there to say more"
+                f"a point lies outside the sampled rows {low_2[0]:g} to {high_2[0]:g} and rows read {low_2[1]:g} to "
+                f"{high_2[1]:g}; train trials there to say more"
             )
         loss_X, half_X = self._drawn.band(_design(_logs(x_X2, points_I2), self.law))
-        return pd.DataFrame({"rows": x_X2[:, 0], "read": x_X2[:, 1], "loss": loss_X, "low": loss_X - half_X, "high": loss_X + half_X})
+        return pd.DataFrame(
+            {"rows": x_X2[:, 0], "read": x_X2[:, 1], "loss": loss_X, "low": loss_X - half_X, "high": loss_X + half_X}
+        )
 
     def summary(self) -> str:
         """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them."""
         lines = []
         if self.size_gain and self.density_gain and self.advantage and self.exchange:
             (by_reading, reading), (by_size, size) = (
-                signed(gain, "lowers", "raises", "it may change nothing") for gain in (self.density_gain, self.size_gain)
+                signed(gain, "lowers", "raises", "it may change nothing")
+                for gain in (self.density_gain, self.size_gain)
             )
             lines.append(
-                f"A doubling of the rows that a token reads {by_reading} the loss by {reading}; a doubling of the table {by_size} it by "
-                f"{size}."
+                f"A doubling of the rows that a token reads {by_reading} the loss by {reading}; a doubling of the "
+                f"table {by_size} it by {size}."
             )
             winner, lead = signed(self.advantage, "density beats size", "size beats density", "")
             if self.advantage.low <= 0 <= self.advantage.high:
@@ -136,8 +144,8 @@ class DensityFit(Fit):
             lines.append(f"Doubling for doubling, {winner}: they differ by {lead}.")
             alpha, beta = self.exponents["alpha"], self.exponents["beta"]
             lines.append(
-                f"Exponents of the loss: {alpha.value:.4f} in the rows ({alpha.low:.4f} to {alpha.high:.4f}), {beta.value:.4f} in the rows "
-                f"read ({beta.low:.4f} to {beta.high:.4f})."
+                f"Exponents of the loss: {alpha.value:.4f} in the rows ({alpha.low:.4f} to {alpha.high:.4f}), "
+                f"{beta.value:.4f} in the rows read ({beta.low:.4f} to {beta.high:.4f})."
             )
             lines.append(
                 f"Half the table with three times the rows read changes the loss by {self.exchange.value:+.4f} "
@@ -150,14 +158,16 @@ class DensityFit(Fit):
                 f"{ranges['density_gain']} by rows read and {ranges['size_gain']} by rows."
             )
         if self.paired_sd is not None:
-            lines.append(f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd).")
+            lines.append(
+                f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd)."
+            )
         return with_doubt(self.status, self.message, lines)
 
     def table(self) -> pd.DataFrame:
         """What a figure draws -> series, rows, read, loss, low, high (losses in nats per token).
 
-        Series: `mean` (a point for the average seed, with its paired standard error), `surface` (on a fine grid), `cut` (the surface along
-        the rows at each count of rows read, with its 95% band).
+        Series: `mean` (a point for the average seed, with its paired standard error), `surface` (on a fine grid), `cut`
+        (the surface along the rows at each count of rows read, with its 95% band).
         """
         points = pd.DataFrame(self.points, columns=["rows", "read"]).assign(series="mean", loss=self.means)
         if self.errors:
@@ -182,13 +192,17 @@ class DensityFit(Fit):
 
 
 def fit_density(
-    frame: pd.DataFrame, rows: str = "memory_rows", read: str = "memory_rows_read", loss: str = "val_loss", seed: str = "seed"
+    frame: pd.DataFrame,
+    rows: str = "memory_rows",
+    read: str = "memory_rows_read",
+    loss: str = "val_loss",
+    seed: str = "seed",
 ) -> DensityFit:
     """Fit loss over rows and rows read.
 
     Args:
-        frame: one run a row, all on the same backbone and budget. A column `trial_id` names the rows used; of a column `status` only
-            `finished` is.
+        frame: one run a row, all on the same backbone and budget. A column `trial_id` names the rows used; of a column
+            `status` only `finished` is.
         rows: column of the memory's rows.
         read: column of the rows that one token reads.
         loss: column of the loss, nats per token.
@@ -198,12 +212,14 @@ def fit_density(
         A fit whose status says whether its numbers may be quoted. Poor data give a status, not an exception.
 
     Raises:
-        AnalysisError: a column is missing or holds text, a count is not positive, a trial id is repeated, one seed stands twice at one
-            point, or the runs are of several lengths or vocabularies.
+        AnalysisError: a column is missing or holds text, a count is not positive, a trial id is repeated, one seed
+            stands twice at one point, or the runs are of several lengths or vocabularies.
     """
     runs = read_runs(frame, (rows, read), loss, seed, "fit_density")
     if not (runs.x_NK > 0).all():
-        raise AnalysisError(f"fit_density: columns `{rows}` and `{read}` must hold positive counts; leave models without memory out")
+        raise AnalysisError(
+            f"fit_density: columns `{rows}` and `{read}` must hold positive counts; leave models without memory out"
+        )
     conventions = {
         "rows": rows,
         "read": read,
@@ -213,14 +229,17 @@ def fit_density(
         "exponents": "of the whole loss, no floor taken off: the plane fitted to the logarithm of the loss",
         "interval": "95%, Student's t",
         "parameters": "nats per token; r, k: log2 of rows and of rows read, from the middle of the points",
-        "objective": "weighted sum of squares of the means around the surface; a weight is the number of runs that a mean is worth",
+        "objective": "weighted sum of squares of the means around the surface; a weight is the number of runs that a "
+        "mean is worth",
         "noise": "residuals of runs after point and seed effects",
         "choice_of_surface": f"the simplest whose AICc is within {TIE:g} of the least",
         "band": "pointwise, without what moves all points of a seed alike",
         "held_out_set": "the same sequences for every run; intervals hold for that set",
     }
     require_one_budget(frame, rows, "fit_density", LENGTH)
-    points_I2, point_N = np.unique(runs.x_NK, axis=0, return_inverse=True) if len(runs.rows) else (np.zeros((0, 2)), np.zeros(0, int))
+    points_I2, point_N = (
+        np.unique(runs.x_NK, axis=0, return_inverse=True) if len(runs.rows) else (np.zeros((0, 2)), np.zeros(0, int))
+    )
     common: dict[str, Any] = {
         "points": tuple((float(size), float(reads)) for size, reads in points_I2),
         "seeds": len(np.unique(runs.seeds_N)),
@@ -248,17 +267,25 @@ def fit_density(
         doubts.append(copied)
     elif drawn.lack_of_fit_p is not None and drawn.lack_of_fit_p < REFUTED:
         status = Status.POOR_FIT
-        doubts.append(f"the means miss the surface by more than noise explains (p = {drawn.lack_of_fit_p:.1g}): trust the points first.")
+        doubts.append(
+            f"the means miss the surface by more than noise explains (p = {drawn.lack_of_fit_p:.1g}): trust the points "
+            f"first."
+        )
     if model.df == 0:
         status = Status.TOO_FEW_POINTS
-        doubts.append("no repeats, so seed noise is not measured and the residuals around the plane stand in for it: train a second seed.")
+        doubts.append(
+            "no repeats, so seed noise is not measured and the residuals around the plane stand in for it: train a "
+            "second seed."
+        )
     kept = fits[drawn.surface]
     combinations = {"alpha": SIZE, "beta": READ, "beta - alpha": READ - SIZE}
     return DensityFit(
         status=status,
         message=" ".join(doubts),
         law=drawn.surface,
-        parameters={name: kept.estimate(unit_K) for name, unit_K in zip(NAMES, np.eye(len(kept.theta_K)), strict=False)},
+        parameters={
+            name: kept.estimate(unit_K) for name, unit_K in zip(NAMES, np.eye(len(kept.theta_K)), strict=False)
+        },
         covariance=nested(kept.covariance_KK),
         objective=drawn.objective,
         means=tuple(map(float, model.mean_I)),
@@ -277,7 +304,7 @@ def fit_density(
     )
 
 
-# --- the steps --------------------------------------------------------------------------------------------------------------
+# --- the steps --------------------------------------------------------------------------------------------------------
 
 
 def _refusal(runs: Runs, points_I2: Array) -> tuple[Status, str] | None:
@@ -292,7 +319,8 @@ def _refusal(runs: Runs, points_I2: Array) -> tuple[Status, str] | None:
     if min(sizes, reads) < 2 or len(points_I2) <= TERMS["plane"] or not _allowed(_logs(points_I2, points_I2)):
         return (
             Status.TOO_FEW_POINTS,
-            f"too small a grid (points: {len(points_I2)}, row counts: {sizes}, counts of rows read: {reads}): cross at least two of each.",
+            f"too small a grid (points: {len(points_I2)}, row counts: {sizes}, counts of rows read: {reads}): cross at "
+            f"least two of each.",
         )
     return None
 
@@ -314,7 +342,9 @@ def _design(logs_X2: Array, surface: str) -> Array:
 def _allowed(logs_I2: Array) -> list[str]:
     """Surfaces that the points determine with at least one to spare."""
     designs = {name: _design(logs_I2, name) for name in TERMS}
-    return [name for name, terms in TERMS.items() if len(logs_I2) > terms and np.linalg.matrix_rank(designs[name]) == terms]
+    return [
+        name for name, terms in TERMS.items() if len(logs_I2) > terms and np.linalg.matrix_rank(designs[name]) == terms
+    ]
 
 
 def _surface(name: str, fit: LinearFit, model: SeedModel, logs_I2: Array, seeds: int) -> Surface:

@@ -1,4 +1,6 @@
-"""`expm1(z) / z` and its derivatives, without the cancellation near 0: power laws in their exponent, where they pass into the logarithm."""
+"""`expm1(z) / z` and its derivatives, without the cancellation near 0: power laws in their exponent, where they pass
+into the logarithm.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""IsoFLOP profiles: at each budget the size with the least loss, and how that size grows with the budget (arXiv 2203.15556, approach 2).
+"""IsoFLOP profiles: at each budget the size with the least loss, and how that size grows with the budget (arXiv
+2203.15556, approach 2).
 
-Each budget gets a parabola in log size. That is valid only near the optimum: wide, uncentred or lopsided grids bias it even without noise
-(arXiv 2603.22339), so the fit says where the runs contradict it. The line through the optima is `fit_log_log`.
+Each budget gets a parabola in log size. That is valid only near the optimum: wide, uncentred or lopsided grids bias it
+even without noise (arXiv 2603.22339), so the fit says where the runs contradict it. The line through the optima is
+`fit_log_log`.
 
 Letters: B resamples, I runs of one budget, N rows, X points to predict.
 """
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Array = np.ndarray
-SAME_BUDGET = 1.1  # runs whose FLOPs differ by less than this factor from the next are of one budget: sizes are integers
+SAME_BUDGET = (
+    1.1  # runs whose FLOPs differ by less than this factor from the next are of one budget: sizes are integers
+)
 LEAST_SIZES, LEAST_BUDGETS = 4, 3
 EDGE = 0.01  # an optimum within this part of the sampled range from an end counts as that end
 
@@ -74,7 +78,9 @@ class _Profile:
 
 @dataclass(frozen=True, kw_only=True)
 class IsoflopFit(Fit):
-    """Optimal size against budget. The optima have 95% percentile intervals over resampled noise, the exponent one of Student's t."""
+    """Optimal size against budget. The optima have 95% percentile intervals over resampled noise, the exponent one of
+    Student's t.
+    """
 
     columns: tuple[str, str]
     """Of the budget and of the size."""
@@ -89,7 +95,8 @@ class IsoflopFit(Fit):
     _profiles: tuple[_Profile | None, ...] = field(default=(), repr=False, compare=False)
 
     def predict(self, flops: Any) -> pd.DataFrame:
-        """Optimal size at any budgets, in the unit of their column, with its 95% band -> the columns of budget and size, low, high.
+        """Optimal size at any budgets, in the unit of their column, with its 95% band -> the columns of budget and
+        size, low, high.
 
         Raises:
             AnalysisError: no line was fitted or a budget is not positive.
@@ -106,7 +113,9 @@ class IsoflopFit(Fit):
         return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:
-        """What `plot` draws -> series (run, curve, optimum), group (FLOPs), x (size), loss, low, high (of an optimum: its size)."""
+        """What `plot` draws -> series (run, curve, optimum), group (FLOPs), x (size), loss, low, high (of an optimum:
+        its size).
+        """
         from analysis.figures.law import curves_of, runs_of
 
         tables = []
@@ -120,9 +129,18 @@ class IsoflopFit(Fit):
             curve = pd.DataFrame({self.columns[1]: np.exp(log_n_X), "loss": loss_BX[0], "low": low_X, "high": high_X})
             tables.append(curves_of(curve, self.columns[1], budget.flops))
             if budget.optimum and budget.loss:
-                best = {"x": budget.optimum.value, "loss": budget.loss.value, "low": budget.optimum.low, "high": budget.optimum.high}
+                best = {
+                    "x": budget.optimum.value,
+                    "loss": budget.loss.value,
+                    "low": budget.optimum.low,
+                    "high": budget.optimum.high,
+                }
                 tables.append(pd.DataFrame([{"series": "optimum", "group": budget.flops, **best}]))
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["series", "group", "x", "loss", "low", "high"])
+        return (
+            pd.concat(tables, ignore_index=True)
+            if tables
+            else pd.DataFrame(columns=["series", "group", "x", "loss", "low", "high"])
+        )
 
     def plot(self, ax: Axes) -> None:
         from analysis.figures.law import draw_law
@@ -133,7 +151,14 @@ class IsoflopFit(Fit):
 
 @takes_level
 def fit_isoflop(
-    frame: pd.DataFrame, *, flops: str, params: str, loss: str, loss_se: str | None = None, resamples: int = 4000, random_seed: int = 0
+    frame: pd.DataFrame,
+    *,
+    flops: str,
+    params: str,
+    loss: str,
+    loss_se: str | None = None,
+    resamples: int = 4000,
+    random_seed: int = 0,
 ) -> IsoflopFit:
     """Fit a parabola in log size at each budget, then the power with which the optimal size grows.
 
@@ -143,21 +168,22 @@ def fit_isoflop(
             Runs within a tenth of each other are of one budget.
         params: column of the size.
         loss: column of the loss.
-        loss_se: column of the standard error of the loss; runs then count with 1 / variance. Without it, the noise is that of repeats (runs
-            of one budget and size), and where nothing is repeated what the parabolas leave over.
+        loss_se: column of the standard error of the loss; runs then count with 1 / variance. Without it, the noise is
+            that of repeats (runs of one budget and size), and where nothing is repeated what the parabolas leave over.
         resamples: how often the optima are found anew with noise of that size on every run.
         random_seed: of the resampling; the same input gives the same fit.
 
     Returns:
-        A fit. Budgets whose optimum lies at an end of the sizes in more than half of the resamples are left out and named; the others count
-        in the regression with 1 / variance of the log of their optimum.
+        A fit. Budgets whose optimum lies at an end of the sizes in more than half of the resamples are left out and
+        named; the others count in the regression with 1 / variance of the log of their optimum.
 
     Raises:
         AnalysisError: a column is missing, holds text or what is not positive, or a trial id is repeated.
 
     >>> c, n = np.meshgrid([1e18, 1e19, 1e20], np.linspace(-1, 1, 7))
     >>> best = 0.1 * c**0.5
-    >>> runs = pd.DataFrame({"c": c.ravel(), "n": (best * np.exp(n)).ravel(), "loss": (60 * c**-0.07 + 0.05 * n**2).ravel()})
+    >>> loss = 60 * c**-0.07 + 0.05 * n**2
+    >>> runs = pd.DataFrame({"c": c.ravel(), "n": (best * np.exp(n)).ravel(), "loss": loss.ravel()})
     >>> round(fit_isoflop(runs, flops="c", params="n", loss="loss", resamples=50).parameters["exponent"].value, 6)
     0.5
     """
@@ -166,16 +192,23 @@ def fit_isoflop(
     conventions: dict[str, Any] = {
         "columns": {"C": flops, "N": params},
         "loss": loss,
-        "form": "at each budget loss = c + s log N + k (log N)^2; log N_opt = log_coefficient + exponent log C, natural logarithms",
+        "form": "at each budget loss = c + s log N + k (log N)^2; log N_opt = log_coefficient + exponent log C, "
+        "natural logarithms",
         "objective": "weighted sum of squares of log N_opt around the line",
         "noise": f"column {loss_se}" if loss_se else "repeats: runs of one budget and size",
         "unit_of_C": None,
-        "interval": f"{percent()}; optima: percentile; exponent: Student's t, errors widened where the optima scatter more (Birge ratio)",
+        "interval": f"{percent()}; optima: percentile; exponent: Student's t, errors widened where the optima scatter "
+        f"more (Birge ratio)",
         "resampling": "Gaussian noise of the measured size on every run",
         "resamples": resamples,
         "random_seed": random_seed,
     }
-    common: dict[str, Any] = {"law": "isoflop", "columns": (flops, params), "rows": points.rows, "conventions": conventions}
+    common: dict[str, Any] = {
+        "law": "isoflop",
+        "columns": (flops, params),
+        "rows": points.rows,
+        "conventions": conventions,
+    }
     refusal = points.refusal()
     if refusal:
         return IsoflopFit(status=refusal[0], message=points.with_left_out(refusal[1]), budgets=(), **common)
@@ -221,7 +254,8 @@ def fit_isoflop(
     )
     line = fit_log_log(optima.assign(log_se=np.maximum(optima["log_se"], 1e-9)), x=flops, y=params, log_se="log_se")
     status, message = with_scatter(
-        *_verdict(found, line, lack, measured, copied, "FLOPs" if unit else f"of `{flops}`"), *judge_scatter(points, rest_N)
+        *_verdict(found, line, lack, measured, copied, "FLOPs" if unit else f"of `{flops}`"),
+        *judge_scatter(points, rest_N),
     )
     message = f"{message} {units}".strip()
     return IsoflopFit(
@@ -240,7 +274,9 @@ def fit_isoflop(
 
 
 def _tokens(frame: pd.DataFrame, points: Points) -> Array | None:
-    """Training tokens, where the table has a column `tokens` of them; the points are its finished rows, in another order."""
+    """Training tokens, where the table has a column `tokens` of them; the points are its finished rows, in another
+    order.
+    """
     tokens = pd.to_numeric(finished(frame).get("tokens", pd.Series(dtype=float)), errors="coerce").to_numpy(float)
     if not len(tokens) or not (tokens > 0).all():
         return None
@@ -252,12 +288,16 @@ def _budgets(flops_N: Array) -> Array:
     """Number of the budget of each row, from the smallest."""
     order = np.argsort(flops_N, kind="stable")
     number_N = np.empty(len(order), int)
-    number_N[order] = np.cumsum(np.diff(np.log(flops_N[order]), prepend=np.log(flops_N[order[:1]])) > math.log(SAME_BUDGET))
+    number_N[order] = np.cumsum(
+        np.diff(np.log(flops_N[order]), prepend=np.log(flops_N[order[:1]])) > math.log(SAME_BUDGET)
+    )
     return number_N
 
 
 def _noise(points: Points, y_N: Array, owns: list[Array], conventions: dict[str, Any]) -> tuple[Array, int, bool]:
-    """Standard deviation of every row (of losses over their level), its degrees of freedom (0: given) and whether it was measured."""
+    """Standard deviation of every row (of losses over their level), its degrees of freedom (0: given) and whether it
+    was measured.
+    """
     if len(points.x_TN) == 3:
         return points.x_TN[2] / points.level, 0, True
     repeats, rests = [], []
@@ -269,7 +309,9 @@ def _noise(points: Points, y_N: Array, owns: list[Array], conventions: dict[str,
         rests.append((y_I - design_I3 @ (np.linalg.pinv(design_I3) @ y_I), len(own) - 3))
     measured = sum(df for _, df in repeats) > 0
     if not measured:
-        conventions["noise"] = "nothing is repeated: what the parabolas leave over, pooled over budgets, stands in for it"
+        conventions["noise"] = (
+            "nothing is repeated: what the parabolas leave over, pooled over budgets, stands in for it"
+        )
     pooled = repeats if measured else rests
     df = sum(each for _, each in pooled)
     sd = math.sqrt(sum(float(rest @ rest) for rest, _ in pooled) / df)
@@ -295,14 +337,20 @@ def _optimum(flops: float, profile: _Profile) -> Budget:
     p_interior, runs = float(inside_B[1:].mean()), len(profile.y_I)
     if not inside_B[0] or p_interior < 0.5:
         end = "largest" if falls_B[0] else "smallest"
-        note = f"the least loss lies at the {end} size" if not inside_B[0] else f"only {p_interior:.0%} of the resamples have it inside"
+        note = (
+            f"the least loss lies at the {end} size"
+            if not inside_B[0]
+            else f"only {p_interior:.0%} of the resamples have it inside"
+        )
         return Budget(flops, runs, None, None, None, p_interior, note)
     loss_B = profile.level * (c_B + s_B * best_B + k_B * best_B**2)
     optimum = Estimate.of(np.exp(best_B[0] + profile.center), np.exp(best_B[1:] + profile.center))
     return Budget(flops, runs, optimum, float(best_B[1:].std(ddof=1)), Estimate.of(loss_B[0], loss_B[1:]), p_interior)
 
 
-def _verdict(budgets: list[Budget], line: LogLogFit, lack: float | None, measured: bool, copied: str, name: str) -> tuple[Status, str]:
+def _verdict(
+    budgets: list[Budget], line: LogLogFit, lack: float | None, measured: bool, copied: str, name: str
+) -> tuple[Status, str]:
     """The first reason not to quote the numbers, then the others and what there is to doubt.
 
     Args:
@@ -313,21 +361,41 @@ def _verdict(budgets: list[Budget], line: LogLogFit, lack: float | None, measure
     if copied:
         reasons.append((Status.TOO_FEW_POINTS, copied))
     if not kept:
-        reasons.append((Status.NO_INTERIOR_MINIMUM, "no budget has its optimum inside its sizes: train smaller or larger ones."))
+        reasons.append(
+            (Status.NO_INTERIOR_MINIMUM, "no budget has its optimum inside its sizes: train smaller or larger ones.")
+        )
     elif line.status is not Status.CONVERGED:
-        reasons.append((Status.TOO_FEW_POINTS, f"{len(kept)} budget(s) with an optimum; the power needs at least {LEAST_BUDGETS}."))
+        reasons.append(
+            (Status.TOO_FEW_POINTS, f"{len(kept)} budget(s) with an optimum; the power needs at least {LEAST_BUDGETS}.")
+        )
     elif len(profiles) - len(kept) > len(profiles) / 3:
-        reasons.append((Status.NO_INTERIOR_MINIMUM, f"only {len(kept)} of {len(profiles)} profiles have their optimum inside their sizes."))
+        reasons.append(
+            (
+                Status.NO_INTERIOR_MINIMUM,
+                f"only {len(kept)} of {len(profiles)} profiles have their optimum inside their sizes.",
+            )
+        )
     if lack is not None and lack < REFUTED:
-        words = f"the profiles miss the runs by more than noise explains (p = {lack:.1g}): keep to sizes nearer the optimum."
+        words = (
+            f"the profiles miss the runs by more than noise explains (p = {lack:.1g}): keep to sizes nearer the "
+            f"optimum."
+        )
         reasons.append((Status.POOR_FIT, words))
     if len(kept) < len(profiles):
-        doubts.append(f"left out: {listed([f'{each.flops:.3g} {name} ({each.note})' for each in profiles if each.note])}.")
+        doubts.append(
+            f"left out: {listed([f'{each.flops:.3g} {name} ({each.note})' for each in profiles if each.note])}."
+        )
     if single:
         runs, at = sum(each.runs for each in single), listed([f"{each.flops:.3g} {name}" for each in single])
-        doubts.append(f"{len(single)} budget(s) of fewer than {LEAST_SIZES} sizes ({runs} run(s)) are no profiles and are not used: {at}.")
+        doubts.append(
+            f"{len(single)} budget(s) of fewer than {LEAST_SIZES} sizes ({runs} run(s)) are no profiles and are not "
+            f"used: {at}."
+        )
     if line.parameters and line.parameters["exponent"].low <= 0:
-        doubts.append("the interval of the exponent holds 0 or less: these runs do not show that the best size grows with the budget.")
+        doubts.append(
+            "the interval of the exponent holds 0 or less: these runs do not show that the best size grows with the "
+            "budget."
+        )
     if not measured:
         doubts.append("no repeats, so what the parabolas leave over stands in for the noise: train a second seed.")
     return reasons[0][0] if reasons else Status.CONVERGED, " ".join([*(words for _, words in reasons), *doubts])

@@ -1,7 +1,9 @@
-"""Whether the best share moves with size, with tokens per activated parameter or with sparsity: one law for the curves of several budgets.
+"""Whether the best share moves with size, with tokens per activated parameter or with sparsity: one law for the curves
+of several budgets.
 
-From a table of runs to a frozen `JointFit`. Every budget keeps a level of its own, so this is a law of the curves' shape, not of the loss
-surface. With z the decimal logarithms of those factors that vary (`joint_budgets.FACTORS`), less their means over the budgets,
+From a table of runs to a frozen `JointFit`. Every budget keeps a level of its own, so this is a law of the curves'
+shape, not of the loss surface. With z the decimal logarithms of those factors that vary (`joint_budgets.FACTORS`), less
+their means over the budgets,
 
     loss = level(budget) + exp(s + s' z) H(x; m + m' z)
 
@@ -9,9 +11,10 @@ surface. With z the decimal logarithms of those factors that vary (`joint_budget
     two-power  H = w f_q(x) - (1 - x)^p             f_q and the bounds as in `laws.TwoPower`; w puts the best share at
                                                     (1 + o) / (1 + e^-m) - o, o = 0.1
 
-The depth and the shape (g, or p and q) may always change with every factor; the models differ in which of them move the optimum (m').
-Were the shape common to all budgets, curves that only grow more lopsided would pass for a movement. Cubic or two-power, whichever has the
-lesser AICc where everything may move the optimum; the model is chosen by AICc, anew in every resample.
+The depth and the shape (g, or p and q) may always change with every factor; the models differ in which of them move the
+optimum (m'). Were the shape common to all budgets, curves that only grow more lopsided would pass for a movement. Cubic
+or two-power, whichever has the lesser AICc where everything may move the optimum; the model is chosen by AICc, anew in
+every resample.
 
 Letters: B resamples, C budgets, F factors, I means over all budgets, K parameters, X any shares.
 """
@@ -29,13 +32,32 @@ import pandas as pd
 from analysis.errors import AnalysisError, require_columns
 from analysis.fits.allocation import require_apart
 from analysis.fits.joint_budgets import BUDGET, UNITS, factors_of, named, tell_apart, with_budgets
-from analysis.fits.joint_findings import alone, chances, compared, determined, inside_of, left_out_of, moved, shifts_of, verdict
+from analysis.fits.joint_findings import (
+    alone,
+    chances,
+    compared,
+    determined,
+    inside_of,
+    left_out_of,
+    moved,
+    shifts_of,
+    verdict,
+)
 from analysis.fits.joint_law import BOUNDS, PRIOR_SD, SOFT, VALLEYS, Law, Means, aiccs, fit_curve, nested
 from analysis.fits.joint_result import JointFit
 from analysis.fits.linear import LEVEL
 from analysis.fits.newton import SETTLED
 from analysis.fits.noise import SeedModel, resample, seed_model, tie_width, tied_with_best
-from analysis.fits.runs import NO_LOSS, listed, places, read_shares, require_one_budget, require_resamples, same_losses, same_seeds
+from analysis.fits.runs import (
+    NO_LOSS,
+    listed,
+    places,
+    read_shares,
+    require_one_budget,
+    require_resamples,
+    same_losses,
+    same_seeds,
+)
 from analysis.fits.types import Estimate
 from analysis.interval import percent, takes_level
 from analysis.status import Status
@@ -60,10 +82,11 @@ def fit_joint(
     """Fit loss against share at several budgets at once.
 
     Args:
-        frame: one run a row. A budget is what agrees in `BUDGET`; without its columns of sizes, sizes within a factor of `MIXED` of the
-            next are of one budget. Its size, tokens per activated parameter and sparsity are medians over its runs of `active`,
-            `tokens` / `active` and `total` / `active`; a factor that is the same at all budgets stays out and is named. Rows without a
-            share (the dense baseline) are left out, of a column `status` only `finished` is used.
+        frame: one run a row. A budget is what agrees in `BUDGET`; without its columns of sizes, sizes within a factor
+            of `MIXED` of the next are of one budget. Its size, tokens per activated parameter and sparsity are medians
+            over its runs of `active`, `tokens` / `active` and `total` / `active`; a factor that is the same at all
+            budgets stays out and is named. Rows without a share (the dense baseline) are left out, of a column `status`
+            only `finished` is used.
         x: column of the share of the sparse parameters in routed experts, in [0, 1].
         loss: column of the loss, nats per token.
         seed: column of the seed; runs of one seed are paired across the shares of one budget.
@@ -77,8 +100,8 @@ def fit_joint(
         A fit whose status says whether its numbers may be quoted. Poor data give a status, not an exception.
 
     Raises:
-        AnalysisError: a column is missing or holds text, a share is outside [0, 1], a trial id is repeated, or one seed stands twice at one
-            share of one budget.
+        AnalysisError: a column is missing or holds text, a share is outside [0, 1], a trial id is repeated, or one seed
+            stands twice at one share of one budget.
     """
     require_columns(frame.columns, (x, loss, seed, tokens, total, active), "fit_joint")
     require_resamples(resamples, "fit_joint")
@@ -89,7 +112,9 @@ def fit_joint(
         if len(wrong):
             value = frame[name].iloc[wrong[0]]
             said = repr(value) if isinstance(value, str) else str(value)
-            raise AnalysisError(f"fit_joint: column `{name}` holds {said} in {places(frame)[wrong[0]]}; a positive number belongs there")
+            raise AnalysisError(
+                f"fit_joint: column `{name}` holds {said} in {places(frame)[wrong[0]]}; a positive number belongs there"
+            )
         frame = frame.assign(**{name: number})
     frame = frame.assign(tokens=frame[tokens], total_params=frame[total], active_params=frame[active])
     frame = with_budgets(frame)
@@ -120,14 +145,19 @@ def fit_joint(
         "budgets_left_out": few,
         "z": "decimal logarithm less its mean over the budgets",
         "objective": "sum of squared deviations of the share means from the law, in units of their noise",
-        "settled": f"a further full Newton step would lower half of that by less than {SETTLED:g} of it; unsettled resamples are counted",
-        "starts": f"the {VALLEYS} lowest minima of the data, the best point known, and any lower minimum of another resample",
+        "settled": f"a further full Newton step would lower half of that by less than {SETTLED:g} of it; unsettled "
+        f"resamples are counted",
+        "starts": f"the {VALLEYS} lowest minima of the data, the best point known, and any lower minimum of another "
+        f"resample",
         "prior": f"normal, sd {PRIOR_SD:g} in each parameter's own unit: one answer where the data give none",
         "bounds": f"parameters of the shape near {BOUNDS} smoothly, within about {SOFT:.0%} of the range",
         "noise": "residuals of runs after share and seed effects, a level for each budget",
-        "resampling": "Gaussian noise of that size on every run, its level from a scaled inverse chi-square, seed effects taken off again",
-        "choice_of_model": "least AICc, chosen anew in every resample; cubic or two-power by AICc of the fullest model, once",
-        "moves": f"{percent()} interval of the shift without 0 and F test p < {LEVEL:g} after Holm's correction for the number of "
+        "resampling": "Gaussian noise of that size on every run, its level from a scaled inverse chi-square, seed "
+        "effects taken off again",
+        "choice_of_model": "least AICc, chosen anew in every resample; cubic or two-power by AICc of the fullest "
+        "model, once",
+        "moves": f"{percent()} interval of the shift without 0 and F test p < {LEVEL:g} after Holm's correction for "
+        f"the number of "
         "factors, in the fullest model; the budgets' own curves agree",
         "interval": f"{percent()} percentile",
         "resamples": resamples,
@@ -146,13 +176,17 @@ def fit_joint(
     refusal = _refusal(budgets, factors, seed_models)
     if refusal:
         return JointFit(status=Status.TOO_FEW_POINTS, message=refusal, law="none", **common)
-    copied = [same_losses(runs.y_N) or same_seeds(model.sd, runs.y_N) for runs, model in zip(read, seed_models, strict=True)]
+    copied = [
+        same_losses(runs.y_N) or same_seeds(model.sd, runs.y_N) for runs, model in zip(read, seed_models, strict=True)
+    ]
     if any(copied):
         return JointFit(status=Status.TOO_FEW_POINTS, message=next(filter(None, copied)), law="none", **common)
 
     rng = np.random.default_rng(random_seed)
     seeds_C = np.array([len(np.unique(runs.seeds_N)) for runs in read])
-    means = _means(seed_models, np.log10([[budget[name] for name in factors] for budget in budgets]), seeds_C, resamples, rng)
+    means = _means(
+        seed_models, np.log10([[budget[name] for name in factors] for budget in budgets]), seeds_C, resamples, rng
+    )
     fullest = determined(means, factors)
     fits = {curve: fit_curve(curve, means) for curve in fullest}
     full = min(fullest, key=lambda curve: (aiccs(curve, fits[curve].theta_BK, means)[0], curve.shape))
@@ -172,10 +206,17 @@ def fit_joint(
     movement_p = chances(full, models, means)
     shifts = shifts_of(curves[-1], theta[-1], means, low, high)
     tied_C = np.array(
-        [tied_with_best(model, sd, int(df), rng).all() for model, sd, df in zip(seed_models, means.sd_C, means.df_C, strict=True)]
+        [
+            tied_with_best(model, sd, int(df), rng).all()
+            for model, sd, df in zip(seed_models, means.sd_C, means.df_C, strict=True)
+        ]
     )
-    widths = [tie_width(model, sd, int(df), rng) for model, sd, df in zip(seed_models, means.sd_C, means.df_C, strict=True)]
-    status, message = verdict(curves[chosen], theta[chosen][0], optima_CB, (low, high), models[chosen], means, tied_C, settled_B)
+    widths = [
+        tie_width(model, sd, int(df), rng) for model, sd, df in zip(seed_models, means.sd_C, means.df_C, strict=True)
+    ]
+    status, message = verdict(
+        curves[chosen], theta[chosen][0], optima_CB, (low, high), models[chosen], means, tied_C, settled_B
+    )
     own_BK = curves[chosen].stated(theta[chosen])
     return JointFit(
         status=status,
@@ -203,9 +244,15 @@ def fit_joint(
 def _refusal(budgets: Sequence[Mapping[str, float]], factors: tuple[str, ...], models: Sequence[SeedModel]) -> str:
     """Why no law can be fitted, or ''."""
     if len(budgets) < 2:
-        return f"{len(budgets)} of the budgets with {LEAST_SHARES} shares or more; a law over budgets needs two: train more shares."
+        return (
+            f"{len(budgets)} of the budgets with {LEAST_SHARES} shares or more; a law over budgets needs two: train "
+            f"more shares."
+        )
     if not factors:
-        return "no factor varies: train another `budget.tokens_per_active_param`, `budget.active_params` or `budget.total_params`."
+        return (
+            "no factor varies: train another `budget.tokens_per_active_param`, `budget.active_params` or "
+            "`budget.total_params`."
+        )
     if not any(model.df for model in models):
         return "no seed is repeated, so the noise is not measured and nothing can be compared: train a second seed."
     return ""

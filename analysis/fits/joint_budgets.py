@@ -44,7 +44,9 @@ def named(key: Mapping[str, float]) -> str:
 
 
 def with_budgets(frame: pd.DataFrame) -> pd.DataFrame:
-    """With the sizes of the budgets where they differ and the table does not name them: medians of the runs' own, which are integers."""
+    """With the sizes of the budgets where they differ and the table does not name them: medians of the runs' own, which
+    are integers.
+    """
     for size in ("total_params", "active_params"):
         sizes = np.sort(frame[size].unique())
         firsts = sizes[1:][sizes[1:] > MIXED * sizes[:-1]]
@@ -55,7 +57,9 @@ def with_budgets(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def factors_of(group: pd.DataFrame) -> dict[str, float]:
-    """Size, tokens per activated parameter and sparsity of the runs of one budget: medians over the runs' own sizes, which are integers."""
+    """Size, tokens per activated parameter and sparsity of the runs of one budget: medians over the runs' own sizes,
+    which are integers.
+    """
     active = group["active_params"]
     values = (active, group["tokens"] / active, group["total_params"] / active)
     return {name: float(each.median()) for name, each in zip(FACTORS, values, strict=True)}
@@ -67,10 +71,16 @@ def tell_apart(budgets: Sequence[Mapping[str, float]]) -> tuple[tuple[str, ...],
     dropped = {}
     for name in FACTORS:
         values = [budget[name] for budget in budgets]
-        design = np.log10([[10.0, *(budget[each] for each in [*kept, name])] for budget in budgets]) if budgets else np.zeros((0, 1))
+        design = (
+            np.log10([[10.0, *(budget[each] for each in [*kept, name])] for budget in budgets])
+            if budgets
+            else np.zeros((0, 1))
+        )
         if not values or max(values) <= VARIES * min(values):
             dropped[name] = "does not vary between the budgets"
-        elif np.linalg.matrix_rank(design - design.mean(0) * (np.arange(design.shape[1]) > 0), tol=1e-2) < len(kept) + 2:
+        elif (
+            np.linalg.matrix_rank(design - design.mean(0) * (np.arange(design.shape[1]) > 0), tol=1e-2) < len(kept) + 2
+        ):
             dropped[name] = f"varies only together with {together(kept)}, so their effects cannot be told apart"
         else:
             kept.append(name)

@@ -1,4 +1,5 @@
-"""What the fitted models of a law over several budgets (`joint`) say: which is better, what moves the optimum, and what there is to doubt.
+"""What the fitted models of a law over several budgets (`joint`) say: which is better, what moves the optimum, and what
+there is to doubt.
 
 Letters as in `joint`.
 """
@@ -26,7 +27,9 @@ AT_BOUND = 0.01
 
 
 def determined(means: Means, factors: tuple[str, ...]) -> list[Curve]:
-    """The fullest models that leave something over: with a shape of each budget's own, or, where none does, with a common one."""
+    """The fullest models that leave something over: with a shape of each budget's own, or, where none does, with a
+    common one.
+    """
     for bends in (factors, ()):
         curves = [Curve(shape, factors, factors, bends) for shape in SHAPES]
         found = [curve for curve in curves if len(means.x_I) > len(curve.names) + len(means.models)]
@@ -36,7 +39,11 @@ def determined(means: Means, factors: tuple[str, ...]) -> list[Curve]:
 
 
 def compared(
-    curves: Sequence[Curve], theta: Sequence[Array], scores: Array, means: Means, errors: Mapping[tuple[str, ...], float]
+    curves: Sequence[Curve],
+    theta: Sequence[Array],
+    scores: Array,
+    means: Means,
+    errors: Mapping[tuple[str, ...], float],
 ) -> tuple[Model, ...]:
     found: list[Model] = []
     for curve, theta_BK, score in zip(curves, theta, scores, strict=True):
@@ -63,23 +70,28 @@ def compared(
 
 
 def alone(shape: str, means: Means) -> Array:
-    """Best share of each budget by a curve of its own -> [C, B]; a cubic where the shares do not determine the shape."""
+    """Best share of each budget by a curve of its own -> [C, B]; a cubic where the shares do not determine
+    the shape.
+    """
     optima = []
     for c in range(len(means.models)):
         own = means.part(np.arange(len(means.models)) == c, np.zeros((1, 0)))
         curve = Curve(shape, (), (), ())
         if len(own.x_I) <= len(curve.names) + 1:
             curve = replace(curve, shape="cubic")
-        optima.append(curve.optimum(fit_curve(curve, own).theta_BK, np.zeros(0), float(means.x_I.min()), float(means.x_I.max())))
+        optima.append(
+            curve.optimum(fit_curve(curve, own).theta_BK, np.zeros(0), float(means.x_I.min()), float(means.x_I.max()))
+        )
     return np.stack(optima)
 
 
 def chances(full: Curve, models: Sequence[Model], means: Means) -> dict[str, float]:
-    """Factor -> chance of so much worse a fit without its movement of the best share if there were none: F test in the fullest model, after
-    Holm's correction for the number of factors.
+    """Factor -> chance of so much worse a fit without its movement of the best share if there were none: F test in the
+    fullest model, after Holm's correction for the number of factors.
 
-    Every budget is weighed by the noise that its own repeats measure, so the test has the degrees of freedom of one budget, the least: with
-    those of all, 10 of 100 simulated ladders (three factors, 8 budgets of 7 shares and 2 seeds) had a factor move where none did; now 2.
+    Every budget is weighed by the noise that its own repeats measure, so the test has the degrees of freedom of one
+    budget, the least: with those of all, 10 of 100 simulated ladders (three factors, 8 budgets of 7 shares and 2 seeds)
+    had a factor move where none did; now 2.
     """
     squares, df = {model.moves_with: model.squares for model in models}, int(means.df_C.min())
 
@@ -90,9 +102,12 @@ def chances(full: Curve, models: Sequence[Model], means: Means) -> dict[str, flo
     return holm({name: alone(name) for name in full.factors})
 
 
-def moved(full: Curve, movement_p: Mapping[str, float], shifts: Mapping[str, Estimate], alone_C: Array, means: Means) -> tuple[str, ...]:
-    """Factors along which the best share is shown to move: the interval of its shift excludes 0, the law without that movement fits worse
-    by more than noise explains (`chances`), and the best shares of the budgets' own curves go the same way.
+def moved(
+    full: Curve, movement_p: Mapping[str, float], shifts: Mapping[str, Estimate], alone_C: Array, means: Means
+) -> tuple[str, ...]:
+    """Factors along which the best share is shown to move: the interval of its shift excludes 0, the law without that
+    movement fits worse by more than noise explains (`chances`), and the best shares of the budgets' own curves go the
+    same way.
 
     Without a shape of each budget's own nothing is shown: a change of shape would look the same.
     """
@@ -100,7 +115,12 @@ def moved(full: Curve, movement_p: Mapping[str, float], shifts: Mapping[str, Est
     found = []
     for name, slope in zip(full.factors, slopes, strict=True):
         shift = shifts[name]
-        if full.bends_with and movement_p[name] < LEVEL and not shift.low <= 0 <= shift.high and slope * shift.value > 0:
+        if (
+            full.bends_with
+            and movement_p[name] < LEVEL
+            and not shift.low <= 0 <= shift.high
+            and slope * shift.value > 0
+        ):
             found.append(name)
     return tuple(found)
 
@@ -121,17 +141,22 @@ def left_out_of(
     theta = [fit_curve(curve, others).theta_BK for curve in curves]
     chosen_B = np.stack([aiccs(*each, others) for each in zip(curves, theta, strict=True)]).argmin(0)
     wide_IF = np.repeat(z_F[None], len(own.x_I), axis=0)
-    off_MBI = np.stack([curve.value(each, own.x_I, wide_IF) for curve, each in zip(curves, theta, strict=True)]) - own.y_BI
+    off_MBI = (
+        np.stack([curve.value(each, own.x_I, wide_IF) for curve, each in zip(curves, theta, strict=True)]) - own.y_BI
+    )
     off_MBI -= off_MBI.mean(2, keepdims=True)
     rows = np.arange(len(chosen_B))
     off_BI = off_MBI[chosen_B, rows]
-    predicted_B = np.stack([curve.optimum(each, z_F, low, high) for curve, each in zip(curves, theta, strict=True)])[chosen_B, rows]
+    predicted_B = np.stack([curve.optimum(each, z_F, low, high) for curve, each in zip(curves, theta, strict=True)])[
+        chosen_B, rows
+    ]
     measured_B = alone_CB[largest]
     bounds = np.quantile(off_BI[1:], ends(), axis=0)
     lost = [
         name
         for name in FACTORS
-        if name not in factors and budgets[largest][name] > VARIES * max(budgets[c][name] for c in np.flatnonzero(others_C))
+        if name not in factors
+        and budgets[largest][name] > VARIES * max(budgets[c][name] for c in np.flatnonzero(others_C))
     ]
     left = LeftOut(
         budget=budgets[largest],
@@ -141,9 +166,13 @@ def left_out_of(
         error=Estimate.of(predicted_B[0] - measured_B[0], predicted_B[1:] - measured_B[1:]),
         rms=float(np.sqrt(np.mean(off_BI[0] ** 2))),
         inside=float(np.mean((bounds[0] <= 0) & (bounds[1] >= 0))),
-        note=f"taken to be without effect of {' and '.join(WORDS[name] for name in lost)}, which the others do not vary" if lost else "",
+        note=f"taken to be without effect of {' and '.join(WORDS[name] for name in lost)}, which the others do not vary"
+        if lost
+        else "",
     )
-    return left, {curve.moves_with: float(np.sqrt(np.mean(off[0] ** 2))) for curve, off in zip(curves, off_MBI, strict=True)}
+    return left, {
+        curve.moves_with: float(np.sqrt(np.mean(off[0] ** 2))) for curve, off in zip(curves, off_MBI, strict=True)
+    }
 
 
 def _rank(budget: Mapping[str, float]) -> tuple[float, float]:
@@ -189,7 +218,9 @@ def verdict(
         name
         for name, value_1C in own.items()
         if any(
-            (abs(value_1C - limits[name][side]) < AT_BOUND * np.ptp(limits[name])).any() and (name, side) not in ordinary for side in (0, 1)
+            (abs(value_1C - limits[name][side]) < AT_BOUND * np.ptp(limits[name])).any()
+            and (name, side) not in ordinary
+            for side in (0, 1)
         )
     ]
     if hits:
@@ -200,7 +231,9 @@ def verdict(
     if open_C.any():
         status = Status.NO_INTERIOR_MINIMUM
     if at_end_C.any():
-        doubts.append(f"at {at_end_C.sum()} of {len(at_end_C)} budgets the law is least at an end of the sampled shares.")
+        doubts.append(
+            f"at {at_end_C.sum()} of {len(at_end_C)} budgets the law is least at an end of the sampled shares."
+        )
     if (inside_C < 0.95).any():
         parts = ", ".join(f"{part:.0%}" for part in inside_C)
         doubts.append(f"the best share lies inside the sampled ones in {parts} of the resamples, budget by budget.")
@@ -211,9 +244,12 @@ def verdict(
         status = Status.NO_INTERIOR_MINIMUM
         doubts.append("the descent found no point where the sum of squares is level: look at the runs for outliers.")
     elif not settled_B.all():
-        doubts.append(f"{np.sum(~settled_B[1:])} of {len(settled_B) - 1} resamples did not settle; they are kept as they are.")
+        doubts.append(
+            f"{np.sum(~settled_B[1:])} of {len(settled_B) - 1} resamples did not settle; they are kept as they are."
+        )
     if not curve.bends_with:
         doubts.append(
-            "the shares are too few to let the curves change their shape, so no movement of the best one can be told from that: train more."
+            "the shares are too few to let the curves change their shape, so no movement of the best one can be told "
+            "from that: train more."
         )
     return status, " ".join(doubts)

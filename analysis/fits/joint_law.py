@@ -1,4 +1,5 @@
-"""The arithmetic of the law over several budgets (`joint`) and its nested models: what they say of loss, their fit, and their score.
+"""The arithmetic of the law over several budgets (`joint`) and its nested models: what they say of loss, their fit, and
+their score.
 
 Letters: B resamples, R those still moving, C budgets, F factors, I means over all budgets, K parameters.
 """
@@ -27,8 +28,10 @@ SLOPE = (-30.0, 30.0)
 SOFT = 0.02
 """A parameter of the shape nears its bounds smoothly, within about this part of its range."""
 PRIOR_SD = 30.0
-"""Of a normal prior on every parameter, in the parameter's own unit, about `CENTRES`, slopes about 0: so weak that it moves no number
-that the data say anything of, and where they say nothing, as of the shape of a curve without depth, one answer is left."""
+"""Of a normal prior on every parameter, in the parameter's own unit, about `CENTRES`, slopes about 0: so weak that it
+moves no number that the data say anything of, and where they say nothing, as of the shape of a curve without depth, one
+answer is left.
+"""
 CENTRES = {
     "cubic": {"position": 0.5, "log amplitude": -2.0, "g": 0.0},
     "two-power": {"position": 0.0, "log amplitude": -2.0, "p": 0.6, "q": 2.0},
@@ -81,7 +84,9 @@ class Means:
 
 @dataclass(frozen=True)
 class Curve:
-    """A shape, the factors that there are, those that move its optimum and those that change it: how parameters become losses."""
+    """A shape, the factors that there are, those that move its optimum and those that change it: how parameters become
+    losses.
+    """
 
     shape: str
     factors: tuple[str, ...]
@@ -129,7 +134,9 @@ class Curve:
         }
 
     def stated(self, theta_BK: Array) -> Array:
-        """Parameters as they are reported: those of the shape at the mean of the budgets stop at their bounds -> [B, K]."""
+        """Parameters as they are reported: those of the shape at the mean of the budgets stop at their bounds -> [B,
+        K].
+        """
         stated_BK = theta_BK.copy()
         for name in SHAPES[self.shape]:
             k = self.names.index(name)
@@ -141,7 +148,9 @@ class Curve:
         return self.derivatives(theta_BK, x_I, z_IF)[0]
 
     def derivatives(self, theta_BK: Array, x_I: Array, z_IF: Array) -> tuple[Array, Array, Array]:
-        """Loss less the level, and its derivatives by the terms (before they stop at a bound) -> [B, I], [B, I, T], [B, I, T, T]."""
+        """Loss less the level, and its derivatives by the terms (before they stop at a bound) -> [B, I], [B, I, T], [B,
+        I, T, T].
+        """
         raw = self.raw(theta_BK, z_IF)
         shape = {name: _bounded(raw[name], *BOUNDS[name]) for name in SHAPES[self.shape]}
         own = [raw["position"], *(each[0] for each in shape.values())]
@@ -152,7 +161,10 @@ class Curve:
                 second[key] = second[key] * slope
             second[t, t] = second[t, t] * slope + first[t] * bend
             first[t] = first[t] * slope
-        size_BI, order = np.exp(raw["log amplitude"]), [0, *range(2, len(own) + 1)]  # the amplitude stands second among the terms
+        size_BI, order = (
+            np.exp(raw["log amplitude"]),
+            [0, *range(2, len(own) + 1)],
+        )  # the amplitude stands second among the terms
         slope_BIT = np.empty((*h_BI.shape, len(own) + 1))
         bend_BITT = np.empty((*slope_BIT.shape, len(own) + 1))
         slope_BIT[..., 1], bend_BITT[..., 1, 1] = h_BI, h_BI
@@ -177,7 +189,9 @@ class Curve:
 
 
 def _bounded(raw: Array, low: float, high: float) -> tuple[Array, Array, Array]:
-    """The number itself well inside its bounds, and nearing them smoothly outside; with both derivatives -> each as raw."""
+    """The number itself well inside its bounds, and nearing them smoothly outside; with both derivatives -> each as
+    raw.
+    """
     width = SOFT * (high - low)
     above, below = (raw - low) / width, (high - raw) / width
     value = raw + width * (np.logaddexp(0, -above) - np.logaddexp(0, -below))
@@ -198,13 +212,23 @@ def _cubic(x_I: Array, m: Array, g: Array) -> Parts:
 def _two_power(x_I: Array, m: Array, p: Array, q: Array) -> Parts:
     """H, its first and its second derivatives by m, p and q.
 
-    The falling term is `e^l G`, G the rise of `-((x + o)^-q - 1) / q` from x to 1 and l such that the slopes of both terms cancel at the
-    best share (1 + o) / (1 + e^-m) - o, o = `TwoPower.OFFSET`.
+    The falling term is `e^l G`, G the rise of `-((x + o)^-q - 1) / q` from x to 1 and l such that the slopes of both
+    terms cancel at the best share (1 + o) / (1 + e^-m) - o, o = `TwoPower.OFFSET`.
     """
     o, part = TwoPower.OFFSET, expit(m)
-    gap, gap_at_best = np.log(1 + o) - np.logaddexp(0, m), np.log(1 + o) - np.logaddexp(0, -m)  # logs of 1 - x and of x + o there
+    gap, gap_at_best = (
+        np.log(1 + o) - np.logaddexp(0, m),
+        np.log(1 + o) - np.logaddexp(0, -m),
+    )  # logs of 1 - x and of x + o there
     log_l = {0: -(p - 1) * part + (q + 1) * (1 - part), 1: 1 / p + gap, 2: gap_at_best}
-    bends = {(0, 0): -(p + q) * part * (1 - part), (0, 1): -part, (0, 2): 1 - part, (1, 1): -1 / p**2, (1, 2): 0.0, (2, 2): 0.0}
+    bends = {
+        (0, 0): -(p + q) * part * (1 - part),
+        (0, 1): -part,
+        (0, 2): 1 - part,
+        (1, 1): -1 / p**2,
+        (1, 2): 0.0,
+        (2, 2): 0.0,
+    }
     scale = np.exp(np.log(p) + (p - 1) * gap + (q + 1) * gap_at_best)
     log_x, log_1 = np.log(x_I + o), np.log(1 + o)
     here, last = growth(-q * log_x), growth(-q * log_1)
@@ -225,7 +249,9 @@ def _two_power(x_I: Array, m: Array, p: Array, q: Array) -> Parts:
 
 @dataclass(frozen=True)
 class Law:
-    """The fitted models: row 0 is that of the data, the others those of the resamples. Every row chose a model of its own."""
+    """The fitted models: row 0 is that of the data, the others those of the resamples. Every row chose a model of its
+    own.
+    """
 
     curves: tuple[Curve, ...]
     theta: tuple[Array, ...]
@@ -254,7 +280,9 @@ class Law:
     def optimum(self, log_F: Array) -> Array:
         """Best share at one budget in each row -> [B]."""
         z_F = log_F - self.centre_F
-        each = [curve.optimum(theta, z_F, self.low, self.high) for curve, theta in zip(self.curves, self.theta, strict=True)]
+        each = [
+            curve.optimum(theta, z_F, self.low, self.high) for curve, theta in zip(self.curves, self.theta, strict=True)
+        ]
         return np.stack(each)[self.chosen_B, np.arange(len(self.chosen_B))]
 
     def value(self, log_F: Array, x_X: Array) -> Array:
@@ -279,7 +307,9 @@ def nested(factors: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The fits of a curve to all rows of means: half the squared deviations in units of the noise, and half the prior's."""
+    """The fits of a curve to all rows of means: half the squared deviations in units of the noise, and half the
+    prior's.
+    """
 
     curve: Curve
     means: Means
@@ -295,17 +325,25 @@ class _Rows:
     def starts(self) -> Array:
         curve = self.curve
         firsts = np.linspace(0, 1, 6) if curve.shape == "cubic" else np.linspace(-3, 3, 6)
-        shapes = [(g,) for g in (-0.7, 0.0, 0.7)] if curve.shape == "cubic" else [(p, q) for p in (0.4, 0.9) for q in (0.5, 3.0)]
+        shapes = (
+            [(g,) for g in (-0.7, 0.0, 0.7)]
+            if curve.shape == "cubic"
+            else [(p, q) for p in (0.4, 0.9) for q in (0.5, 3.0)]
+        )
         places = [curve.names.index(name) for name, _ in curve.terms]
         starts = np.zeros((len(firsts) * len(shapes) * 2, len(curve.names)))
-        starts[:, places] = [(first, amplitude, *rest) for first in firsts for rest in shapes for amplitude in (-3.0, -1.0)]
+        starts[:, places] = [
+            (first, amplitude, *rest) for first in firsts for rest in shapes for amplitude in (-3.0, -1.0)
+        ]
         return starts
 
     def objectives(self, theta_GK: Array, rows_R: Array) -> Array:
         target_RI = self.means.y_BI[rows_R] @ self.means.weigh_II.T
         value_GI = self.curve.value(theta_GK, self.means.x_I, self.z_IF) @ self.means.weigh_II.T
         prior_G = ((theta_GK - self.curve.centre_K) ** 2).sum(1) / PRIOR_SD**2
-        return np.asarray(((target_RI**2).sum(1)[:, None] - 2 * target_RI @ value_GI.T + (value_GI**2).sum(1) + prior_G) / 2)
+        return np.asarray(
+            ((target_RI**2).sum(1)[:, None] - 2 * target_RI @ value_GI.T + (value_GI**2).sum(1) + prior_G) / 2
+        )
 
     def derivatives(self, theta_RK: Array, rows_R: Array) -> tuple[Array, Array, Array]:
         means, (term_K, by_KI, blocks) = self.means, self._linear
@@ -327,11 +365,15 @@ class _Rows:
 
     @cached_property
     def _linear(self) -> tuple[Array, Array, dict[tuple[int, int], tuple[Array, Array, Array]]]:
-        """Term of each parameter, what multiplies it there [K, I], and for two terms their parameters and the products of these."""
+        """Term of each parameter, what multiplies it there [K, I], and for two terms their parameters and the products
+        of these.
+        """
         terms, z_IF, factors = self.curve.terms, self.z_IF, self.curve.factors
         term_K = np.repeat(np.arange(len(terms)), [1 + len(by) for _, by in terms])
         ones_I = np.ones(len(z_IF))
-        by_KI = np.stack([ones_I if by is None else z_IF[:, factors.index(by)] for _, own in terms for by in (None, *own)])
+        by_KI = np.stack(
+            [ones_I if by is None else z_IF[:, factors.index(by)] for _, own in terms for by in (None, *own)]
+        )
         blocks = {}
         for t, u in combinations_with_replacement(range(len(terms)), 2):
             first, last = np.flatnonzero(term_K == t), np.flatnonzero(term_K == u)
@@ -340,8 +382,9 @@ class _Rows:
 
 
 def fit_curve(curve: Curve, means: Means) -> Minimum:
-    """Parameters of every row of means -> [B, K]. The data start from a grid; a resample from the best of all points that the data's
-    descents know and from the data's own minima, and again wherever another resample's minimum is lower than its own (`refits.fit_rows`).
+    """Parameters of every row of means -> [B, K]. The data start from a grid; a resample from the best of all points
+    that the data's descents know and from the data's own minima, and again wherever another resample's minimum is lower
+    than its own (`refits.fit_rows`).
     """
     with np.errstate(over="ignore", invalid="ignore"):  # a step too far is not lower, and so not taken
         return fit_rows(_Rows(curve, means), len(means.y_BI), EXACT, VALLEYS)
@@ -354,17 +397,22 @@ def deviations(curve: Curve, theta_BK: Array, means: Means) -> Array:
 
 
 def aiccs(curve: Curve, theta_BK: Array, means: Means) -> Array:
-    """Akaike's criterion over runs, each budget with a noise level of its own -> [B]; infinite where too few runs allow it.
+    """Akaike's criterion over runs, each budget with a noise level of its own -> [B]; infinite where too few runs allow
+    it.
 
     A resample has the noise of the study and its own, so half of its squares count.
     """
     budgets = len(means.models)
     runs_C = np.array([model.counts_I.sum() for model in means.models])
     rest_BI = deviations(curve, theta_BK, means)
-    squares_BC = np.stack([(rest_BI[:, means.budget_I == c] ** 2).sum(1) for c in range(budgets)], axis=1) * means.sd_C**2
+    squares_BC = (
+        np.stack([(rest_BI[:, means.budget_I == c] ** 2).sum(1) for c in range(budgets)], axis=1) * means.sd_C**2
+    )
     squares_BC[1:] /= 2
     free, runs = len(curve.names) + budgets + int((means.seeds_C - 1).sum()) + budgets, int(runs_C.sum())
     if runs - free <= 1:
         return np.full(len(squares_BC), np.inf)
     pure_C = np.array([model.squares for model in means.models])
-    return np.asarray(np.log((pure_C + squares_BC) / runs_C) @ runs_C + 2 * free + 2 * free * (free + 1) / (runs - free - 1))
+    return np.asarray(
+        np.log((pure_C + squares_BC) / runs_C) @ runs_C + 2 * free + 2 * free * (free + 1) / (runs - free - 1)
+    )

@@ -43,9 +43,13 @@ class Model:
     lack_of_fit_p: float
     """Chance of so poor a fit if the model were true (F test against the paired noise)."""
     same_optimum_p: float | None
-    """Chance of so much better a fit than with the same optimum everywhere if that were true (F test); None for that model itself."""
+    """Chance of so much better a fit than with the same optimum everywhere if that were true (F test); None for that
+    model itself.
+    """
     left_out_error: float | None
-    """Root mean square error of the differences between shares at the largest budget, predicted from all others, nats per token."""
+    """Root mean square error of the differences between shares at the largest budget, predicted from all others, nats
+    per token.
+    """
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,9 @@ class Extrapolation:
 
 @dataclass(frozen=True, kw_only=True)
 class JointFit(Fit):
-    """A law of several budgets with its status. Intervals are 95% percentile intervals over resamples; losses are in nats per token."""
+    """A law of several budgets with its status. Intervals are 95% percentile intervals over resamples; losses are in
+    nats per token.
+    """
 
     budgets: tuple[dict[str, float], ...]
     """Every factor of each budget (`joint_budgets.FACTORS`), and its columns."""
@@ -106,11 +112,15 @@ class JointFit(Fit):
     own_optima: tuple[Estimate, ...] = ()
     """Best share at each budget by a curve of the same kind fitted to it alone."""
     shifts: dict[str, Estimate] = field(default_factory=dict)
-    """Factor -> best share at its largest sampled value less that at its least, the others at their mean; in the fullest model."""
+    """Factor -> best share at its largest sampled value less that at its least, the others at their mean; in the
+    fullest model.
+    """
     moved: tuple[str, ...] = ()
     """Factors along which the best share is shown to move; `conventions` says how."""
     movement_p: dict[str, float] = field(default_factory=dict)
-    """Factor -> chance of so much worse a fit without its movement of the best share if there were none, corrected for their number."""
+    """Factor -> chance of so much worse a fit without its movement of the best share if there were none, corrected for
+    their number.
+    """
     models: tuple[Model, ...] = ()
     left_out: LeftOut | None = None
     tie_widths: tuple[float, ...] = ()
@@ -123,10 +133,12 @@ class JointFit(Fit):
         """The curve at another budget. The farther from the data, the wider its intervals and the graver the warning.
 
         Args:
-            at: factor (`active_params`, `tokens_per_active_param`, `sparsity`) -> value; each that was studied is needed.
+            at: factor (`active_params`, `tokens_per_active_param`, `sparsity`) -> value; each that was studied is
+                needed.
 
         Raises:
-            AnalysisError: no law was fitted, a factor is unknown, missing or not positive, or one that did not vary is given another value.
+            AnalysisError: no law was fitted, a factor is unknown, missing or not positive, or one that did not vary is
+                given another value.
         """
         law = self._require_law().fullest
         log_F, distance, where = self._place(at)
@@ -135,15 +147,21 @@ class JointFit(Fit):
         value_BX = law.value(log_F, np.concatenate([grid_X, shares]))
         curve_BX, own_BX = value_BX[:, : len(grid_X)], value_BX[:, len(grid_X) :]
         optimum_B, least_B = law.optimum(log_F), value_BX.min(1)
-        apart_CF = (np.log10([[budget[name] for name in self.factors] for budget in self.budgets]) - log_F) / law.spread_F
+        apart_CF = (
+            np.log10([[budget[name] for name in self.factors] for budget in self.budgets]) - log_F
+        ) / law.spread_F
         width = self.tie_widths[int((apart_CF**2).sum(1).argmin())]
         tied_BX = curve_BX <= least_B[:, None] + width
         ends_B2 = np.stack([grid_X[tied_BX.argmax(1)], grid_X[len(grid_X) - 1 - tied_BX[:, ::-1].argmax(1)]], axis=1)
         depth_B, behind_BX = own_BX[:, -1] - least_B, own_BX - own_BX[:, [-1]]
         warning = ""
         if distance > 0:
-            grave = "an extrapolation" if distance <= 0.5 else "barely more than a guess" if distance <= 1 else "a guess"
-            warning = f"{where}: {distance:.2f} of the sampled range beyond the data, {grave}; the law may change there."
+            grave = (
+                "an extrapolation" if distance <= 0.5 else "barely more than a guess" if distance <= 1 else "a guess"
+            )
+            warning = (
+                f"{where}: {distance:.2f} of the sampled range beyond the data, {grave}; the law may change there."
+            )
         return Extrapolation(
             status=self.status,
             message=" ".join(filter(None, (warning, self.message))),
@@ -152,7 +170,9 @@ class JointFit(Fit):
             depth=Estimate.of(depth_B[0], depth_B[1:]) if shares[-1] == 1 else None,
             tied=(Estimate.of(ends_B2[0, 0], ends_B2[1:, 0]), Estimate.of(ends_B2[0, 1], ends_B2[1:, 1])),
             tie_width=width,
-            differences={share: Estimate.of(each[0], each[1:]) for share, each in zip(shares[:-1], behind_BX.T, strict=False)},
+            differences={
+                share: Estimate.of(each[0], each[1:]) for share, each in zip(shares[:-1], behind_BX.T, strict=False)
+            },
             distance=distance,
         )
 
@@ -171,7 +191,10 @@ class JointFit(Fit):
             value, sampled = at.get(name), [budget[name] for budget in self.budgets]
             if value is None:
                 if name in self.factors:
-                    raise AnalysisError(f"extrapolate: give `{name}` ({UNITS[name]}); it ran from {min(sampled):.3g} to {max(sampled):.3g}")
+                    raise AnalysisError(
+                        f"extrapolate: give `{name}` ({UNITS[name]}); it ran from {min(sampled):.3g} to "
+                        f"{max(sampled):.3g}"
+                    )
                 continue
             if not (math.isfinite(value) and value > 0):
                 raise AnalysisError(f"extrapolate: `{name}` is {value!r}; it must be positive")
@@ -205,20 +228,40 @@ class JointFit(Fit):
             sampled = [budget[factor] for budget in self.budgets]
             doubt = "no movement can be told from noise" if shift.low <= 0 <= shift.high else "a movement is not shown"
             moves = "it moves" if factor in self.moved else doubt
-            span = f"From {_told(min(sampled))} to {_told(max(sampled))} {UNIT_WORDS[factor]} the best {noun} shifts by {shift.value:+.2f}"
+            span = (
+                f"From {_told(min(sampled))} to {_told(max(sampled))} {UNIT_WORDS[factor]} the best {noun} shifts by "
+                f"{shift.value:+.2f}"
+            )
             several = f"; p = {self.movement_p[factor]:.2g} after Holm's correction" if len(self.shifts) > 1 else ""
             lines.append(f"{span} ({percent()} interval {shift.low:+.2f} to {shift.high:+.2f}{several}): {moves}.")
         if self.models and (held := [WORDS[name] for name in FACTORS if name not in self.factors]):
             lines.append(f"Not studied, for want of values that can be told apart: {', '.join(held)}.")
         if self.models:
             chosen = next(model for model in self.models if model.moves_with == self.moves_with)
-            what = f"an optimum that moves with {together(self.moves_with)}" if self.moves_with else "the same optimum everywhere"
-            best = f" ({self.optima[0].value:.2f}, {percent()} interval {self.optima[0].low:.2f} to {self.optima[0].high:.2f})"
-            lines.append(f"AICc prefers {what}{'' if self.moves_with else best}; {self.law} curves, {chosen.df} degrees of freedom.")
-            tests = [f"{together(model.moves_with)} p = {model.same_optimum_p:.2g}" for model in self.models if model.moves_with]
+            what = (
+                f"an optimum that moves with {together(self.moves_with)}"
+                if self.moves_with
+                else "the same optimum everywhere"
+            )
+            best = (
+                f" ({self.optima[0].value:.2f}, {percent()} interval {self.optima[0].low:.2f} to "
+                f"{self.optima[0].high:.2f})"
+            )
+            lines.append(
+                f"AICc prefers {what}{'' if self.moves_with else best}; {self.law} curves, {chosen.df} degrees of "
+                f"freedom."
+            )
+            tests = [
+                f"{together(model.moves_with)} p = {model.same_optimum_p:.2g}"
+                for model in self.models
+                if model.moves_with
+            ]
             lines.append(f"Against the same optimum everywhere: {', '.join(tests)} (F test).")
         if self.left_out:
-            left, verdict = self.left_out, "holds" if self.left_out.error.low <= 0 <= self.left_out.error.high else "excludes"
+            left, verdict = (
+                self.left_out,
+                "holds" if self.left_out.error.low <= 0 <= self.left_out.error.high else "excludes",
+            )
             note = f" ({left.note})" if left.note else ""
             lines.append(
                 f"The largest budget, predicted without it{note}: best {noun} {left.predicted.value:.2f}, "
@@ -231,11 +274,12 @@ class JointFit(Fit):
     def table(self, factor: str, points: Sequence[tuple[float, AllocationFit]] = ()) -> pd.DataFrame:
         """What a figure draws -> series, value (of the factor), status, optimum, low, high.
 
-        Series: `curve` (the best share of one budget's own curve with its 95% interval, an end where none inside is established), `law`
-        (that of the law over all budgets, with its band; other factors at their mean).
+        Series: `curve` (the best share of one budget's own curve with its 95% interval, an end where none inside is
+        established), `law` (that of the law over all budgets, with its band; other factors at their mean).
 
         Args:
-            points: value of the factor and own fit of each budget; without them the law's own best share at each is shown.
+            points: value of the factor and own fit of each budget; without them the law's own best share at each is
+                shown.
         """
         rows: list[tuple[Any, ...]] = []
         for value, fit in points:
@@ -245,7 +289,10 @@ class JointFit(Fit):
                 rows.append(("curve", value, str(fit.status), best, *np.quantile(draws, ends())))
         values = [budget[factor] for budget in self.budgets]
         if not points:
-            rows = [("curve", value, str(self.status), at.value, at.low, at.high) for value, at in zip(values, self.optima, strict=True)]
+            rows = [
+                ("curve", value, str(self.status), at.value, at.low, at.high)
+                for value, at in zip(values, self.optima, strict=True)
+            ]
         data = pd.DataFrame(rows, columns=["series", "value", "status", "optimum", "low", "high"])
         band = self.band(factor, np.geomspace(min(values), max(values), 61))
         return pd.concat([data, band.assign(series="law", status=str(self.status))], ignore_index=True)

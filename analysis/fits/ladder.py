@@ -1,8 +1,9 @@
 """What each rung of a ladder of changes does to the loss: its difference to the rung before, and to the first.
 
-Rungs share their seeds, so the effect of a seed comes off and what is left is the noise of a paired difference, pooled over all rungs.
-Differences are linear in the losses: their intervals are Student's. A ladder asks many questions at once, so each step also has a p value
-after Holm's correction (Scand. J. Stat. 6, 1979), and only that decides which steps are told from noise.
+Rungs share their seeds, so the effect of a seed comes off and what is left is the noise of a paired difference, pooled
+over all rungs. Differences are linear in the losses: their intervals are Student's. A ladder asks many questions at
+once, so each step also has a p value after Holm's correction (Scand. J. Stat. 6, 1979), and only that decides which
+steps are told from noise.
 
 Letters: I rungs that have runs.
 """
@@ -39,7 +40,9 @@ class Rung:
     loss: float
     """For the average seed."""
     step: Estimate | None
-    """Loss less that of the rung before; None for the first, where the one before has no run, or where nothing is repeated."""
+    """Loss less that of the rung before; None for the first, where the one before has no run, or where nothing is
+    repeated.
+    """
     step_p: float | None
     """Chance of so large a step if there were none, after Holm's correction over all steps."""
     total: Estimate | None
@@ -76,14 +79,24 @@ class LadderFit(Fit):
             there = f"rung {last.rung}" + (f" ({names[last.rung]})" if labels else "")
             lines.append(f"From {names[0]} to {there} the loss {verb} by {size}.")
         if steps:
-            told = [f"{step.value:.4f} ({step.low:.4f} to {step.high:.4f}) by {names[rung.rung]}" for rung, step in steps if rung.told]
+            told = [
+                f"{step.value:.4f} ({step.low:.4f} to {step.high:.4f}) by {names[rung.rung]}"
+                for rung, step in steps
+                if rung.told
+            ]
             each = f": {'; '.join(told)}" if told else ""
-            lines.append(f"Of {len(steps)} steps {len(told) or 'none'} can be told from noise after Holm's correction{each}.")
+            lines.append(
+                f"Of {len(steps)} steps {len(told) or 'none'} can be told from noise after Holm's correction{each}."
+            )
         missing = sorted(set(range(len(names))) - {rung.rung for rung in self.rungs})
         if missing and self.rungs:
-            lines.append(f"No finished run of rung {', '.join(map(str, missing))}: the steps to and from there are left out.")
+            lines.append(
+                f"No finished run of rung {', '.join(map(str, missing))}: the steps to and from there are left out."
+            )
         if self.paired_sd is not None:
-            lines.append(f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd).")
+            lines.append(
+                f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd)."
+            )
         return with_doubt(self.status, self.message, lines)
 
     def table(self, labels: Sequence[str], published: Sequence[float | None]) -> pd.DataFrame:
@@ -91,8 +104,8 @@ class LadderFit(Fit):
 
         Args:
             labels: of every rung of the ladder, from the first.
-            published: change of the loss that the same step made elsewhere; None where there is none. A published `total` is the sum of the
-                steps up to there, as far as all of them are published.
+            published: change of the loss that the same step made elsewhere; None where there is none. A published
+                `total` is the sum of the steps up to there, as far as all of them are published.
 
         Values are nats per token; a rung without a run has no value.
         """
@@ -106,13 +119,25 @@ class LadderFit(Fit):
                 total = None if total is None or step is None else total + step
             printed = {"step": step, "total": total if place else None}
             for quantity, estimate in estimates.items():
-                row = {"rung": place, "label": label, "quantity": quantity, "published": printed[quantity], "verdict": ""}
+                row = {
+                    "rung": place,
+                    "label": label,
+                    "quantity": quantity,
+                    "published": printed[quantity],
+                    "verdict": "",
+                }
                 if estimate:
                     row |= {"value": estimate.value, "low": estimate.low, "high": estimate.high}
                 if estimate and rung and quantity == "step":
-                    row["verdict"] = ("lowers" if estimate.value < 0 else "raises") + " the loss" if rung.told else "not told from noise"
+                    row["verdict"] = (
+                        ("lowers" if estimate.value < 0 else "raises") + " the loss"
+                        if rung.told
+                        else "not told from noise"
+                    )
                 rows.append(row)
-        return pd.DataFrame(rows).reindex(columns=["rung", "label", "quantity", "value", "low", "high", "verdict", "published"])
+        return pd.DataFrame(rows).reindex(
+            columns=["rung", "label", "quantity", "value", "low", "high", "verdict", "published"]
+        )
 
     def drawn(self) -> pd.DataFrame:
         """What `plot` draws: the steps of `table`."""
@@ -131,7 +156,8 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
 
     Args:
         frame: one run a row. A column `trial_id` names the rows used; of a column `status` only `finished` is.
-        rung: column of the place in the ladder: 0, 1, 2, ...; a number without runs is a gap, and no step is taken over it.
+        rung: column of the place in the ladder: 0, 1, 2, ...; a number without runs is a gap, and no step is taken over
+            it.
         loss: column of the loss, nats per token.
         seed: column of the seed; runs of one seed are paired across rungs.
 
@@ -139,8 +165,8 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
         A fit whose status says whether its numbers may be quoted. Poor data give a status, not an exception.
 
     Raises:
-        AnalysisError: a column is missing or holds text, a trial id is repeated, one seed stands twice at one rung, or the
-            runs are of several lengths or vocabularies.
+        AnalysisError: a column is missing or holds text, a trial id is repeated, one seed stands twice at one rung, or
+            the runs are of several lengths or vocabularies.
     """
     runs = read_runs(frame, (rung,), loss, seed, "fit_ladder")
     require_one_budget(frame, rung, "fit_ladder", LENGTH)
@@ -182,7 +208,14 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
     weights_KI = np.array([weights(place, place - 1) for place, step in steps.items() if step])
     chances = holm({place: chance(step, noise) for place, step in steps.items() if step})
     rungs = tuple(
-        Rung(place, int(model.counts_I[i]), float(model.mean_I[i]), steps[place], chances.get(place), difference(place, 0))
+        Rung(
+            place,
+            int(model.counts_I[i]),
+            float(model.mean_I[i]),
+            steps[place],
+            chances.get(place),
+            difference(place, 0),
+        )
         for i, place in enumerate(places)
     )
     status, message = Status.CONVERGED, ""

@@ -5,8 +5,8 @@ A law knows nothing of seeds or studies: it gets the shares `x_I`, their weights
 - `Quadratic` is right only near the optimum: on a wide, uncentred or asymmetric grid it is biased even without noise
   (arXiv 2603.22339). It is kept because it needs the fewest shares and because it is what most readers know.
 - `Cubic` is the parabola that may lean to one side.
-- `TwoPower` is the asymmetric curve `c + a (1 - rho)^p + b (rho + 0.1)^-q` with a <= 0 <= b: what the first memory rows gain,
-  against what the last routed experts are worth.
+- `TwoPower` is the asymmetric curve `c + a (1 - rho)^p + b (rho + 0.1)^-q` with a <= 0 <= b: what the first memory rows
+  gain, against what the last routed experts are worth.
 - `Akima` assumes no form: it passes through every mean, noise and all.
 
 Letters: B resamples, I shares, K parameters, G points of the grid over (p, q), S stretches between neighbouring shares.
@@ -41,7 +41,9 @@ class Law(ABC):
 
     @abstractmethod
     def fit(self, x_I: Array, w_I: Array, y_BI: Array, *, polish: bool = True) -> Array:
-        """Weighted least squares of every row of `y_BI` -> parameters [B, K]; without `polish` only as near as a grid comes."""
+        """Weighted least squares of every row of `y_BI` -> parameters [B, K]; without `polish` only as near as a grid
+        comes.
+        """
 
     @abstractmethod
     def value(self, x_X: Array, theta_BK: Array) -> Array:
@@ -52,7 +54,9 @@ class Law(ABC):
         """Where the loss is least -> [B]; NaN where that is not inside (low, high)."""
 
     def settled(self, x_I: Array, w_I: Array, y_BI: Array, theta_BK: Array) -> Array:
-        """Whether a further full Newton step would gain next to nothing -> bool [B]; always so where the fit is in closed form."""
+        """Whether a further full Newton step would gain next to nothing -> bool [B]; always so where the fit is in
+        closed form.
+        """
         return np.ones(len(theta_BK), bool)
 
     def at_bound(self, theta_K: Array) -> str:
@@ -77,7 +81,8 @@ def _exact(target_BI: Array) -> float:
 
 
 def _lowest(cubics_BS4: Array, start_S: Array, length_S: Array, end_B: Array, low: float, high: float) -> Array:
-    """Where piecewise cubics, rising powers of the distance from each stretch's start, are least -> [B]; NaN where an end is lower.
+    """Where piecewise cubics, rising powers of the distance from each stretch's start, are least -> [B]; NaN where an
+    end is lower.
 
     Args:
         end_B: loss of the lower end.
@@ -85,8 +90,12 @@ def _lowest(cubics_BS4: Array, start_S: Array, length_S: Array, end_B: Array, lo
     c, s, k, m = np.moveaxis(cubics_BS4, 2, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         root = np.sqrt(k**2 - 3 * m * s)
-        t_BS = np.where(k > 0, -s / (k + root), (root - k) / (3 * m))  # the root of the slope where it rises, free of cancellation
-        t_BS = np.where((start_S + t_BS >= low) & (t_BS >= 0) & (t_BS <= length_S) & (start_S + t_BS <= high), t_BS, np.nan)
+        t_BS = np.where(
+            k > 0, -s / (k + root), (root - k) / (3 * m)
+        )  # the root of the slope where it rises, free of cancellation
+        t_BS = np.where(
+            (start_S + t_BS >= low) & (t_BS >= 0) & (t_BS <= length_S) & (start_S + t_BS <= high), t_BS, np.nan
+        )
         loss_BS = np.nan_to_num(c + t_BS * (s + t_BS * (k + t_BS * m)), nan=np.inf)
     rows, best_B = np.arange(len(c)), loss_BS.argmin(1)
     vertex_B = np.where(loss_BS[rows, best_B] < end_B, (start_S + t_BS)[rows, best_B], np.nan)
@@ -133,13 +142,14 @@ class Cubic(Law):
 class TwoPower(Law):
     """`c + a (1 - x)^p + b g_q(x)`, where g_q falls from 1 at x = 0 to 0 at x = 1 as `(x + OFFSET)^-q`.
 
-    With g scaled so, c is the loss at x = 1, a and b are nats at x = 0, and b rho^-q of the literature is the same curve in other units.
-    The offset keeps x = 0 finite, as it is in truth: at rho = 0 no expert is idle, but those that a token activates remain, and at the
-    sparsity of these studies they amount to about a tenth of the sparse parameters. q adapts to what the offset leaves over.
+    With g scaled so, c is the loss at x = 1, a and b are nats at x = 0, and b rho^-q of the literature is the same
+    curve in other units. The offset keeps x = 0 finite, as it is in truth: at rho = 0 no expert is idle, but those that
+    a token activates remain, and at the sparsity of these studies they amount to about a tenth of the sparse
+    parameters. q adapts to what the offset leaves over.
 
-    Admissible: a <= 0, b >= 0, 0.25 <= p <= 1 and 0 <= q <= 8 (q = 0: the logarithm). For these the curve is convex, so it has one
-    minimum. p = 1, a steady gain, and q = 0 are ordinary members of the family; p = 0.25 and q = 8, a cusp at either end which
-    no sampled share resolves, count as `bound_hit`.
+    Admissible: a <= 0, b >= 0, 0.25 <= p <= 1 and 0 <= q <= 8 (q = 0: the logarithm). For these the curve is convex, so
+    it has one minimum. p = 1, a steady gain, and q = 0 are ordinary members of the family; p = 0.25 and q = 8, a cusp
+    at either end which no sampled share resolves, count as `bound_hit`.
     """
 
     name: str = "two-power"
@@ -174,10 +184,11 @@ class TwoPower(Law):
         return theta_BK
 
     def _search(self, x_I: Array, root_I: Array, target_BI: Array) -> tuple[Array, list[Array]]:
-        """Best point of a grid over (p, q) -> [B, K], and the best with both terms in each band of q -> [B, K] each, NaN where none is.
+        """Best point of a grid over (p, q) -> [B, K], and the best with both terms in each band of q -> [B, K] each,
+        NaN where none is.
 
-        For given (p, q) the rest is linear, and the best sign-constrained fit is an unconstrained one with both terms, with one of them
-        or with none.
+        For given (p, q) the rest is linear, and the best sign-constrained fit is an unconstrained one with both terms,
+        with one of them or with none.
         """
         theta_BK = np.zeros((len(target_BI), 5))
         least_B = np.full(len(target_BI), np.inf)
@@ -261,7 +272,9 @@ class TwoPower(Law):
 
     def at_bound(self, theta_K: Array) -> str:
         _, a, b, p, q = theta_K
-        hits = (["p at 0.25"] if a and p <= self.P[0] + 1e-3 else []) + (["q at 8"] if b and q >= self.Q[1] - 1e-3 else [])
+        hits = (["p at 0.25"] if a and p <= self.P[0] + 1e-3 else []) + (
+            ["q at 8"] if b and q >= self.Q[1] - 1e-3 else []
+        )
         return " and ".join(hits)
 
     def _basis(self, x_I: Array, p_G: Array, q_G: Array) -> Array:
@@ -278,7 +291,10 @@ class TwoPower(Law):
         logs = [np.log(u) for u in (x + self.OFFSET, np.asarray(self.OFFSET), np.asarray(1 + self.OFFSET))]
         # of -(u^-q - 1) / q, for each u
         here, first, last = ((v * g, -(v**2) * g1, v**3 * g2) for v in logs for g, g1, g2 in [growth(-q * v)])
-        over, under = [a - b for a, b in zip(here, last, strict=True)], [a - b for a, b in zip(first, last, strict=True)]
+        over, under = (
+            [a - b for a, b in zip(here, last, strict=True)],
+            [a - b for a, b in zip(first, last, strict=True)],
+        )
         value = over[0] / under[0]
         slope = (over[1] - value * under[1]) / under[0]
         return value, slope, (over[2] - 2 * slope * under[1] - value * under[2]) / under[0]
@@ -286,9 +302,11 @@ class TwoPower(Law):
 
 @dataclass(frozen=True)
 class Akima(Law):
-    """Akima's piecewise cubic through the share means (J. ACM 17, 1970), which overshoots little; its parameters are those means.
+    """Akima's piecewise cubic through the share means (J. ACM 17, 1970), which overshoots little; its parameters are
+    those means.
 
-    It interpolates, so nothing is left over: it has neither AICc nor lack of fit, and only its left-out error can be compared.
+    It interpolates, so nothing is left over: it has neither AICc nor lack of fit, and only its left-out error can be
+    compared.
     """
 
     knots: tuple[float, ...] = ()

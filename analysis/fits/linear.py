@@ -1,7 +1,8 @@
-"""Laws that are linear in their parameters, fitted to the means of points. Student's t is exact for them, so nothing is resampled.
+"""Laws that are linear in their parameters, fitted to the means of points. Student's t is exact for them, so nothing is
+resampled.
 
-The means come from `noise.seed_model` with their covariance; generalised least squares uses all of it, so a point with more seeds counts
-for more, and what a seed gives to all points alike widens no comparison.
+The means come from `noise.seed_model` with their covariance; generalised least squares uses all of it, so a point with
+more seeds counts for more, and what a seed gives to all points alike widens no comparison.
 
 Letters: I points, K parameters, X any points.
 """
@@ -25,7 +26,9 @@ Name = TypeVar("Name", bound=Hashable)
 LEVEL = 0.05
 """Chance, corrected for the number of questions, below which a difference is told from noise."""
 TIE = 2.0
-"""AICc difference below which two laws are not told apart (Burnham and Anderson, Model Selection and Multimodel Inference, sec. 2.6)."""
+"""AICc difference below which two laws are not told apart (Burnham and Anderson, Model Selection and Multimodel
+Inference, sec. 2.6).
+"""
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,17 @@ def combine(model: SeedModel, weights_I: Array, noise: Noise) -> Estimate:
 
 def chance(difference: Estimate, noise: Noise) -> float:
     """Chance of so large a difference if there were none: p value of Student's t, two-sided."""
-    return float(2 * stdtr(noise.df, -abs(difference.value) / difference.se)) if difference.se > 0 else float(difference.value == 0)
+    return (
+        float(2 * stdtr(noise.df, -abs(difference.value) / difference.se))
+        if difference.se > 0
+        else float(difference.value == 0)
+    )
 
 
 def holm(chances: Mapping[Name, float]) -> dict[Name, float]:
-    """Holm's step-down correction (Scand. J. Stat. 6, 1979): the k-th least p value times the number not less than it, never falling."""
+    """Holm's step-down correction (Scand. J. Stat. 6, 1979): the k-th least p value times the number not less than it,
+    never falling.
+    """
     corrected: dict[Name, float] = {}
     least = 0.0
     for k, name in enumerate(sorted(chances, key=lambda name: chances[name])):
@@ -121,9 +130,11 @@ def part(model: SeedModel, own_I: Array) -> SeedModel:
 
 
 def left_out_errors(model: SeedModel, design_IK: Array) -> Array:
-    """Mean of each point less what the law, fitted to all others, predicts for it -> [I]; NaN where the others do not determine the law.
+    """Mean of each point less what the law, fitted to all others, predicts for it -> [I]; NaN where the others do not
+    determine the law.
 
-    In closed form, without a refit: (Q m)_i / Q_ii with Q = C^-1 - C^-1 X (X' C^-1 X)^-1 X' C^-1 (Dubrule, Math. Geol. 15, 1983).
+    In closed form, without a refit: (Q m)_i / Q_ii with Q = C^-1 - C^-1 X (X' C^-1 X)^-1 X' C^-1 (Dubrule, Math. Geol.
+    15, 1983).
     """
     precision_II = np.linalg.inv(model.covariance_II)
     weighted_IK = precision_II @ design_IK

@@ -1,4 +1,5 @@
-"""The straight line in logs, `log y = log_coefficient + exponent log x`, through points with or without errors of their own.
+"""The straight line in logs, `log y = log_coefficient + exponent log x`, through points with or without errors of their
+own.
 
 Letters: N points, X points to predict.
 """
@@ -30,7 +31,9 @@ class LogLogFit(Fit):
 
     columns: tuple[str, str]
     chi_square: float | None = None
-    """Weighted sum of squares over its degrees of freedom: about 1 where the given errors explain the scatter; None without errors."""
+    """Weighted sum of squares over its degrees of freedom: about 1 where the given errors explain the scatter; None
+    without errors.
+    """
     _center: float = field(default=0.0, repr=False, compare=False)
     """Weighted mean of log x, at which level and exponent are independent."""
     _table: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False, compare=False)
@@ -51,7 +54,12 @@ class LogLogFit(Fit):
         off_X, (level, slope) = design_X2[:, 1] - self._center, self._variances()
         half_X = stdtrit(len(self.rows) - 2, ends()[1]) * np.sqrt(level + off_X**2 * slope)
         return pd.DataFrame(
-            {self.columns[0]: x_X, self.columns[1]: np.exp(log_y_X), "low": np.exp(log_y_X - half_X), "high": np.exp(log_y_X + half_X)}
+            {
+                self.columns[0]: x_X,
+                self.columns[1]: np.exp(log_y_X),
+                "low": np.exp(log_y_X - half_X),
+                "high": np.exp(log_y_X + half_X),
+            }
         )
 
     def _variances(self) -> tuple[float, float]:
@@ -97,7 +105,8 @@ def fit_log_log(frame: pd.DataFrame, *, x: str, y: str, log_se: str | None = Non
         log_se: column of the standard errors of log y (natural); weights are 1 / log_se^2. None: equal weights.
 
     Returns:
-        A fit; where the points scatter by more than their errors explain, all errors are widened to explain it (Birge ratio).
+        A fit; where the points scatter by more than their errors explain, all errors are widened to explain it (Birge
+        ratio).
 
     Raises:
         AnalysisError: a column is missing, holds text or what is not positive.
@@ -113,7 +122,8 @@ def fit_log_log(frame: pd.DataFrame, *, x: str, y: str, log_se: str | None = Non
         "form": "log y = log_coefficient + exponent log x, natural logarithms",
         "objective": "weighted sum of squares of log y",
         "weights": f"1 / {log_se}^2" if log_se else "equal",
-        "interval": f"{percent()}, Student's t{'; errors widened where the points scatter more (Birge ratio)' if log_se else ''}",
+        "interval": f"{percent()}, Student's "
+        f"t{'; errors widened where the points scatter more (Birge ratio)' if log_se else ''}",
     }
     common: dict[str, Any] = {"law": "log-log", "columns": (x, y), "rows": points.rows, "conventions": conventions}
     df = len(points.rows) - 2
@@ -129,10 +139,15 @@ def fit_log_log(frame: pd.DataFrame, *, x: str, y: str, log_se: str | None = Non
     squares = float(w_N @ (log_y_N - level - exponent * off_N) ** 2)
     scale = max(1.0, squares / df) if log_se else squares / df
     var_level, var_exponent = scale / w_N.sum(), scale / spread
-    covariance = ((var_level + center**2 * var_exponent, -center * var_exponent), (-center * var_exponent, var_exponent))
+    covariance = (
+        (var_level + center**2 * var_exponent, -center * var_exponent),
+        (-center * var_exponent, var_exponent),
+    )
     table = pd.DataFrame({x: points.x_TN[0], y: points.x_TN[1]})
     if log_se:
-        table["low"], table["high"] = (points.x_TN[1] * np.exp(sign * ndtri(ends()[1]) * points.x_TN[2]) for sign in (-1, 1))
+        table["low"], table["high"] = (
+            points.x_TN[1] * np.exp(sign * ndtri(ends()[1]) * points.x_TN[2]) for sign in (-1, 1)
+        )
     return LogLogFit(
         status=Status.CONVERGED,
         message=points.left_out,

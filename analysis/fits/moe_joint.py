@@ -1,10 +1,12 @@
-"""Loss against active parameters, training tokens and routed experts: the joint law of Ludziejewski et al. 2025, arXiv 2502.05172.
+"""Loss against active parameters, training tokens and routed experts: the joint law of Ludziejewski et al. 2025, arXiv
+2502.05172.
 
-`L = A E^^delta N^(alpha + gamma ln E^) + B E^^omega D^(beta + zeta ln E^) + C`, where E^ is the number of experts E, saturating at
-both ends as in Clark et al. 2022 (`routing.py`): one expert counts as E_start, and ever more as E_max. Exponents have the paper's signs.
+`L = A E^^delta N^(alpha + gamma ln E^) + B E^^omega D^(beta + zeta ln E^) + C`, where E^ is the number of experts E,
+saturating at both ends as in Clark et al. 2022 (`routing.py`): one expert counts as E_start, and ever more as E_max.
+Exponents have the paper's signs.
 
-Letters: R rows of parameters, B resamples, G starts, N runs, X points, K parameters (C; log A, alpha, delta, gamma and log B, beta, omega,
-zeta about the means of log N, log D and log E; log E_start, log E_max / E_start).
+Letters: R rows of parameters, B resamples, G starts, N runs, X points, K parameters (C; log A, alpha, delta, gamma and
+log B, beta, omega, zeta about the means of log N, log D and log E; log E_start, log E_max / E_start).
 """
 
 from __future__ import annotations
@@ -41,15 +43,23 @@ class MoeJointLaw(SizedLaw):
 
     def bounds(self) -> tuple[Array, Array]:
         most = np.exp(self.log_y_N.max())
-        low, high = ([np.log(most) + shift, POWERS[end], BENDS[end], BENDS[end]] * 2 for shift, end in ((-30, 0), (5, 1)))
-        return np.array([0.0, *low, *np.log([START[0], RATIO[0]])]), np.array([most, *high, *np.log([START[1], RATIO[1]])])
+        low, high = (
+            [np.log(most) + shift, POWERS[end], BENDS[end], BENDS[end]] * 2 for shift, end in ((-30, 0), (5, 1))
+        )
+        return np.array([0.0, *low, *np.log([START[0], RATIO[0]])]), np.array(
+            [most, *high, *np.log([START[1], RATIO[1]])]
+        )
 
     def starts(self) -> Array:
-        """A grid over exponents and saturation, the rest by least squares of the law without gamma and zeta -> [G, K]."""
+        """A grid over exponents and saturation, the rest by least squares of the law without gamma and
+        zeta -> [G, K].
+        """
         found, weight_N1 = [], np.exp(-self.log_y_N)[:, None]
         (log_n_N, log_d_N, log_e_N), (n_mean, d_mean, e_mean) = self.log_x_TN, self.means
         one_N = np.ones_like(self.log_y_N)
-        for start, ratio, alpha, beta in itertools.product((1.3, 3.0, 8.0), (10.0, 100.0, 1e3), (-0.15, -0.25, -0.5), (-0.15, -0.25, -0.5)):
+        for start, ratio, alpha, beta in itertools.product(
+            (1.3, 3.0, 8.0), (10.0, 100.0, 1e3), (-0.15, -0.25, -0.5), (-0.15, -0.25, -0.5)
+        ):
             saturation = np.log([start, ratio])
             z_N = np.log(10) * saturating(np.exp(log_e_N), *saturation[:, None, None])[0][0] - e_mean
             by_n_N, by_d_N = np.exp(alpha * (log_n_N - n_mean)), np.exp(beta * (log_d_N - d_mean))
@@ -65,7 +75,9 @@ class MoeJointLaw(SizedLaw):
 
     def derivatives(self, theta_RK: Array, w_RN: Array) -> tuple[Array, Array, Array]:
         with np.errstate(over="ignore", invalid="ignore"):
-            value_RN, by_n_RN, by_d_RN, n_N, d_N, z_RN, (by_start_RN, by_ratio_RN) = self._terms(theta_RK, *self.log_x_TN)
+            value_RN, by_n_RN, by_d_RN, n_N, d_N, z_RN, (by_start_RN, by_ratio_RN) = self._terms(
+                theta_RK, *self.log_x_TN
+            )
             delta, gamma, omega, zeta = theta_RK.T[[3, 4, 7, 8], :, None]
             by_z_RN = by_n_RN * (delta + gamma * n_N) + by_d_RN * (omega + zeta * d_N)
             columns = [np.ones_like(value_RN)]
@@ -80,11 +92,22 @@ class MoeJointLaw(SizedLaw):
         with np.errstate(over="ignore"):  # `Fit` gives a status to what leaves the range of numbers
             a = level * np.exp(log_a - alpha * n_mean - delta * e_mean + gamma * n_mean * e_mean)
             b = level * np.exp(log_b - beta * d_mean - omega * e_mean + zeta * d_mean * e_mean)
-            own = (a, alpha - gamma * e_mean, delta - gamma * n_mean, gamma, b, beta - zeta * e_mean, omega - zeta * d_mean, zeta)
+            own = (
+                a,
+                alpha - gamma * e_mean,
+                delta - gamma * n_mean,
+                gamma,
+                b,
+                beta - zeta * e_mean,
+                omega - zeta * d_mean,
+                zeta,
+            )
             return dict(zip(NAMES, (level * c, *own, np.exp(log_start), np.exp(log_start + log_ratio)), strict=True))
 
     def _terms(self, theta_RK: Array, log_n_X: Array, log_d_X: Array, log_e_X: Array) -> tuple[Any, ...]:
-        """L^, its terms of N and of D, log N, log D and log E^ about the means, and how log E^ changes with either saturation."""
+        """L^, its terms of N and of D, log N, log D and log E^ about the means, and how log E^ changes with either
+        saturation.
+        """
         n_mean, d_mean, e_mean = self.means
         c, log_a, alpha, delta, gamma, log_b, beta, omega, zeta, log_start, log_ratio = theta_RK.T[:, :, None]
         z_RX, *slopes = (np.log(10) * each for each in saturating(np.exp(log_e_X), log_start, log_ratio))
@@ -96,7 +119,9 @@ class MoeJointLaw(SizedLaw):
 
 @dataclass(frozen=True, kw_only=True)
 class MoeJointFit(SizedFit):
-    """The joint law of experts. The first of `columns` is that of the active parameters, the third that of the routed experts."""
+    """The joint law of experts. The first of `columns` is that of the active parameters, the third that of the routed
+    experts.
+    """
 
     def predict(self, params: Any, tokens: Any, experts: Any) -> pd.DataFrame:
         """The law with its pointwise band -> the columns of the sizes, loss, low, high.
@@ -111,9 +136,10 @@ class MoeJointFit(SizedFit):
     def _found(self) -> str:
         gamma, zeta, most = (self.parameters[name] for name in ("gamma", "zeta", "E_max"))
         return (
-            f"An e-fold of effective experts changes the exponent of {self.columns[0]} by {gamma.value:+.4f} ({percent()} interval "
-            f"{gamma.low:+.4f} to {gamma.high:+.4f}) and that of {self.columns[1]} by {zeta.value:+.4f} ({zeta.low:+.4f} to "
-            f"{zeta.high:+.4f}); experts saturate at {most.value:.3g} ({most.low:.3g} to {most.high:.3g})."
+            f"An e-fold of effective experts changes the exponent of {self.columns[0]} by {gamma.value:+.4f} "
+            f"({percent()} interval {gamma.low:+.4f} to {gamma.high:+.4f}) and that of {self.columns[1]} by "
+            f"{zeta.value:+.4f} ({zeta.low:+.4f} to {zeta.high:+.4f}); experts saturate at {most.value:.3g} "
+            f"({most.low:.3g} to {most.high:.3g})."
         )
 
 
@@ -132,8 +158,8 @@ def fit_moe_joint(
     """Fit the joint law of experts.
 
     Args:
-        frame: one run, or one checkpoint, a row, all of one kind of router; a dense model has one expert. A column `trial_id` names the
-            rows used; of a column `status` only what says finished is.
+        frame: one run, or one checkpoint, a row, all of one kind of router; a dense model has one expert. A column
+            `trial_id` names the rows used; of a column `status` only what says finished is.
         params: column of the active parameters.
         tokens: column of the training tokens.
         experts: column of the number of routed experts.
@@ -146,7 +172,8 @@ def fit_moe_joint(
         A fit whose status says whether its numbers may be quoted. Poor data give a status, not an exception.
 
     Raises:
-        AnalysisError: a column is missing, holds text, a size that is not positive or fewer than one expert, or a trial id is repeated.
+        AnalysisError: a column is missing, holds text, a size that is not positive or fewer than one expert, or a trial
+            id is repeated.
     """
     require_resamples(resamples, "fit_moe_joint")
     columns = (params, tokens, experts)
@@ -159,8 +186,10 @@ def fit_moe_joint(
         "form": "loss = A E^^delta N^(alpha + gamma ln E^) + B E^^omega D^(beta + zeta ln E^) + C, "
         "1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max",
         "objective": "sum over rows of (log fitted loss - log loss)^2, natural logarithms",
-        "admissible": f"at the means of log N, log D and log E: powers of N and D {POWERS[0]:g} to {POWERS[1]:g}, other exponents "
-        f"{BENDS[0]:g} to {BENDS[1]:g}; E_start {START[0]:g} to {START[1]:g}, E_max / E_start {RATIO[0]:g} to {RATIO[1]:g}; C not negative",
+        "admissible": f"at the means of log N, log D and log E: powers of N and D {POWERS[0]:g} to {POWERS[1]:g}, "
+        f"other exponents "
+        f"{BENDS[0]:g} to {BENDS[1]:g}; E_start {START[0]:g} to {START[1]:g}, E_max / E_start {RATIO[0]:g} to "
+        f"{RATIO[1]:g}; C not negative",
         **of_bootstrap(run, resamples, random_seed),
     }
     common: dict[str, Any] = {"law": "moe-joint", "columns": columns, "rows": points.rows, "conventions": conventions}

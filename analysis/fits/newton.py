@@ -1,7 +1,7 @@
 """Minimise many small problems at once: damped Newton steps within a box, every row at its own pace.
 
-Made for bootstrap refits: hundreds or thousands of rows with a handful of parameters each, whose objective, gradient and Hessian come
-from one array expression. A row leaves the batch as soon as no step can lower it.
+Made for bootstrap refits: hundreds or thousands of rows with a handful of parameters each, whose objective, gradient
+and Hessian come from one array expression. A row leaves the batch as soon as no step can lower it.
 
 Letters: B rows, R those still moving, K parameters.
 """
@@ -18,11 +18,16 @@ Derivatives = Callable[[Array, Array], tuple[Array, Array, Array]]
 """(theta [R, K], row numbers [R]) -> objective [R], gradient [R, K], Hessian [R, K, K]."""
 STEPS = 300  # nearly all rows rest after fifteen
 SETTLED, DONE = 1e-10, 1e-14  # what a full step would still gain, relative to the objective
-SAME = 1e-9  # part of the objective by which another minimum must be lower to be taken: of equal ones the first found stays
-POLISH = 4  # full steps at the end, judged by the gradient: there the objective is level within its rounding, a parameter is not yet
+# part of the objective by which another minimum must be lower to be taken: of equal ones the first found stays
+SAME = 1e-9
+# full steps at the end, judged by the gradient: there the objective is level within its rounding, a parameter is not
+# yet
+POLISH = 4
 TINY = 1e-12  # so near to an end of its range a parameter is put there
 FLAT = 1e-9  # least curvature, relative to the diagonal, that a step relies on
-HUGE = 1e12  # beyond it, beside a diagonal of 0, eigenvalues may not converge where a process flushes denormal numbers, as training does
+# beyond it, beside a diagonal of 0, eigenvalues may not converge where a process flushes denormal numbers, as training
+# does
+HUGE = 1e12
 
 
 class Minimum(NamedTuple):
@@ -34,11 +39,13 @@ class Minimum(NamedTuple):
     """Whether a further full Newton step would gain next to nothing; False where the steps ran out or got stuck."""
 
 
-def minimise(derivatives: Derivatives, theta_BK: Array, low_K: Array, high_K: Array, negligible: float, steps: int = STEPS) -> Minimum:
+def minimise(
+    derivatives: Derivatives, theta_BK: Array, low_K: Array, high_K: Array, negligible: float, steps: int = STEPS
+) -> Minimum:
     """Descend from `theta_BK`; no row ever rises by more than rounding.
 
-    Steps are damped after Levenberg and Marquardt. A parameter at an end of its range that wants to leave it is held; a step that would
-    leave the range ends there, so that parameters which balance each other keep their balance.
+    Steps are damped after Levenberg and Marquardt. A parameter at an end of its range that wants to leave it is held; a
+    step that would leave the range ends there, so that parameters which balance each other keep their balance.
 
     Args:
         negligible: objective below which a row is an exact fit and rests.
@@ -71,7 +78,12 @@ def minimise(derivatives: Derivatives, theta_BK: Array, low_K: Array, high_K: Ar
         f_R, g_RK, h_RKK = derivatives(trial_RK, live_R)
         lower_R = f_R < f_B[live_R]  # not so for NaN
         better = live_R[lower_R]
-        theta_BK[better], f_B[better], g_BK[better], h_BKK[better] = trial_RK[lower_R], f_R[lower_R], g_RK[lower_R], h_RKK[lower_R]
+        theta_BK[better], f_B[better], g_BK[better], h_BKK[better] = (
+            trial_RK[lower_R],
+            f_R[lower_R],
+            g_RK[lower_R],
+            h_RKK[lower_R],
+        )
         damping_B[live_R] = np.maximum(np.where(lower_R, damping_B[live_R] / 5, damping_B[live_R] * 8), 1e-12)
     settled_B = (gain_B <= SETTLED * f_B) | (f_B <= negligible)
     _polish(derivatives, theta_BK, f_B, g_BK, h_BKK, low_K, high_K, np.flatnonzero(settled_B))
@@ -79,9 +91,18 @@ def minimise(derivatives: Derivatives, theta_BK: Array, low_K: Array, high_K: Ar
 
 
 def _polish(
-    derivatives: Derivatives, theta_BK: Array, f_B: Array, g_BK: Array, h_BKK: Array, low_K: Array, high_K: Array, live_R: Array
+    derivatives: Derivatives,
+    theta_BK: Array,
+    f_B: Array,
+    g_BK: Array,
+    h_BKK: Array,
+    low_K: Array,
+    high_K: Array,
+    live_R: Array,
 ) -> None:
-    """Full Newton steps, in place, as long as they make a further one gain less: to where rounding alone moves a parameter."""
+    """Full Newton steps, in place, as long as they make a further one gain less: to where rounding alone moves a
+    parameter.
+    """
     move_RK, gain_R = full_step(theta_BK[live_R], g_BK[live_R], h_BKK[live_R], low_K, high_K)
     for _ in range(POLISH):
         if not len(live_R):
@@ -106,8 +127,8 @@ def full_step(at_RK: Array, g_RK: Array, h_RKK: Array, low_K: Array, high_K: Arr
 def _step(g_RK: Array, h_RKK: Array, held_RK: Array, damping_R: Array) -> tuple[Array, Array]:
     """The damped step, and what a full one would gain -> [R, K], [R].
 
-    The Hessian is scaled to a unit diagonal and its eigenvalues are taken by size, so the step goes downhill where the objective is not
-    convex.
+    The Hessian is scaled to a unit diagonal and its eigenvalues are taken by size, so the step goes downhill where the
+    objective is not convex.
     """
     scale_RK = np.sqrt(np.abs(np.einsum("rkk->rk", h_RKK))) + 1e-150
     free_RKK = ~(held_RK[:, :, None] | held_RK[:, None])

@@ -1,7 +1,8 @@
 """How much a loss moves from seed to seed, and which shares that noise cannot tell from the best.
 
-Seeds are paired: a seed fixes the data order and the shared initial weights of all shares, so it moves all of them together. The model is
-`loss = mean of the share + effect of the seed + noise`; only the noise blurs a comparison between shares.
+Seeds are paired: a seed fixes the data order and the shared initial weights of all shares, so it moves all of them
+together. The model is `loss = mean of the share + effect of the seed + noise`; only the noise blurs a comparison
+between shares.
 
 Letters: I shares, J seeds, N runs, B resamples.
 """
@@ -34,7 +35,9 @@ class SeedModel:
     df: int
     """Degrees of freedom of `sd`."""
     spread: float
-    """Standard deviation between the seeds of one share, seed effects included, pooled over shares; NaN when nothing is repeated."""
+    """Standard deviation between the seeds of one share, seed effects included, pooled over shares; NaN when nothing is
+    repeated.
+    """
     squares: float
     """Sum of squares behind `sd`."""
 
@@ -71,17 +74,21 @@ def seed_model(x_N: Array, y_N: Array, seed_N: Array) -> SeedModel:
 
 def _design(x_N: Array, seed_N: Array) -> Array:
     """Columns of the shares, then of the seeds where these can be told apart."""
-    share_NI, seed_NJ = (np.eye(len(found))[at] for found, at in (np.unique(each, return_inverse=True) for each in (x_N, seed_N)))
+    share_NI, seed_NJ = (
+        np.eye(len(found))[at] for found, at in (np.unique(each, return_inverse=True) for each in (x_N, seed_N))
+    )
     contrasts_NJ = seed_NJ[:, :-1] - seed_NJ[:, -1:]  # effects sum to zero: the means are those of the average seed
     design = np.hstack([share_NI, contrasts_NJ])
     return design if np.linalg.matrix_rank(design) == design.shape[1] else share_NI
 
 
 def noisier(x_N: Array, y_N: Array, seed_N: Array, rng: np.random.Generator) -> Array:
-    """Shares whose residuals are larger than noise that is alike at all of them explains -> bool [I]; wrongly so in 5% of studies.
+    """Shares whose residuals are larger than noise that is alike at all of them explains -> bool [I]; wrongly so in 5%
+    of studies.
 
-    Cochran's test (Annals of Eugenics 11, 1941): the largest part of the sum of squares that one share has, its distribution simulated
-    for the design at hand. With two seeds a share has less than one degree of freedom, so only a gross difference is seen.
+    Cochran's test (Annals of Eugenics 11, 1941): the largest part of the sum of squares that one share has, its
+    distribution simulated for the design at hand. With two seeds a share has less than one degree of freedom, so only a
+    gross difference is seen.
     """
     design = _design(x_N, seed_N)
     rest_NN = np.eye(len(y_N)) - design @ np.linalg.pinv(design)
@@ -100,9 +107,10 @@ def noisier(x_N: Array, y_N: Array, seed_N: Array, rng: np.random.Generator) -> 
 def resample(model: SeedModel, sd: float, df: int, count: int, rng: np.random.Generator) -> Array:
     """Share means of `count` repeated studies -> [B, I].
 
-    With two or three seeds there is too little to draw from by resampling the runs themselves, so Gaussian noise of the pooled, measured
-    size is added to every run and the seed effects are taken off again. Each resample also draws the noise level from its own uncertainty
-    (scaled inverse chi-square), which widens the interval of a study with few seeds as Student's t would.
+    With two or three seeds there is too little to draw from by resampling the runs themselves, so Gaussian noise of the
+    pooled, measured size is added to every run and the seed effects are taken off again. Each resample also draws the
+    noise level from its own uncertainty (scaled inverse chi-square), which widens the interval of a study with few
+    seeds as Student's t would.
     """
     level_B = sd * np.sqrt(df / rng.chisquare(df, count))
     noise_BN = rng.standard_normal((count, model.map_IN.shape[1])) * level_B[:, None]
@@ -112,36 +120,53 @@ def resample(model: SeedModel, sd: float, df: int, count: int, rng: np.random.Ge
 def tied_with_best(model: SeedModel, sd: float, df: int, rng: np.random.Generator) -> Array:
     """Which shares may be the best: bool [I]. The true best is among them with 95% confidence, jointly over all shares.
 
-    Gupta's subset selection (Technometrics 7, 1965): share k stays if no share i beats it by more than d_k standard errors of their
-    paired difference, d_k being the 95% quantile of the largest such ratio when all shares are equal (simulated, pooled noise).
+    Gupta's subset selection (Technometrics 7, 1965): share k stays if no share i beats it by more than d_k standard
+    errors of their paired difference, d_k being the 95% quantile of the largest such ratio when all shares are equal
+    (simulated, pooled noise).
     """
     error_II, most_I = _ties(model, df, rng)
-    return np.array([((model.mean_I[k] - model.mean_I) / error_II[k]).max() <= sd * most_I[k] for k in range(len(most_I))])
+    return np.array(
+        [((model.mean_I[k] - model.mean_I) / error_II[k]).max() <= sd * most_I[k] for k in range(len(most_I))]
+    )
 
 
 def tie_width(model: SeedModel, sd: float, df: int, rng: np.random.Generator) -> float:
-    """How much worse than the best a share may be and still be tied with it (`tied_with_best`), the median over shares: what a study of
-    these seeds and this noise does not tell apart, nats per token."""
+    """How much worse than the best a share may be and still be tied with it (`tied_with_best`), the median over shares:
+    what a study of these seeds and this noise does not tell apart, nats per token.
+    """
     error_II, most_I = _ties(model, df, rng)
     return float(
-        sd * np.median([most * np.median(np.delete(error_I, k)) for k, (error_I, most) in enumerate(zip(error_II, most_I, strict=True))])
+        sd
+        * np.median(
+            [
+                most * np.median(np.delete(error_I, k))
+                for k, (error_I, most) in enumerate(zip(error_II, most_I, strict=True))
+            ]
+        )
     )
 
 
 def _ties(model: SeedModel, df: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Standard errors of the paired differences in units of the noise [I, I], and of them how many a tied share may be behind -> [I]."""
+    """Standard errors of the paired differences in units of the noise [I, I], and of them how many a tied share may be
+    behind -> [I].
+    """
     c = model.covariance_II
     error_II = np.sqrt(np.maximum(np.diag(c)[:, None] + np.diag(c)[None] - 2 * c, 0)) + np.eye(len(c))
-    draws, size = rng.standard_normal((10_000, model.map_IN.shape[1])) @ model.map_IN.T, np.sqrt(rng.chisquare(df, 10_000) / df)
+    draws, size = (
+        rng.standard_normal((10_000, model.map_IN.shape[1])) @ model.map_IN.T,
+        np.sqrt(rng.chisquare(df, 10_000) / df),
+    )
     most_I = [np.quantile(((draws[:, [k]] - draws) / error_II[k]).max(1) / size, 0.95) for k in range(len(c))]
     return error_II, np.array(most_I)
 
 
 def lack_of_fit(model: SeedModel, squares: float, parameters: int) -> float | None:
-    """Chance of so poor a fit of the share means if the law were true: F test against the paired noise; None where it cannot be made.
+    """Chance of so poor a fit of the share means if the law were true: F test against the paired noise; None where it
+    cannot be made.
 
     Args:
-        squares: weighted sum of squares of the share means around the law; a weight is the number of runs that a mean is worth.
+        squares: weighted sum of squares of the share means around the law; a weight is the number of runs that a mean
+            is worth.
         parameters: of the law.
     """
     if len(model.mean_I) - parameters < 1 or model.df < 1 or model.sd == 0:
@@ -152,12 +177,14 @@ def lack_of_fit(model: SeedModel, squares: float, parameters: int) -> float | No
 def lack_of_fits(model: SeedModel, squares_B: Array, parameters: int, sd: float) -> Array:
     """`lack_of_fit` of many resamples at once -> [B]; 1 where there is nothing to test."""
     df = len(model.mean_I) - parameters
-    return np.asarray(fdtrc(df, model.df, squares_B / df / sd**2)) if df > 0 and model.df > 0 else np.ones(len(squares_B))
+    return (
+        np.asarray(fdtrc(df, model.df, squares_B / df / sd**2)) if df > 0 and model.df > 0 else np.ones(len(squares_B))
+    )
 
 
 def aicc(model: SeedModel, squares: float, parameters: int, seeds: int) -> float | None:
-    """Akaike's criterion with the small-sample correction over runs, seed effects counted; None where it is not defined: too few runs, or
-    nothing left over.
+    """Akaike's criterion with the small-sample correction over runs, seed effects counted; None where it is not
+    defined: too few runs, or nothing left over.
 
     Arguments as for `lack_of_fit`.
     """
@@ -175,9 +202,11 @@ def aiccs(model: SeedModel, squares_B: Array, parameters: int, seeds: int) -> Ar
 
 
 def cps(squares_B: Array, parameters: int, sd: float) -> Array:
-    """Mallows' Cp up to a constant (Technometrics 15, 1973) -> [B]: squares in units of the measured noise, and two for each parameter.
+    """Mallows' Cp up to a constant (Technometrics 15, 1973) -> [B]: squares in units of the measured noise, and two for
+    each parameter.
 
-    Unlike AICc it does not measure the noise on the law itself, so with few shares it does not forbid a law that the data ask for.
+    Unlike AICc it does not measure the noise on the law itself, so with few shares it does not forbid a law that the
+    data ask for.
     """
     return np.asarray(squares_B / sd**2 + 2 * parameters)
 
@@ -186,7 +215,8 @@ LEVEL, POWER, MOST_SEEDS = 0.05, 0.8, 1000
 
 
 def power(depth: float, paired_sd: float, seeds: int, points: int) -> float:
-    """Chance that a paired difference of two points of this size is told from 0: two-sided t test at 5%, noise pooled over all points.
+    """Chance that a paired difference of two points of this size is told from 0: two-sided t test at 5%, noise pooled
+    over all points.
 
     Both are named beforehand; the best of many points, picked afterwards, needs more.
 

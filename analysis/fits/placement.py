@@ -1,13 +1,15 @@
 """Which share to train next: the one that is expected to shorten the 95% interval of the best share most.
 
-The resampled curves of `fit_allocation`, each with the law that it chose, say what the runs so far allow, so they stand in for a posterior.
-For each share that could be trained, losses that it may give are drawn from them with the measured noise; by Bayes' rule each would give
-the curves other weights, and the best share another interval. The mean length of that interval is what is minimised: a knowledge gradient
-(Frazier et al., INFORMS Journal on Computing 21, 2009) of the length of an interval.
+The resampled curves of `fit_allocation`, each with the law that it chose, say what the runs so far allow, so they stand
+in for a posterior. For each share that could be trained, losses that it may give are drawn from them with the measured
+noise; by Bayes' rule each would give the curves other weights, and the best share another interval. The mean length of
+that interval is what is minimised: a knowledge gradient (Frazier et al., INFORMS Journal on Computing 21, 2009) of the
+length of an interval.
 
-A Gaussian process in place of the resampled curves was tried (a parabola with nearly free coefficients and a Matern deviation, noise and
-covariance averaged by their likelihood). It knows no law, so it trains other shares than those that decide between the laws, and the
-interval of the fit, which is the one reported, came out 1.4 to 1.7 times as long after 16 trials (docs/LOG.md).
+A Gaussian process in place of the resampled curves was tried (a parabola with nearly free coefficients and a Matern
+deviation, noise and covariance averaged by their likelihood). It knows no law, so it trains other shares than those
+that decide between the laws, and the interval of the fit, which is the one reported, came out 1.4 to 1.7 times as long
+after 16 trials (docs/LOG.md).
 
 Letters: D resampled curves, C candidates, Y losses that a candidate may give.
 """
@@ -25,7 +27,9 @@ Array = np.ndarray
 CURVES, IMAGINED = 1000, 120
 
 
-def next_shares(fit: AllocationFit, candidates: Sequence[float], count: int, seeds: int, *, random_seed: int = 0) -> list[float]:
+def next_shares(
+    fit: AllocationFit, candidates: Sequence[float], count: int, seeds: int, *, random_seed: int = 0
+) -> list[float]:
     """The shares to train next, the most telling one first; each is chosen as if those before it had been trained.
 
     Args:

@@ -1,6 +1,7 @@
 """From any table of runs to the arrays of a law over sizes: positive columns, a loss, and which rows are one run.
 
-`runs.py` does the same for studies whose seeds are paired. Refuses what cannot be meant; poor data are the fit's business.
+`runs.py` does the same for studies whose seeds are paired. Refuses what cannot be meant; poor data are the fit's
+business.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Points:
         return float(np.exp(np.log(self.y_N).mean()))
 
     def against(self, predict: Callable[..., pd.DataFrame]) -> pd.DataFrame:
-        """Every measurement against a law -> row, the columns of the sizes, measured, predicted, low, high (the band of the law there)."""
+        """Every measurement against a law -> row, the columns of the sizes, measured, predicted, low, high (the band of
+        the law there).
+        """
         table = predict(*self.x_TN).rename(columns={"loss": "predicted"})
         table.insert(0, "row", self.rows)
         table.insert(len(self.x_TN) + 1, "measured", self.y_N)
@@ -54,14 +57,25 @@ class Points:
 
     def refusal(self) -> tuple[Status, str] | None:
         """Why no law can be fitted to these losses, whichever it is; None where one can be."""
-        bad = listed([place for place, value in zip(self.at, self.y_N, strict=True) if not (np.isfinite(value) and value > 0)])
+        bad = listed(
+            [place for place, value in zip(self.at, self.y_N, strict=True) if not (np.isfinite(value) and value > 0)]
+        )
         if bad:
-            return Status.NOT_FINITE, f"the loss of {bad} is not a positive number: leave such runs out and say so, or repeat them."
+            return (
+                Status.NOT_FINITE,
+                f"the loss of {bad} is not a positive number: leave such runs out and say so, or repeat them.",
+            )
         equal = same_losses(self.y_N)
         return (Status.TOO_FEW_POINTS, equal) if equal else None
 
     def too_few(
-        self, columns: Sequence[str], parameters: str, runs: int, sizes: Sequence[int], law: str = "the law", more: str = "train more"
+        self,
+        columns: Sequence[str],
+        parameters: str,
+        runs: int,
+        sizes: Sequence[int],
+        law: str = "the law",
+        more: str = "train more",
     ) -> tuple[Status, str] | None:
         """`refusal`, or that there are fewer runs, or distinct values of a column, than a law needs.
 
@@ -76,13 +90,16 @@ class Points:
             return Status.TOO_FEW_POINTS, f"{len(self.y_N)} rows; {parameters} parameters need at least {runs}: {more}."
         for column, x_N, least in zip(columns, self.x_TN, sizes, strict=False):
             if distinct(x_N) < least:
-                return Status.TOO_FEW_POINTS, f"`{column}` has {distinct(x_N)} distinct value(s); {law} needs at least {least}."
+                return (
+                    Status.TOO_FEW_POINTS,
+                    f"`{column}` has {distinct(x_N)} distinct value(s); {law} needs at least {least}.",
+                )
         return None
 
 
 def read_points(frame: pd.DataFrame, x: Sequence[str], loss: str, run: str | None, caller: str) -> Points:
-    """The rows in an order of their own, so that the table's makes no difference to what is drawn at random. Of a column `status` only
-    what says finished is used; `Points.left_out` tells of the others.
+    """The rows in an order of their own, so that the table's makes no difference to what is drawn at random. Of a
+    column `status` only what says finished is used; `Points.left_out` tells of the others.
 
     Args:
         x: columns of sizes.
@@ -90,7 +107,8 @@ def read_points(frame: pd.DataFrame, x: Sequence[str], loss: str, run: str | Non
         caller: begins the messages.
 
     Raises:
-        AnalysisError: a column is missing, holds text, a date, a truth value or a size that is not positive, or a trial id is repeated.
+        AnalysisError: a column is missing, holds text, a date, a truth value or a size that is not positive, or a trial
+            id is repeated.
     """
     require_columns(frame.columns, (*x, loss, *([run] if run else [])), caller)
     left_out, frame = unfinished(frame), finished(frame)
@@ -99,14 +117,16 @@ def read_points(frame: pd.DataFrame, x: Sequence[str], loss: str, run: str | Non
         repeated = sorted(set(frame["trial_id"][frame["trial_id"].duplicated()].astype(str)))
         if repeated:
             raise AnalysisError(
-                f"{caller}: trial id {listed(repeated)} stands in several rows; keep one of each, or say which rows are one run"
+                f"{caller}: trial id {listed(repeated)} stands in several rows; keep one of each, or say which rows "
+                f"are one run"
             )
     numbers = {name: floats(frame[name], lambda row: f"{caller}: {at[row]}") for name in (*x, loss)}
     for name in x:
         wrong = np.flatnonzero(~((numbers[name] > 0) & np.isfinite(numbers[name])))
         if len(wrong):
             raise AnalysisError(
-                f"{caller}: column `{name}` holds {numbers[name][wrong[0]]:g} in {at[wrong[0]]}; a positive number belongs there"
+                f"{caller}: column `{name}` holds {numbers[name][wrong[0]]:g} in {at[wrong[0]]}; a positive number "
+                f"belongs there"
             )
     runs_N = frame[run].to_numpy(object) if run else np.arange(len(frame))
     unnamed = np.flatnonzero(pd.isna(runs_N))
@@ -115,4 +135,6 @@ def read_points(frame: pd.DataFrame, x: Sequence[str], loss: str, run: str | Non
     x_TN, y_N = np.array([numbers[name] for name in x]).reshape(len(x), len(frame)), numbers[loss]
     order = np.lexsort((rows, y_N, *x_TN[::-1]))
     clusters_N = pd.factorize(runs_N[order])[0]
-    return Points(x_TN[:, order], y_N[order], clusters_N, tuple(rows[i] for i in order), tuple(at[i] for i in order), left_out)
+    return Points(
+        x_TN[:, order], y_N[order], clusters_N, tuple(rows[i] for i in order), tuple(at[i] for i in order), left_out
+    )

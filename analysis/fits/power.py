@@ -1,7 +1,8 @@
 """The power law with a floor, `L = E + A x^-alpha`, fitted to many resamples of the same means at once.
 
-It is written `L = c + s (u^-alpha - 1) / alpha` with u = x / x0: then A and E do not run away together as alpha falls, and at alpha = 0 it
-is the straight line `c - s log u`, which is thus nested in it. E = c - s / alpha, A = s x0^alpha / alpha.
+It is written `L = c + s (u^-alpha - 1) / alpha` with u = x / x0: then A and E do not run away together as alpha falls,
+and at alpha = 0 it is the straight line `c - s log u`, which is thus nested in it. E = c - s / alpha, A = s x0^alpha /
+alpha.
 
 Letters: B resamples, I points, X any points, R alphas tried at once.
 """
@@ -19,21 +20,28 @@ from analysis.fits.noise import SeedModel
 Array = np.ndarray
 ALPHA = (0.0, 3.0)
 ROUNDS, STEPS = 3, 32
-"""The search looks at so many steps between its ends, then between the neighbours of the best, and so on: to 1e-4 of the range."""
+"""The search looks at so many steps between its ends, then between the neighbours of the best, and so on: to 1e-4 of
+the range.
+"""
 POLISH = 40
-"""From there steps by Newton's rule on the derivative lead to where rounding alone moves alpha; a bisection where they would leave the
-neighbours of the best."""
+"""From there steps by Newton's rule on the derivative lead to where rounding alone moves alpha; a bisection where they
+would leave the neighbours of the best.
+"""
 
 
 def box_cox(log_X: Array, alpha_B: Array) -> Array:
-    """(u^-alpha - 1) / alpha at log u -> [B, X], -log u where alpha is 0: in `c + s x this` the power law passes smoothly into the line."""
+    """(u^-alpha - 1) / alpha at log u -> [B, X], -log u where alpha is 0: in `c + s x this` the power law passes
+    smoothly into the line.
+    """
     curved_B1 = alpha_B[:, None] > 0
     safe_B1 = np.where(curved_B1, alpha_B[:, None], 1.0)
     return np.where(curved_B1, np.expm1(-safe_B1 * log_X) / safe_B1, -log_X)
 
 
 def fit_means(model: SeedModel, log_I: Array, y_BI: Array) -> tuple[Array, Array]:
-    """A search over alpha with c and s solved inside (variable projection) -> c, s, alpha [B, 3], and the weighted squares [B]."""
+    """A search over alpha with c and s solved inside (variable projection) -> c, s, alpha [B, 3], and the weighted
+    squares [B].
+    """
     ones_I, unit_II = whitened(model, np.ones(len(log_I)), np.eye(len(log_I)))
 
     def centred(values_BI: Array) -> Array:

@@ -1,16 +1,17 @@
-"""Loss as a sum of power laws and a floor, `L = E + sum_t A_t x_t^-alpha_t`, with the derivatives that a fit in logs needs.
+"""Loss as a sum of power laws and a floor, `L = E + sum_t A_t x_t^-alpha_t`, with the derivatives that a fit in logs
+needs.
 
-The objective is `sum_i w_i Huber(log L^_i - log L_i)` with delta 1e-3: for nearly all runs the absolute residual, so that a few odd ones
-move nothing. It is a sum, not a mean: dividing by the runs makes optimisers stop early, the traced cause of the error in the first
-published Chinchilla fit (arXiv 2404.10102).
+The objective is `sum_i w_i Huber(log L^_i - log L_i)` with delta 1e-3: for nearly all runs the absolute residual, so
+that a few odd ones move nothing. It is a sum, not a mean: dividing by the runs makes optimisers stop early, the traced
+cause of the error in the first published Chinchilla fit (arXiv 2404.10102).
 
-A descent sees a term as `s eta u^(-1/eta)`, where u is x over its geometric mean: s is the slope there, eta = 1/alpha. In these the valley
-along which E, A and alpha trade off, the reason why such fits are slow and stop early, is straight: E + s eta stays, s stays. Starts come
-from variable projection: on a grid over the exponents the coefficients follow from linear least squares, so no grid over A and E is
-needed.
+A descent sees a term as `s eta u^(-1/eta)`, where u is x over its geometric mean: s is the slope there, eta = 1/alpha.
+In these the valley along which E, A and alpha trade off, the reason why such fits are slow and stop early, is straight:
+E + s eta stays, s stays. Starts come from variable projection: on a grid over the exponents the coefficients follow
+from linear least squares, so no grid over A and E is needed.
 
-Letters: R rows of parameters, G starts, N runs, T terms, S terms with the floor, K parameters (s of the terms, E, eta of the terms),
-X points to predict.
+Letters: R rows of parameters, G starts, N runs, T terms, S terms with the floor, K parameters (s of the terms, E, eta
+of the terms), X points to predict.
 """
 
 from __future__ import annotations
@@ -47,12 +48,18 @@ class PowerSum:
         """Ends of the admissible range of each parameter -> [K], [K]. Slopes and floor are not negative."""
         most, t = np.exp(self.log_y_N.max()), self.terms
         low = np.r_[np.zeros(self.size - t), np.full(t, 1 / ALPHA[1])]
-        return low, np.r_[np.full(t, 10 * ALPHA[1] * most), np.full(int(self.floor), 2 * most), np.full(t, 1 / ALPHA[0])]
+        return low, np.r_[
+            np.full(t, 10 * ALPHA[1] * most), np.full(int(self.floor), 2 * most), np.full(t, 1 / ALPHA[0])
+        ]
 
     def log_value(self, theta_RK: Array, log_x_TX: Array) -> Array:
         """log L^ -> [R, X]."""
         t = self.terms
-        value_RX = theta_RK[:, [t]] + np.zeros(log_x_TX.shape[1]) if self.floor else np.zeros((len(theta_RK), log_x_TX.shape[1]))
+        value_RX = (
+            theta_RK[:, [t]] + np.zeros(log_x_TX.shape[1])
+            if self.floor
+            else np.zeros((len(theta_RK), log_x_TX.shape[1]))
+        )
         for i in range(t):
             s_R1, eta_R1 = theta_RK[:, [i]], theta_RK[:, [i - t]]
             value_RX += s_R1 * eta_R1 * np.exp(-log_x_TX[i] / eta_R1)
@@ -66,8 +73,12 @@ class PowerSum:
     def derivatives(self, theta_RK: Array, w_RN: Array) -> tuple[Array, Array, Array]:
         """Objective, gradient and Hessian -> [R], [R, K], [R, K, K]."""
         rows = max(1, BLOCK // len(self.log_y_N))
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a step too far is not lower, and so not taken
-            parts = [self._derivatives(theta_RK[i : i + rows], w_RN[i : i + rows]) for i in range(0, len(theta_RK), rows)]
+        with np.errstate(
+            over="ignore", invalid="ignore", divide="ignore"
+        ):  # a step too far is not lower, and so not taken
+            parts = [
+                self._derivatives(theta_RK[i : i + rows], w_RN[i : i + rows]) for i in range(0, len(theta_RK), rows)
+            ]
         f, g, h = zip(*parts, strict=True)
         return np.concatenate(f), np.concatenate(g), np.concatenate(h)
 
@@ -88,8 +99,10 @@ class PowerSum:
         return np.hstack([linear_GS[:, :t] * alpha_GT, linear_GS[:, t:], 1 / alpha_GT])
 
     def _derivatives(self, theta_RK: Array, w_RN: Array) -> tuple[Array, Array, Array]:
-        """With q_t = u_t^(-1/eta_t) / L^, the derivatives of log L^ by s_t and eta_t are a 2 x 2 matrix times q_t (1, log u_t). So moments
-        of q over the runs are taken first, as matrix products, and turned by those matrices afterwards."""
+        """With q_t = u_t^(-1/eta_t) / L^, the derivatives of log L^ by s_t and eta_t are a 2 x 2 matrix times q_t (1,
+        log u_t). So moments of q over the runs are taken first, as matrix products, and turned by those matrices
+        afterwards.
+        """
         t, k, n = self.terms, self.size, len(self.log_y_N)
         s_RT, eta_RT = theta_RK[:, :t], theta_RK[:, -t:]
         q_SRN = [np.exp(-self.log_x_TN[i] / eta_RT[:, [i]] - self.log_y_N) for i in range(t)]

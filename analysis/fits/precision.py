@@ -1,10 +1,11 @@
 """Loss against the precision that weights are trained in: the law of Kumar et al. 2024, arXiv 2411.04330.
 
-`L = E + A N'^-alpha + B D^-beta`, where of N parameters trained in P bits `N' = N (1 - exp(-P / gamma))` count. The paper multiplies such
-a factor for each of weights, activations and the KV cache; here it is one, for whichever precision was varied.
+`L = E + A N'^-alpha + B D^-beta`, where of N parameters trained in P bits `N' = N (1 - exp(-P / gamma))` count. The
+paper multiplies such a factor for each of weights, activations and the KV cache; here it is one, for whichever
+precision was varied.
 
-Letters: R rows of parameters, B resamples, G starts, N runs, X points, K parameters (E, log A and log B at the mean sizes, alpha, beta,
-log gamma).
+Letters: R rows of parameters, B resamples, G starts, N runs, X points, K parameters (E, log A and log B at the mean
+sizes, alpha, beta, log gamma).
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class PrecisionLaw(CountedLaw):
         log_n_N, log_d_N, log_p_N = self.log_x_TN
         return log_n_N + np.log(counted(np.exp(log_p_N), np.array(further[0]))), log_d_N
 
-    def counted(self, log_x: Sequence[Array], further: Sequence[Array], powers: tuple[Array, ...]) -> tuple[Array, Array]:
+    def counted(
+        self, log_x: Sequence[Array], further: Sequence[Array], powers: tuple[Array, ...]
+    ) -> tuple[Array, Array]:
         log_n_X, log_d_X, log_p_X = log_x
         return log_n_X + np.log(counted(np.exp(log_p_X), np.exp(further[0]))), log_d_X
 
@@ -84,7 +87,8 @@ def fit_precision(
     """Fit the law of precision.
 
     Args:
-        frame: one run, or one checkpoint, a row. A column `trial_id` names the rows used; of a column `status` only what says finished is.
+        frame: one run, or one checkpoint, a row. A column `trial_id` names the rows used; of a column `status` only
+            what says finished is.
         params: column of the parameters.
         tokens: column of the training tokens.
         bits: column of the bits of precision in training, such as 4 or 16.
@@ -107,7 +111,8 @@ def fit_precision(
         "loss": loss,
         "form": "loss = E + A (N (1 - exp(-P / gamma)))^-alpha + B D^-beta",
         "objective": "sum over rows of (log fitted loss - log loss)^2, natural logarithms",
-        "admissible": f"{ranged('exponents', PrecisionLaw.POWERS)}, {ranged('gamma', PrecisionLaw.FURTHER)} bits, E not negative",
+        "admissible": f"{ranged('exponents', PrecisionLaw.POWERS)}, {ranged('gamma', PrecisionLaw.FURTHER)} bits, E "
+        f"not negative",
         **of_bootstrap(run, resamples, random_seed),
     }
     common: dict[str, Any] = {"law": "precision", "columns": columns, "rows": points.rows, "conventions": conventions}

@@ -1,4 +1,5 @@
-"""The slow way to fit a loss surface, one SciPy descent from every point of the customary grid of starts: what the fast way is held to.
+"""The slow way to fit a loss surface, one SciPy descent from every point of the customary grid of starts: what the fast
+way is held to.
 
 Used by the tests and by the benchmark only; `python -m analysis.fits.reference` prints `measure_surface_fit` as JSON.
 """
@@ -17,7 +18,9 @@ from analysis.fits.refits import fit_all, resampled_weights
 
 Array = np.ndarray
 STARTS = tuple(
-    itertools.product((0, 5, 10, 15, 20, 25), (0, 5, 10, 15, 20, 25), (-1, -0.5, 0, 0.5, 1), (0, 0.5, 1, 1.5, 2), (0, 0.5, 1, 1.5, 2))
+    itertools.product(
+        (0, 5, 10, 15, 20, 25), (0, 5, 10, 15, 20, 25), (-1, -0.5, 0, 0.5, 1), (0, 0.5, 1, 1.5, 2), (0, 0.5, 1, 1.5, 2)
+    )
 )
 """a, b, e, alpha, beta: the 4,500 starts of Hoffmann et al., arXiv 2203.15556, appendix D.3."""
 
@@ -38,22 +41,30 @@ def fit_from(start: tuple[float, ...], log_n: Array, log_d: Array, log_y: Array,
         return float(weights @ value), np.array([*pull.sum(1), -pull[0] @ log_n, -pull[1] @ log_d])
 
     found = minimize(
-        objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 15_000, "maxfun": 100_000, "ftol": 1e-15, "gtol": 1e-12}
+        objective,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 15_000, "maxfun": 100_000, "ftol": 1e-15, "gtol": 1e-12},
     )
     return float(found.fun), found.x
 
 
-def measure_surface_fit(runs: int = 240, resamples: int = 4000, sample: int = 150, repeats: int = 3) -> dict[str, float]:
+def measure_surface_fit(
+    runs: int = 240, resamples: int = 4000, sample: int = 150, repeats: int = 3
+) -> dict[str, float]:
     """Both ways on the same simulated surface, in processor seconds of one process.
 
     Args:
-        sample: how many of the starts, and how many of the refits, the slow way is measured on; the time of all 4,500 + `resamples` is
-            scaled up from them. A refit starts from the minimum of the data, which is kind to the slow way.
+        sample: how many of the starts, and how many of the refits, the slow way is measured on; the time of all 4,500 +
+            `resamples` is scaled up from them. A refit starts from the minimum of the data, which is kind to the slow
+            way.
         repeats: of the fast way.
 
     Returns:
-        fast_s (median), fast_low_s, fast_high_s, slow_s, ratio = slow_s / fast_s, and `excess`: how far, relative to the lower of both,
-        the objective of the fast way lies above that of the slow way, at worst over the fit and the sampled refits (below zero: lower).
+        fast_s (median), fast_low_s, fast_high_s, slow_s, ratio = slow_s / fast_s, and `excess`: how far, relative to
+        the lower of both, the objective of the fast way lies above that of the slow way, at worst over the fit and the
+        sampled refits (below zero: lower).
     """
     rng = np.random.default_rng(0)
     n, d = np.exp(rng.uniform(np.log([[2e7], [5e8]]), np.log([[2e9], [3e11]]), (2, runs)))

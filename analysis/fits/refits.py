@@ -1,7 +1,8 @@
 """One law fitted to the runs and to every resample of them.
 
-A resample is a row of weights: how often each run was drawn. So whatever is evaluated once serves all of them. Each starts from the
-best of all points known from the fit of the runs, and is started again wherever another's minimum turns out to be lower than its own.
+A resample is a row of weights: how often each run was drawn. So whatever is evaluated once serves all of them. Each
+starts from the best of all points known from the fit of the runs, and is started again wherever another's minimum turns
+out to be lower than its own.
 
 Letters: B resamples, R those still moving, G points known, N runs, K parameters.
 """
@@ -104,7 +105,9 @@ def of_bootstrap(run: str | None, resamples: int, random_seed: int) -> dict[str,
 
 def fit_all(law: Law, w_BN: Array) -> tuple[Minimum, Minimum]:
     """The fit of the runs (one row) and of every row of weights."""
-    every = fit_rows(_Weighted(law, np.vstack([np.ones((1, w_BN.shape[1])), w_BN])), len(w_BN) + 1, 1e-24 * w_BN.shape[1])
+    every = fit_rows(
+        _Weighted(law, np.vstack([np.ones((1, w_BN.shape[1])), w_BN])), len(w_BN) + 1, 1e-24 * w_BN.shape[1]
+    )
     return Minimum(*(each[:1] for each in every)), Minimum(*(each[1:] for each in every))
 
 
@@ -114,12 +117,15 @@ def fit_rows(problem: Problem, count: int, negligible: float, valleys: int = 0) 
     Args:
         count: rows.
         negligible: objective below which a row is an exact fit and rests.
-        valleys: from so many of the lowest minima of the data every row descends too, not only from the lowest of all points known.
+        valleys: from so many of the lowest minima of the data every row descends too, not only from the lowest of all
+            points known.
     """
     low_K, high_K = problem.bounds()
 
     def descend(theta_BK: Array, rows_B: Array, steps: int = STEPS) -> Minimum:
-        return minimise(lambda theta_RK, own: problem.derivatives(theta_RK, rows_B[own]), theta_BK, low_K, high_K, negligible, steps)
+        return minimise(
+            lambda theta_RK, own: problem.derivatives(theta_RK, rows_B[own]), theta_BK, low_K, high_K, negligible, steps
+        )
 
     starts_GK = np.clip(problem.starts(), low_K, high_K)
     data_G = np.zeros(len(starts_GK), int)
@@ -135,7 +141,11 @@ def fit_rows(problem: Problem, count: int, negligible: float, valleys: int = 0) 
         """Keep the minima that are lower than a row's own; whether there were any."""
         below = more.objective_B < f_B[rows_R] * (1 - SAME)
         rows = rows_R[below]
-        theta_BK[rows], f_B[rows], settled_B[rows] = more.theta_BK[below], more.objective_B[below], more.settled_B[below]
+        theta_BK[rows], f_B[rows], settled_B[rows] = (
+            more.theta_BK[below],
+            more.objective_B[below],
+            more.settled_B[below],
+        )
         return bool(below.any())
 
     for theta_K in _apart(found)[:valleys]:
@@ -159,7 +169,9 @@ def _apart(found: Minimum) -> list[Array]:
     return kept
 
 
-def verdict(data: Minimum, draws: Minimum, ends: Sequence[tuple[Array, str]], remedy: str, runs: int) -> tuple[Status, str]:
+def verdict(
+    data: Minimum, draws: Minimum, ends: Sequence[tuple[Array, str]], remedy: str, runs: int
+) -> tuple[Status, str]:
     """The status of a fit and what there is to doubt about it.
 
     Args:
@@ -168,11 +180,17 @@ def verdict(data: Minimum, draws: Minimum, ends: Sequence[tuple[Array, str]], re
         runs: that were drawn from.
     """
     hit = [words for hit_B, words in ends if hit_B[0]]
-    often = [f"in {hit_B[1:].mean():.0%} of the resamples {words}" for hit_B, words in ends if not hit_B[0] and hit_B[1:].mean() > 0.025]
+    often = [
+        f"in {hit_B[1:].mean():.0%} of the resamples {words}"
+        for hit_B, words in ends
+        if not hit_B[0] and hit_B[1:].mean() > 0.025
+    ]
     doubts = [f"{'; '.join(often)}: those intervals end where the admissible range does."] if often else []
     lost = float(np.mean(~draws.settled_B))
     if lost:
-        doubts.append(f"{np.sum(~draws.settled_B)} of {len(draws.settled_B)} resamples did not settle; they are kept as they are.")
+        doubts.append(
+            f"{np.sum(~draws.settled_B)} of {len(draws.settled_B)} resamples did not settle; they are kept as they are."
+        )
     if runs < FEW_RUNS:
         doubts.append(f"{runs} runs to draw from: intervals over fewer than {FEW_RUNS} are too narrow, so train more.")
     status, first = Status.CONVERGED, []
@@ -180,9 +198,15 @@ def verdict(data: Minimum, draws: Minimum, ends: Sequence[tuple[Array, str]], re
         status, first = Status.BOUND_HIT, [f"{'; '.join(hit)}. {remedy}".strip()]
     elif not data.settled_B[0]:  # also where it never left its start
         status = Status.NO_INTERIOR_MINIMUM
-        first = ["the descent found no point where the objective is level: look for outliers, or train over a wider range of every size."]
+        first = [
+            "the descent found no point where the objective is level: look for outliers, or train over a wider range "
+            "of every size."
+        ]
     elif lost > UNSETTLED:
-        status, first = Status.NO_INTERIOR_MINIMUM, ["too many resamples found no minimum, so the intervals say little: train more runs."]
+        status, first = (
+            Status.NO_INTERIOR_MINIMUM,
+            ["too many resamples found no minimum, so the intervals say little: train more runs."],
+        )
     return status, " ".join([*first, *doubts])
 
 

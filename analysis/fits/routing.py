@@ -1,10 +1,11 @@
-"""Loss against a model's size and its number of routed experts: the law of Clark et al. 2022, arXiv 2202.01169, equations 10 and 11.
+"""Loss against a model's size and its number of routed experts: the law of Clark et al. 2022, arXiv 2202.01169,
+equations 10 and 11.
 
-`log10 L = a log10 N + b log10 E^ + c log10 N log10 E^ + d`, where E^ is the number of experts E, saturating at both ends:
-`1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max`. So one expert counts as E_start, and ever more as E_max.
+`log10 L = a log10 N + b log10 E^ + c log10 N log10 E^ + d`, where E^ is the number of experts E, saturating at both
+ends: `1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max`. So one expert counts as E_start, and ever more as E_max.
 
-Letters: B resamples, R those still moving, G starts, N runs, K parameters (a, b, c, d with log10 N about its mean, log E_start,
-log E_max / E_start), X points to predict.
+Letters: B resamples, R those still moving, G starts, N runs, K parameters (a, b, c, d with log10 N about its mean, log
+E_start, log E_max / E_start), X points to predict.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class RoutingLaw:
     """log10 of the loss."""
 
     def bounds(self) -> tuple[Array, Array]:
-        return np.r_[np.full(4, -np.inf), np.log([START[0], RATIO[0]])], np.r_[np.full(4, np.inf), np.log([START[1], RATIO[1]])]
+        return np.r_[np.full(4, -np.inf), np.log([START[0], RATIO[0]])], np.r_[
+            np.full(4, np.inf), np.log([START[1], RATIO[1]])
+        ]
 
     def starts(self) -> Array:
         """A grid over E_start and E_max, the rest by linear least squares -> [G, K]."""
@@ -77,7 +80,14 @@ class RoutingLaw:
         steep_RN = b + c * self.log_n_N
         r_RN = a * self.log_n_N + steep_RN * z_RN + d - self.log_y_N
         flat_RN = np.zeros_like(z_RN)
-        columns = (flat_RN + self.log_n_N, z_RN, self.log_n_N * z_RN, flat_RN + 1, steep_RN * by_start_RN, steep_RN * by_ratio_RN)
+        columns = (
+            flat_RN + self.log_n_N,
+            z_RN,
+            self.log_n_N * z_RN,
+            flat_RN + 1,
+            steep_RN * by_start_RN,
+            steep_RN * by_ratio_RN,
+        )
         slope_RNK = np.stack(columns, axis=2)
         weighted_RKN = (slope_RNK * w_RN[:, :, None]).swapaxes(1, 2)
         return (w_RN * r_RN**2).sum(1), 2 * (weighted_RKN @ r_RN[:, :, None])[:, :, 0], 2 * weighted_RKN @ slope_RNK
@@ -91,7 +101,9 @@ class RoutingLaw:
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingFit(Fit):
-    """The routing law. Intervals are 95% percentile intervals over resampled runs; losses are in the unit of their column."""
+    """The routing law. Intervals are 95% percentile intervals over resampled runs; losses are in the unit of their
+    column.
+    """
 
     columns: tuple[str, ...]
     """Of the size and of the experts."""
@@ -112,15 +124,22 @@ class RoutingFit(Fit):
         """
         if self._law is None:
             raise AnalysisError(f"this fit has no law: {self.status}. {self.message}")
-        n_X, e_X = (each.ravel() for each in np.broadcast_arrays(*(np.atleast_1d(np.asarray(x, float)) for x in (params, experts))))
+        n_X, e_X = (
+            each.ravel()
+            for each in np.broadcast_arrays(*(np.atleast_1d(np.asarray(x, float)) for x in (params, experts)))
+        )
         if not ((n_X > 0).all() and (e_X >= 1).all()):
             raise AnalysisError("predict: sizes must be positive and experts at least 1")
         losses_BX = 10 ** self._law.log_value(self._theta_BK, np.log10(n_X) - self._mean, e_X)
         low_X, high_X = np.quantile(losses_BX[1:], ends(), axis=0)
-        return pd.DataFrame({self.columns[0]: n_X, self.columns[1]: e_X, "loss": losses_BX[0], "low": low_X, "high": high_X})
+        return pd.DataFrame(
+            {self.columns[0]: n_X, self.columns[1]: e_X, "loss": losses_BX[0], "low": low_X, "high": high_X}
+        )
 
     def residuals(self) -> pd.DataFrame:
-        """Every run against the law -> row, the columns of size and experts, measured, predicted, low, high (the band of the law there)."""
+        """Every run against the law -> row, the columns of size and experts, measured, predicted, low, high (the band
+        of the law there).
+        """
         if self._points is None:
             raise AnalysisError(f"this fit has no law: {self.status}. {self.message}")
         return self._points.against(self.predict)
@@ -158,13 +177,20 @@ class RoutingFit(Fit):
 
 @takes_level
 def fit_routing(
-    frame: pd.DataFrame, *, params: str, experts: str, loss: str, run: str | None = None, resamples: int = 1000, random_seed: int = 0
+    frame: pd.DataFrame,
+    *,
+    params: str,
+    experts: str,
+    loss: str,
+    run: str | None = None,
+    resamples: int = 1000,
+    random_seed: int = 0,
 ) -> RoutingFit:
     """Fit the routing law.
 
     Args:
-        frame: one run, or one checkpoint, a row, all of one kind of router; a dense model has one expert. A column `trial_id` names the
-            rows used; of a column `status` only `finished` is.
+        frame: one run, or one checkpoint, a row, all of one kind of router; a dense model has one expert. A column
+            `trial_id` names the rows used; of a column `status` only `finished` is.
         params: column of the size of the dense model that a token passes, N.
         experts: column of the number of routed experts, E.
         loss: column of the loss.
@@ -176,7 +202,8 @@ def fit_routing(
         A fit whose status says whether its numbers may be quoted. Poor data give a status, not an exception.
 
     Raises:
-        AnalysisError: a column is missing, holds text, a size that is not positive or fewer than one expert, or a trial id is repeated.
+        AnalysisError: a column is missing, holds text, a size that is not positive or fewer than one expert, or a trial
+            id is repeated.
     """
     require_resamples(resamples, "fit_routing")
     points = read_points(frame, (params, experts), loss, run, "fit_routing")
@@ -185,12 +212,18 @@ def fit_routing(
     conventions = {
         "columns": {"N": params, "E": experts},
         "loss": loss,
-        "form": "log10 loss = a log10 N + b log10 E^ + c log10 N log10 E^ + d, 1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max",
+        "form": "log10 loss = a log10 N + b log10 E^ + c log10 N log10 E^ + d, 1/E^ = 1/(E - 1 + 1/(1/E_start - "
+        "1/E_max)) + 1/E_max",
         "objective": "mean over rows of (log10 fitted loss - log10 loss)^2",
         "admissible": f"E_start {START[0]:g} to {START[1]:g}, E_max / E_start {RATIO[0]:g} to {RATIO[1]:g}",
         **of_bootstrap(run, resamples, random_seed),
     }
-    common: dict[str, Any] = {"law": "routing", "columns": (params, experts), "rows": points.rows, "conventions": conventions}
+    common: dict[str, Any] = {
+        "law": "routing",
+        "columns": (params, experts),
+        "rows": points.rows,
+        "conventions": conventions,
+    }
     if refusal := points.too_few((params, experts), "six", 8, (2, 4), more="train more sizes and numbers of experts"):
         return RoutingFit(status=refusal[0], message=points.with_left_out(refusal[1]), **common)
     log_n_N = np.log10(points.x_TN[0])
@@ -199,7 +232,14 @@ def fit_routing(
     data, draws = fit_all(law, resampled_weights(points.clusters_N, resamples, np.random.default_rng(random_seed)))
     theta_BK = np.vstack([data.theta_BK, draws.theta_BK])
     a, b, c, d, log_start, log_ratio = theta_BK.T
-    table = {"a": a, "b": b - c * mean, "c": c, "d": d - a * mean, "E_start": np.exp(log_start), "E_max": np.exp(log_start + log_ratio)}
+    table = {
+        "a": a,
+        "b": b - c * mean,
+        "c": c,
+        "d": d - a * mean,
+        "E_start": np.exp(log_start),
+        "E_max": np.exp(log_start + log_ratio),
+    }
     status, message = verdict(data, draws, _ends(law, theta_BK), "", int(points.clusters_N.max()) + 1)
     low_K, high_K = law.bounds()
     free_K = (theta_BK[0] > low_K) & (theta_BK[0] < high_K)
@@ -208,7 +248,9 @@ def fit_routing(
         return np.log(10) * law.log_value(theta_RK, law.log_n_N, law.e_N)
 
     rest_N = np.log(points.y_N) - log_loss(theta_BK[:1])[0]
-    status, message = with_scatter(status, message, *judge_scatter(points, rest_N, slopes_of(log_loss, theta_BK[0], free_K)))
+    status, message = with_scatter(
+        status, message, *judge_scatter(points, rest_N, slopes_of(log_loss, theta_BK[0], free_K))
+    )
     mean_square = float(data.objective_B[0]) / len(log_n_N)
     return RoutingFit(
         status=status,

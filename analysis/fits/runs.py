@@ -1,4 +1,6 @@
-"""From a table of runs to the arrays that a fit works on. Refuses what cannot be meant; poor data are the fit's business."""
+"""From a table of runs to the arrays that a fit works on. Refuses what cannot be meant; poor data are the fit's
+business.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,12 @@ class Runs:
     """Trial ids, or the table's index where it has none."""
 
     def unusable(self) -> str:
-        """Names the runs whose loss is not a number or is negative; '' where there is none. `NO_LOSS` says what to do."""
-        return listed([row for row, value in zip(self.rows, self.y_N, strict=True) if not (np.isfinite(value) and value >= 0)])
+        """Names the runs whose loss is not a number or is negative; '' where there is none. `NO_LOSS` says
+        what to do.
+        """
+        return listed(
+            [row for row, value in zip(self.rows, self.y_N, strict=True) if not (np.isfinite(value) and value >= 0)]
+        )
 
 
 def read_shares(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, caller: str) -> Runs:
@@ -49,16 +55,16 @@ def read_shares(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, cal
 
 
 def read_runs(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, caller: str) -> Runs:
-    """Runs of one cell, in an order of their own, so that the table's makes no difference to what is drawn at random. Of a column `status`
-    only what says finished is used; rows that lack an x are left out.
+    """Runs of one cell, in an order of their own, so that the table's makes no difference to what is drawn at random.
+    Of a column `status` only what says finished is used; rows that lack an x are left out.
 
     Args:
         x: columns that set the points apart.
         caller: begins the messages.
 
     Raises:
-        AnalysisError: a column is missing or holds text, a date or a truth value, a seed is empty, a trial id is repeated, or one seed
-            stands twice at one point.
+        AnalysisError: a column is missing or holds text, a date or a truth value, a seed is empty, a trial id is
+            repeated, or one seed stands twice at one point.
     """
     x = list(x)
     require_columns(frame.columns, (*x, loss, seed), caller)
@@ -77,7 +83,8 @@ def read_runs(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, calle
     if twice.any():
         clash = listed([row for row, same in zip(rows, twice, strict=True) if same])
         raise AnalysisError(
-            f"{caller}: {clash} agree in {names} and `{seed}`; fit one cell at a time, as `analysis.split_cells` gives them"
+            f"{caller}: {clash} agree in {names} and `{seed}`; fit one cell at a time, as `analysis.split_cells` gives "
+            f"them"
         )
     order = np.lexsort((rows, y_N, seeds_N, *x_NK.T[::-1]))
     return Runs(x_NK[order], y_N[order], seeds_N[order], tuple(rows[i] for i in order))
@@ -99,7 +106,9 @@ def unfinished(frame: pd.DataFrame) -> str:
 
 
 def places(frame: pd.DataFrame) -> list[str]:
-    """Where each row stands: its trial id, the place that `read_table` gave it, or else its label in the index of the table."""
+    """Where each row stands: its trial id, the place that `read_table` gave it, or else its label in the index of the
+    table.
+    """
     if "trial_id" in frame:
         return [f"trial {trial}" for trial in frame["trial_id"]]
     return [each if isinstance(each, str) else f"index {each}" for each in frame.index]
@@ -117,7 +126,10 @@ def seed_codes(column: pd.Series, at: Sequence[str], caller: str) -> Array:
     empty = np.flatnonzero(column.isna().to_numpy())
     if len(empty):
         raise AnalysisError(f"{caller}: column `{column.name}` is empty in {at[empty[0]]}; every run needs its seed")
-    return np.array([str(int(each)) if isinstance(each, float) and each.is_integer() else str(each) for each in column], dtype=object)
+    return np.array(
+        [str(int(each)) if isinstance(each, float) and each.is_integer() else str(each) for each in column],
+        dtype=object,
+    )
 
 
 def require_resamples(resamples: int, caller: str) -> None:
@@ -127,7 +139,9 @@ def require_resamples(resamples: int, caller: str) -> None:
         AnalysisError: there are fewer than two.
     """
     if resamples < 2:
-        raise AnalysisError(f"{caller}: resamples is {resamples}; an interval needs at least 2, and is steady from about 1,000")
+        raise AnalysisError(
+            f"{caller}: resamples is {resamples}; an interval needs at least 2, and is steady from about 1,000"
+        )
 
 
 MIXED = 1.15
@@ -172,17 +186,22 @@ def require_one_budget(frame: pd.DataFrame, x: str, caller: str, columns: Sequen
             least, most = np.nanmin(held), np.nanmax(held)
             if most > least * (MIXED if column not in LENGTH else 1 + 1e-6):
                 raise AnalysisError(
-                    f"{caller}: column `{column}` runs from {least:,.0f} to {most:,.0f}, so the losses cannot be compared; fit one cell "
-                    "at a time, as `analysis.split_cells` gives them, or all budgets at once with `analysis.fit_joint`"
+                    f"{caller}: column `{column}` runs from {least:,.0f} to {most:,.0f}, so the losses cannot be "
+                    f"compared; fit one cell at a time, as `analysis.split_cells` gives them, or all budgets at once "
+                    f"with `analysis.fit_joint`"
                 )
 
 
 ALIKE = 1e-7
-"""Differences below this part of the loss are rounding (single precision has 6e-8); the noise of real runs is thousands of times larger."""
+"""Differences below this part of the loss are rounding (single precision has 6e-8); the noise of real runs is thousands
+of times larger.
+"""
 
 
 def same_losses(y_N: Array) -> str:
-    """Says so where all losses are one number, of which no law can be told from another; '' otherwise. Status `too_few_points`."""
+    """Says so where all losses are one number, of which no law can be told from another; '' otherwise. Status
+    `too_few_points`.
+    """
     if len(y_N) < 2 or np.ptp(y_N) > ALIKE * np.abs(y_N).max():
         return ""
     return f"all losses are equal ({y_N[0]:.6g}), so there is nothing to fit: check the column."
@@ -197,7 +216,10 @@ def same_seeds(sd: float, y_N: Array) -> str:
     """
     if not sd <= ALIKE * np.abs(y_N).max():  # not so for NaN
         return ""
-    return "different seeds have the same losses, or differ by the same everywhere: copies say nothing of the noise; train each seed."
+    return (
+        "different seeds have the same losses, or differ by the same everywhere: copies say nothing of the noise; "
+        "train each seed."
+    )
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

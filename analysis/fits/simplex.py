@@ -1,14 +1,15 @@
 """Which mix of three pools has the least loss, how sure that is, and whether a third pool helps at all.
 
-From a table of runs to a frozen `SimplexFit`. Scheffe's polynomials are those of a mixture: the shares sum to one, so there is neither a
-constant nor a square (Scheffe, J. R. Stat. Soc. B 20, 1958). The quadratic one is the fit; the linear and the special cubic one are fitted
-beside it and reported.
+From a table of runs to a frozen `SimplexFit`. Scheffe's polynomials are those of a mixture: the shares sum to one, so
+there is neither a constant nor a square (Scheffe, J. R. Stat. Soc. B 20, 1958). The quadratic one is the fit; the
+linear and the special cubic one are fitted beside it and reported.
 
     linear         b1 x1 + b2 x2 + b3 x3
     quadratic      ... + b12 x1 x2 + b13 x1 x3 + b23 x2 x3
     special cubic  ... + b123 x1 x2 x3
 
-b_i is the loss of pool i alone, b_ij four times what an even mix of i and j adds to the mean of both (less than 0: the mix is better).
+b_i is the loss of pool i alone, b_ij four times what an even mix of i and j adds to the mean of both (less than 0: the
+mix is better).
 
 Letters: B resamples, I points, K parameters, S sides of the sampled region, X any points, 3 pools.
 """
@@ -30,7 +31,16 @@ from analysis.errors import AnalysisError
 from analysis.fits.allocation import APART
 from analysis.fits.mixture import LAW, LAWS, Quadratics, distances, grid, terms
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model, tied_with_best
-from analysis.fits.runs import NO_LOSS, Runs, listed, read_shares, require_one_budget, require_resamples, same_losses, same_seeds
+from analysis.fits.runs import (
+    NO_LOSS,
+    Runs,
+    listed,
+    read_shares,
+    require_one_budget,
+    require_resamples,
+    same_losses,
+    same_seeds,
+)
 from analysis.fits.simplex_result import JOIN, SimplexFit, Surface
 from analysis.fits.types import REFUTED, Estimate
 from analysis.status import Status
@@ -55,8 +65,8 @@ def fit_simplex(
     """Fit loss over the mixes of three pools.
 
     Args:
-        frame: one run a row, all with the same budget; columns `share_POOL`. A column `trial_id` names the rows used; of a column
-            `status` only `finished` is. Rows without shares are left out.
+        frame: one run a row, all with the same budget; columns `share_POOL`. A column `trial_id` names the rows used;
+            of a column `status` only `finished` is. Rows without shares are left out.
         pools: the three pools.
         loss: column of the loss, nats per token.
         seed: column of the seed; runs of one seed are paired across points.
@@ -67,8 +77,8 @@ def fit_simplex(
         A fit whose status says whether its numbers may be quoted. Poor data give a status, not an exception.
 
     Raises:
-        AnalysisError: a column is missing or holds text, shares do not sum to 1, a trial id is repeated, one seed stands twice at one
-            point, or the runs are of several budgets.
+        AnalysisError: a column is missing or holds text, shares do not sum to 1, a trial id is repeated, one seed
+            stands twice at one point, or the runs are of several budgets.
     """
     pools = tuple(pools)
     runs = read_shares(frame, [f"share_{pool}" for pool in pools], loss, seed, "fit_simplex")
@@ -76,17 +86,20 @@ def fit_simplex(
     off = [row for row, total in zip(runs.rows, runs.x_NK.sum(1), strict=True) if abs(total - 1) > 1e-6]
     if off:
         raise AnalysisError(
-            f"fit_simplex: the shares of {', '.join(pools)} do not sum to 1 in {listed(off)}; name every pool that has a share"
+            f"fit_simplex: the shares of {', '.join(pools)} do not sum to 1 in {listed(off)}; name every pool that has "
+            f"a share"
         )
     points_I3, point_N = np.unique(runs.x_NK, axis=0, return_inverse=True)
     conventions = {
         "x": [f"share_{pool}" for pool in pools],
         "loss": loss,
         "loss_unit": "nats per token",
-        "objective": "weighted sum of squares of the point means around the surface; a weight is the number of runs that a mean is worth",
+        "objective": "weighted sum of squares of the point means around the surface; a weight is the number of runs "
+        "that a mean is worth",
         "interval": "95% percentile; the best mixes are found anew in every resample",
         "noise": "residuals of runs after point and seed effects",
-        "resampling": "Gaussian noise of that size on every run, its level from a scaled inverse chi-square, seed effects taken off again",
+        "resampling": "Gaussian noise of that size on every run, its level from a scaled inverse chi-square, seed "
+        "effects taken off again",
         "resamples": resamples,
         "random_seed": random_seed,
         "region": "convex hull of the points",
@@ -123,7 +136,9 @@ def fit_simplex(
     covariance_KK = sd**2 * to_beta_KI @ model.covariance_II @ to_beta_KI.T
     surfaces = Quadratics(y_BI @ to_beta_KI.T, corners_S3, covariance_KK, df)
     candidates = tuple(
-        _surface(law, points_I3, weights_I, model, corners_S3, common["seeds"]) for law in LAWS if len(points_I3) > LAWS[law]
+        _surface(law, points_I3, weights_I, model, corners_S3, common["seeds"])
+        for law in LAWS
+        if len(points_I3) > LAWS[law]
     )
 
     best_B3 = surfaces.best()
@@ -140,13 +155,19 @@ def fit_simplex(
     return SimplexFit(
         status=status,
         message=message,
-        parameters={name: Estimate.of(own_B[0], own_B[1:]) for name, own_B in zip(_names(pools), surfaces.beta_BK.T, strict=True)},
+        parameters={
+            name: Estimate.of(own_B[0], own_B[1:])
+            for name, own_B in zip(_names(pools), surfaces.beta_BK.T, strict=True)
+        },
         covariance=tuple(map(tuple, covariance_KK.tolist())),
         argmin={pool: Estimate.of(share_B[0], share_B[1:]) for pool, share_B in zip(pools, best_B3.T, strict=True)},
         places=places,
         loss_at_best=Estimate.of(least_B[0], least_B[1:]),
         tied_part=float(near_X.mean()),
-        tied_shares={pool: (float(low), float(high)) for pool, low, high in zip(pools, near_X3.min(0), near_X3.max(0), strict=True)},
+        tied_shares={
+            pool: (float(low), float(high))
+            for pool, low, high in zip(pools, near_X3.min(0), near_X3.max(0), strict=True)
+        },
         tied=tuple(point for point, tied in zip(common["points"], tied_I, strict=True) if tied),
         **gains,
         third_pool_gain=_third_pool(gains["edge_gains"]),
@@ -161,7 +182,7 @@ def fit_simplex(
     )
 
 
-# --- the steps --------------------------------------------------------------------------------------------------------------
+# --- the steps --------------------------------------------------------------------------------------------------------
 
 
 def _refusal(points_I3: Array, runs: Runs) -> tuple[Status, str] | None:
@@ -170,12 +191,23 @@ def _refusal(points_I3: Array, runs: Runs) -> tuple[Status, str] | None:
     if bad:
         return Status.NOT_FINITE, NO_LOSS.format(bad)
     if len(points_I3) < LEAST_POINTS:
-        return Status.TOO_FEW_POINTS, f"{len(points_I3)} distinct mixes; a surface needs at least {LEAST_POINTS}: train more mixes."
+        return (
+            Status.TOO_FEW_POINTS,
+            f"{len(points_I3)} distinct mixes; a surface needs at least {LEAST_POINTS}: train more mixes.",
+        )
     if np.linalg.matrix_rank(terms(points_I3, LAW), tol=APART) < LAWS[LAW]:
-        return Status.TOO_FEW_POINTS, "the mixes leave the surface undetermined: train the three corners and a mix on each edge."
+        return (
+            Status.TOO_FEW_POINTS,
+            "the mixes leave the surface undetermined: train the three corners and a mix on each edge.",
+        )
     if same_losses(runs.y_N):
-        return Status.NO_INTERIOR_MINIMUM, "all losses are equal, so no mix is better than another: check that the runs differ."
-    copied = same_seeds(seed_model(np.unique(runs.x_NK, axis=0, return_inverse=True)[1].ravel(), runs.y_N, runs.seeds_N).sd, runs.y_N)
+        return (
+            Status.NO_INTERIOR_MINIMUM,
+            "all losses are equal, so no mix is better than another: check that the runs differ.",
+        )
+    copied = same_seeds(
+        seed_model(np.unique(runs.x_NK, axis=0, return_inverse=True)[1].ravel(), runs.y_N, runs.seeds_N).sd, runs.y_N
+    )
     return (Status.TOO_FEW_POINTS, copied) if copied else None
 
 
@@ -236,14 +268,19 @@ def _third_pool(edges: dict[str, Estimate]) -> Estimate | None:
     if len(edges) < 3:
         return None
     nearest = min(edges.values(), key=lambda gain: gain.value)
-    return replace(nearest, low=min(gain.low for gain in edges.values()), high=min(gain.high for gain in edges.values()))
+    return replace(
+        nearest, low=min(gain.low for gain in edges.values()), high=min(gain.high for gain in edges.values())
+    )
 
 
 def _places(surfaces: Quadratics, best_B3: Array, pools: tuple[str, ...]) -> list[str]:
     """Where each row's best mix lies: the pools that it holds, or that it is at the border of what was sampled."""
     border_B = np.any(distances(surfaces.corners_S3, best_B3) < NONE / 2, axis=1)
     held = [JOIN.join(pool for pool, share in zip(pools, best_3, strict=True) if share > NONE) for best_3 in best_B3]
-    return [BORDER if border and place == JOIN.join(pools) else place for border, place in zip(border_B.tolist(), held, strict=True)]
+    return [
+        BORDER if border and place == JOIN.join(pools) else place
+        for border, place in zip(border_B.tolist(), held, strict=True)
+    ]
 
 
 def _verdict(
@@ -262,7 +299,10 @@ def _verdict(
     if own.lack_of_fit_p is not None and own.lack_of_fit_p < REFUTED:
         status = Status.POOR_FIT
         chance = f"p = {own.lack_of_fit_p:.1g}"
-        doubts.append(f"the surface misses the means by more than noise explains ({chance}): trust the tied points before the best mix.")
+        doubts.append(
+            f"the surface misses the means by more than noise explains ({chance}): trust the tied points before the "
+            f"best mix."
+        )
     if place != everything or inside < (0.95 if tied_I.all() else 0.5):
         status = Status.NO_INTERIOR_MINIMUM
     if place == BORDER:
@@ -278,11 +318,15 @@ def _verdict(
         better = next(each for each in candidates if each.left_out_error == min(errors.values()))
         against = f"{better.left_out_error:.4f} against {errors[LAW]:.4f} nats/token"
         doubts.append(
-            f"the {better.law} law predicts left-out mixes better ({against}): see where it is least before trusting this surface."
+            f"the {better.law} law predicts left-out mixes better ({against}): see where it is least before trusting "
+            f"this surface."
         )
     if seeds < 2 or model.df == 0:
         status = Status.TOO_FEW_POINTS
-        doubts.append("no repeats, so seed noise is not measured and the residuals around the surface stand in: train a second seed.")
+        doubts.append(
+            "no repeats, so seed noise is not measured and the residuals around the surface stand in: train a second "
+            "seed."
+        )
     return status, " ".join(doubts)
 
 

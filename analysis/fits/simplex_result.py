@@ -27,9 +27,13 @@ class Surface:
 
     law: str
     left_out_error: float | None
-    """Root mean square error of the loss predicted for each point when it is left out, nats per token; corners of the region are kept."""
+    """Root mean square error of the loss predicted for each point when it is left out, nats per token; corners of the
+    region are kept.
+    """
     aicc: float | None
-    """Akaike's criterion with the small-sample correction over runs, seed effects counted; None where too few runs allow it."""
+    """Akaike's criterion with the small-sample correction over runs, seed effects counted; None where too few runs
+    allow it.
+    """
     lack_of_fit_p: float | None
     argmin: tuple[float, ...]
     """Mix of the least loss, on a grid of hundredths of the sampled region."""
@@ -37,10 +41,11 @@ class Surface:
 
 @dataclass(frozen=True, kw_only=True)
 class SimplexFit(Fit):
-    """A fitted surface with its status. Intervals are 95% percentile intervals over resamples; losses are in nats per token.
+    """A fitted surface with its status. Intervals are 95% percentile intervals over resamples; losses are in nats per
+    token.
 
-    `converged` means that the best mix holds all three pools; where it lies on an edge or in a corner the status is `no_interior_minimum`
-    and the mix is still given: two pools, or one, are then as good as three.
+    `converged` means that the best mix holds all three pools; where it lies on an edge or in a corner the status is
+    `no_interior_minimum` and the mix is still given: two pools, or one, are then as good as three.
     """
 
     pools: tuple[str, ...]
@@ -53,8 +58,9 @@ class SimplexFit(Fit):
     """Which pools the best mix holds, joined by ` + ` -> part of the resamples."""
     loss_at_best: Estimate | None = None
     tied_part: float | None = None
-    """Part of the sampled region that is tied with the best mix: neither its loss nor the slope there rules out that it is the best itself.
-    The true best is tied with 95% confidence."""
+    """Part of the sampled region that is tied with the best mix: neither its loss nor the slope there rules out that it
+    is the best itself. The true best is tied with 95% confidence.
+    """
     tied_shares: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Pool -> least and largest share among the tied mixes."""
     tied: tuple[tuple[float, ...], ...] = ()
@@ -62,12 +68,15 @@ class SimplexFit(Fit):
     corner_gains: dict[str, Estimate] = field(default_factory=dict)
     """Pool -> its loss alone less the least loss; only for corners that were sampled."""
     edge_gains: dict[str, Estimate] = field(default_factory=dict)
-    """Two pools, joined by ` + ` -> the loss of their best mix less the least loss; only for edges that were sampled."""
+    """Two pools, joined by ` + ` -> the loss of their best mix less the least loss; only for edges that
+    were sampled.
+    """
     edge_bests: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Two pools -> their best mix."""
     third_pool_gain: Estimate | None = None
-    """Least loss of any two pools less that of three. Its interval has the least of the edges' bounds, so it excludes 0 only where that of
-    every edge does."""
+    """Least loss of any two pools less that of three. Its interval has the least of the edges' bounds, so it excludes 0
+    only where that of every edge does.
+    """
     paired_sd: float | None = None
     """Standard deviation of one run once the effect common to its seed is off, nats per token."""
     seed_sd: float | None = None
@@ -87,8 +96,8 @@ class SimplexFit(Fit):
         return shares.assign(loss=each.y_N, seed=each.seeds_N, trial_id=each.rows)
 
     def predict(self, mixes: Any) -> pd.DataFrame:
-        """The surface with its pointwise 95% band -> the pools, loss, low, high, tie. What moves all points of a seed alike is not in the
-        band; up to a tie of 1 the mix is tied with the best (`tied_part`).
+        """The surface with its pointwise 95% band -> the pools, loss, low, high, tie. What moves all points of a seed
+        alike is not in the band; up to a tie of 1 the mix is tied with the best (`tied_part`).
 
         Args:
             mixes: shares in the order of `pools`, shape [X, 3].
@@ -100,14 +109,19 @@ class SimplexFit(Fit):
         if self._surfaces is None:
             raise AnalysisError(f"this fit has no surface: {self.status}. {self.message}")
         if not (within(self._surfaces.corners_S3, x_X3) & (np.abs(x_X3.sum(1) - 1) < 1e-6)).all():
-            raise AnalysisError("a mix lies outside the sampled region or its shares do not sum to 1; train trials there to say more")
+            raise AnalysisError(
+                "a mix lies outside the sampled region or its shares do not sum to 1; train trials there to say more"
+            )
         loss_BX = self._surfaces.at(x_X3)
         low_X, high_X = np.quantile(loss_BX[1:], ends(), axis=0)
         shares = dict(zip(self.pools, x_X3.T, strict=True))
-        return pd.DataFrame({**shares, "loss": loss_BX[0], "low": low_X, "high": high_X, "tie": self._surfaces.tie(x_X3)})
+        return pd.DataFrame(
+            {**shares, "loss": loss_BX[0], "low": low_X, "high": high_X, "tie": self._surfaces.tie(x_X3)}
+        )
 
     def region(self, steps: int = 50) -> pd.DataFrame:
-        """The mixes of the sampled region that are multiples of 1/steps, and its corners -> the pools, loss, tie; empty without a surface.
+        """The mixes of the sampled region that are multiples of 1/steps, and its corners -> the pools, loss, tie; empty
+        without a surface.
 
         tie: up to 1 the mix is tied with the best (`tied_part`).
         """
@@ -130,29 +144,40 @@ class SimplexFit(Fit):
 
         lines = []
         if self.argmin:
-            mix = [f"{best.value:.2f} {names[pool]} ({best.low:.2f} to {best.high:.2f})" for pool, best in self.argmin.items()]
-            lines.append(f"The loss is least at {', '.join(mix[:-1])} and {mix[-1]} (95% intervals; {self.law} surface).")
+            mix = [
+                f"{best.value:.2f} {names[pool]} ({best.low:.2f} to {best.high:.2f})"
+                for pool, best in self.argmin.items()
+            ]
+            lines.append(
+                f"The loss is least at {', '.join(mix[:-1])} and {mix[-1]} (95% intervals; {self.law} surface)."
+            )
         if self.third_pool_gain:
             gain, edge = self.third_pool_gain, min(self.edge_gains, key=lambda edge: self.edge_gains[edge].value)
             size = f"{gain.value:.4f} nats/token (95% interval {gain.low:.4f} to {gain.high:.4f})"
             verdict = "a third pool helps" if gain.low > 0 else "a third pool is not shown to help"
             lines.append(f"It gains {size} on the best mix of two, {called(edge)}: {verdict}.")
         if self.corner_gains:
-            alone = [f"{gain.value:.4f} ({gain.low:.4f} to {gain.high:.4f}) over {names[pool]}" for pool, gain in self.corner_gains.items()]
+            alone = [
+                f"{gain.value:.4f} ({gain.low:.4f} to {gain.high:.4f}) over {names[pool]}"
+                for pool, gain in self.corner_gains.items()
+            ]
             lines.append(f"Against one pool alone the best mix gains {', '.join(alone)}.")
         if self.tied_part is not None:
             spans = [f"{names[pool]} {low:.2f} to {high:.2f}" for pool, (low, high) in self.tied_shares.items()]
             part = f"{self.tied_part:.0%}" if self.tied_part >= 0.01 else "under 1%"
             lines.append(f"Statistically tied with it: {part} of the sampled mixes, {', '.join(spans)}.")
         if self.paired_sd is not None:
-            lines.append(f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd).")
+            lines.append(
+                f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd)."
+            )
         return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:
         """What `plot` draws -> status, series, share_POOL of each pool, loss, tie, runs (losses in nats per token).
 
-        Series: `surface` (the fit on a lattice), `tie` (on a finer one around the mixes tied with the best, which are those up to 1),
-        `mean` (of a mix, for the average seed, over so many runs), `two` (the best mix of two pools), `best`.
+        Series: `surface` (the fit on a lattice), `tie` (on a finer one around the mixes tied with the best, which are
+        those up to 1), `mean` (of a mix, for the average seed, over so many runs), `two` (the best mix of two pools),
+        `best`.
         """
         names = [f"share_{pool}" for pool in self.pools]
         means = self.runs().groupby(names, sort=False)["loss"].agg(loss="mean", runs="count").reset_index()
@@ -163,7 +188,9 @@ class SimplexFit(Fit):
         parts = {
             "surface": self.region(50).drop(columns="tie").rename(columns=dict(zip(self.pools, names, strict=True))),
             "tie": self._near().rename(columns=dict(zip(self.pools, names, strict=True))),
-            "mean": pd.DataFrame(self.points, columns=names).assign(loss=self.means, runs=[int(runs[point]) for point in self.points]),
+            "mean": pd.DataFrame(self.points, columns=names).assign(
+                loss=self.means, runs=[int(runs[point]) for point in self.points]
+            ),
             "two": pd.DataFrame(list(self.edge_bests.values()), columns=names),
             "best": pd.DataFrame({**best, "loss": [self.loss_at_best.value if self.loss_at_best else np.nan]}),
         }

@@ -1,6 +1,7 @@
 """A law of loss against three sizes, fitted by least squares of log loss: what such laws share.
 
-A law names its parameters, its range, its starts and its formula; the fit, its intervals, its status and its figure are these.
+A law names its parameters, its range, its starts and its formula; the fit, its intervals, its status and its figure are
+these.
 
 Letters: T sizes, R rows of parameters, B resamples, G starts, N runs, X points, K parameters.
 """
@@ -66,7 +67,9 @@ class SizedLaw(ABC):
         """Weighted objective, gradient and Hessian, by central differences -> [R], [R, K], [R, K, K]."""
         step = 1e-6
         steps_KK = step * np.eye(theta_RK.shape[1])
-        slope = [(self.at_runs(theta_RK + each_K) - self.at_runs(theta_RK - each_K)) / (2 * step) for each_K in steps_KK]
+        slope = [
+            (self.at_runs(theta_RK + each_K) - self.at_runs(theta_RK - each_K)) / (2 * step) for each_K in steps_KK
+        ]
         return self.squares(self.at_runs(theta_RK) - self.log_y_N, np.stack(slope, axis=2), w_RN)
 
     @abstractmethod
@@ -75,7 +78,9 @@ class SizedLaw(ABC):
 
     def at_runs(self, theta_RK: Array) -> Array:
         """log L^ of the runs -> [R, N]."""
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # a step too far is not lower, and so not taken
+        with np.errstate(
+            over="ignore", invalid="ignore", divide="ignore"
+        ):  # a step too far is not lower, and so not taken
             return self.log_value(theta_RK, *self.log_x_TN)
 
     def losses(self, theta_GK: Array) -> Array:
@@ -95,7 +100,8 @@ class SizedLaw(ABC):
 
 @dataclass(frozen=True)
 class CountedLaw(SizedLaw):
-    """`L = E + A N'^-alpha + B D'^-beta`, where further parameters say how much of the parameters N and the tokens D counts.
+    """`L = E + A N'^-alpha + B D'^-beta`, where further parameters say how much of the parameters N and the tokens D
+    counts.
 
     Its K parameters are E, log A and log B at the mean sizes, alpha, beta and the logs of the further ones.
     """
@@ -113,7 +119,9 @@ class CountedLaw(SizedLaw):
         """log N' and log D' of the runs -> [N], [N]; what exponents and levels enter may be left out."""
 
     @abstractmethod
-    def counted(self, log_x: Sequence[Array], further: Sequence[Array], powers: tuple[Array, ...]) -> tuple[Array, Array]:
+    def counted(
+        self, log_x: Sequence[Array], further: Sequence[Array], powers: tuple[Array, ...]
+    ) -> tuple[Array, Array]:
         """log N' and log D' -> [R, X], [R, X].
 
         Args:
@@ -176,15 +184,21 @@ class SizedFit(Fit):
         """The law with its pointwise band -> the columns of the sizes, loss, low, high."""
         if self._law is None or self._points is None:
             raise AnalysisError(f"this fit has no law: {self.status}. {self.message}")
-        x_TX = np.array([each.ravel() for each in np.broadcast_arrays(*(np.atleast_1d(np.asarray(x, float)) for x in sizes))])
+        x_TX = np.array(
+            [each.ravel() for each in np.broadcast_arrays(*(np.atleast_1d(np.asarray(x, float)) for x in sizes))]
+        )
         if not (x_TX > 0).all():
             raise AnalysisError("predict: sizes must be positive")
         losses_BX = self._points.level * np.exp(self._law.log_value(self._theta_BK, *np.log(x_TX)))
         low_X, high_X = np.quantile(losses_BX[1:], ends(), axis=0)
-        return pd.DataFrame(dict(zip(self.columns, x_TX, strict=True)) | {"loss": losses_BX[0], "low": low_X, "high": high_X})
+        return pd.DataFrame(
+            dict(zip(self.columns, x_TX, strict=True)) | {"loss": losses_BX[0], "low": low_X, "high": high_X}
+        )
 
     def residuals(self) -> pd.DataFrame:
-        """Every run against the law -> row, the columns of the sizes, measured, predicted, low, high (the band of the law there)."""
+        """Every run against the law -> row, the columns of the sizes, measured, predicted, low, high (the band of the
+        law there).
+        """
         if self._points is None:
             raise AnalysisError(f"this fit has no law: {self.status}. {self.message}")
         return self._points.against(self._band)
@@ -200,14 +214,18 @@ class SizedFit(Fit):
         return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:
-        """What `plot` draws, at the median parameters -> series (run, curve), group (the third size), x (tokens), loss, low, high."""
+        """What `plot` draws, at the median parameters -> series (run, curve), group (the third size), x (tokens), loss,
+        low, high.
+        """
         from analysis.figures.law import curves_of, runs_of
 
         size, tokens, third = self.columns
         runs = self.residuals()
         d_X = np.geomspace(runs[tokens].min(), runs[tokens].max(), 61)
         tables = [runs_of(runs[tokens], runs["measured"], runs[third])]
-        tables += [curves_of(self._band(runs[size].median(), d_X, value), tokens, value) for value in np.unique(runs[third])]
+        tables += [
+            curves_of(self._band(runs[size].median(), d_X, value), tokens, value) for value in np.unique(runs[third])
+        ]
         return pd.concat(tables, ignore_index=True)
 
     def plot(self, ax: Axes) -> None:
@@ -216,7 +234,13 @@ class SizedFit(Fit):
         draw_law(ax, self.drawn(), self.columns[1], self.conventions["loss"], self.columns[2])
 
 
-def fit_sized(kind: Callable[..., F], law_of: Callable[[Array, Array], SizedLaw], points: Points, common: dict[str, Any], remedy: str) -> F:
+def fit_sized(
+    kind: Callable[..., F],
+    law_of: Callable[[Array, Array], SizedLaw],
+    points: Points,
+    common: dict[str, Any],
+    remedy: str,
+) -> F:
     """Fit a law to runs that can tell it.
 
     Args:
@@ -239,7 +263,10 @@ def fit_sized(kind: Callable[..., F], law_of: Callable[[Array, Array], SizedLaw]
     slopes_NK = slopes_of(law.at_runs, theta_BK[0], (theta_BK[0] > low_K) & (theta_BK[0] < high_K))
     size_K = np.linalg.svd(slopes_NK / np.maximum(np.linalg.norm(slopes_NK, axis=0), 1e-300), compute_uv=False)
     if status is Status.CONVERGED and size_K[-1] ** 2 < law.FLAT:
-        status, message = Status.NO_INTERIOR_MINIMUM, f"other parameters fit as well: {remedy[0].lower()}{remedy[1:]} {message}".strip()
+        status, message = (
+            Status.NO_INTERIOR_MINIMUM,
+            f"other parameters fit as well: {remedy[0].lower()}{remedy[1:]} {message}".strip(),
+        )
     rest_N = law.log_y_N - law.at_runs(theta_BK[:1])[0]
     status, message = with_scatter(status, message, *judge_scatter(points, rest_N, slopes_NK))
     table = law.table(theta_BK, points.level)

@@ -1,10 +1,12 @@
 """How far the loss falls with every tenfold of a memory's rows, in each kind of memory, and whether the kinds differ.
 
-    log-linear        L = a + b log10(rows)       the published form (Engram, arXiv 2601.07372; OverEncoding, arXiv 2501.16975)
-    power with floor  L = E + A rows^-alpha       becomes the line as alpha goes to 0, so the line is nested in it
+    log-linear        L = a + b log10(rows)       the published form (Engram, arXiv 2601.07372; OverEncoding, arXiv
+    2501.16975) power with floor  L = E + A rows^-alpha       becomes the line as alpha goes to 0, so the line is nested
+    in it
 
-The slope b is the answer; the power law is fitted beside it, to say whether the fall slows within the rows that were tried. A line is
-linear in its parameters, so its intervals are Student's; those of the power law are percentiles over resamples.
+The slope b is the answer; the power law is fitted beside it, to say whether the fall slows within the rows that were
+tried. A line is linear in its parameters, so its intervals are Student's; those of the power law are percentiles over
+resamples.
 
 Letters: B resamples, I row counts of one mechanism, P points of all of them and the backbone, X any row counts.
 """
@@ -23,7 +25,17 @@ from analysis.errors import AnalysisError, require_columns
 from analysis.fits.linear import TIE, Noise, combine, covariance, fit_linear, left_out_errors, leftover, part
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model
 from analysis.fits.power import ALPHA, box_cox, fit_means
-from analysis.fits.runs import LENGTH, NO_LOSS, Runs, distinct, read_runs, require_one_budget, require_resamples, same_losses, same_seeds
+from analysis.fits.runs import (
+    LENGTH,
+    NO_LOSS,
+    Runs,
+    distinct,
+    read_runs,
+    require_one_budget,
+    require_resamples,
+    same_losses,
+    same_seeds,
+)
 from analysis.fits.slots_result import LINE, POWER, Law, MechanismFit, SlopeDifference, SlotsFit, line_design
 from analysis.fits.types import REFUTED, Estimate
 from analysis.interval import percent, takes_level
@@ -51,8 +63,8 @@ def fit_slots(
     """Fit loss against rows in each kind of memory.
 
     Args:
-        frame: one run a row, all on the same backbone and budget. A column `trial_id` names the rows used; of a column `status` only
-            `finished` is.
+        frame: one run a row, all on the same backbone and budget. A column `trial_id` names the rows used; of a column
+            `status` only `finished` is.
         mechanism: column that names the kind of memory; empty: the backbone alone.
         x: column of the rows.
         loss: column of the loss, nats per token.
@@ -64,37 +76,52 @@ def fit_slots(
         Fits whose status says whether their numbers may be quoted. Poor data give a status, not an exception.
 
     Raises:
-        AnalysisError: a column is missing or holds text, rows are not positive, a trial id is repeated, one seed stands twice at one
-            point, or the runs are of several lengths or vocabularies.
+        AnalysisError: a column is missing or holds text, rows are not positive, a trial id is repeated, one seed stands
+            twice at one point, or the runs are of several lengths or vocabularies.
     """
     require_columns(frame.columns, (mechanism, x, loss, seed), "fit_slots")
     require_resamples(resamples, "fit_slots")
-    names = list(dict.fromkeys(frame[mechanism].dropna()))  # told in the order of the table, computed in that of the alphabet
+    names = list(
+        dict.fromkeys(frame[mechanism].dropna())
+    )  # told in the order of the table, computed in that of the alphabet
     alphabet = sorted(names, key=str)
     codes = frame[mechanism].map({name: code for code, name in enumerate(alphabet)}).fillna(-1).astype(int)
-    runs = read_runs(frame.assign(**{mechanism: codes, x: frame[x].where(codes >= 0, 0)}), (mechanism, x), loss, seed, "fit_slots")
+    runs = read_runs(
+        frame.assign(**{mechanism: codes, x: frame[x].where(codes >= 0, 0)}), (mechanism, x), loss, seed, "fit_slots"
+    )
     require_one_budget(frame, seed, "fit_slots", LENGTH)
     bad, runs = runs.unusable(), _linked(runs)
     code_N, x_N = runs.x_NK.T
     if not ((x_N > 0) & np.isfinite(x_N))[code_N >= 0].all():
-        raise AnalysisError(f"fit_slots: column `{x}` must hold positive row counts wherever `{mechanism}` names a memory")
+        raise AnalysisError(
+            f"fit_slots: column `{x}` must hold positive row counts wherever `{mechanism}` names a memory"
+        )
     conventions = {
         "x": x,
         "loss": loss,
         "loss_unit": "nats per token",
         "slope": f"nats per token for every tenfold of {x}",
-        "objective": "weighted sum of squares of the means around the lines; a weight is the number of runs that a mean is worth",
-        "interval": f"{percent()}: Student's t for all that is linear in the losses, percentiles over resamples for the power law",
+        "objective": "weighted sum of squares of the means around the lines; a weight is the number of runs that a "
+        "mean is worth",
+        "interval": f"{percent()}: Student's t for all that is linear in the losses, percentiles over resamples for "
+        f"the power law",
         "noise": "residuals of runs after point and seed effects, pooled over mechanisms and the backbone",
-        "runs_left_out": "those of a seed that stands at one point only, where that point has others: they say nothing of differences",
-        "resampling": "Gaussian noise of that size on every run, its level from a scaled inverse chi-square, seed effects taken off again",
+        "runs_left_out": "those of a seed that stands at one point only, where that point has others: they say nothing "
+        "of differences",
+        "resampling": "Gaussian noise of that size on every run, its level from a scaled inverse chi-square, seed "
+        "effects taken off again",
         "resamples": resamples,
         "random_seed": random_seed,
         "band": "pointwise, without what moves all points of a seed alike",
         "differences": f"each interval at {percent()} on its own",
         "held_out_set": "the same sequences for every run; intervals hold for that set",
     }
-    common: dict[str, Any] = {"law": LINE, "seeds": len(np.unique(runs.seeds_N)), "rows": runs.rows, "conventions": conventions}
+    common: dict[str, Any] = {
+        "law": LINE,
+        "seeds": len(np.unique(runs.seeds_N)),
+        "rows": runs.rows,
+        "conventions": conventions,
+    }
     if bad:
         return SlotsFit(status=Status.NOT_FINITE, message=NO_LOSS.format(bad), **common)
     if not (code_N >= 0).any():
@@ -139,7 +166,9 @@ def fit_slots(
         mechanisms=tuple(fits),
         differences=tuple(
             SlopeDifference(
-                lines[i][0].mechanism, lines[j][0].mechanism, combine(model, weights_KP[2 * i + 1] - weights_KP[2 * j + 1], noise)
+                lines[i][0].mechanism,
+                lines[j][0].mechanism,
+                combine(model, weights_KP[2 * i + 1] - weights_KP[2 * j + 1], noise),
             )
             for i, j in combinations(range(len(lines)), 2)
         )
@@ -148,7 +177,10 @@ def fit_slots(
         backbone=float(model.mean_I[backbone_P][0]) if backbone_P.any() else None,
         paired_sd=model.sd if model.df else None,
         noise_df=model.df,
-        seed_effects={seed: float(np.mean((runs.y_N - model.mean_I[point_N])[runs.seeds_N == seed])) for seed in np.unique(runs.seeds_N)},
+        seed_effects={
+            seed: float(np.mean((runs.y_N - model.mean_I[point_N])[runs.seeds_N == seed]))
+            for seed in np.unique(runs.seeds_N)
+        },
         _runs=pd.DataFrame(
             {
                 "mechanism": [alphabet[int(code)] for code in code_N[memory_N]],
@@ -165,7 +197,8 @@ def fit_slots(
 def _linked(runs: Runs) -> Runs:
     """Without the runs of seeds that stand at one point only, such as more seeds of the backbone than of the memories.
 
-    They would make every mean that of an average seed of which only this point knows anything. A point's last runs are kept.
+    They would make every mean that of an average seed of which only this point knows anything. A point's last runs are
+    kept.
     """
     points_N = np.unique(runs.x_NK, axis=0, return_inverse=True)[1].ravel()
     at_N = [set(points_N[runs.seeds_N == seed]) for seed in runs.seeds_N]
@@ -175,31 +208,42 @@ def _linked(runs: Runs) -> Runs:
     return Runs(runs.x_NK[kept_N], runs.y_N[kept_N], runs.seeds_N[kept_N], rows)
 
 
-# --- the line ---------------------------------------------------------------------------------------------------------------
+# --- the line ---------------------------------------------------------------------------------------------------------
 
 
 def _leftover(model: SeedModel, x_P: Array, owns: list[Array]) -> Noise:
-    """What the lines leave over, pooled over the mechanisms that have one: stands in for noise where nothing is repeated."""
+    """What the lines leave over, pooled over the mechanisms that have one: stands in for noise where nothing is
+    repeated.
+    """
     found = [leftover(part(model, own_P), line_design(x_P[own_P])) for own_P in owns if own_P.sum() >= LEAST_SIZES]
     df = sum(each.df for each in found)
     return Noise(math.sqrt(sum(each.df * each.sd**2 for each in found) / df), df) if found else Noise(math.nan, 1)
 
 
-def _fit_one(name: str, rows: tuple[str, ...], sizes_I: Array, model: SeedModel, noise: Noise, copied: str) -> MechanismFit:
+def _fit_one(
+    name: str, rows: tuple[str, ...], sizes_I: Array, model: SeedModel, noise: Noise, copied: str
+) -> MechanismFit:
     """The line of one mechanism. `copied`: what `same_seeds` says of all runs."""
     errors_I = model.sd / np.sqrt(model.counts_I) if model.df else np.zeros(0)
     common: dict[str, Any] = {"mechanism": name, "rows": rows} | {
-        key: tuple(map(float, values)) for key, values in (("sizes", sizes_I), ("means", model.mean_I), ("errors", errors_I))
+        key: tuple(map(float, values))
+        for key, values in (("sizes", sizes_I), ("means", model.mean_I), ("errors", errors_I))
     }
     if distinct(sizes_I) < LEAST_SIZES:
-        words = f"row counts with a finished run: {distinct(sizes_I)}; a line that can be checked needs {LEAST_SIZES}: train more."
+        words = (
+            f"row counts with a finished run: {distinct(sizes_I)}; a line that can be checked needs {LEAST_SIZES}: "
+            f"train more."
+        )
         return MechanismFit(status=Status.TOO_FEW_POINTS, message=words, **common)
     status, doubts = Status.CONVERGED, []
     if sizes_I[-1] < 100 * sizes_I[0]:
         doubts.append("less than two decades of rows, so whether the fall slows cannot be told.")
     if model.df == 0:
         status = Status.TOO_FEW_POINTS
-        doubts.append("no repeats, so seed noise is not measured and the residuals around the lines stand in for it: train a second seed.")
+        doubts.append(
+            "no repeats, so seed noise is not measured and the residuals around the lines stand in for it: train a "
+            "second seed."
+        )
     elif copied:
         status = Status.TOO_FEW_POINTS
         doubts.append(copied)
@@ -227,13 +271,21 @@ def _weights(lines: list[tuple[MechanismFit, Array]]) -> Array:
     return np.array(rows)
 
 
-# --- the laws compared ------------------------------------------------------------------------------------------------------
+# --- the laws compared ------------------------------------------------------------------------------------------------
 
 
 def _with_laws(
-    fit: MechanismFit, model: SeedModel, alone: SeedModel, seeds: int, noise: Noise, resamples: int, rng: np.random.Generator
+    fit: MechanismFit,
+    model: SeedModel,
+    alone: SeedModel,
+    seeds: int,
+    noise: Noise,
+    resamples: int,
+    rng: np.random.Generator,
 ) -> MechanismFit:
-    """Add both laws and which is preferred. `alone`, the model of the mechanism's own runs, is what AICc compares them on."""
+    """Add both laws and which is preferred. `alone`, the model of the mechanism's own runs, is what AICc compares them
+    on.
+    """
     assert fit._line
     assert fit.beyond
     design_IK, line = line_design(np.array(fit.sizes)), fit._line
@@ -258,14 +310,24 @@ def _with_laws(
     if len(scores) == 2 and abs(scores[0] - scores[1]) > TIE:
         preferred = LINE if scores[0] < scores[1] else POWER
     chance, status = laws[0].lack_of_fit_p, fit.status
-    if status is Status.CONVERGED and all(law.lack_of_fit_p is not None and law.lack_of_fit_p < REFUTED for law in laws):
+    if status is Status.CONVERGED and all(
+        law.lack_of_fit_p is not None and law.lack_of_fit_p < REFUTED for law in laws
+    ):
         status = Status.POOR_FIT
     if preferred == POWER:
         doubts.append("the slope is a mean over the rows tried: the next tenfold will bring less.")
     elif chance is not None and chance < REFUTED:
-        doubts.append(f"the means miss the line by more than noise explains (p = {chance:.1g}): the slope is a mean over the rows tried.")
+        doubts.append(
+            f"the means miss the line by more than noise explains (p = {chance:.1g}): the slope is a mean over the "
+            f"rows tried."
+        )
     return replace(
-        fit, status=status, message=" ".join([*doubts, fit.message]).strip(), laws=tuple(laws), preferred=preferred, _power=power
+        fit,
+        status=status,
+        message=" ".join([*doubts, fit.message]).strip(),
+        laws=tuple(laws),
+        preferred=preferred,
+        _power=power,
     )
 
 

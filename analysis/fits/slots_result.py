@@ -33,7 +33,9 @@ class Law:
     law: str
     parameters: dict[str, Estimate]
     aicc: float | None
-    """Akaike's criterion with the small-sample correction over the mechanism's runs; None where too few runs allow it."""
+    """Akaike's criterion with the small-sample correction over the mechanism's runs; None where too few
+    runs allow it.
+    """
     left_out_error: float
     """Root mean square error of the loss predicted for each inner row count when it is left out, nats per token."""
     beyond: float
@@ -75,7 +77,8 @@ class MechanismFit:
     """c, s and alpha of `power.box_cox`."""
 
     def predict(self, x: Any) -> pd.DataFrame:
-        """The line with its pointwise 95% band, and the power law -> columns x, loss, low, high, power (NaN where none was fitted).
+        """The line with its pointwise 95% band, and the power law -> columns x, loss, low, high, power (NaN where none
+        was fitted).
 
         Raises:
             AnalysisError: no line was fitted, or an x lies outside the sampled rows.
@@ -85,13 +88,17 @@ class MechanismFit:
             raise AnalysisError(f"{self.mechanism} has no line: {self.status}. {self.message}")
         low, high = self.sizes[0], self.sizes[-1]
         if not ((x_X >= low * (1 - 1e-9)) & (x_X <= high * (1 + 1e-9))).all():
-            raise AnalysisError(f"rows {x_X.tolist()} lie outside the sampled {low:g} to {high:g}; train trials there to say more")
+            raise AnalysisError(
+                f"rows {x_X.tolist()} lie outside the sampled {low:g} to {high:g}; train trials there to say more"
+            )
         loss_X, half_X = self._line.band(line_design(x_X))
         power_X = np.full(len(x_X), np.nan)
         if self._power is not None:
             c, s, alpha = self._power
             power_X = c + s * box_cox(np.log(x_X / math.sqrt(low * high)), np.array([alpha]))[0]
-        return pd.DataFrame({"x": x_X, "loss": loss_X, "low": loss_X - half_X, "high": loss_X + half_X, "power": power_X})
+        return pd.DataFrame(
+            {"x": x_X, "loss": loss_X, "low": loss_X - half_X, "high": loss_X + half_X, "power": power_X}
+        )
 
     def summary(self) -> str:
         """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them."""
@@ -99,8 +106,8 @@ class MechanismFit:
         if self.slope:
             verb, size = signed(self.slope, "raises", "lowers", "it may change nothing")
             lines.append(
-                f"Every tenfold of the rows {verb} the loss by {size}, over {len(self.sizes)} row counts from {si(self.sizes[0])} to "
-                f"{si(self.sizes[-1])}."
+                f"Every tenfold of the rows {verb} the loss by {size}, over {len(self.sizes)} row counts from "
+                f"{si(self.sizes[0])} to {si(self.sizes[-1])}."
             )
         if self.gain:
             place, size = signed(self.gain, "below", "above")
@@ -109,9 +116,12 @@ class MechanismFit:
             gap = f"{abs(self.laws[1].aicc - self.laws[0].aicc):.1f}"
             lines.append(
                 {
-                    LINE: f"A straight line in log rows describes it better than a power law with a floor (AICc lower by {gap}).",
-                    POWER: f"The fall slows: a power law with a floor describes it better than a straight line (AICc lower by {gap}).",
-                    "": f"A straight line in log rows and a power law with a floor cannot be told apart (AICc {gap} apart).",
+                    LINE: f"A straight line in log rows describes it better than a power law with a floor (AICc lower "
+                    f"by {gap}).",
+                    POWER: f"The fall slows: a power law with a floor describes it better than a straight line (AICc "
+                    f"lower by {gap}).",
+                    "": f"A straight line in log rows and a power law with a floor cannot be told apart (AICc {gap} "
+                    f"apart).",
                 }[self.preferred]
             )
         return with_doubt(self.status, self.message, lines)
@@ -119,7 +129,9 @@ class MechanismFit:
 
 @dataclass(frozen=True)
 class SlopeDifference:
-    """Slope of one kind of memory less that of another, nats per token and tenfold of the rows; below zero, the first falls faster."""
+    """Slope of one kind of memory less that of another, nats per token and tenfold of the rows; below zero, the first
+    falls faster.
+    """
 
     first: str
     second: str
@@ -142,8 +154,8 @@ class SlopeDifference:
 class SlotsFit(Fit):
     """All mechanisms of one cell, on one backbone and with one measure of the noise.
 
-    The status is `converged` where that of every mechanism is, otherwise the first other one. The parameters are `a` and `b` of every
-    line; the rows used include the backbone's.
+    The status is `converged` where that of every mechanism is, otherwise the first other one. The parameters are `a`
+    and `b` of every line; the rows used include the backbone's.
     """
 
     mechanisms: tuple[MechanismFit, ...] = ()
@@ -153,7 +165,9 @@ class SlotsFit(Fit):
     """Loss of the backbone alone for the average seed; None where it was not trained."""
     seeds: int
     paired_sd: float | None = None
-    """Standard deviation of one run once the effect common to its seed is off, pooled over all points, nats per token."""
+    """Standard deviation of one run once the effect common to its seed is off, pooled over all points,
+    nats per token.
+    """
     noise_df: int = 0
     """Degrees of freedom of `paired_sd`."""
     seed_effects: dict[str, float] = field(default_factory=dict)
@@ -172,10 +186,10 @@ class SlotsFit(Fit):
     def table(self, runs: pd.DataFrame, published: tuple[str, float] | None = None) -> pd.DataFrame:
         """What a figure draws -> mechanism, series, rows, params, loss, low, high, seed, trial_id.
 
-        Series: `run` (one trained model, the effect of its seed taken off), `mean` (for the average seed, with its paired standard error),
-        `line` (with its 95% band), `power` (the power law with a floor, where it is preferred), `slope` (nats per token for every tenfold,
-        with its interval), `backbone` (the model without memory), `published` (a slope from elsewhere, in `loss`, its name in
-        `mechanism`).
+        Series: `run` (one trained model, the effect of its seed taken off), `mean` (for the average seed, with its
+        paired standard error), `line` (with its 95% band), `power` (the power law with a floor, where it is preferred),
+        `slope` (nats per token for every tenfold, with its interval), `backbone` (the model without memory),
+        `published` (a slope from elsewhere, in `loss`, its name in `mechanism`).
 
         Args:
             runs: those of the fit, with their memory_params.
@@ -185,10 +199,18 @@ class SlotsFit(Fit):
         for each in self.mechanisms:
             own = runs[(runs["mechanism"] == each.mechanism) & runs["trial_id"].isin(each.rows)]
             params = own.groupby("memory_rows")["memory_params"].mean()
-            paired = own["val_loss"] - [self.seed_effects[code] for code in seed_codes(own["seed"], own["trial_id"].tolist(), "slots")]
+            paired = own["val_loss"] - [
+                self.seed_effects[code] for code in seed_codes(own["seed"], own["trial_id"].tolist(), "slots")
+            ]
             found = [
                 pd.DataFrame(
-                    {"series": "run", "rows": own["memory_rows"], "loss": paired, "seed": own["seed"], "trial_id": own["trial_id"]}
+                    {
+                        "series": "run",
+                        "rows": own["memory_rows"],
+                        "loss": paired,
+                        "seed": own["seed"],
+                        "trial_id": own["trial_id"],
+                    }
                 )
             ]
             means = pd.DataFrame({"series": "mean", "rows": each.sizes, "loss": each.means})
@@ -203,7 +225,9 @@ class SlotsFit(Fit):
                 slope = {"series": "slope", "loss": each.slope.value, "low": each.slope.low, "high": each.slope.high}
                 found.append(pd.DataFrame([slope]))
             table = pd.concat(found)
-            table["params"] = np.exp(np.interp(np.log(table["rows"].astype(float)), np.log(params.index), np.log(params)))
+            table["params"] = np.exp(
+                np.interp(np.log(table["rows"].astype(float)), np.log(params.index), np.log(params))
+            )
             parts.append(table.assign(mechanism=each.mechanism))
         if self.backbone is not None:
             parts.append(pd.DataFrame([{"series": "backbone", "loss": self.backbone}]))

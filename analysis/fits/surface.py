@@ -1,6 +1,8 @@
-"""Loss against sizes: one power law, or a surface over parameters and tokens, with what a compute-optimal model would be.
+"""Loss against sizes: one power law, or a surface over parameters and tokens, with what a compute-optimal model would
+be.
 
-From a table of runs to a frozen fit. The arithmetic is in `power_sum`; here are the readings of a table, the status and the words.
+From a table of runs to a frozen fit. The arithmetic is in `power_sum`; here are the readings of a table, the status and
+the words.
 
 Letters: B resamples, N runs, T terms, K parameters, X points to predict.
 """
@@ -35,7 +37,8 @@ SYMBOLS = (("A", "alpha"), ("B", "beta"), ("C", "gamma"))
 STEPS = 61  # of the drawn surface along each axis
 LEAST_RUNS = 5  # fewer than this to draw from say nothing of the spread
 LEAST_SPAN = 1.1  # sizes nearer to each other show no power
-LEVEL = 1e-7  # curvature, relative to the diagonal of the Hessian, below which other parameters fit as well; surfaces have about 1e-3
+# curvature, relative to the diagonal of the Hessian, below which other parameters fit as well; surfaces have about 1e-3
+LEVEL = 1e-7
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ class _Law:
         return np.log(s_BT / self.exponents()) + self.exponents() * self.mean_T + np.log(self.points.level)
 
     def flat(self) -> Array:
-        """Whether the loss does not fall with a size: its term is 0, or, without a floor, as near to constant as it may be -> [B, T]."""
+        """Whether the loss does not fall with a size: its term is 0, or, without a floor, as near to constant as it may
+        be -> [B, T].
+        """
         t = self.model.terms
         return (self.theta_BK[:, :t] <= 0) | ((self.theta_BK[:, -t:] >= 1 / ALPHA[0]) & (not self.model.floor))
 
@@ -73,13 +78,21 @@ class _Law:
         t = self.model.terms
         floor = {"E": self.points.level * self.theta_BK[:, t]} if self.model.floor else {}
         with np.errstate(over="ignore"):  # `Fit` gives a status to what leaves the range of numbers
-            coefficients = {name: values for (name, _), values in zip(SYMBOLS, np.exp(self.log_coefficients()).T, strict=False)}
-        return floor | coefficients | {name: values for (_, name), values in zip(SYMBOLS, self.exponents().T, strict=False)}
+            coefficients = {
+                name: values for (name, _), values in zip(SYMBOLS, np.exp(self.log_coefficients()).T, strict=False)
+            }
+        return (
+            floor
+            | coefficients
+            | {name: values for (_, name), values in zip(SYMBOLS, self.exponents().T, strict=False)}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PowerFit(Fit):
-    """Loss as powers of sizes. Intervals are 95% percentile intervals over resampled runs; losses are in the unit of their column."""
+    """Loss as powers of sizes. Intervals are 95% percentile intervals over resampled runs; losses are in the unit of
+    their column.
+    """
 
     columns: tuple[str, ...]
     """Of the sizes, in the order of the terms."""
@@ -88,7 +101,8 @@ class PowerFit(Fit):
     _law: _Law | None = field(default=None, repr=False, compare=False)
 
     def predict(self, *sizes: Any) -> pd.DataFrame:
-        """The law with its pointwise 95% band -> the columns of the sizes, loss, low, high. The scatter of single runs is not in the band.
+        """The law with its pointwise 95% band -> the columns of the sizes, loss, low, high. The scatter of single runs
+        is not in the band.
 
         Args:
             sizes: one number or array for each of `columns`, of equal length or broadcast.
@@ -98,16 +112,24 @@ class PowerFit(Fit):
         """
         law = self._fitted()
         if len(sizes) != len(self.columns):
-            raise AnalysisError(f"predict takes {len(self.columns)} sizes: {', '.join(self.columns)}; {len(sizes)} were given")
-        x_TX = np.array([each.ravel() for each in np.broadcast_arrays(*(np.atleast_1d(np.asarray(size, float)) for size in sizes))])
+            raise AnalysisError(
+                f"predict takes {len(self.columns)} sizes: {', '.join(self.columns)}; {len(sizes)} were given"
+            )
+        x_TX = np.array(
+            [each.ravel() for each in np.broadcast_arrays(*(np.atleast_1d(np.asarray(size, float)) for size in sizes))]
+        )
         if not (x_TX > 0).all():
             raise AnalysisError("predict: sizes must be positive")
         losses_BX = law.losses(x_TX)
         low_X, high_X = np.quantile(losses_BX[1:], ends(), axis=0)
-        return pd.DataFrame(dict(zip(self.columns, x_TX, strict=True)) | {"loss": losses_BX[0], "low": low_X, "high": high_X})
+        return pd.DataFrame(
+            dict(zip(self.columns, x_TX, strict=True)) | {"loss": losses_BX[0], "low": low_X, "high": high_X}
+        )
 
     def residuals(self) -> pd.DataFrame:
-        """Every run against the law -> row, the columns of the sizes, measured, predicted, low, high (the band of the law there)."""
+        """Every run against the law -> row, the columns of the sizes, measured, predicted, low, high (the band of the
+        law there).
+        """
         return self._fitted().points.against(self.predict)
 
     def summary(self) -> str:
@@ -122,7 +144,10 @@ class PowerFit(Fit):
 
         (x,), runs = self.columns, self.residuals()
         return pd.concat(
-            [runs_of(runs[x], runs["measured"]), curves_of(self.predict(np.geomspace(runs[x].min(), runs[x].max(), 61)), x)],
+            [
+                runs_of(runs[x], runs["measured"]),
+                curves_of(self.predict(np.geomspace(runs[x].min(), runs[x].max(), 61)), x),
+            ],
             ignore_index=True,
         )
 
@@ -140,7 +165,9 @@ class PowerFit(Fit):
             for (_, name), column, flat in zip(SYMBOLS, self.columns, flat_T, strict=False)
             if not flat
         ]
-        rests = [f"Loss does not fall with {column}." for column, flat in zip(self.columns, flat_T, strict=True) if flat]
+        rests = [
+            f"Loss does not fall with {column}." for column, flat in zip(self.columns, flat_T, strict=True) if flat
+        ]
         to = f" towards {floor.value:.4g} ({floor.low:.4g} to {floor.high:.4g})" if floor else ""
         return " ".join([*rests, *([f"Loss falls with the power {', '.join(falls)}{to}."] if falls else [])])
 
@@ -152,7 +179,9 @@ class PowerFit(Fit):
 
 @dataclass(frozen=True, kw_only=True)
 class SurfaceFit(PowerFit):
-    """A loss surface over parameters and tokens. The compute-optimal exponents hold for C = 6 N D, whatever the 6, at fixed `total`."""
+    """A loss surface over parameters and tokens. The compute-optimal exponents hold for C = 6 N D, whatever the 6, at
+    fixed `total`.
+    """
 
     n_exponent: Estimate | None = None
     """N_opt ~ C^(beta / (alpha + beta)) with alpha of the parameters and beta of the tokens."""
@@ -160,7 +189,8 @@ class SurfaceFit(PowerFit):
     """D_opt ~ C^(alpha / (alpha + beta))."""
 
     def optimal(self, flops: Any, flops_per_parameter: float = 6.0) -> pd.DataFrame:
-        """The compute-optimal model with 95% intervals -> flops, params, params_low, params_high, tokens, tokens_low, tokens_high.
+        """The compute-optimal model with 95% intervals -> flops, params, params_low, params_high, tokens, tokens_low,
+        tokens_high.
 
         Args:
             flops: training budgets C = flops_per_parameter x params x tokens.
@@ -188,8 +218,9 @@ class SurfaceFit(PowerFit):
     def drawn(self) -> pd.DataFrame:
         """What `plot` draws -> series, params, tokens, loss, low, high.
 
-        Series: `run` (measured loss), `surface` (a grid of the law, at the median total parameters where those have a term), `optimal` (the
-        compute-optimal model of rising budgets, where there is one; its tokens have the 95% interval in low and high).
+        Series: `run` (measured loss), `surface` (a grid of the law, at the median total parameters where those have a
+        term), `optimal` (the compute-optimal model of rising budgets, where there is one; its tokens have the 95%
+        interval in low and high).
         """
         runs = self.residuals()
         params, tokens, *total = (runs[column] for column in self.columns)
@@ -204,7 +235,9 @@ class SurfaceFit(PowerFit):
             path = self.optimal(6 * np.geomspace(ends[0][0] * ends[1][0], ends[0][1] * ends[1][1], 121))
             path = path[path["params"].between(*ends[0]) & path["tokens"].between(*ends[1])].assign(series="optimal")
             tables.append(path.rename(columns={"tokens_low": "low", "tokens_high": "high"}))
-        return pd.concat(tables, ignore_index=True).reindex(columns=["series", "params", "tokens", "loss", "low", "high"])
+        return pd.concat(tables, ignore_index=True).reindex(
+            columns=["series", "params", "tokens", "loss", "low", "high"]
+        )
 
     def plot(self, ax: Axes) -> None:
         from analysis.figures.surface import draw_surface
@@ -228,19 +261,21 @@ def fit_surface(
     resamples: int = 4000,
     random_seed: int = 0,
 ) -> SurfaceFit:
-    """Fit `L = E + A params^-alpha + B tokens^-beta (+ C total^-gamma)` (Hoffmann et al., arXiv 2203.15556, approach 3).
+    """Fit `L = E + A params^-alpha + B tokens^-beta (+ C total^-gamma)` (Hoffmann et al., arXiv 2203.15556, approach
+    3).
 
-    The last term is for models whose total parameters vary apart from the activated ones: each count has a term of its own, so at fixed
-    total parameters the surface is the usual one, and C = 0 is the usual one throughout.
+    The last term is for models whose total parameters vary apart from the activated ones: each count has a term of its
+    own, so at fixed total parameters the surface is the usual one, and C = 0 is the usual one throughout.
 
     Args:
-        frame: one run, or one checkpoint, a row. A column `trial_id` names the rows used; of a column `status` only `finished` is.
+        frame: one run, or one checkpoint, a row. A column `trial_id` names the rows used; of a column `status` only
+            `finished` is.
         params: column of the parameters; the activated ones if `total` is given.
         tokens: column of the training tokens.
         loss: column of the loss.
         total: column of the total parameters.
-        run: column that says which rows are checkpoints of one run. Those are drawn together: treated as runs they would narrow every
-            interval.
+        run: column that says which rows are checkpoints of one run. Those are drawn together: treated as runs they
+            would narrow every interval.
         resamples: size of the bootstrap over runs.
         random_seed: of the bootstrap; the same input gives the same fit.
 
@@ -263,7 +298,9 @@ def fit_surface(
     law = "chinchilla" if total is None else "chinchilla-total"
     common, law_of = _fit(frame, columns, loss, run, True, law, "fit_surface", resamples, random_seed)
     common["message"] = f"{common['message']} {ways}".strip()
-    if law_of is None or law_of.flat()[0, :2].any():  # where the loss does not fall with one of them, nothing is to be balanced
+    if (
+        law_of is None or law_of.flat()[0, :2].any()
+    ):  # where the loss does not fall with one of them, nothing is to be balanced
         return SurfaceFit(**common, _law=law_of)
     alpha_B, beta_B = law_of.exponents()[:, :2].T
     share_B = beta_B / (alpha_B + beta_B)
@@ -295,11 +332,19 @@ def fit_power(
     return PowerFit(**common, _law=law_of)
 
 
-# --- the steps --------------------------------------------------------------------------------------------------------------
+# --- the steps --------------------------------------------------------------------------------------------------------
 
 
 def _fit(
-    frame: pd.DataFrame, columns: tuple[str, ...], loss: str, run: str | None, floor: bool, law: str, caller: str, resamples: int, seed: int
+    frame: pd.DataFrame,
+    columns: tuple[str, ...],
+    loss: str,
+    run: str | None,
+    floor: bool,
+    law: str,
+    caller: str,
+    resamples: int,
+    seed: int,
 ) -> tuple[dict[str, Any], _Law | None]:
     """What every fit here has, by name, and the law unless the data allow none."""
     require_resamples(resamples, caller)
@@ -345,7 +390,10 @@ def _refusal(points: Points, columns: Sequence[str], floor: bool) -> tuple[Statu
         return refusal
     least = 2 * len(columns) + floor + 1
     if len(points.y_N) < least:
-        return Status.TOO_FEW_POINTS, f"{len(points.y_N)} rows; {least - 1} parameters need at least {least}: train more sizes."
+        return (
+            Status.TOO_FEW_POINTS,
+            f"{len(points.y_N)} rows; {least - 1} parameters need at least {least}: train more sizes.",
+        )
     runs = int(points.clusters_N.max()) + 1
     if runs < LEAST_RUNS:
         return Status.TOO_FEW_POINTS, f"{runs} runs to draw from; an interval needs at least {LEAST_RUNS}: train more."
@@ -354,12 +402,17 @@ def _refusal(points: Points, columns: Sequence[str], floor: bool) -> tuple[Statu
         span = x_N.max() / x_N.min()
         if sizes < needed or span < LEAST_SPAN:
             few = f"`{column}` has {sizes} distinct value(s) and spans a factor of {span:.4g}"
-            needs = f"its power needs at least {needed}, of which those within 1% count once, and a factor of {LEAST_SPAN}"
+            needs = (
+                f"its power needs at least {needed}, of which those within 1% count once, and a factor of {LEAST_SPAN}"
+            )
             return Status.TOO_FEW_POINTS, f"{few}; {needs}: train other sizes, or leave this column out."
     log_x_NT = np.log(points.x_TN.T)
     spread_T = np.linalg.svd((log_x_NT - log_x_NT.mean(0)) / log_x_NT.std(0), compute_uv=False)
     if spread_T[-1] < 1e-2 * spread_T[0]:
-        return Status.TOO_FEW_POINTS, f"{' and '.join(columns)} move together, so their terms cannot be told apart: train at other ratios."
+        return (
+            Status.TOO_FEW_POINTS,
+            f"{' and '.join(columns)} move together, so their terms cannot be told apart: train at other ratios.",
+        )
     return None
 
 

@@ -1,4 +1,6 @@
-"""What every fit returns beside its own numbers: a status, the rows it rests on, and estimates that carry their interval."""
+"""What every fit returns beside its own numbers: a status, the rows it rests on, and estimates that carry their
+interval.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ REFUTED = 0.01
 
 
 LOOSE = 3.0
-"""Standard error in widths of its interval, above which it says nothing; 0.26 is that of a normal distribution at 95%."""
+"""Standard error in widths of its interval, above which it says nothing; 0.26 is that of a normal
+distribution at 95%.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,9 @@ class Estimate:
         """From the point estimate and its resamples, shape [resamples]."""
         with np.errstate(invalid="ignore"):  # `Fit` gives a status to what is not finite
             low, high = np.quantile(draws, ends())
-            size = float(np.abs(draws).max()) or 1.0  # squares of very large or small values would leave the range of numbers
+            size = (
+                float(np.abs(draws).max()) or 1.0
+            )  # squares of very large or small values would leave the range of numbers
             return cls(float(value), float(low), float(high), size * float(np.std(draws / size, ddof=1)))
 
     @property
@@ -55,8 +61,9 @@ class Estimate:
 
 
 DIGITS = 7
-"""Significant digits that are written, those of a loss in single precision. Fits converge to some five digits more, so that what a
-processor rounds differently is not among them."""
+"""Significant digits that are written, those of a loss in single precision. Fits converge to some five digits more, so
+that what a processor rounds differently is not among them.
+"""
 
 
 def written(value: float) -> float:
@@ -69,7 +76,9 @@ def written(value: float) -> float:
 
 
 def _written_matrix(matrix: tuple[tuple[float, ...], ...]) -> list[list[float]]:
-    """A covariance to as many digits of the standard errors' product: what is smaller is rounding, also where it should be 0."""
+    """A covariance to as many digits of the standard errors' product: what is smaller is rounding, also where it should
+    be 0.
+    """
     if not matrix:
         return []
     entries = np.array(matrix, float)
@@ -81,12 +90,15 @@ def _written_matrix(matrix: tuple[tuple[float, ...], ...]) -> list[list[float]]:
 
 
 def plain(value: Any) -> Any:
-    """Values that JSON knows: dataclasses become mappings of their public fields, tuples lists, a status its word; None is not finite.
+    """Values that JSON knows: dataclasses become mappings of their public fields, tuples lists, a status its word; None
+    is not finite.
 
     Numbers are those that are `written`.
     """
     if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value) if not field.name.startswith("_")}
+        return {
+            field.name: plain(getattr(value, field.name)) for field in fields(value) if not field.name.startswith("_")
+        }
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -97,7 +109,9 @@ def plain(value: Any) -> Any:
 
 
 def with_doubt(status: Status, message: str, sentences: Iterable[str]) -> str:
-    """The sentences, and what there is to doubt: last where the status is `converged`, before every number otherwise."""
+    """The sentences, and what there is to doubt: last where the status is `converged`, before every number
+    otherwise.
+    """
     said = " ".join(sentences)
     if status is Status.CONVERGED:
         return f"{said} Caution: {message}".strip() if message else said
@@ -106,7 +120,9 @@ def with_doubt(status: Status, message: str, sentences: Iterable[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit(ABC):
-    """What every fit has. Subclasses add their own numbers; poor data give a status, never an exception and never a bare number."""
+    """What every fit has. Subclasses add their own numbers; poor data give a status, never an exception and never a
+    bare number.
+    """
 
     status: Status
     message: str
@@ -126,7 +142,9 @@ class Fit(ABC):
     """Of all intervals, those still to be made too; `conventions` says it."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """What a fit predicts, says and draws has intervals of the level that it was made at, not of the level in use by then."""
+        """What a fit predicts, says and draws has intervals of the level that it was made at, not of the level in use
+        by then.
+        """
         super().__init_subclass__(**options)
         for name, method in list(vars(cls).items()):
             if inspect.isfunction(method) and not name.startswith("_"):
@@ -138,16 +156,23 @@ class Fit(ABC):
         """A number that is not finite is no answer, whatever led to it."""
         wrong = [name for name, each in self.parameters.items() if not all(map(math.isfinite, asdict(each).values()))]
         if wrong and self.status is not Status.NOT_FINITE:
-            message = f"{', '.join(wrong)} left the range of numbers: give sizes and losses in other units. {self.message}"
+            message = (
+                f"{', '.join(wrong)} left the range of numbers: give sizes and losses in other units. {self.message}"
+            )
             object.__setattr__(self, "status", Status.NOT_FINITE)
             object.__setattr__(self, "message", message.strip())
         loose = [name for name, each in self.parameters.items() if not each.identified]
-        words = f"not identified: {', '.join(loose)}, whose error a few resamples make: quote the interval, or train at more sizes."
+        words = (
+            f"not identified: {', '.join(loose)}, whose error a few resamples make: quote the interval, or train at "
+            f"more sizes."
+        )
         if loose and not wrong and words not in self.message:
             object.__setattr__(self, "message", f"{self.message} {words}".strip())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: law, status, parameters, objective, rows and conventions first, then everything else."""
+        """Plain values for JSON: law, status, parameters, objective, rows and conventions first, then
+        everything else.
+        """
         head = ("law", "status", "message", "parameters", "covariance", "objective", "rows", "conventions")
         names = [each.name for each in fields(self) if not each.name.startswith("_")]
         record = {name: getattr(self, name) for name in (*head, *(name for name in names if name not in head))}
@@ -163,8 +188,12 @@ class Fit(ABC):
 
     @abstractmethod
     def drawn(self) -> pd.DataFrame:
-        """The table of exactly what `plot` draws. Without a law it holds the runs alone, is empty, or is refused by an `AnalysisError`."""
+        """The table of exactly what `plot` draws. Without a law it holds the runs alone, is empty, or is refused by an
+        `AnalysisError`.
+        """
 
     @abstractmethod
     def plot(self, ax: Axes) -> None:
-        """Draw `drawn` into the axes: the runs, the law with its band and what was found. The drawing itself is in `analysis/figures`."""
+        """Draw `drawn` into the axes: the runs, the law with its band and what was found. The drawing itself is in
+        `analysis/figures`.
+        """

@@ -6,7 +6,9 @@ from analysis.fits.types import Estimate
 from analysis.interval import percent
 
 
-def signed(estimate: Estimate, positive: str, negative: str, unsure: str = "it may be no difference") -> tuple[str, str]:
+def signed(
+    estimate: Estimate, positive: str, negative: str, unsure: str = "it may be no difference"
+) -> tuple[str, str]:
     """The word for the sign, and the size with its interval; `unsure`, if any, is added where the interval holds zero.
 
     >>> signed(Estimate(-0.03, -0.04, -0.02, 0.005), "raises", "lowers")

@@ -30,7 +30,9 @@ def analyse(results: Results) -> Analysis:
     """
     kind = results.described.get("analysis", "allocation")
     if kind not in KINDS:
-        raise AnalysisError(f"{results.folder / 'study.yaml'}: field `analysis` has the value {kind!r}; known: {', '.join(KINDS)}")
+        raise AnalysisError(
+            f"{results.folder / 'study.yaml'}: field `analysis` has the value {kind!r}; known: {', '.join(KINDS)}"
+        )
     return _of_kind(kind, results)
 
 

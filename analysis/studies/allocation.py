@@ -30,26 +30,29 @@ from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
 from analysis.table import RHO, average_differences, paired_differences, si, varied_fields
 
 _LAWS = (
-    "quadratic: c + s x + k x^2, over all shares x; biased where the curve is wide or asymmetric. cubic: with m x^3 more. two-power: c + "
-    "a (1 - x)^p + b g(x), a <= 0 <= b, where g falls as (x + 0.1)^-q from 1 at x = 0 to 0 at x = 1. akima: piecewise cubic through the "
-    "share means. Used is the law with the least Cp (Mallows: squares in units of the noise, and two for each parameter) among those that "
-    "the noise does not refute (lack of fit, p > 0.01), or, where all are refuted, the law with the least left-out error. Noise is what "
-    "is left of a run's loss once the mean of its share and the effect of its seed are off. Tied shares: Gupta's subset selection, which "
-    "holds the true best with 95% confidence."
+    "quadratic: c + s x + k x^2, over all shares x; biased where the curve is wide or asymmetric. cubic: with m x^3 "
+    "more. two-power: c + a (1 - x)^p + b g(x), a <= 0 <= b, where g falls as (x + 0.1)^-q from 1 at x = 0 to 0 at x = "
+    "1. akima: piecewise cubic through the share means. Used is the law with the least Cp (Mallows: squares in units "
+    "of the noise, and two for each parameter) among those that the noise does not refute (lack of fit, p > 0.01), or, "
+    "where all are refuted, the law with the least left-out error. Noise is what is left of a run's loss once the mean "
+    "of its share and the effect of its seed are off. Tied shares: Gupta's subset selection, which holds the true best "
+    "with 95% confidence."
 )
 _JOINT = (
-    "One law for the curves of all budgets, each with a level of its own and a depth that follows size, tokens per activated parameter and "
-    "sparsity where these vary: level + "
-    "exp(s + s' z) H(x; m + m' z), z the logarithms of what varies, H a cubic or a two-power curve whose form may follow them too. The "
-    "models differ in what moves the optimum (m'). F test: chance of so much better a fit than with the same optimum everywhere if that "
-    "were true. Left-out error: rms of the differences between shares at the largest budget, predicted from the others, where those "
-    "determine the model."
+    "One law for the curves of all budgets, each with a level of its own and a depth that follows size, tokens per "
+    "activated parameter and sparsity where these vary: level + "
+    "exp(s + s' z) H(x; m + m' z), z the logarithms of what varies, H a cubic or a two-power curve whose form may "
+    "follow them too. The models differ in what moves the optimum (m'). F test: chance of so much better a fit than "
+    "with the same optimum everywhere if that were true. Left-out error: rms of the differences between shares at the "
+    "largest budget, predicted from the others, where those determine the model."
 )
 
 
 @dataclass(frozen=True)
 class Allocation(Analysis):
-    """One allocation curve a cell, one law over the cells that differ in their budget, and the paired differences to pure experts."""
+    """One allocation curve a cell, one law over the cells that differ in their budget, and the paired differences to
+    pure experts.
+    """
 
     share: ClassVar[str] = "share_moe"
     """Column of the share that the curve runs over."""
@@ -70,7 +73,9 @@ class Allocation(Analysis):
 
     @cached_property
     def over(self) -> dict[str, list[int]]:
-        """Which of the cells that hold a finished trial differ in their budget alone, by the label of what else the study varies."""
+        """Which of the cells that hold a finished trial differ in their budget alone, by the label of what else the
+        study varies.
+        """
         groups: dict[str, list[int]] = {}
         for place, cell in enumerate(self.cells):
             others = {path: value for path, value in cell.fields.items() if path not in (*self.along, *self.carried)}
@@ -80,7 +85,9 @@ class Allocation(Analysis):
 
     @cached_property
     def joint(self) -> list[tuple[str, list[tuple[Cell, AllocationFit]], JointFit]]:
-        """The law over all budgets, apart for every other field that the study varies: label, the budgets' own fits, the law."""
+        """The law over all budgets, apart for every other field that the study varies: label, the budgets' own fits,
+        the law.
+        """
         found = []
         for label, places in self.over.items():
             if len(places) > 1:
@@ -96,7 +103,9 @@ class Allocation(Analysis):
 
     @cached_property
     def carried(self) -> list[str]:
-        """Other fields that have one value at each budget, such as a batch that grows with the tokens: they belong to the budget."""
+        """Other fields that have one value at each budget, such as a batch that grows with the tokens: they belong to
+        the budget.
+        """
         values: dict[str, dict[str, set[str]]] = {}
         for cell in self.cells:
             budget = str({path: value for path, value in cell.fields.items() if path in self.along})
@@ -122,9 +131,16 @@ class Allocation(Analysis):
         lines = [line for each in self.compared for line in each.warnings(self.results.described.get("model") or {})]
         shares = [cell.planned[self.share].dropna().round(9).nunique() for cell in self.cells]
         if min(shares) < LEAST_SHARES:
-            few = f"{sum(count < LEAST_SHARES for count in shares)} of {len(shares)} curves have fewer than {LEAST_SHARES} {self.point}s"
+            few = (
+                f"{sum(count < LEAST_SHARES for count in shares)} of {len(shares)} curves have fewer than "
+                f"{LEAST_SHARES} {self.point}s"
+            )
             beside = any(each.has_pairs for each in self.compared)
-            remedy = "`analysis: memories` reports their differences alone" if beside else f"plan {LEAST_SHARES} {self.point}s or more"
+            remedy = (
+                "`analysis: memories` reports their differences alone"
+                if beside
+                else f"plan {LEAST_SHARES} {self.point}s or more"
+            )
             lines.insert(0, f"{few}, so no optimum will be fitted to them; {remedy}.")
         return lines
 
@@ -134,8 +150,12 @@ class Allocation(Analysis):
         return [*(record(cell, fit.to_dict(), self.point) for cell, fit in self.fitted), *over_all, *beside]
 
     def readings(self) -> list[Reading]:
-        own = [Reading(cell.label, fit.summary(self.point), fit.status is Status.CONVERGED) for cell, fit in self.fitted]
-        over_all = [Reading(label, law.summary(self.point), law.status is Status.CONVERGED) for label, _, law in self.joint]
+        own = [
+            Reading(cell.label, fit.summary(self.point), fit.status is Status.CONVERGED) for cell, fit in self.fitted
+        ]
+        over_all = [
+            Reading(label, law.summary(self.point), law.status is Status.CONVERGED) for label, _, law in self.joint
+        ]
         return [*own, *over_all, *(each.reading() for each in self.compared)]
 
     def remarks(self) -> list[str]:
@@ -146,7 +166,10 @@ class Allocation(Analysis):
         if not self.drawable:
             return []
         data = allocation_data(self.drawable)
-        drawn = [Drawing("allocation", prose.allocation_caption(set(data["series"])), allocation_figure, data), *self._optima()]
+        drawn = [
+            Drawing("allocation", prose.allocation_caption(set(data["series"])), allocation_figure, data),
+            *self._optima(),
+        ]
         drawn += self._beside()
         differences = differences_data(self.drawable, self.results.sequence_losses)
         if len(differences):
@@ -156,12 +179,17 @@ class Allocation(Analysis):
             drawn.append(Drawing("curves", prose.CURVES_CAPTION, curves_figure, lines))
         errors = diagnostics_data(self.drawable)
         if len(errors):
-            drawn.append(Drawing("diagnostics", prose.DIAGNOSTICS_CAPTION, partial(diagnostics_figure, noun=self.point), errors))
+            drawn.append(
+                Drawing("diagnostics", prose.DIAGNOSTICS_CAPTION, partial(diagnostics_figure, noun=self.point), errors)
+            )
         return drawn
 
     def _beside(self) -> list[Drawing]:
         """The curves of each budget on one axis."""
-        names = [f"comparison-{place}" if len(self.compared) > 1 else "comparison" for place in range(1, len(self.compared) + 1)]
+        names = [
+            f"comparison-{place}" if len(self.compared) > 1 else "comparison"
+            for place in range(1, len(self.compared) + 1)
+        ]
         return [drawn for each, name in zip(self.compared, names, strict=True) if (drawn := each.drawing(name))]
 
     def _optima(self) -> list[Drawing]:
@@ -186,8 +214,14 @@ class Allocation(Analysis):
 
     def caveats(self) -> list[str]:
         fixed = not {"budget.total_params", "budget.active_params"} & set(varied_fields(self.results.trials))
-        alone = "One total and one activated parameter count: whether the optimum moves with sparsity or with size cannot be told."
-        beside = f"{', '.join(self.carried)}: another value at each budget, so what it does cannot be told from what the budget does."
+        alone = (
+            "One total and one activated parameter count: whether the optimum moves with sparsity or with size cannot "
+            "be told."
+        )
+        beside = (
+            f"{', '.join(self.carried)}: another value at each budget, so what it does cannot be told from what the "
+            f"budget does."
+        )
         many = f"More than {MOST} curves: the differences between them are not tested."
         return [
             *([alone] if fixed else []),
@@ -202,7 +236,9 @@ class Allocation(Analysis):
         return [*sections, Section("", (), _LAWS), *over_all, *([Section("", (), _JOINT)] if over_all else [])]
 
     def _differences(self) -> list[Section]:
-        """For each cell the mean difference to rho = 1 of each share with both standard errors, then every seed's own."""
+        """For each cell the mean difference to rho = 1 of each share with both standard errors, then every
+        seed's own.
+        """
         tables = []
         for cell in self.cells:
             differences = paired_differences(pd.concat([cell.trials, cell.dense]), self.results.sequence_losses)
@@ -218,13 +254,16 @@ class Allocation(Analysis):
                         "mean difference": number(average["difference"], sign=True),
                         "s.e. between seeds": number(average["se_seeds"]),
                         "s.e. over sequences": number(average["se_sequences"]),
-                        **{f"seed {seed}": number(own.get(seed), sign=True) for seed in sorted(differences["seed"].unique())},
+                        **{
+                            f"seed {seed}": number(own.get(seed), sign=True)
+                            for seed in sorted(differences["seed"].unique())
+                        },
                     }
                 )
             tables.append(Table(pd.DataFrame(rows), cell.label, wide=True))
         note = (
-            "Loss less that of the pure mixture of experts with the same seed, nats per token; negative is better. The error over "
-            "sequences is that of the paired differences on the held-out set."
+            "Loss less that of the pure mixture of experts with the same seed, nats per token; negative is better. The "
+            "error over sequences is that of the paired differences on the held-out set."
         )
         return [Section(f"Differences to {RHO} = 1", tuple(tables), note)] if tables else []
 
@@ -260,7 +299,8 @@ def fit_tables(fit: AllocationFit, noun: str = "share") -> tuple[Table, ...]:
             "left-out error": number(law.left_out_error, 5),
             "Cp": number(law.cp, 1),
             "AICc": number(law.aicc, 1),
-            f"best {noun}": ("none inside" if law.argmin is None else number(law.argmin, 3)) + (f" ({law.note})" if law.note else ""),
+            f"best {noun}": ("none inside" if law.argmin is None else number(law.argmin, 3))
+            + (f" ({law.note})" if law.note else ""),
         }
         for law in fit.candidates
     ]
@@ -274,10 +314,24 @@ def fit_tables(fit: AllocationFit, noun: str = "share") -> tuple[Table, ...]:
 
 def joint_tables(law: JointFit, noun: str = "share") -> tuple[Table, ...]:
     """Facts, models and parameters of the law over all budgets, for the page."""
-    pairs = [("status", str(law.status).replace("_", " ")), ("shape", law.law), ("runs, budgets", f"{len(law.rows)}, {len(law.budgets)}")]
-    pairs += [(f"best {noun} at {_budget(budget)}", interval(best, 3)) for budget, best in zip(law.budgets, law.optima, strict=True)]
-    pairs += [(f"shift with {WORDS[factor]}, in the fullest model", interval(shift, 3)) for factor, shift in law.shifts.items()]
-    pairs += [(f"no shift with {WORDS[factor]}, p (Holm)", f"{p:.2g}") for factor, p in law.movement_p.items() if len(law.factors) > 1]
+    pairs = [
+        ("status", str(law.status).replace("_", " ")),
+        ("shape", law.law),
+        ("runs, budgets", f"{len(law.rows)}, {len(law.budgets)}"),
+    ]
+    pairs += [
+        (f"best {noun} at {_budget(budget)}", interval(best, 3))
+        for budget, best in zip(law.budgets, law.optima, strict=True)
+    ]
+    pairs += [
+        (f"shift with {WORDS[factor]}, in the fullest model", interval(shift, 3))
+        for factor, shift in law.shifts.items()
+    ]
+    pairs += [
+        (f"no shift with {WORDS[factor]}, p (Holm)", f"{p:.2g}")
+        for factor, p in law.movement_p.items()
+        if len(law.factors) > 1
+    ]
     pairs += [(f"{WORDS[factor]}, not studied", why) for factor, why in law.conventions["dropped"].items()]
     if law.left_out:
         pairs += [
@@ -288,7 +342,8 @@ def joint_tables(law: JointFit, noun: str = "share") -> tuple[Table, ...]:
         ]
     models = [
         {
-            "optimum moves with": (together(model.moves_with) or "nothing") + (" (used)" if model.moves_with == law.moves_with else ""),
+            "optimum moves with": (together(model.moves_with) or "nothing")
+            + (" (used)" if model.moves_with == law.moves_with else ""),
             "parameters": str(model.parameters),
             "degrees of freedom": str(model.df),
             "AICc": number(model.aicc, 1),
@@ -312,7 +367,8 @@ def _budget(budget: dict[str, float]) -> str:
 
 
 def allocation_data(fitted: Sequence[tuple[Cell, AllocationFit]]) -> pd.DataFrame:
-    """Everything that `share_figure` draws -> cell, status, series, share, loss, low, high, seed, trial_id (losses in nats per token).
+    """Everything that `share_figure` draws -> cell, status, series, share, loss, low, high, seed, trial_id (losses in
+    nats per token).
 
     Series: those of `AllocationFit.drawn`, and `dense` (mean of the baseline).
     """
@@ -325,8 +381,12 @@ def allocation_data(fitted: Sequence[tuple[Cell, AllocationFit]]) -> pd.DataFram
     )
 
 
-def differences_data(fitted: Sequence[tuple[Cell, AllocationFit]], sequence_losses: pd.DataFrame | None = None) -> pd.DataFrame:
-    """What `differences_figure` draws: `average_differences` of every cell, with its label; share 1 is 0 by definition."""
+def differences_data(
+    fitted: Sequence[tuple[Cell, AllocationFit]], sequence_losses: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """What `differences_figure` draws: `average_differences` of every cell, with its label; share 1 is 0
+    by definition.
+    """
     tables = []
     for cell, _ in fitted:
         averages = average_differences(paired_differences(cell.trials, sequence_losses))
@@ -340,10 +400,11 @@ def differences_data(fitted: Sequence[tuple[Cell, AllocationFit]], sequence_loss
 
 
 def diagnostics_data(fitted: Sequence[tuple[Cell, AllocationFit]]) -> pd.DataFrame:
-    """What `diagnostics_figure` draws -> cell, series, law, share, error, se (nats per token). Fits without a curve are left out.
+    """What `diagnostics_figure` draws -> cell, series, law, share, error, se (nats per token). Fits without a curve are
+    left out.
 
-    Series: `residual` (mean of a share less the law used, with the paired standard error of the mean), `left out` (mean of an inner share
-    less what each law predicts for it from all others).
+    Series: `residual` (mean of a share less the law used, with the paired standard error of the mean), `left out` (mean
+    of an inner share less what each law predicts for it from all others).
     """
     tables = []
     for cell, fit in fitted:
@@ -353,7 +414,9 @@ def diagnostics_data(fitted: Sequence[tuple[Cell, AllocationFit]]) -> pd.DataFra
         means = pd.DataFrame({"share": fit.shares, "mean": fit.means})
         se = (fit.paired_sd or np.nan) / np.sqrt(means["share"].map(counts))
         residual = means["mean"] - fit.predict(fit.shares)["loss"]
-        parts = [pd.DataFrame({"series": "residual", "law": fit.law, "share": means["share"], "error": residual, "se": se})]
+        parts = [
+            pd.DataFrame({"series": "residual", "law": fit.law, "share": means["share"], "error": residual, "se": se})
+        ]
         inner = means.iloc[1:-1]
         for law in fit.candidates:
             off = inner["mean"] - np.array(law.left_out)

@@ -1,4 +1,6 @@
-"""Cells of one budget beside each other: memories, or values of any field that a study varies. Fits, readings, figure and tables."""
+"""Cells of one budget beside each other: memories, or values of any field that a study varies. Fits, readings, figure
+and tables.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,14 @@ MOST = 12
 NARROW = 0.75
 """Part of the shared experts' width that a memory must leave, else the report warns."""
 NOTE = (
-    "Differences of loss for the average seed, nats per token, each interval at 95% on its own. p: chance of so large a difference if "
-    "there were none, after Holm's correction; below 0.05 it is told from noise. Pairs at all shares are corrected together, and so are "
-    "the means over shares, and the differences to the routed experts alone."
+    "Differences of loss for the average seed, nats per token, each interval at 95% on its own. p: chance of so large "
+    "a difference if there were none, after Holm's correction; below 0.05 it is told from noise. Pairs at all shares "
+    "are corrected together, and so are the means over shares, and the differences to the routed experts alone."
 )
 CAPTION = (
-    "Left: validation loss for the average seed with its paired standard error, alternatives at one share set side by side. Right: paired "
-    "differences, each with the 95% interval that it has alone; filled: told from noise after Holm's correction for their number. "
-    "Negative: the first named is better."
+    "Left: validation loss for the average seed with its paired standard error, alternatives at one share set side by "
+    "side. Right: paired differences, each with the 95% interval that it has alone; filled: told from noise after "
+    "Holm's correction for their number. Negative: the first named is better."
 )
 
 
@@ -52,8 +54,9 @@ class Comparison:
 
     @property
     def widths(self) -> pd.DataFrame:
-        """alternative, share (NaN for none), shared_width and `left`: the width as a part of the widest at the share, or of that of pure
-        experts -> one row a point; empty without the column."""
+        """alternative, share (NaN for none), shared_width and `left`: the width as a part of the widest at the share,
+        or of that of pure experts -> one row a point; empty without the column.
+        """
         if "shared_width" not in self.runs:
             return pd.DataFrame(columns=["alternative", "rho", "shared_width", "left"])
         points = self.runs.drop_duplicates(["alternative", "rho"])[["alternative", "rho", "shared_width"]]
@@ -72,11 +75,13 @@ class Comparison:
         narrow = self.widths[self.widths["left"] < NARROW]
         for name, rows in narrow.groupby("alternative", sort=False):
             each = ", ".join(
-                f"{row.shared_width:.0f} of {row.shared_width / row.left:.0f} at share {row.rho:.4g}" for row in rows.itertuples()
+                f"{row.shared_width:.0f} of {row.shared_width / row.left:.0f} at share {row.rho:.4g}"
+                for row in rows.itertuples()
             )
             lines.append(
-                f"{lead}Warning: {name} leaves the shared experts a width of {each}. What it activates itself (keys, projections) takes "
-                f"the rest, so its loss is also that of a smaller shared part. {_smaller(name, model)}"
+                f"{lead}Warning: {name} leaves the shared experts a width of {each}. What it activates itself (keys, "
+                f"projections) takes the rest, so its loss is also that of a smaller shared part. "
+                f"{_smaller(name, model)}"
             )
         return lines
 
@@ -106,11 +111,22 @@ class Comparison:
             if differences:
                 tables.append(Table(pd.DataFrame([_row(each) for each in differences]), title, wide=True))
         if self.fit.paired_sd is not None:
-            tables.append(facts([("paired noise, sd (nats/token)", f"{self.fit.paired_sd:.4f} ({self.fit.noise_df} degrees of freedom)")]))
+            tables.append(
+                facts(
+                    [
+                        (
+                            "paired noise, sd (nats/token)",
+                            f"{self.fit.paired_sd:.4f} ({self.fit.noise_df} degrees of freedom)",
+                        )
+                    ]
+                )
+            )
         return Section("Differences between alternatives", tuple(tables), NOTE)
 
     def reading(self) -> Reading:
-        return Reading(", ".join(filter(None, ("Compared", self.label))), self.fit.summary(), self.fit.status is Status.CONVERGED)
+        return Reading(
+            ", ".join(filter(None, ("Compared", self.label))), self.fit.summary(), self.fit.status is Status.CONVERGED
+        )
 
     def drawing(self, name: str) -> Drawing | None:
         """The figure, where there is a difference to draw."""
@@ -121,8 +137,8 @@ class Comparison:
 
 
 def compare(cells: Sequence[Cell], apart: Sequence[str] = ()) -> list[Comparison]:
-    """The cells beside each other, apart for each budget and text. One that is alone at its budget has nothing beside it, and more than
-    `MOST` are not compared.
+    """The cells beside each other, apart for each budget and text. One that is alone at its budget has nothing beside
+    it, and more than `MOST` are not compared.
 
     Args:
         apart: fields beside those of `budget` and `data` whose values are not held against each other.
@@ -147,13 +163,16 @@ def _compared(label: str, cells: Sequence[Cell]) -> Comparison:
     alternatives: dict[str, dict[str, Any]] = {}
 
     def named(trials: pd.DataFrame, alone: str) -> pd.DataFrame:
-        """The trials, each once, with their `alternative`: what the cells that hold one have in common; `alone` leads where they are
-        several, since then it has no use for what sets them apart."""
+        """The trials, each once, with their `alternative`: what the cells that hold one have in common; `alone` leads
+        where they are several, since then it has no use for what sets them apart.
+        """
         trials, names = trials.drop_duplicates("trial_id"), []
         for trial in trials["trial_id"]:
             first, *others = holders[trial]
             common = {
-                path: value for path, value in first.fields.items() if all(path in o.fields and o.fields[path] == value for o in others)
+                path: value
+                for path, value in first.fields.items()
+                if all(path in o.fields and o.fields[path] == value for o in others)
             }
             name = ", ".join(filter(None, (alone if others or alone == DENSE else "", named_fields(common))))
             alternatives[name] = common
@@ -193,7 +212,11 @@ def _smaller(name: str, model: Mapping[str, Any]) -> str:
             tried.append(f"`model.{pool}.key_dim={width // 2}`")
         if len(layers := settings.get("layers") or ()) > 1:
             tried.append(f"`model.{pool}.layers=[{', '.join(map(str, layers[: len(layers) // 2]))}]`")
-    return f"To lessen it, try {' or '.join(tried)}." if tried else "To lessen it, give it fewer layers, heads or a smaller `key_dim`."
+    return (
+        f"To lessen it, try {' or '.join(tried)}."
+        if tried
+        else "To lessen it, give it fewer layers, heads or a smaller `key_dim`."
+    )
 
 
 def _share(share: float | None) -> str:

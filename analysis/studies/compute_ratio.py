@@ -27,8 +27,9 @@ MOST = 0.02  # largest spread of what is held: beyond it the loss moves by as mu
 
 @dataclass(frozen=True)
 class ComputeRatio(Allocation):
-    """One curve a budget. Whatever the study varies in a memory makes up the share, so it sets no cells apart but where two of its values
-    come to one share."""
+    """One curve a budget. Whatever the study varies in a memory makes up the share, so it sets no cells apart but where
+    two of its values come to one share.
+    """
 
     point: ClassVar[str] = "compute share"
     share: ClassVar[str] = "memory_flops_share"
@@ -43,14 +44,21 @@ class ComputeRatio(Allocation):
         require_columns(self.results.trials.columns, (self.share, *HELD), str(self.results.folder / "trials.csv"))
         shares = self.planned[self.share]
         remedy = "vary the memory's `key_dim` and `top_m`, or give study.yaml another `analysis`"
-        self.require(shares.nunique() > 1, "column `memory_flops_share` is the same in all trials, so there is no curve over it", remedy)
+        self.require(
+            shares.nunique() > 1,
+            "column `memory_flops_share` is the same in all trials, so there is no curve over it",
+            remedy,
+        )
         cells = split_cells(self.results.trials, self.axis, _makes_up_the_share)
         for cell in cells:
             for column, words in HELD.items():
                 spread = cell.planned[column].max() / cell.planned[column].min() - 1
                 where = f" at {cell.label}" if cell.label else ""
                 remedy = "hold it (`budget.flops_per_token` refuses such a plan), or give study.yaml another `analysis`"
-                problem = f"{words} differs by {spread:.1%} between the points{where}, but a compute-ratio study holds it within {MOST:.0%}"
+                problem = (
+                    f"{words} differs by {spread:.1%} between the points{where}, but a compute-ratio study holds it "
+                    f"within {MOST:.0%}"
+                )
                 self.require(spread <= MOST, problem, remedy)
         return cells
 
@@ -76,7 +84,8 @@ class ComputeRatio(Allocation):
                     else ""
                 )
                 sentences.append(
-                    f"{where} published optimum, {PUBLISHED:.2f} (UltraMemV2), lies {lies} the interval of the one found{tied}."
+                    f"{where} published optimum, {PUBLISHED:.2f} (UltraMemV2), lies {lies} the interval of the one "
+                    f"found{tied}."
                 )
         return [*super().remarks(), *sentences]
 
@@ -91,7 +100,10 @@ class ComputeRatio(Allocation):
 
     def caveats(self) -> list[str]:
         path = [name for name in varied_fields(self.results.trials) if name.startswith("model.")]
-        moved = f"The compute share was moved by {', '.join(path)} and the feed-forward width: another path may have another optimum."
+        moved = (
+            f"The compute share was moved by {', '.join(path)} and the feed-forward width: another path may have "
+            f"another optimum."
+        )
         return [*super().caveats(), *([moved] if path else [])]
 
     def _held(self) -> Section:
@@ -117,13 +129,15 @@ def _makes_up_the_share(field: str) -> bool:
 
 def _caption(series: set[str]) -> str:
     known = {
-        "curve": "Filled markers: means for the average seed, with paired standard error; line: the fit, with pointwise 95% band.",
+        "curve": "Filled markers: means for the average seed, with paired standard error; line: the fit, with "
+        "pointwise 95% band.",
         "optimum": "The star marks the fitted optimum with its 95% interval.",
         "tied": "Shaded: shares statistically tied with the best sampled one.",
     }
     return " ".join(
         (
-            "Validation loss against the memory layers' share of the blocks' forward FLOPs, at fixed total and activated parameters and",
+            "Validation loss against the memory layers' share of the blocks' forward FLOPs, at fixed total and "
+            "activated parameters and",
             "fixed FLOPs per token. Open markers: single runs.",
             *(sentence for name, sentence in known.items() if name in series),
             f"Dashed: the published optimum, {PUBLISHED:.0%} (UltraMemV2, arXiv 2508.18756), at far larger scale.",

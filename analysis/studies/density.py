@@ -1,7 +1,7 @@
 """The density study: a grid of a memory's rows by the rows that one token reads. Does density beat size?
 
-Published: two points. UltraMemV2 (arXiv 2508.18756) with 60B parameters and top-768 beats 120B and top-256 downstream (Hard 30.0 against
-27.9), although its pre-training loss is higher (1.855 against 1.835).
+Published: two points. UltraMemV2 (arXiv 2508.18756) with 60B parameters and top-768 beats 120B and top-256 downstream
+(Hard 30.0 against 27.9), although its pre-training loss is higher (1.855 against 1.835).
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ from analysis.table import si
 from sparsemem.mechanisms import MEMORY_POOLS
 
 PUBLISHED = 1.855 - 1.835
-"""Nats per token by which half the table with three times the rows read changed the loss (UltraMemV2, arXiv 2508.18756)."""
+"""Nats per token by which half the table with three times the rows read changed the loss (UltraMemV2, arXiv
+2508.18756).
+"""
 
 _CAPTION = (
-    "Left: the fitted surface of the validation loss over the rows of a memory and the rows that one token reads; circles: measured "
-    "means in the colour of their own loss, so a circle that stands out is a point that the surface misses. Right: the surface "
-    "along the rows at each count of rows read, with pointwise 95% band, and the means with their paired standard error, set side "
-    "by side."
+    "Left: the fitted surface of the validation loss over the rows of a memory and the rows that one token reads; "
+    "circles: measured means in the colour of their own loss, so a circle that stands out is a point that the surface "
+    "misses. Right: the surface along the rows at each count of rows read, with pointwise 95% band, and the means with "
+    "their paired standard error, set side by side."
 )
 _NOTE = (
-    "Gains: nats per token by which a doubling lowers the loss, mean over the grid (the plane's slopes). Exponents: of the whole "
-    "loss, no floor taken off, so comparable with each other only. plane: linear in both logarithms; twisted: and in their product; "
-    "quadratic: and in their squares. The simplest surface within 2 of the least AICc is drawn."
+    "Gains: nats per token by which a doubling lowers the loss, mean over the grid (the plane's slopes). Exponents: of "
+    "the whole loss, no floor taken off, so comparable with each other only. plane: linear in both logarithms; "
+    "twisted: and in their product; quadratic: and in their squares. The simplest surface within 2 of the least AICc "
+    "is drawn."
 )
 
 
@@ -46,8 +49,9 @@ def _of_the_grid(field: str) -> bool:
 
 @dataclass(frozen=True)
 class Density(Analysis):
-    """One surface a cell. What sets rows and rows read (`rows`, `top_m`, `heads`, `layers`) makes the grid, and cells only where two of its
-    values come to the same rows and rows read."""
+    """One surface a cell. What sets rows and rows read (`rows`, `top_m`, `heads`, `layers`) makes the grid, and cells
+    only where two of its values come to the same rows and rows read.
+    """
 
     point: ClassVar[str] = "grid point"
     terms: ClassVar[str] = "Density: rows that a token reads, over all layers and heads. Size: rows in all tables."
@@ -64,7 +68,11 @@ class Density(Analysis):
         trials = trials[(trials["memory_rows"] > 0) & (trials["memory_rows_read"] > 0)]
         for column, field in zip(self.axis, ("rows", "top_m"), strict=True):
             remedy = f"vary `model.POOL.{field}`, or give study.yaml another `analysis`"
-            self.require(trials[column].nunique() > 1, f"column `{column}` has one value in all trials, so there is no grid", remedy)
+            self.require(
+                trials[column].nunique() > 1,
+                f"column `{column}` has one value in all trials, so there is no grid",
+                remedy,
+            )
         return trials
 
     @cached_property
@@ -88,9 +96,10 @@ class Density(Analysis):
                 beside = "holds" if fit.exchange.low <= PUBLISHED <= fit.exchange.high else "does not hold"
                 lines.append(
                     (f"{cell.label}: " if cell.label else "")
-                    + f"In print, half the table with three times the rows read raised the pre-training loss by {PUBLISHED:.3f} and "
-                    f"yet won downstream (UltraMemV2 60B top-768 against 120B top-256); the interval measured here {beside} that "
-                    "rise. Nothing here measures downstream tasks."
+                    + f"In print, half the table with three times the rows read raised the pre-training loss by "
+                    f"{PUBLISHED:.3f} and "
+                    f"yet won downstream (UltraMemV2 60B top-768 against 120B top-256); the interval measured here "
+                    f"{beside} that rise. Nothing here measures downstream tasks."
                 )
         return lines
 
@@ -118,7 +127,9 @@ class Density(Analysis):
                 if estimate:
                     pairs.append((name, interval(estimate)))
             if fit.paired_sd is not None:
-                pairs.append(("paired noise, sd (nats/token)", f"{fit.paired_sd:.4f} ({fit.noise_df} degrees of freedom)"))
+                pairs.append(
+                    ("paired noise, sd (nats/token)", f"{fit.paired_sd:.4f} ({fit.noise_df} degrees of freedom)")
+                )
             tables.append(facts(pairs, cell.label))
             surfaces = [
                 {
@@ -138,12 +149,18 @@ class Density(Analysis):
         least = planned[planned["memory_rows_read"] == planned["memory_rows_read"].min()]
         same = planned[planned["memory_rows"] == planned["memory_rows"].min()]
         if "memory_flops_share" in planned:
-            size, reading = (f"{own['memory_flops_share'].min():.0%} to {own['memory_flops_share'].max():.0%}" for own in (least, same))
+            size, reading = (
+                f"{own['memory_flops_share'].min():.0%} to {own['memory_flops_share'].max():.0%}"
+                for own in (least, same)
+            )
             lines.append(
-                f"Neither is free: at the fewest rows read, more rows take the memory's share of the blocks' FLOPs from {size} "
-                f"(keys), at the fewest rows, reading more takes it from {reading}. Gains are not corrected for that."
+                f"Neither is free: at the fewest rows read, more rows take the memory's share of the blocks' FLOPs "
+                f"from {size} (keys), at the fewest rows, reading more takes it from {reading}. Gains are not "
+                f"corrected for that."
             )
         low, high = planned["active_params"].min(), planned["active_params"].max()
         if high > 1.02 * low:
-            lines.append(f"The memory comes on top of the backbone: P_act goes from {si(low)} to {si(high)} over the grid.")
+            lines.append(
+                f"The memory comes on top of the backbone: P_act goes from {si(low)} to {si(high)} over the grid."
+            )
         return lines

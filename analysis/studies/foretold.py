@@ -1,7 +1,7 @@
 """What was predicted of a budget before it was trained (`predictions.json`), beside what was measured there.
 
-A prediction counts only where the files show that none of the budget's results was there when it was made; any other is shown as made
-afterwards, and nothing is said of its hits.
+A prediction counts only where the files show that none of the budget's results was there when it was made; any other is
+shown as made afterwards, and nothing is said of its hits.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ SAME = 1.05
 NEAR = 0.02
 """Shares so near to each other are one: integer sizes differ from model to model."""
 NOTE = (
-    "Predicted by `python -m analysis predict` from other budgets, with every factor free to move the optimum; 95% intervals. Hit: the "
-    "interval of the predicted less the measured value has 0 in it (square-and-add, Zou and Donner, Stat. Med. 27, 2008)."
+    "Predicted by `python -m analysis predict` from other budgets, with every factor free to move the optimum; 95% "
+    "intervals. Hit: the interval of the predicted less the measured value has 0 in it (square-and-add, Zou and "
+    "Donner, Stat. Med. 27, 2008)."
 )
 
 
@@ -60,7 +61,9 @@ class Foretold:
 
     prediction: Mapping[str, Any]
     afterwards: str
-    """Why it is none: what shows, or does not rule out, that results of the budget were there when it was made; '' for a prediction."""
+    """Why it is none: what shows, or does not rule out, that results of the budget were there when it was made; '' for
+    a prediction.
+    """
     numbers: tuple[Compared, ...]
     tied: tuple[int, int] | None
     """Of how many sampled shares it says rightly whether they are tied with the best, and how many there are."""
@@ -68,7 +71,9 @@ class Foretold:
     @property
     def name(self) -> str:
         active, tokens, sparsity = (self.prediction["at"][name] for name in FACTORS)
-        return f"P_act {si(active)}, {tokens:.3g} tokens for each, sparsity {sparsity:.3g}, {self.prediction['made'][:10]}"
+        return (
+            f"P_act {si(active)}, {tokens:.3g} tokens for each, sparsity {sparsity:.3g}, {self.prediction['made'][:10]}"
+        )
 
     def summary(self) -> str:
         if self.afterwards:
@@ -76,11 +81,15 @@ class Foretold:
         if not self.numbers:
             return f"{self.name}, made before any of its results: nothing can be measured there yet."
         best, *others = self.numbers
-        beside = f"best share {_short(best.predicted)} predicted, {_short(best.measured)} measured, {'a hit' if best.hit else 'a miss'}"
+        beside = (
+            f"best share {_short(best.predicted)} predicted, {_short(best.measured)} measured, "
+            f"{'a hit' if best.hit else 'a miss'}"
+        )
         parts = [f"{self.name}, made before any of its results: {beside}"]
         missed = [number.quantity for number in others if not number.hit]
         parts.append(
-            f"of {len(others)} other numbers {len(others) - len(missed)} hits" + (f" (missed: {', '.join(missed)})" if missed else "")
+            f"of {len(others)} other numbers {len(others) - len(missed)} hits"
+            + (f" (missed: {', '.join(missed)})" if missed else "")
         )
         parts += [f"tied or not rightly said of {self.tied[0]} of {self.tied[1]} shares"] if self.tied else []
         distance = self.prediction["distance"]
@@ -97,7 +106,9 @@ class Foretold:
             }
             for number in self.numbers
         ]
-        title = f"{self.name}: " + (f"made afterwards, no prediction ({self.afterwards})" if self.afterwards else "predicted beforehand")
+        title = f"{self.name}: " + (
+            f"made afterwards, no prediction ({self.afterwards})" if self.afterwards else "predicted beforehand"
+        )
         return Table(pd.DataFrame(rows), title, wide=True)
 
 
@@ -108,7 +119,9 @@ def foretold(results: Results, fitted: Sequence[tuple[Cell, AllocationFit]]) -> 
         for cell, fit in fitted:
             if fit.means and prediction["data"] == results.described.get("data") and _is_of(prediction, cell.trials):
                 numbers = tuple(_numbers(prediction, fit))
-                found.append(Foretold(prediction, why_afterwards(prediction, cell, results), numbers, _tied(prediction, fit)))
+                found.append(
+                    Foretold(prediction, why_afterwards(prediction, cell, results), numbers, _tied(prediction, fit))
+                )
     return found
 
 
@@ -122,7 +135,9 @@ def _is_of(prediction: Mapping[str, Any], trials: pd.DataFrame) -> bool:
 
 
 def why_afterwards(prediction: Mapping[str, Any], cell: Cell, results: Results) -> str:
-    """Why the prediction may have known results of the cell, at any learning rate; '' where the files show that it did not."""
+    """Why the prediction may have known results of the cell, at any learning rate; '' where the files show that it did
+    not.
+    """
     ids = {*cell.planned["trial_id"][cell.planned["status"] == "finished"]}
     if used := ids & set(prediction["rows"]):
         return f"{len(used)} of the budget's {len(ids)} runs were among those that it was made from"

@@ -1,4 +1,5 @@
-"""The ladder study: a memory becomes another, one change at a time. Which changes pay, and do they pay as they did in print?
+"""The ladder study: a memory becomes another, one change at a time. Which changes pay, and do they pay as they did in
+print?
 
 Source of the published steps: the cumulative ablation of UltraMem (arXiv 2411.12364), from PKM-151M.
 """
@@ -46,23 +47,28 @@ PUBLISHED = (
     Published("split into layers with skip connections", -0.015, ("skip",), ("layers", "placement")),
     Published("layer norm of query and keys", 0.0, ("norm",)),
     Published("implicit value expansion", -0.017, ("virtual_tables",)),
-    Published("Tucker-decomposed retrieval", -0.008, ("tucker_rank",), ("tucker_penalty", "tucker_threshold", "key_dim")),
+    Published(
+        "Tucker-decomposed retrieval", -0.008, ("tucker_rank",), ("tucker_penalty", "tucker_threshold", "key_dim")
+    ),
     Published("multi-core scoring", -0.003, ("cores",)),
     Published("initialisation", -0.003, ("init",)),
     Published("decay of the value learning rate", -0.022, ("value_rate",)),
     Published("convolution before the query", 0.0, ("query_conv",)),
 )
-"""UltraMem (arXiv 2411.12364), cumulative ablation on PKM-151M, in its order. UltraMemV2's own changes have no such numbers."""
+"""UltraMem (arXiv 2411.12364), cumulative ablation on PKM-151M, in its order. UltraMemV2's own changes have no such
+numbers.
+"""
 
 _CAPTION = (
-    "Left: loss of each rung less that of the rung before, for the average seed, with 95% intervals (paired by seed, pooled noise). "
-    "Filled: steps told from noise after Holm's correction for their number. Right: loss less that of the first rung. A label names "
-    "what its rung changes. Diamonds: the same changes in UltraMem's ablation (arXiv 2411.12364) of a far larger model on other data."
+    "Left: loss of each rung less that of the rung before, for the average seed, with 95% intervals (paired by seed, "
+    "pooled noise). Filled: steps told from noise after Holm's correction for their number. Right: loss less that of "
+    "the first rung. A label names what its rung changes. Diamonds: the same changes in UltraMem's ablation (arXiv "
+    "2411.12364) of a far larger model on other data."
 )
 _NOTE = (
-    "Step: loss less that of the rung before; total: less that of the first rung; both for the average seed with 95% intervals. p: "
-    f"two-sided t test with Holm's correction over all steps; below {LEVEL:g} the step is told from noise. Published: UltraMem's ablation "
-    "on PKM-151M (arXiv 2411.12364); steps without a number have none in print."
+    "Step: loss less that of the rung before; total: less that of the first rung; both for the average seed with 95% "
+    f"intervals. p: two-sided t test with Holm's correction over all steps; below {LEVEL:g} the step is told from "
+    f"noise. Published: UltraMem's ablation on PKM-151M (arXiv 2411.12364); steps without a number have none in print."
 )
 
 
@@ -72,7 +78,8 @@ class Ladder(Analysis):
 
     point: ClassVar[str] = "rung"
     terms: ClassVar[str] = (
-        "A rung is one change on top of all before it. A step is told from noise where Holm's correction for the number of steps leaves it."
+        "A rung is one change on top of all before it. A step is told from noise where Holm's correction for the "
+        "number of steps leaves it."
     )
 
     @property
@@ -83,15 +90,22 @@ class Ladder(Analysis):
     def fields(self) -> list[str]:
         """Columns in which rungs differ; an empty value is one too."""
         trials = self.results.trials
-        found = [str(name) for name in trials.columns if name.startswith("model.") and trials[name].nunique(dropna=False) > 1]
-        remedy = "vary `model.POOL` over a list of settings, each the one before and a change, or give study.yaml another `analysis`"
+        found = [
+            str(name) for name in trials.columns if name.startswith("model.") and trials[name].nunique(dropna=False) > 1
+        ]
+        remedy = (
+            "vary `model.POOL` over a list of settings, each the one before and a change, or give study.yaml another "
+            "`analysis`"
+        )
         self.require(bool(found), "all trials have the same `model`, so there is no ladder", remedy)
         return found
 
     @cached_property
     def trials(self) -> pd.DataFrame:
         """All trials with their `rung`, from 0."""
-        return self.results.trials.assign(rung=self.results.trials.groupby(self.fields, sort=False, dropna=False).ngroup())
+        return self.results.trials.assign(
+            rung=self.results.trials.groupby(self.fields, sort=False, dropna=False).ngroup()
+        )
 
     @cached_property
     def settings(self) -> list[dict[str, str]]:
@@ -111,7 +125,9 @@ class Ladder(Analysis):
 
     @cached_property
     def fitted(self) -> list[tuple[Cell, LadderFit]]:
-        cells = split_cells(self.trials, ("rung",), lambda field: field in (MEMORY, ON_TOP) or field.startswith("model."))
+        cells = split_cells(
+            self.trials, ("rung",), lambda field: field in (MEMORY, ON_TOP) or field.startswith("model.")
+        )
         return [(cell, fit_ladder(pd.concat([cell.trials, cell.dense]))) for cell in cells]
 
     def check(self) -> None:
@@ -120,22 +136,29 @@ class Ladder(Analysis):
     def fits(self) -> list[dict[str, Any]]:
         ladder = [
             {"rung": place, "label": label, "settings": settings, "published": published}
-            for place, (label, settings, published) in enumerate(zip(self.labels, self.settings, self.published, strict=True))
+            for place, (label, settings, published) in enumerate(
+                zip(self.labels, self.settings, self.published, strict=True)
+            )
         ]
         return [record(cell, {**fit.to_dict(), "ladder": ladder}, self.point) for cell, fit in self.fitted]
 
     def readings(self) -> list[Reading]:
-        return [Reading(cell.label, fit.summary(self.labels), fit.status is Status.CONVERGED) for cell, fit in self.fitted]
+        return [
+            Reading(cell.label, fit.summary(self.labels), fit.status is Status.CONVERGED) for cell, fit in self.fitted
+        ]
 
     def remarks(self) -> list[str]:
         lines = []
         for cell, fit in self.fitted:
-            beside = [(rung.step, loss) for rung in fit.rungs if rung.step and (loss := self.published[rung.rung]) is not None]
+            beside = [
+                (rung.step, loss) for rung in fit.rungs if rung.step and (loss := self.published[rung.rung]) is not None
+            ]
             if beside:
                 held = sum(step.low <= loss <= step.high for step, loss in beside)
                 lines.append(
                     (f"{cell.label}: " if cell.label else "")
-                    + f"Of {len(beside)} steps that are in print {held} have the printed value inside the interval measured here."
+                    + f"Of {len(beside)} steps that are in print {held} have the printed value inside the interval "
+                    f"measured here."
                 )
         return lines
 
@@ -144,7 +167,9 @@ class Ladder(Analysis):
         for place, (cell, fit) in enumerate(self.fitted, 1):
             if any(rung.step for rung in fit.rungs):
                 data = fit.table(self.labels, self.published)
-                name, caption = ("ladder", _CAPTION) if len(self.fitted) == 1 else (f"ladder-{place}", f"{cell.label}. {_CAPTION}")
+                name, caption = (
+                    ("ladder", _CAPTION) if len(self.fitted) == 1 else (f"ladder-{place}", f"{cell.label}. {_CAPTION}")
+                )
                 drawn.append(Drawing(name, caption, ladder_figure, data))
         return drawn
 
@@ -155,7 +180,9 @@ class Ladder(Analysis):
             rows = [self._row(place, found.get(place)) for place in range(len(self.labels))]
             noise = [("status", str(fit.status).replace("_", " ")), ("runs, seeds", f"{len(fit.rows)}, {fit.seeds}")]
             if fit.paired_sd is not None:
-                noise.append(("paired noise, sd (nats/token)", f"{fit.paired_sd:.4f} ({fit.noise_df} degrees of freedom)"))
+                noise.append(
+                    ("paired noise, sd (nats/token)", f"{fit.paired_sd:.4f} ({fit.noise_df} degrees of freedom)")
+                )
             tables += [Table(pd.DataFrame(rows), cell.label, wide=True), facts(noise)]
         return [Section("Rungs", tuple(tables), _NOTE), *rates_sections([cell for cell, _ in self.fitted], self.point)]
 
@@ -163,7 +190,8 @@ class Ladder(Analysis):
         lines = ["One order of the changes: what a step does may depend on the steps before it."]
         if any(change is not None for change in self.published):
             lines.append(
-                "The published steps are those of a 151M model on other data: their signs and order can be compared, not their sizes."
+                "The published steps are those of a 151M model on other data: their signs and order can be compared, "
+                "not their sizes."
             )
         planned = self.trials.drop_duplicates("rung")
         moved = []
@@ -177,7 +205,8 @@ class Ladder(Analysis):
                 moved.append(f"{words} ({write(low)} to {write(high)})")
         if moved:
             lines.append(
-                f"P_tot and P_act are held, so a step also moves what pays for it. Along the ladder there change {', '.join(moved)}."
+                f"P_tot and P_act are held, so a step also moves what pays for it. Along the ladder there change "
+                f"{', '.join(moved)}."
             )
         return lines
 
@@ -194,14 +223,16 @@ class Ladder(Analysis):
         }
 
 
-# --- what a rung changes ----------------------------------------------------------------------------------------------------
+# --- what a rung changes ----------------------------------------------------------------------------------------------
 
 
 def written(path: str, value: Any) -> str:
     """The value of a field as a study writes it; an empty one is the default.
 
-    >>> written("model.pkm.softmax", "False"), written("model.pkm.value_rate", "[10.0, 1.0]"), written("model.pkm.layers", None)
-    ('false', '[10, 1]', 'every block')
+    >>> written("model.pkm.softmax", "False"), written("model.pkm.value_rate", "[10.0, 1.0]")
+    ('false', '[10, 1]')
+    >>> written("model.pkm.layers", None)
+    'every block'
     """
     if not isinstance(value, list | bool) and pd.isna(value):
         return _default(path)
@@ -211,9 +242,11 @@ def written(path: str, value: Any) -> str:
 
 
 def published_change(before: dict[str, str], after: dict[str, str]) -> float | None:
-    """Change of the loss in print that the step from one rung's settings to the next makes; None where it is not one of `PUBLISHED`.
+    """Change of the loss in print that the step from one rung's settings to the next makes; None where it is not one of
+    `PUBLISHED`.
 
-    A step that makes several published changes at once has their sum; one that also changes a field of no published line has none.
+    A step that makes several published changes at once has their sum; one that also changes a field of no published
+    line has none.
     """
     changed = {path for path in after if before[path] != after[path]}
     departing = {_leaf(path) for path in changed if not _departed(path, before[path]) and _departed(path, after[path])}

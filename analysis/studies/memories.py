@@ -1,4 +1,6 @@
-"""The memories study: kinds of memory, or designs of one, at the same share of one budget. Which is best, and what does each displace?"""
+"""The memories study: kinds of memory, or designs of one, at the same share of one budget. Which is best, and what does
+each displace?
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ class Memories(Analysis):
 
     point: ClassVar[str] = "memory and share"
     terms: ClassVar[str] = (
-        "A share is the part of the sparse parameters held by routed experts; the memory holds the rest. A difference is told from noise "
-        "where Holm's correction for the number of differences leaves it."
+        "A share is the part of the sparse parameters held by routed experts; the memory holds the rest. A difference "
+        "is told from noise where Holm's correction for the number of differences leaves it."
     )
 
     @cached_property
@@ -45,7 +47,12 @@ class Memories(Analysis):
     def noise(self) -> list[dict[str, Any]]:
         """That of the comparisons: memories at one share are points beside each other, though cells of their own."""
         return [
-            {"label": each.label, "tokens": float(each.runs["tokens"].median()), "paired_sd": each.fit.paired_sd, "df": each.fit.noise_df}
+            {
+                "label": each.label,
+                "tokens": float(each.runs["tokens"].median()),
+                "paired_sd": each.fit.paired_sd,
+                "df": each.fit.noise_df,
+            }
             for each in self.compared
             if each.fit.paired_sd and each.fit.noise_df
         ] or super().noise()
@@ -60,7 +67,9 @@ class Memories(Analysis):
         return [line for each in self.compared for line in each.warnings(self.results.described.get("model") or {})]
 
     def drawings(self) -> list[Drawing]:
-        names = [f"memories-{place}" if len(self.compared) > 1 else "memories" for place in range(1, len(self.compared) + 1)]
+        names = [
+            f"memories-{place}" if len(self.compared) > 1 else "memories" for place in range(1, len(self.compared) + 1)
+        ]
         return [drawn for each, name in zip(self.compared, names, strict=True) if (drawn := each.drawing(name))]
 
     def sections(self) -> list[Section]:
@@ -68,6 +77,7 @@ class Memories(Analysis):
 
     def caveats(self) -> list[str]:
         return [
-            "P_tot and P_act are held; FLOPs and bytes read per token are not, and differ between the memories (see the plan below).",
+            "P_tot and P_act are held; FLOPs and bytes read per token are not, and differ between the memories (see "
+            "the plan below).",
             "One design of each memory, unless the study varies it: its defaults were tuned elsewhere, at other sizes.",
         ]

@@ -35,7 +35,10 @@ class Simplex(Analysis):
         """The three pools whose shares vary, in the order of the columns."""
         trials = self.results.trials[self.results.trials["rho"].notna()]
         pools = [name.removeprefix(SHARE) for name in trials if name.startswith(SHARE) and trials[name].nunique() > 1]
-        problem = f"the shares of {len(pools)} pools vary ({', '.join(pools) or 'none'}), but a simplex study has exactly three"
+        problem = (
+            f"the shares of {len(pools)} pools vary ({', '.join(pools) or 'none'}), but a simplex study has exactly "
+            f"three"
+        )
         self.require(len(pools) == 3, problem, "vary `shares` over three pools, or give study.yaml another `analysis`")
         off = trials["trial_id"][(trials[[SHARE + pool for pool in pools]].sum(axis=1) - 1).abs() > 1e-6]
         problem = f"the shares of {', '.join(pools)} do not sum to 1 in trial {off.iloc[0] if len(off) else ''}"
@@ -74,7 +77,9 @@ class Simplex(Analysis):
         finished, lines = self.results.finished, []
         if "flops_per_token" in finished and len(finished):
             spread = finished["flops_per_token"].max() / finished["flops_per_token"].min() - 1
-            lines = [f"P_tot and P_act are held, FLOPs per token are not: they differ by {spread:.1%} between the mixes."]
+            lines = [
+                f"P_tot and P_act are held, FLOPs per token are not: they differ by {spread:.1%} between the mixes."
+            ]
         return [*lines, *prose.designs(self.results)]
 
     def _tables(self, fit: SimplexFit) -> tuple[Table, ...]:
@@ -110,10 +115,16 @@ class Simplex(Analysis):
         if laws:
             order = " / ".join(map(_called, self.pools))
             tables += [
-                facts([(name, interval(gain)) for name, gain in gains if gain], "Loss and gains (nats/token), with 95% intervals."),
+                facts(
+                    [(name, interval(gain)) for name, gain in gains if gain],
+                    "Loss and gains (nats/token), with 95% intervals.",
+                ),
                 facts(places, "Pools in the best mix, part of the resamples."),
                 Table(pd.DataFrame(laws), f"Laws tried, errors in nats/token; a mix is {order}."),
-                facts([(_called(name), interval(value)) for name, value in fit.parameters.items()], "Parameters, with 95% intervals."),
+                facts(
+                    [(_called(name), interval(value)) for name, value in fit.parameters.items()],
+                    "Parameters, with 95% intervals.",
+                ),
             ]
         return tuple(tables)
 
@@ -127,21 +138,23 @@ def _called(pools: str) -> str:
 
 
 _LAWS = (
-    "Scheffe's polynomials in the three shares: linear; quadratic, with a product of each two shares; special cubic, with the product of "
-    "all three. The quadratic one is used; the others show what it may miss. Left-out error: every mix but the corners predicted from all "
-    "others. A mix is tied with the best where neither its loss nor the slope of the surface there rules out that it is the best itself; "
-    "the true best is tied with 95% confidence. A third pool helps where the intervals of the gains over all three edges exclude 0."
+    "Scheffe's polynomials in the three shares: linear; quadratic, with a product of each two shares; special cubic, "
+    "with the product of all three. The quadratic one is used; the others show what it may miss. Left-out error: every "
+    "mix but the corners predicted from all others. A mix is tied with the best where neither its loss nor the slope "
+    "of the surface there rules out that it is the best itself; the true best is tied with 95% confidence. A third "
+    "pool helps where the intervals of the gains over all three edges exclude 0."
 )
 
 
 def _caption(series: set[str]) -> str:
     fitted = (
-        "Colours: the fitted quadratic surface. Star: its least loss (white where in doubt). Outline: mixes statistically tied with it, at "
-        "95% confidence. Diamonds: the best mix of each two pools."
+        "Colours: the fitted quadratic surface. Star: its least loss (white where in doubt). Outline: mixes "
+        "statistically tied with it, at 95% confidence. Diamonds: the best mix of each two pools."
     )
     return " ".join(
         (
-            "Validation loss over the mixes of three pools, at fixed total and activated parameters. Each corner is one pool alone; a",
+            "Validation loss over the mixes of three pools, at fixed total and activated parameters. Each corner is "
+            "one pool alone; a",
             "pool's share is read on the side with its name, along the lines that leave the ticks.",
             *([fitted] if "surface" in series else []),
             "Circles: trained mixes, coloured by their mean for the average seed.",

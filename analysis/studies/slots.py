@@ -1,7 +1,9 @@
-"""The slots study: a fixed backbone, and on top of it ever more rows of one kind of memory. How far does a tenfold lower the loss?
+"""The slots study: a fixed backbone, and on top of it ever more rows of one kind of memory. How far does a tenfold
+lower the loss?
 
-Published: OverEncoding on OLMoE-1.3B, L = 2.6754 - 0.0256 log10 m over the m rows of its 2-gram table (arXiv 2501.16975). Engram's loss is
-linear in the logarithm of its slots from 2.6e5 to 1.0e7, without coefficients in print (arXiv 2601.07372).
+Published: OverEncoding on OLMoE-1.3B, L = 2.6754 - 0.0256 log10 m over the m rows of its 2-gram table (arXiv
+2501.16975). Engram's loss is linear in the logarithm of its slots from 2.6e5 to 1.0e7, without coefficients in print
+(arXiv 2601.07372).
 """
 
 from __future__ import annotations
@@ -30,17 +32,18 @@ PUBLISHED = next(each.published_slope for each in MEMORY_POOLS.values() if each.
 """Nats per token for every tenfold of rows: OverEncoding's 2-gram table on OLMoE-1.3B (arXiv 2501.16975)."""
 
 _CAPTION = (
-    "Validation loss against the rows of a memory (left) and the parameters in them (right), on top of one backbone. Filled "
-    "markers: means for the average seed, with paired standard error; open markers: single runs with the effect of their seed taken "
-    "off; kinds of memory are set side by side. Lines: loss linear in the logarithm of the rows, with pointwise 95% band; where a power "
-    "law with a floor describes the means better, it is drawn beside, and the band left out. Grey: the slope published for OverEncoding "
-    "at far larger scale (arXiv 2501.16975); only its slope can be compared."
+    "Validation loss against the rows of a memory (left) and the parameters in them (right), on top of one backbone. "
+    "Filled markers: means for the average seed, with paired standard error; open markers: single runs with the effect "
+    "of their seed taken off; kinds of memory are set side by side. Lines: loss linear in the logarithm of the rows, "
+    "with pointwise 95% band; where a power law with a floor describes the means better, it is drawn beside, and the "
+    "band left out. Grey: the slope published for OverEncoding at far larger scale (arXiv 2501.16975); only its slope "
+    "can be compared."
 )
 _NOTE = (
-    "log-linear: L = a + b log10(rows). Power with floor: L = E + A rows^-alpha; E and A are given where noise does not allow alpha "
-    "= 0, the line. Left-out error: of the inner row counts, each predicted from all others. Beyond: loss at the most rows less "
-    "what the law predicts for it from all others. Lack of fit: chance of so poor a fit if the law were true. Differences of slope: "
-    "nats per token and tenfold, each at 95% on its own."
+    "log-linear: L = a + b log10(rows). Power with floor: L = E + A rows^-alpha; E and A are given where noise does "
+    "not allow alpha = 0, the line. Left-out error: of the inner row counts, each predicted from all others. Beyond: "
+    "loss at the most rows less what the law predicts for it from all others. Lack of fit: chance of so poor a fit if "
+    "the law were true. Differences of slope: nats per token and tenfold, each at 95% on its own."
 )
 
 
@@ -49,7 +52,9 @@ class Slots(Analysis):
     """One line a kind of memory; kinds that the study varies in themselves (row width, heads) count as several."""
 
     point: ClassVar[str] = "row count"
-    terms: ClassVar[str] = "A tenfold is a tenfold of the rows. A mean is that of the average seed; differences are paired by seed."
+    terms: ClassVar[str] = (
+        "A tenfold is a tenfold of the rows. A mean is that of the average seed; differences are paired by seed."
+    )
 
     @property
     def axis(self) -> tuple[str, ...]:
@@ -60,9 +65,13 @@ class Slots(Analysis):
         """Column of given rows -> its pool."""
         trials = self.results.trials
         require_columns(trials.columns, NEEDED, str(self.results.folder / "trials.csv"))
-        found = {name: match[1] for name in map(str, trials.columns) if (match := re.fullmatch(r"model\.(\w+)\.rows", name))}
+        found = {
+            name: match[1] for name in map(str, trials.columns) if (match := re.fullmatch(r"model\.(\w+)\.rows", name))
+        }
         remedy = "vary `model.POOL.rows` of one or more memories, or give study.yaml another `analysis`"
-        self.require(bool(found) and trials[list(found)].notna().any(axis=None), "no trial varies the `rows` of a memory", remedy)
+        self.require(
+            bool(found) and trials[list(found)].notna().any(axis=None), "no trial varies the `rows` of a memory", remedy
+        )
         several = trials["trial_id"][trials[list(found)].notna().sum(axis=1) > 1]
         self.require(
             several.empty,
@@ -115,31 +124,48 @@ class Slots(Analysis):
             lead = f"{cell.label}: " if cell.label else ""
             lines += [lead + difference.summary() for difference in fit.differences]
             alike = tuple(each.label for each in MEMORY_POOLS.values() if each.published_slope)
-            lines += [lead + _beside_print(each) for each in fit.mechanisms if each.slope and each.mechanism.startswith(alike)]
+            lines += [
+                lead + _beside_print(each) for each in fit.mechanisms if each.slope and each.mechanism.startswith(alike)
+            ]
             if fit.paired_sd is not None:
-                lines.append(f"{lead}Noise of one run once its seed's common effect is off: {fit.paired_sd:.4f} nats/token (sd).")
+                lines.append(
+                    f"{lead}Noise of one run once its seed's common effect is off: {fit.paired_sd:.4f} nats/token (sd)."
+                )
         return lines
 
     def drawings(self) -> list[Drawing]:
-        drawn = [(cell.label, runs[runs["mechanism"].notna()], fit) for cell, runs, fit in self.fitted if fit.mechanisms]
+        drawn = [
+            (cell.label, runs[runs["mechanism"].notna()], fit) for cell, runs, fit in self.fitted if fit.mechanisms
+        ]
         if not drawn:
             return []
-        data = of_cells([(label, fit.table(runs, ("OverEncoding, published", PUBLISHED))) for label, runs, fit in drawn])
+        data = of_cells(
+            [(label, fit.table(runs, ("OverEncoding, published", PUBLISHED))) for label, runs, fit in drawn]
+        )
         return [Drawing("slots", _CAPTION, slots_figure, data)]
 
     def sections(self) -> list[Section]:
         tables = []
         for cell, _, fit in self.fitted:
             pairs = [("status", str(fit.status).replace("_", " ")), ("runs, seeds", f"{len(fit.rows)}, {fit.seeds}")]
-            pairs += [(f"slope, {each.mechanism} (nats/token)", interval(each.slope)) for each in fit.mechanisms if each.slope]
-            pairs += [(f"difference of slope, {each.first} less {each.second}", interval(each.difference)) for each in fit.differences]
             pairs += [
-                (f"gain over the backbone, {each.mechanism} (nats/token)", interval(each.gain)) for each in fit.mechanisms if each.gain
+                (f"slope, {each.mechanism} (nats/token)", interval(each.slope)) for each in fit.mechanisms if each.slope
+            ]
+            pairs += [
+                (f"difference of slope, {each.first} less {each.second}", interval(each.difference))
+                for each in fit.differences
+            ]
+            pairs += [
+                (f"gain over the backbone, {each.mechanism} (nats/token)", interval(each.gain))
+                for each in fit.mechanisms
+                if each.gain
             ]
             if fit.backbone is not None:
                 pairs.append(("loss of the backbone alone (nats/token)", number(fit.backbone)))
             if fit.paired_sd is not None:
-                pairs.append(("paired noise, sd (nats/token)", f"{fit.paired_sd:.4f} ({fit.noise_df} degrees of freedom)"))
+                pairs.append(
+                    ("paired noise, sd (nats/token)", f"{fit.paired_sd:.4f} ({fit.noise_df} degrees of freedom)")
+                )
             tables.append(facts(pairs, cell.label))
             laws = [_law_row(each, place) for each in fit.mechanisms for place in range(len(each.laws))]
             if laws:
@@ -147,20 +173,32 @@ class Slots(Analysis):
         return [Section("", tuple(tables), _NOTE), *rates_sections([cell for cell, _, _ in self.fitted], self.point)]
 
     def caveats(self) -> list[str]:
-        lines = ["The memories come on top of the backbone: P_tot grows with the rows. Whether experts would use it better is not asked."]
+        lines = [
+            "The memories come on top of the backbone: P_tot grows with the rows. Whether experts would use it better "
+            "is not asked."
+        ]
         planned = self.trials[self.trials["mechanism"].notna()]
         widths = (planned["memory_params"] / planned["memory_rows"]).groupby(planned["mechanism"], sort=False).median()
         if widths.nunique() > 1:
             words = ", ".join(f"{name} {width:.4g}" for name, width in widths.items())
-            lines.append(f"A row is not the same in every memory (parameters a row: {words}): compare levels at equal parameters.")
+            lines.append(
+                f"A row is not the same in every memory (parameters a row: {words}): compare levels at equal "
+                f"parameters."
+            )
         for name, own in planned.groupby("mechanism", sort=False):
             low, high = own["active_params"].min(), own["active_params"].max()
             if high > 1.02 * low:
-                lines.append(f"{name}: P_act grows from {si(low)} to {si(high)} with the rows (keys), so part of its slope is compute.")
+                lines.append(
+                    f"{name}: P_act grows from {si(low)} to {si(high)} with the rows (keys), so part of its slope is "
+                    f"compute."
+                )
             reads = own["memory_rows_read"] * own["tokens"]
             if (short := own["memory_rows"] > reads).any():
                 worst = (reads / own["memory_rows"])[short].min()
-                lines.append(f"{name}: the training reads too few rows to touch all of the largest tables ({worst:.0%} of them at most).")
+                lines.append(
+                    f"{name}: the training reads too few rows to touch all of the largest tables ({worst:.0%} of them "
+                    f"at most)."
+                )
         return lines
 
 
@@ -168,8 +206,8 @@ def _beside_print(fit: MechanismFit) -> str:
     assert fit.slope
     inside = "holds" if fit.slope.low <= PUBLISHED <= fit.slope.high else "does not hold"
     return (
-        f"{fit.mechanism}: its interval {inside} the slope published for OverEncoding's 2-gram table on OLMoE-1.3B, {PUBLISHED:+.4f} "
-        "nats/token a tenfold (arXiv 2501.16975)."
+        f"{fit.mechanism}: its interval {inside} the slope published for OverEncoding's 2-gram table on OLMoE-1.3B, "
+        f"{PUBLISHED:+.4f} nats/token a tenfold (arXiv 2501.16975)."
     )
 
 

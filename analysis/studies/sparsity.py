@@ -1,4 +1,6 @@
-"""The sparsity study: an allocation curve at each P_tot over one P_act. Where does memory begin to pay, and does the best share move?"""
+"""The sparsity study: an allocation curve at each P_tot over one P_act. Where does memory begin to pay, and does the
+best share move?
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Sparsity(Allocation):
         self.require(holds, f"`{TOTAL}` is the same in all trials, so there is no sparsity to compare", remedy)
         spread = trials["active_params"].max() / trials["active_params"].min() - 1
         problem = f"P_act differs by {spread:.1%} between the trials, but a sparsity study holds it within {MOST:.0%}"
-        self.require(spread <= MOST, problem, "give all trials one `budget.active_params`, or study.yaml another `analysis`")
+        self.require(
+            spread <= MOST, problem, "give all trials one `budget.active_params`, or study.yaml another `analysis`"
+        )
         return sorted(map(self._named, split_cells(trials, self.axis)), key=lambda cell: cell.fields[RATIO])
 
     def _named(self, cell: Cell) -> Cell:
@@ -63,14 +67,19 @@ class Sparsity(Allocation):
     @cached_property
     def points(self) -> pd.DataFrame:
         """`sparsity_data`."""
-        return sparsity_data([(name, cell.fields[RATIO], fit) for name, fitted in self.series.items() for cell, fit in fitted])
+        return sparsity_data(
+            [(name, cell.fields[RATIO], fit) for name, fitted in self.series.items() for cell, fit in fitted]
+        )
 
     @property
     def along(self) -> tuple[str, ...]:
         return (RATIO, *super().along)
 
     def remarks(self) -> list[str]:
-        pays = [(f"{name}: " if name else "") + _pays(group) for name, group in self.points.dropna().groupby("series", sort=False)]
+        pays = [
+            (f"{name}: " if name else "") + _pays(group)
+            for name, group in self.points.dropna().groupby("series", sort=False)
+        ]
         return [*pays, *(each.summary() for each in self.foretold)]
 
     def drawings(self) -> list[Drawing]:
@@ -89,11 +98,15 @@ class Sparsity(Allocation):
             }
             for point in self.points.to_dict("records")
         ]
-        return [*([Section("Along the sparsity", (Table(pd.DataFrame(rows), wide=True),))] if rows else []), *super().sections()]
+        return [
+            *([Section("Along the sparsity", (Table(pd.DataFrame(rows), wide=True),))] if rows else []),
+            *super().sections(),
+        ]
 
     def caveats(self) -> list[str]:
         return [
-            "P_tot grows with the sparsity, so a step along it also adds parameters: compare gains, not losses, between sparsities.",
+            "P_tot grows with the sparsity, so a step along it also adds parameters: compare gains, not losses, "
+            "between sparsities.",
             *super().caveats(),
         ]
 
@@ -126,18 +139,20 @@ def _interval(row: dict[str, Any], quantity: str, digits: int) -> str:
 
 
 _CAPTION = (
-    "Top: the best share of routed experts against the sparsity P_tot/P_act at fixed P_act, with its 95% interval. Bottom: what it "
-    f"gains over pure experts ({RHO} = 1). Open markers: the optimum is in doubt or at an end of the sampled shares. Grey bar: the "
-    f"published optimum at a sparsity of about {ENGRAM_SPARSITY} (Engram, arXiv 2601.07372); dotted: the sparsity of about {LONGCAT} "
-    "beyond which n-gram memory was found to beat experts (LongCat-Flash-Lite, arXiv 2601.21204); both at far larger scale."
+    "Top: the best share of routed experts against the sparsity P_tot/P_act at fixed P_act, with its 95% interval. "
+    f"Bottom: what it gains over pure experts ({RHO} = 1). Open markers: the optimum is in doubt or at an end of the "
+    f"sampled shares. Grey bar: the published optimum at a sparsity of about {ENGRAM_SPARSITY} (Engram, arXiv "
+    f"2601.07372); dotted: the sparsity of about {LONGCAT} beyond which n-gram memory was found to beat experts "
+    f"(LongCat-Flash-Lite, arXiv 2601.21204); both at far larger scale."
 )
 
 
 def sparsity_data(points: Sequence[tuple[str, float, AllocationFit]]) -> pd.DataFrame:
-    """What `sparsity_figure` draws -> series, sparsity, status, optimum, optimum_low, optimum_high, gain, gain_low, gain_high.
+    """What `sparsity_figure` draws -> series, sparsity, status, optimum, optimum_low, optimum_high, gain, gain_low,
+    gain_high.
 
-    The optimum is the sampled end that wins where no minimum inside is established; the gain is in nats per token over share 1, empty where
-    that was not sampled.
+    The optimum is the sampled end that wins where no minimum inside is established; the gain is in nats per token over
+    share 1, empty where that was not sampled.
 
     Args:
         points: series, P_tot/P_act and fit of each curve; one without a curve is left out.

@@ -34,8 +34,24 @@ def facts(pairs: Sequence[tuple[str, str]], title: str = "") -> Table:
 
 
 PLANNED = (
-    *("rho", "share_moe", "total_params", "active_params", "budget_error_total", "budget_error_active", "routed_experts", "shared_width"),
-    *("memory_rows", "memory_rows_read", "memory_params", "memory_flops_share", "flops_per_token", "memory_bytes_per_token"),
+    *(
+        "rho",
+        "share_moe",
+        "total_params",
+        "active_params",
+        "budget_error_total",
+        "budget_error_active",
+        "routed_experts",
+        "shared_width",
+    ),
+    *(
+        "memory_rows",
+        "memory_rows_read",
+        "memory_params",
+        "memory_flops_share",
+        "flops_per_token",
+        "memory_bytes_per_token",
+    ),
 )
 """Columns of `trials.csv` that say what a point of the plan came to."""
 
@@ -60,8 +76,8 @@ def tuned_sections(tuned: Tuned | None) -> list[Section]:
         rows.append(row)
     table = pd.DataFrame(rows).fillna("")
     note = (
-        f"Found by `sparsemem tune` for the study {tuned.study}, on the held-out set, with one seed. Each trial took the values of its own "
-        "point."
+        f"Found by `sparsemem tune` for the study {tuned.study}, on the held-out set, with one seed. Each trial took "
+        f"the values of its own point."
     )
     return [Section("Tuned settings", (Table(table.loc[:, (table != "").any()], "", wide=True),), note)]
 
@@ -87,5 +103,8 @@ def rates_sections(cells: Sequence[Cell], noun: str) -> list[Section]:
             }
             point = as_text(rates.drop(columns=[RATE, "seeds", "val_loss", "chosen"]).reset_index(drop=True))
             tables.append(Table(pd.concat([point, pd.DataFrame(measured)], axis=1), cell.label, wide=True))
-    note = f"Where several rates were tried at a {noun}, the one with the least mean validation loss over the seeds that all have is used."
+    note = (
+        f"Where several rates were tried at a {noun}, the one with the least mean validation loss over the seeds that "
+        f"all have is used."
+    )
     return [Section(f"Learning rate chosen per {noun}", tuple(tables), note)] if tables else []

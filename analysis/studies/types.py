@@ -1,7 +1,8 @@
 """What every kind of study gives to the report: records of its fits, readings, figures, tables and caveats.
 
-One class a kind (`analysis/studies/<kind>.py`), named in the registry (`analysis/studies/__init__.py`). It gets a `Results` and only
-computes; `report` is what reads and writes files. A study in progress has a report too: nothing here may fail for want of finished trials.
+One class a kind (`analysis/studies/<kind>.py`), named in the registry (`analysis/studies/__init__.py`). It gets a
+`Results` and only computes; `report` is what reads and writes files. A study in progress has a report too: nothing here
+may fail for want of finished trials.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Drawing:
     caption: str
     draw: Callable[[pd.DataFrame], Figure]
     data: pd.DataFrame
-    """To the digits that are written (`fits.types.written`), also for the figure: so both are the same on every processor."""
+    """To the digits that are written (`fits.types.written`), also for the figure: so both are the same on every
+    processor.
+    """
     figure: Figure = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,7 +76,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Analysis(ABC):
-    """One kind of study. Subclasses say what they compare and fill in the methods; `fits` refuses results that are not of the kind."""
+    """One kind of study. Subclasses say what they compare and fill in the methods; `fits` refuses results that are not
+    of the kind.
+    """
 
     results: Results
 
@@ -100,7 +105,9 @@ class Analysis(ABC):
         return []
 
     def noise(self) -> list[dict[str, Any]]:
-        """Noise of one run, the effect of its seed off -> label, tokens, paired_sd (nats per token) and df of each cell that has any."""
+        """Noise of one run, the effect of its seed off -> label, tokens, paired_sd (nats per token) and df of each cell
+        that has any.
+        """
         found, axis = [], list(self.axis)
         for cell in split_cells(self.results.trials, axis):
             runs = cell.trials.dropna(subset=axis)
@@ -108,7 +115,14 @@ class Analysis(ABC):
                 point_N = np.unique(runs[axis].to_numpy(float).round(9), axis=0, return_inverse=True)[1].ravel()
                 model = seed_model(point_N, runs["val_loss"].to_numpy(), runs["seed"].to_numpy())
                 if model.df and model.sd > 0:
-                    found.append({"label": cell.label, "tokens": float(runs["tokens"].median()), "paired_sd": model.sd, "df": model.df})
+                    found.append(
+                        {
+                            "label": cell.label,
+                            "tokens": float(runs["tokens"].median()),
+                            "paired_sd": model.sd,
+                            "df": model.df,
+                        }
+                    )
         return found
 
     @abstractmethod

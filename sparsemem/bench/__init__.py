@@ -1,4 +1,6 @@
-"""`sparsemem bench`: how fast this machine is at what a study does. Results to stdout, progress to stderr; nothing is written."""
+"""`sparsemem bench`: how fast this machine is at what a study does. Results to stdout, progress to stderr; nothing is
+written.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,14 @@ from sparsemem.study.engine import processors
 from sparsemem.train.loop import prepare_process
 
 BENCHES = {
-    **{"step": bench_step, "profile": bench_profile, "moe": bench_moe, "memory": bench_memory, "data": bench_data, "eval": bench_eval},
+    **{
+        "step": bench_step,
+        "profile": bench_profile,
+        "moe": bench_moe,
+        "memory": bench_memory,
+        "data": bench_data,
+        "eval": bench_eval,
+    },
     **{"fit": bench_fit, "sweep": bench_sweep},
 }
 

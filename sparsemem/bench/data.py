@@ -1,6 +1,7 @@
 """`sparsemem bench data`: what a training step waits for besides the model, as shares of that step, taken in one run.
 
-- `batch`: the windows of the next batch out of a memory-mapped text; `hash`: row numbers of the n-grams of one, for every hashed memory.
+- `batch`: the windows of the next batch out of a memory-mapped text; `hash`: row numbers of the n-grams of one, for
+  every hashed memory.
 - `tokenise`: encoding the text of a batch. A study does so once, before its trials: nothing waits for it.
 """
 

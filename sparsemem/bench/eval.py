@@ -24,11 +24,17 @@ def bench_eval() -> Iterator[Row]:
             seconds = take_turns({"training": timer.step, "evaluation": _evaluation(timer, place)}, ROUNDS[shape])
             training = [trial.train.batch_tokens / spent for spent in seconds["training"]]
             evaluation = [TOKENS_AT_ONCE / spent for spent in seconds["evaluation"]]
-            yield measurement(f"eval/{name}", shape, evaluation, "tokens/s", place, ratio_to_training=over(evaluation, training))
+            yield measurement(
+                f"eval/{name}", shape, evaluation, "tokens/s", place, ratio_to_training=over(evaluation, training)
+            )
 
 
 def _evaluation(timer: StepTimer, place: Place) -> Callable[[], float]:
     """On random tokens, as many as are evaluated at once."""
     data = timer.trial.data
-    windows_ST = torch.randint(data.vocab_size, (TOKENS_AT_ONCE // data.context, data.context + 1))  # held-out text waits in main memory
-    return lambda: place.timed(lambda: sequence_losses(timer.model, windows_ST[:, :-1], windows_ST[:, 1:], timer.precision))
+    windows_ST = torch.randint(
+        data.vocab_size, (TOKENS_AT_ONCE // data.context, data.context + 1)
+    )  # held-out text waits in main memory
+    return lambda: place.timed(
+        lambda: sequence_losses(timer.model, windows_ST[:, :-1], windows_ST[:, 1:], timer.precision)
+    )

@@ -12,14 +12,17 @@ from sparsemem.bench.measure import Row, progress
 
 
 def bench_fit() -> Iterator[Row]:
-    """One measurement, in processor seconds; its ratio is that of the slow way, scaled up from a sample of its starts and refits.
+    """One measurement, in processor seconds; its ratio is that of the slow way, scaled up from a sample of its starts
+    and refits.
 
     In a process of its own with one thread: those of a linear-algebra library would spin beside SciPy's small products.
     """
     progress("fit: loss surface of 240 runs, 4,000 refits, in one of")
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "analysis.fits.reference"]
-    found = json.loads(subprocess.run(command, env=os.environ | one_thread, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    found = json.loads(
+        subprocess.run(command, env=os.environ | one_thread, stdout=subprocess.PIPE, text=True, check=True).stdout
+    )
     seconds = {"median": found["fast_s"], "low": found["fast_low_s"], "high": found["fast_high_s"]}
     yield {
         **{"name": "fit/chinchilla", "shape": "240x4000", "threads": 1, "device": "cpu", "dtype": "fp64"},

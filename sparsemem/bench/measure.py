@@ -1,4 +1,6 @@
-"""Measuring in rounds: contenders take turns, so that a drift of the machine hits all of them; a ratio is that of one round."""
+"""Measuring in rounds: contenders take turns, so that a drift of the machine hits all of them; a ratio is that of one
+round.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def matrix_product(place: Place) -> float:
-    """Seconds of the best of three large square products by either of torch's libraries: what the device can do at most."""
+    """Seconds of the best of three large square products by either of torch's libraries: what the device can do at
+    most.
+    """
     a, b = (torch.randn(place.side, place.side, device=place.device, dtype=place.precision) for _ in range(2))
     libraries = (torch.matmul, by_onednn) if place.device.type == "cpu" else (torch.matmul,)
     return min(place.timed(partial(multiply, a, b)) for multiply in libraries for _ in range(3))
@@ -95,10 +99,19 @@ def over(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
-def measurement(name: str, shape: str, values: Sequence[float], unit: str, place: Place = ON_CPU, **ratios: Sequence[float]) -> Row:
+def measurement(
+    name: str, shape: str, values: Sequence[float], unit: str, place: Place = ON_CPU, **ratios: Sequence[float]
+) -> Row:
     """One line of the output: median and quartiles over the rounds, of the values and of each ratio."""
     where = {"device": place.device.type, "dtype": "fp32" if place.precision == torch.float32 else "bf16"}
-    row: Row = {"name": name, "shape": shape, "threads": torch.get_num_threads(), **where, **_spread(values), "unit": unit}
+    row: Row = {
+        "name": name,
+        "shape": shape,
+        "threads": torch.get_num_threads(),
+        **where,
+        **_spread(values),
+        "unit": unit,
+    }
     for ratio, of_rounds in ratios.items():
         spread = _spread(of_rounds)
         row |= {ratio: spread["median"], f"{ratio}_range": [spread["low"], spread["high"]]}
@@ -125,7 +138,9 @@ def speeds(
     rows = []
     for name, times in seconds.items():
         rates = [tokens / spent for spent in times]
-        ratios = {f"ratio_to_{rival}": over(seconds[rival], times) for rival in rivals if rival in seconds and rival != name}
+        ratios = {
+            f"ratio_to_{rival}": over(seconds[rival], times) for rival in rivals if rival in seconds and rival != name
+        }
         if name in flops:
             ratios = {"share_of_peak": [rate * flops[name] / max(peaks) for rate in rates], **ratios}
         rows.append(measurement(f"{kind}/{name}", shape, rates, "tokens/s", place, **ratios))
@@ -138,7 +153,10 @@ def progress(text: str) -> None:
 
 def line(row: Row) -> str:
     """A measurement for people."""
-    text = f"{row['name']:<24} {row['shape']:<9} {_short(row['median']):>8} [{_short(row['low'])}, {_short(row['high'])}] {row['unit']}"
+    text = (
+        f"{row['name']:<24} {row['shape']:<9} {_short(row['median']):>8} [{_short(row['low'])}, {_short(row['high'])}] "
+        f"{row['unit']}"
+    )
     for ratio in row:
         if f"{ratio}_range" in row:
             low, high = row[f"{ratio}_range"]

@@ -1,14 +1,16 @@
 """`sparsemem bench memory`: what memories cost on the device that trains, as ratios taken in one run.
 
-- `layer/*`: forward, backward and update of one layer of each mechanism, over those of a layer of routed experts alone (`moe`). Each memory
-  has a feed-forward beside it, as wide as brings its activated parameters to those of the experts: what a budget does in a model, and so
-  what a model pays for the memory. Inputs are normal, token ids uniform: nearly every n-gram is another, the worst case for a table.
-- `update/*`: one update of the rows that were read, with the forgetting of their gradient, in tables of growing size; `looked-up`: rows
-  side by side, whose gradient the optimiser sorts; `pooled`: the values of a product-key memory. `same`: the very rows, so that time grows
-  only if something passes over the whole table; `spread`: as many rows from all over the table, which leave the caches.
-- `gather/*`: bytes of rows per second of the pooled sum over random rows, as a share of what the device reads of random rows: the plain
-  sum of as many, which writes next to nothing. `index_select` also writes what it reads, as a lookup does. Every turn draws new rows.
-  `copy` counts the bytes that it reads and those that it writes.
+- `layer/*`: forward, backward and update of one layer of each mechanism, over those of a layer of routed experts alone
+  (`moe`). Each memory has a feed-forward beside it, as wide as brings its activated parameters to those of the experts:
+  what a budget does in a model, and so what a model pays for the memory. Inputs are normal, token ids uniform: nearly
+  every n-gram is another, the worst case for a table.
+- `update/*`: one update of the rows that were read, with the forgetting of their gradient, in tables of growing size;
+  `looked-up`: rows side by side, whose gradient the optimiser sorts; `pooled`: the values of a product-key memory.
+  `same`: the very rows, so that time grows only if something passes over the whole table; `spread`: as many rows from
+  all over the table, which leave the caches.
+- `gather/*`: bytes of rows per second of the pooled sum over random rows, as a share of what the device reads of random
+  rows: the plain sum of as many, which writes next to nothing. `index_select` also writes what it reads, as a lookup
+  does. Every turn draws new rows. `copy` counts the bytes that it reads and those that it writes.
 
 Shape letters: B sequences, T positions, S = B x T tokens, D model width, M rows that a token reads, A reads (S x M).
 """
@@ -38,10 +40,18 @@ from sparsemem.train.optim import Optimizer
 VOCABULARY, ROUTED, RATE = 4096, 64, 1e-6
 TRAIN = Train(batch_tokens=1, lr=RATE)
 SHAPES: dict[str, dict[str, Any]] = MEASURED["layers"]
-UPDATE_ROWS, UPDATE_READS, UPDATE_ROUNDS = (100_000, 1_000_000, 10_000_000), (2048, 16), 25  # reads: tokens, rows of each
+UPDATE_ROWS, UPDATE_READS, UPDATE_ROUNDS = (
+    (100_000, 1_000_000, 10_000_000),
+    (2048, 16),
+    25,
+)  # reads: tokens, rows of each
 LOOKED_UP_WIDTH, POOLED_WIDTH = 8, 16
 CACHE_BYTES = 2**28  # more than the caches hold
-GATHER_TABLES, GATHER_READS, GATHER_ROUNDS = ((4_000_000, 32), (500_000, 256)), (2048, 32), 25  # rows and width: 512 MB each
+GATHER_TABLES, GATHER_READS, GATHER_ROUNDS = (
+    ((4_000_000, 32), (500_000, 256)),
+    (2048, 32),
+    25,
+)  # rows and width: 512 MB each
 
 
 def bench_memory() -> Iterator[Row]:
@@ -58,7 +68,7 @@ def bench_memory() -> Iterator[Row]:
         yield from _gathers(place.in_fp32(), rows, width)
 
 
-# --- layers -----------------------------------------------------------------------------------------------------------------
+# --- layers -----------------------------------------------------------------------------------------------------------
 
 
 class Layer(nn.Module):
@@ -84,7 +94,10 @@ def equal_sizes(config: Model, rows: int) -> dict[str, Sizes]:
         rows: of each table: a square number; hashed tables take primes from there upward.
     """
     sizes = {EXPERTS.name: Sizes(ROUTED, 0)}
-    active, unit = layer_account(config, EXPERTS.name, sizes[EXPERTS.name]).active, feed_forward_account(config.width, 1).active
+    active, unit = (
+        layer_account(config, EXPERTS.name, sizes[EXPERTS.name]).active,
+        feed_forward_account(config.width, 1).active,
+    )
     for pool in (pool for pool in config.pools if pool in MEMORY_POOLS):
         given = config.model_copy(update={pool: config.pools[pool].model_copy(update={"rows": rows})})
         bare = Sizes(0, 0, {pool: MEMORY_POOLS[pool].given(given)})
@@ -98,7 +111,9 @@ def layer_account(config: Model, pool: str, sizes: Sizes) -> Account:
     return mechanism + feed_forward_account(config.width, sizes.shared_width)
 
 
-def _layers(place: Place, shape: str, rounds: int, batch: tuple[int, int], rows: int, model: dict[str, Any]) -> list[Row]:
+def _layers(
+    place: Place, shape: str, rounds: int, batch: tuple[int, int], rows: int, model: dict[str, Any]
+) -> list[Row]:
     config = Model.model_validate(model)
     sizes = equal_sizes(config, rows)
     steps = {pool: _layer_step(place, Layer(config, pool, each), config.width, batch) for pool, each in sizes.items()}
@@ -127,7 +142,7 @@ def _layer_step(place: Place, layer: Layer, width: int, batch: tuple[int, int]) 
     return turn
 
 
-# --- updates ----------------------------------------------------------------------------------------------------------------
+# --- updates ----------------------------------------------------------------------------------------------------------
 
 
 def _updates(place: Place, pooled: bool) -> Iterator[Row]:
@@ -139,7 +154,9 @@ def _updates(place: Place, pooled: bool) -> Iterator[Row]:
         initialize(table, seed=0)
         optimizer = Optimizer(table.to(place.device), TRAIN)
         for which, among in (("same", UPDATE_ROWS[0]), ("spread", rows)):
-            rows_SM = torch.randperm(among, generator=torch.Generator().manual_seed(0))[: tokens * reads].view(tokens, reads)
+            rows_SM = torch.randperm(among, generator=torch.Generator().manual_seed(0))[: tokens * reads].view(
+                tokens, reads
+            )
             contenders[which, rows] = _update(place, table, optimizer, rows_SM.to(place.device), pooled, other)
     seconds = take_turns(contenders, UPDATE_ROUNDS)
     for (which, rows), times in seconds.items():
@@ -148,7 +165,9 @@ def _updates(place: Place, pooled: bool) -> Iterator[Row]:
         yield measurement(name, _size(rows, width), [1e3 * spent for spent in times], "ms", place, **small)
 
 
-def _update(place: Place, table: MemoryTable, optimizer: Optimizer, rows_SM: Tensor, pooled: bool, other: Tensor) -> Callable[[], float]:
+def _update(
+    place: Place, table: MemoryTable, optimizer: Optimizer, rows_SM: Tensor, pooled: bool, other: Tensor
+) -> Callable[[], float]:
     weights_SM1 = torch.rand(*rows_SM.shape, 1, device=place.device)
 
     def turn() -> float:
@@ -160,7 +179,7 @@ def _update(place: Place, table: MemoryTable, optimizer: Optimizer, rows_SM: Ten
     return turn
 
 
-# --- gathers ----------------------------------------------------------------------------------------------------------------
+# --- gathers ----------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -187,14 +206,22 @@ def _gathers(place: Place, rows: int, width: int) -> list[Row]:
     def copy() -> float:
         return place.timed(lambda: first_half.copy_(second_half))
 
-    seconds = take_turns({"pool": pool, "random-read": random_read, "index_select": index_select, "copy": copy}, GATHER_ROUNDS)
+    seconds = take_turns(
+        {"pool": pool, "random-read": random_read, "index_select": index_select, "copy": copy}, GATHER_ROUNDS
+    )
     ratios = {"share_of_random_read": over(seconds["random-read"], seconds["pool"])}
     ratios["ratio_to_index_select"] = over(seconds["index_select"], seconds["pool"])
     found = []
     for name, times in seconds.items():
-        moved = BYTES_PER_PARAMETER * (rows * width if name == "copy" else out_AC.numel())  # of each half: one is read, one written
+        moved = BYTES_PER_PARAMETER * (
+            rows * width if name == "copy" else out_AC.numel()
+        )  # of each half: one is read, one written
         rates = [moved / 1e9 / spent for spent in times]
-        found.append(measurement(f"gather/{name}", _size(rows, width), rates, "GB/s", place, **(ratios if name == "pool" else {})))
+        found.append(
+            measurement(
+                f"gather/{name}", _size(rows, width), rates, "GB/s", place, **(ratios if name == "pool" else {})
+            )
+        )
     return found
 
 

@@ -1,13 +1,16 @@
 """`sparsemem bench moe`: the routed experts alone, forward and backward, by several ways of dispatch.
 
 - `layer`: as training does it, which is one of the next two (`kernels.grouped_experts`);
-- `grouped`: sorted, all experts at once by torch's grouped product; `apart`: sorted, one by one through oneDNN (on the processor);
+- `grouped`: sorted, all experts at once by torch's grouped product; `apart`: sorted, one by one through oneDNN (on the
+  processor);
 - `loop`: a plain loop over experts that autograd differentiates, as most code has it;
 - `padded`: batched products, each expert given as many rows as the busiest one.
 
-Tokens choose experts at random, the popular ones more often: the busiest gets about twice the mean. Every turn draws anew.
+Tokens choose experts at random, the popular ones more often: the busiest gets about twice the mean. Every turn draws
+anew.
 
-Shape letters: S tokens, D model width, E routed experts, K experts a token, F inner width, C rows of the busiest expert.
+Shape letters: S tokens, D model width, E routed experts, K experts a token, F inner width, C rows of the busiest
+expert.
 """
 
 from __future__ import annotations
@@ -42,14 +45,24 @@ def bench_moe() -> Iterator[Row]:
         layer = MixtureOfExperts(trial.model, solve(trial.model, trial.budget, trial.shares).routed_experts, 0)
         initialize(layer, seed=0)
         layer.to(place.device)
-        tokens, flops = trial.train.batch_tokens, feed_forward_account(trial.model.width, layer.config.expert_width).flops
-        ways = {name: _turn(place, layer, tokens, way) for name, way in WAYS.items() if name != "apart" or place.device.type == "cpu"}
+        tokens, flops = (
+            trial.train.batch_tokens,
+            feed_forward_account(trial.model.width, layer.config.expert_width).flops,
+        )
+        ways = {
+            name: _turn(place, layer, tokens, way)
+            for name, way in WAYS.items()
+            if name != "apart" or place.device.type == "cpu"
+        }
         counted = dict.fromkeys(ways, flops * layer.config.top_k * STEP_OVER_FORWARD)
         yield from speeds(place, "experts", shape, tokens, ways, counted, ("grouped", "loop"), ROUNDS)
 
 
 def _turn(
-    place: Place, layer: MixtureOfExperts, tokens: int, way: Callable[[MixtureOfExperts, Tensor, Tensor, Tensor], Tensor]
+    place: Place,
+    layer: MixtureOfExperts,
+    tokens: int,
+    way: Callable[[MixtureOfExperts, Tensor, Tensor, Tensor], Tensor],
 ) -> Callable[[], float]:
     experts, width = layer.gate_up_EDF.shape[:2]
     popularity_E = torch.linspace(-0.4, 0.4, experts, device=place.device)
@@ -61,7 +74,9 @@ def _turn(
 
     def turn() -> float:
         x_SD, gradient_SD = torch.randn(2, tokens, width, device=place.device)
-        gates_SK, experts_SK = (popularity_E + torch.randn(tokens, experts, device=place.device)).topk(layer.config.top_k)
+        gates_SK, experts_SK = (popularity_E + torch.randn(tokens, experts, device=place.device)).topk(
+            layer.config.top_k
+        )
         gates_SK = gates_SK.softmax(-1).requires_grad_()
         spent = place.timed(lambda: both_ways(x_SD.requires_grad_(), gates_SK, experts_SK, gradient_SD))
         layer.zero_grad(set_to_none=True)
@@ -70,7 +85,7 @@ def _turn(
     return turn
 
 
-# --- ways of dispatch -------------------------------------------------------------------------------------------------------
+# --- ways of dispatch -------------------------------------------------------------------------------------------------
 
 
 def _grouped(layer: MixtureOfExperts, x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor) -> Tensor:
@@ -99,7 +114,11 @@ def _padded(layer: MixtureOfExperts, x_SD: Tensor, gates_SK: Tensor, experts_SK:
     room = int(load_E.max())
     sorted_ = chosen[order]
     places = sorted_ * room + torch.arange(len(order), device=order.device) - (load_E.cumsum(0) - load_E)[sorted_]
-    x_ECD = x_SD.new_zeros(experts * room, width).index_copy(0, places, x_SD[order // experts_SK.shape[1]]).view(experts, room, width)
+    x_ECD = (
+        x_SD.new_zeros(experts * room, width)
+        .index_copy(0, places, x_SD[order // experts_SK.shape[1]])
+        .view(experts, room, width)
+    )
     y_ECD = _expert(x_ECD, layer.gate_up_EDF, layer.down_EFD).flatten(0, 1)
     rows_SK = torch.empty_like(order).scatter_(0, order, places).view_as(experts_SK)
     return (y_ECD[rows_SK] * gates_SK.unsqueeze(-1)).sum(1)

@@ -1,8 +1,9 @@
 """`sparsemem bench profile`: where the time of a training step goes, in milliseconds and as a share of the whole step.
 
-Each part runs alone, forward and backward, over all blocks of the model of `bench step` with a quarter of the sparse parameters in memory.
-What is left of the step is the residual stream, the embedding's gradient, auxiliary losses and Python in between; a part alone finds its
-data in the cache more often than in the step, so that the sum says less than the shares beside each other.
+Each part runs alone, forward and backward, over all blocks of the model of `bench step` with a quarter of the sparse
+parameters in memory. What is left of the step is the residual stream, the embedding's gradient, auxiliary losses and
+Python in between; a part alone finds its data in the cache more often than in the step, so that the sum says less than
+the shares beside each other.
 
 Shape letters: B sequences, T positions, D model width.
 """
@@ -78,7 +79,9 @@ def parts(timer: StepTimer) -> dict[str, Callable[[], float]]:
         with place.autocast():
             loss, auxiliary = model.loss(tokens_BT, tokens_BT, tokens_BT.numel())
         (loss + auxiliary).backward()
-        return place.timed(lambda: timer.optimizer.step(1e-6, 0.0)) + place.timed(lambda: [layer.end_step() for layer in experts])
+        return place.timed(lambda: timer.optimizer.step(1e-6, 0.0)) + place.timed(
+            lambda: [layer.end_step() for layer in experts]
+        )
 
     shared = [layer.shared for layer in experts if layer.shared is not None]
     return {
@@ -87,7 +90,9 @@ def parts(timer: StepTimer) -> dict[str, Callable[[], float]]:
         "router": both_ways(*(lambda x, layer=layer: _sum(layer.route(x.flatten(0, 1))[::2]) for layer in experts)),
         "experts": both_ways(*map(routed, experts)),
         "shared-experts": both_ways(*shared),
-        "memory": both_ways(*(lambda x, memory=memory: memory(x, tokens_BT) for memory in model.layers_of(*MEMORY_POOLS))),
+        "memory": both_ways(
+            *(lambda x, memory=memory: memory(x, tokens_BT) for memory in model.layers_of(*MEMORY_POOLS))
+        ),
         "head-and-loss": both_ways(lambda x: head_loss(x.flatten(0, 1), model.embedding, tokens_BT.flatten())),
         "update": update,
     }

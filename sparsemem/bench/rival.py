@@ -1,8 +1,8 @@
 """The mixture of experts of Hugging Face `transformers` (extra `compare`), stepping on demand in a process of its own.
 
-`python -m sparsemem.bench.rival` takes one JSON object, the config of a Qwen2-MoE with `threads`, `sequences`, `positions`, `device`,
-`bf16` and `kept` (our settings of the process, which its users do not have), makes a step for each further
-line and answers with its seconds.
+`python -m sparsemem.bench.rival` takes one JSON object, the config of a Qwen2-MoE with `threads`, `sequences`,
+`positions`, `device`, `bf16` and `kept` (our settings of the process, which its users do not have), makes a step for
+each further line and answers with its seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from sparsemem.train.loop import prepare_process
 
 @contextmanager
 def rivals(trial: Trial, place: Place) -> Iterator[dict[str, Callable[[], float]]]:
-    """Functions that make a step of the same shape and return its seconds; none where `transformers` is not installed."""
+    """Functions that make a step of the same shape and return its seconds; none where `transformers` is
+    not installed.
+    """
     if importlib.util.find_spec("transformers") is None:
         progress("step: transformers is not installed (pip install 'sparsemem[compare]'); measured without it")
         yield {}
@@ -54,7 +56,9 @@ def rivals(trial: Trial, place: Place) -> Iterator[dict[str, Callable[[], float]
     with ExitStack() as stack:
         steps = {}
         for name, kept in {"transformers": False, "transformers-kept": True}.items():
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
             stack.enter_context(process)  # ends with its input
             steps[name] = _asking(process, order | {"kept": kept})
         yield steps

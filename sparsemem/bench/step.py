@@ -1,13 +1,15 @@
 """`sparsemem bench step`: how fast a training step is, as ratios taken in one run.
 
-- `moe`: the study's mixture of experts; `engram`: the same budget with a quarter of the sparse parameters in memory; `ultramem_v2`: with a
-  fifth of them in product-key values that every block reads;
+- `moe`: the study's mixture of experts; `engram`: the same budget with a quarter of the sparse parameters in memory;
+  `ultramem_v2`: with a fifth of them in product-key values that every block reads;
 - `dense`: the dense model of the same activated parameters;
-- `transformers`: Hugging Face's Qwen2-MoE of the same widths and experts (extra `compare`), forward, backward and AdamW, in a process of
-  its own as its users run it; `transformers-kept`: with our settings of the process (`train.loop.prepare_process`).
+- `transformers`: Hugging Face's Qwen2-MoE of the same widths and experts (extra `compare`), forward, backward and
+  AdamW, in a process of its own as its users run it; `transformers-kept`: with our settings of the process
+  (`train.loop.prepare_process`).
 
-The machine's peak is the fastest of several large matrix products, with the same threads, by either of torch's libraries. All of them run
-on one device and in one precision, which each line names: bf16 on the GPU where there is one (CUDA_VISIBLE_DEVICES= hides it).
+The machine's peak is the fastest of several large matrix products, with the same threads, by either of torch's
+libraries. All of them run on one device and in one precision, which each line names: bf16 on the GPU where there is one
+(CUDA_VISIBLE_DEVICES= hides it).
 """
 
 from __future__ import annotations
@@ -45,7 +47,16 @@ def bench_step() -> Iterator[Row]:
         place = Place(timers[EXPERTS.name].device, timers[EXPERTS.name].precision)
         flops = {name: _flops(trial) for name, trial in trials.items()}
         with rivals(trials[EXPERTS.name], place) as others:
-            yield from speeds(place, "step", shape, trials[EXPERTS.name].train.batch_tokens, steps | others, flops, RIVALS, ROUNDS[shape])
+            yield from speeds(
+                place,
+                "step",
+                shape,
+                trials[EXPERTS.name].train.batch_tokens,
+                steps | others,
+                flops,
+                RIVALS,
+                ROUNDS[shape],
+            )
 
 
 def _flops(trial: Trial) -> int:

@@ -1,7 +1,9 @@
-"""`sparsemem bench sweep`: what a study costs beside its training, with real small trials, one processor each, under both engines.
+"""`sparsemem bench sweep`: what a study costs beside its training, with real small trials, one processor each, under
+both engines.
 
 - `ENGINE/overhead`: from the end of one trial to the first step of the next one in its slot.
-- `ENGINE/busy`: share of the slots' time that trials of about a minute are trained in, between the first start and the last end.
+- `ENGINE/busy`: share of the slots' time that trials of about a minute are trained in, between the first start and the
+  last end.
 - `plan`: a study of 10,000 trials read and solved; `resume`: it is found that all of them have finished, report aside.
 """
 
@@ -57,7 +59,9 @@ def bench_sweep() -> Iterator[Row]:
 
 
 def _trained(folder: Path, engine: str, seconds: float, a_slot: int) -> tuple[list[float], float]:
-    """Seconds between one trial's end and the next one's first step, slot by slot; and the share of the slots' time spent in trials."""
+    """Seconds between one trial's end and the next one's first step, slot by slot; and the share of the slots' time
+    spent in trials.
+    """
     study = load_study(_write(folder, HALF, tokens=10**6))
     trial, together = study.trials()[0], slots(study.run)
     step = measure_step(trial, study.run.cpus_per_trial, device="cpu")  # as these trials train
@@ -68,7 +72,9 @@ def _trained(folder: Path, engine: str, seconds: float, a_slot: int) -> tuple[li
     ends = {id_: (ledger.trial_folder(id_) / "result.json").stat().st_mtime for id_ in starts}
     begun, ended = sorted(starts.values()), sorted(ends.values())
     spent = sum(ends[id_] - start for id_, start in starts.items())
-    return [start - end for start, end in zip(begun[together:], ended, strict=False)], spent / together / (ended[-1] - begun[0])
+    return [start - end for start, end in zip(begun[together:], ended, strict=False)], spent / together / (
+        ended[-1] - begun[0]
+    )
 
 
 @contextmanager
@@ -119,7 +125,13 @@ def _finish(study: Study, results: Path) -> None:
         losses = "".join(f"{number},{3 + number / 7919:.9g}\n" for number in range(sequences))
         mean = math.fsum(3 + number / 7919 for number in range(sequences)) / sequences
         (folder / "val_losses.csv").write_text(f"sequence,nats_per_token\n{losses}", encoding="utf-8")
-        result = {"trial_id": planned.trial.id, "status": "finished", "val_loss": mean, "val_loss_se": 0.01, "val_bpb": 1.0}
+        result = {
+            "trial_id": planned.trial.id,
+            "status": "finished",
+            "val_loss": mean,
+            "val_loss_se": 0.01,
+            "val_bpb": 1.0,
+        }
         (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     (results / study.study / "study.yaml").write_text(yaml.safe_dump({"study": study.study}), encoding="utf-8")
 

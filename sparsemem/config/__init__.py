@@ -1,10 +1,11 @@
 """Every field of a study: its unit, its default, its bounds. YAML in, typed and frozen objects out.
 
-This package must not know torch or Ray: `analysis` reads it, and a study is refused here before anything heavy is loaded.
+This package must not know torch or Ray: `analysis` reads it, and a study is refused here before anything heavy is
+loaded.
 
 - `Study` is what the user writes: one base trial, the axes to `vary`, and how to run.
-- `Trial` is one point of it, fully resolved. Its identity is the hash of its fields (`Trial.id`), so a finished trial is
-  recognised in whatever study asks for it, and an edited one is a new trial.
+- `Trial` is one point of it, fully resolved. Its identity is the hash of its fields (`Trial.id`), so a finished trial
+  is recognised in whatever study asks for it, and an edited one is a new trial.
 - `ConfigError` names the file, the field, the value and the remedy.
 """
 

@@ -59,8 +59,9 @@ class Model(Strict):
             counts = [heads for heads in range(1, self.width) if self.width % (2 * heads) == 0]
             fit = ", ".join(map(str, sorted(sorted(counts, key=lambda heads: abs(heads - self.heads))[:6])))
             raise ValueError(
-                f"`width` {self.width} must be a multiple of 2 x `heads` = {2 * self.heads} (RoPE turns pairs): write heads: "
-                f"{fit or '(none divides an odd `width`)'}, or the width of a head, head_dim: {self.width // self.heads // 2 * 2 or 2}"
+                f"`width` {self.width} must be a multiple of 2 x `heads` = {2 * self.heads} (RoPE turns pairs): write "
+                f"heads: {fit or '(none divides an odd `width`)'}, or the width of a head, head_dim: "
+                f"{self.width // self.heads // 2 * 2 or 2}"
             )
         if self.head_width % 2:
             raise ValueError(f"`head_dim` {self.head_dim} must be even: RoPE turns pairs")
@@ -74,10 +75,14 @@ class Model(Strict):
             for block in POOLS[pool].replaced(self):
                 if (other := first.setdefault(block, pool)) != pool:
                     raise ValueError(
-                        f"`{other}` and `{pool}` both replace the feed-forward of block {block}; set one to `placement: parallel`"
+                        f"`{other}` and `{pool}` both replace the feed-forward of block {block}; set one to "
+                        f"`placement: parallel`"
                     )
         if not any(EXPERTS.holds(self, block) for block in range(1, self.layers + 1)):
-            raise ValueError("memories in place of a feed-forward leave no block with one; shorten `layers` or set `placement: parallel`")
+            raise ValueError(
+                "memories in place of a feed-forward leave no block with one; shorten `layers` or set `placement: "
+                "parallel`"
+            )
         return self
 
 
@@ -91,9 +96,14 @@ def add_fields(mechanism: Mechanism) -> None:
     if name in Model.model_fields and POOLS.get(name) is mechanism:
         return  # told of twice
     if not name.isidentifier() or name.startswith("_") or hasattr(Model, name) or name in Model.model_fields:
-        raise ValueError(f"a mechanism is named {brief(name)}, which `model` cannot have or has already as a field; choose another name")
+        raise ValueError(
+            f"a mechanism is named {brief(name)}, which `model` cannot have or has already as a field; choose another "
+            f"name"
+        )
     if mechanism is not EXPERTS and not issubclass(fields, MemoryFields):
-        raise ValueError(f"the fields of the mechanism {name!r} are a {fields.__name__}; make it a subclass of `MemoryFields`")
+        raise ValueError(
+            f"the fields of the mechanism {name!r} are a {fields.__name__}; make it a subclass of `MemoryFields`"
+        )
     Model.model_fields[name] = FieldInfo(annotation=fields | None, default=None)  # type: ignore[arg-type]
     Model.model_rebuild(force=True)
     POOLS.setdefault(name, mechanism)

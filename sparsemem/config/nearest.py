@@ -67,7 +67,8 @@ def named_elsewhere(name: str, group: str, paths: Sequence[str]) -> str:
     """A remedy for a name that other trainers use; empty where it is none, or none of these fields is meant.
 
     Args:
-        group: dotted path of the group in which it stands, with its last dot: `heads` of a memory are not those of the model.
+        group: dotted path of the group in which it stands, with its last dot: `heads` of a memory are not those of the
+            model.
         paths: fields that there are.
 
     >>> named_elsewhere("n_heads", "model.engram.", ["model.heads", "model.engram.heads"])
@@ -81,7 +82,8 @@ def named_elsewhere(name: str, group: str, paths: Sequence[str]) -> str:
 
 
 def nearest_path(path: Path | str, base: Path = Path()) -> str:
-    """The file that a path or a glob was meant for, each part that is not there replaced by the most similar one; empty where none is.
+    """The file that a path or a glob was meant for, each part that is not there replaced by the most similar one; empty
+    where none is.
 
     Args:
         base: the folder from which both start. What lies there from the working folder on is found too.
@@ -106,7 +108,9 @@ def nearest_path(path: Path | str, base: Path = Path()) -> str:
 
 def study_around(path: Path) -> Path | None:
     """The results folder of a study in which a file or folder lies."""
-    return next((each for each in path.parents if (each / "study.yaml").is_file() and (each / "trials.csv").is_file()), None)
+    return next(
+        (each for each in path.parents if (each / "study.yaml").is_file() and (each / "trials.csv").is_file()), None
+    )
 
 
 def _most_similar(name: str, folder: Path, is_file: bool) -> str:

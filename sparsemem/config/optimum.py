@@ -1,4 +1,6 @@
-"""A search in place of a list of shares: `vary: {rho: {search: optimum, tolerance: 0.1}}`. It is never part of a trial's identity."""
+"""A search in place of a list of shares: `vary: {rho: {search: optimum, tolerance: 0.1}}`. It is never part of a
+trial's identity.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,21 @@ GRID_SHARES = 11
 
 
 class Optimum(Strict):
-    """Shares are trained where they are expected to shorten the 95% interval of the best share most, until it is short enough."""
+    """Shares are trained where they are expected to shorten the 95% interval of the best share most, until it is short
+    enough.
+    """
 
     search: Literal["optimum"]
     tolerance: Annotated[Share, Field(gt=0, lt=1)]
-    """The search ends when the 95% interval of the best share is no longer than this, in units of the share, from end to end."""
+    """The search ends when the 95% interval of the best share is no longer than this, in units of the share, from end
+    to end.
+    """
     seeds: Annotated[StrictInt, Field(ge=2, le=1000)] = 2
     """Of each share, the first of 0, 1, ...: what they differ by measures the noise."""
     batch: Size = 1
-    """Shares trained at once. What a batch holds follows from the batches before it alone, so it is no matter of the machine's slots."""
+    """Shares trained at once. What a batch holds follows from the batches before it alone, so it is no matter of the
+    machine's slots.
+    """
     max_trials: Size | None = None
     """The search ends before it would train more than this; None: as many as a grid of 11 shares."""
 

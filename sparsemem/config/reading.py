@@ -1,4 +1,6 @@
-"""YAML as people mean it. PyYAML reads YAML 1.1, where `010` is 8, `3:20:00` is 12,000 and a date is no text; here nothing is read so."""
+"""YAML as people mean it. PyYAML reads YAML 1.1, where `010` is 8, `3:20:00` is 12,000 and a date is no text; here
+nothing is read so.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ DEEPEST = 50  # groups inside groups
 MOST_NAMED = 4  # files beside one that is not there
 SWEEPS = Path("sweeps")
 APART = re.compile(r"provenance|x-.*", re.DOTALL)
-"""Fields at the top that are no part of a study: what `run` adds to the copy beside the results, and a place for anchors (`&name`)."""
+"""Fields at the top that are no part of a study: what `run` adds to the copy beside the results, and a place for
+anchors (`&name`).
+"""
 
 _KIND = "tag:yaml.org,2002:"
 _NAMES = {f"{_KIND}{kind}" for kind in ("int", "float", "bool", "null")}
@@ -26,7 +30,8 @@ _WHOLE = re.compile(r"[-+]?(0|[1-9]\d*(_\d+)*|0x[0-9a-fA-F]+|0b[01]+)")
 
 _YAML_REMEDIES = {
     r"'\t'": "indent by spaces, not by tabs",
-    "mapping values are not allowed": "one `name: value` a line, fields of a group indented alike, a text that holds `: ` between quotes",
+    "mapping values are not allowed": "one `name: value` a line, fields of a group indented alike, a text that holds "
+    "`: ` between quotes",
     "end of stream": "a quote, `[` or `{` is not closed",
     "stream end": "a quote, `[` or `{` is not closed",
     "expected ',' or": "a comma is missing between two values, a colon after a name, or a `]` or `}` at the end",
@@ -50,8 +55,8 @@ def read_mapping(path: Path) -> dict[Any, Any]:
     """The fields that a YAML file holds, but for those that are `APART`.
 
     Raises:
-        ConfigError: it cannot be read, or holds no mapping, a field twice, a number that people read otherwise, or more than a study has
-            use for.
+        ConfigError: it cannot be read, or holds no mapping, a field twice, a number that people read otherwise, or more
+            than a study has use for.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -68,14 +73,22 @@ def read_mapping(path: Path) -> dict[Any, Any]:
     except ConfigError as error:
         raise ConfigError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     if not isinstance(raw, dict):
-        held = {"NoneType": "nothing", "list": "a list", "str": f"the text {brief(raw)}"}.get(type(raw).__name__, brief(raw))
-        raise ConfigError(f"{path}: a study is a mapping of fields that starts with `study: NAME`; this file holds {held}")
+        held = {"NoneType": "nothing", "list": "a list", "str": f"the text {brief(raw)}"}.get(
+            type(raw).__name__, brief(raw)
+        )
+        raise ConfigError(
+            f"{path}: a study is a mapping of fields that starts with `study: NAME`; this file holds {held}"
+        )
     return raw
 
 
 def _studies_like(path: Path) -> str:
     """A remedy for a file that is not there: the nearest name, in its folder or among the sweeps; or what there is."""
-    found = [near for folder in (path.parent, SWEEPS) if (near := nearest_path(folder / path.name)).endswith((".yaml", ".yml"))]
+    found = [
+        near
+        for folder in (path.parent, SWEEPS)
+        if (near := nearest_path(folder / path.name)).endswith((".yaml", ".yml"))
+    ]
     return f"; did you mean {found[0]}?" if found else _studies_in(path.parent) or _studies_in(SWEEPS)
 
 
@@ -97,9 +110,18 @@ def read_value(text: str) -> Any:
         if isinstance(node, yaml.MappingNode):
             node.value = [(key, value) for key, value in node.value if not _is_apart(key)]
         if _written_out(node, "", {}) > MOST_VALUES:
-            raise ConfigError(f"holds more than {MOST_VALUES:,} values with its aliases (`*name`) written out; use fewer")
+            raise ConfigError(
+                f"holds more than {MOST_VALUES:,} values with its aliases (`*name`) written out; use fewer"
+            )
         return loader.construct_document(node) if node else None
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError) as error:  # `!!int x` and the like
+    except (
+        yaml.YAMLError,
+        RecursionError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ) as error:  # `!!int x` and the like
         if isinstance(error, ConfigError):
             raise
         where = getattr(error, "problem_mark", None)
@@ -113,16 +135,22 @@ def read_value(text: str) -> Any:
 
 
 def _without_colon(lines: list[str]) -> str:
-    """Of the line at which reading stopped, the last, or of the one before: that its field lacks a colon, and what to write; else empty.
+    """Of the line at which reading stopped, the last, or of the one before: that its field lacks a colon, and what to
+    write; else empty.
 
     A line that is indented more than the one before continues the text there, unless that one ends in a colon.
     """
-    written = [(number, line.rstrip()) for number, line in enumerate(lines, 1) if line.strip() and line.strip()[0] != "#"]
+    written = [
+        (number, line.rstrip()) for number, line in enumerate(lines, 1) if line.strip() and line.strip()[0] != "#"
+    ]
     for (_, before), (number, line) in zip([(0, ":"), *written][-2:-4:-1], written[:-3:-1], strict=False):
         continues = len(line) - len(line.lstrip()) > len(before) - len(before.lstrip()) and before[-1] != ":"
         if not continues and (found := re.fullmatch(r"\s*(?:- )?(\w+)(?:(?:\s*=\s*|\s+|:)([^\s:].*))?", line)):
             meant = f"{found[1]}: {found[2]}" if found[2] else f"{found[1]}:"
-            return f"line {number}: `{brief(line.strip())[1:-1]}` lacks a colon and a space after the field's name; write `{meant}`"
+            return (
+                f"line {number}: `{brief(line.strip())[1:-1]}` lacks a colon and a space after the field's name; write "
+                f"`{meant}`"
+            )
     return ""
 
 
@@ -131,15 +159,16 @@ def _is_apart(key: yaml.Node) -> bool:
 
 
 def _written_out(node: yaml.Node | None, place: str, counted: dict[yaml.Node, int | None], depth: int = 0) -> int:
-    """Values under a node with its aliases written out: a few lines may stand for billions. Names become text, also `on` and `1`.
+    """Values under a node with its aliases written out: a few lines may stand for billions. Names become text, also
+    `on` and `1`.
 
     Args:
         place: the fields that lead here, for messages.
         counted: nodes that have been counted; None for those that are being counted.
 
     Raises:
-        ConfigError: a field stands twice (YAML's own reader keeps the last and says nothing), a group holds itself, groups are too deep, or
-            a number is written as YAML 1.1 alone reads it.
+        ConfigError: a field stands twice (YAML's own reader keeps the last and says nothing), a group holds itself,
+            groups are too deep, or a number is written as YAML 1.1 alone reads it.
     """
     if node in counted:
         if (known := counted[node]) is None:
@@ -154,10 +183,13 @@ def _written_out(node: yaml.Node | None, place: str, counted: dict[yaml.Node, in
         for number, (key, value) in enumerate(node.value):
             if not isinstance(key, yaml.ScalarNode):
                 raise ConfigError(
-                    f"the name of a field in `{place.rstrip('.')}` is a group (line {key.start_mark.line + 1}); names are text"
+                    f"the name of a field in `{place.rstrip('.')}` is a group (line {key.start_mark.line + 1}); names "
+                    f"are text"
                 )
             if key.value in seen:
-                raise ConfigError(f"field `{place}{key.value}` stands twice (line {key.start_mark.line + 1}); keep one of them")
+                raise ConfigError(
+                    f"field `{place}{key.value}` stands twice (line {key.start_mark.line + 1}); keep one of them"
+                )
             seen.add(key.value)
             if key.tag in _NAMES:
                 node.value[number] = (yaml.ScalarNode(f"{_KIND}str", key.value, key.start_mark, key.end_mark), value)
@@ -174,7 +206,13 @@ def _written_out(node: yaml.Node | None, place: str, counted: dict[yaml.Node, in
 
 def _refuse_other_bases(node: yaml.ScalarNode, field: str) -> None:
     if node.tag == f"{_KIND}int" and not _WHOLE.fullmatch(node.value):
-        how = "to base 60" if ":" in node.value else "to base 8" if re.match(r"[-+]?0", node.value) else "though its `_` do not part digits"
+        how = (
+            "to base 60"
+            if ":" in node.value
+            else "to base 8"
+            if re.match(r"[-+]?0", node.value)
+            else "though its `_` do not part digits"
+        )
     elif node.tag == f"{_KIND}float" and ":" in node.value:
         how = "to base 60"
     else:

@@ -84,12 +84,16 @@ class named_errors:
                 lines.append(f"field `{name}` has the value {value}: {_remedy(self.root, parts, problem) or message}")
         if error.error_count() > MOST_PROBLEMS:
             lines.append(f"and {error.error_count() - MOST_PROBLEMS} more")
-        point = ", ".join(f"{key}={brief(value)}" for key, value in self.given.items()) if self.prefix and at_point else ""
+        point = (
+            ", ".join(f"{key}={brief(value)}" for key, value in self.given.items()) if self.prefix and at_point else ""
+        )
         raise ConfigError("; ".join(lines) + (f" (at the point {point})" if point else "")) from None
 
 
 def nearest_field(root: type[BaseModel], parts: list[str]) -> str:
-    """A remedy for an unknown field: our name of what others call so, the closest in the same group, or where a field of that name lies."""
+    """A remedy for an unknown field: our name of what others call so, the closest in the same group, or where a field
+    of that name lies.
+    """
     *above, leaf = parts
     group = _group(root, above)
     if group is None:
@@ -108,8 +112,9 @@ def nearest_field(root: type[BaseModel], parts: list[str]) -> str:
 
 
 def _written(group: type[BaseModel]) -> list[str]:
-    """Names that a group may hold as people write it: a study holds its trials' fields beside its own, and `rho` is short for `shares`,
-    tokens for each parameter for `tokens`."""
+    """Names that a group may hold as people write it: a study holds its trials' fields beside its own, and `rho` is
+    short for `shares`, tokens for each parameter for `tokens`.
+    """
     names = list(group.model_fields)
     if "base" in names:
         names = [name for name in names if name != "base"] + list(Trial.model_fields)
@@ -129,15 +134,22 @@ def _remedy(root: type[BaseModel], parts: list[str], problem: Any) -> str | None
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         if _group(root, parts) is Search and isinstance(value, list) and value:
             field = Train.model_fields.get(leaf.removeprefix("train."))
-            ends = f"{leaf}: {{low: {_yaml(value[0])}, high: {_yaml(value[-1])}, log: true}}, or what to choose among as "
-            return f"write {'a range as ' + ends if field and field.annotation is float else ''}{leaf}: {{choices: {_yaml(value)}}}"
+            ends = (
+                f"{leaf}: {{low: {_yaml(value[0])}, high: {_yaml(value[-1])}, log: true}}, or what to choose among as "
+            )
+            return (
+                f"write {'a range as ' + ends if field and field.annotation is float else ''}{leaf}: {{choices: "
+                f"{_yaml(value)}}}"
+            )
         return f"write a group of fields, such as {leaf}: {_example(root, parts)}"
     if kind == "literal_error":
         names = re.findall(r"'([^']*)'", bounds["expected"])
         own = _yaml(value)
         if leaf == "corpus" and isinstance(value, str) and re.search(r"[./*]", value):
             return f"for text of your own write corpus: files, and files: [{own}]"
-        return f"write {_any_of(names)}" + (f"; did you mean `{near[0]}`?" if (near := difflib.get_close_matches(own, names, n=1)) else "")
+        return f"write {_any_of(names)}" + (
+            f"; did you mean `{near[0]}`?" if (near := difflib.get_close_matches(own, names, n=1)) else ""
+        )
     if kind == "string_pattern_mismatch" and leaf == "study":
         better = re.sub(r"[^a-z0-9._-]+", "-", str(value).lower()).strip("-._")[:64]
         return (
@@ -145,14 +157,24 @@ def _remedy(root: type[BaseModel], parts: list[str], problem: Any) -> str | None
             f"such as {leaf}: {better or EXAMPLES['study']}"
         )
     if kind == "string_type":
-        return f"write a text, between quotes if it looks like a number: {leaf}: '{_yaml(value)}'" if _is_plain(value) else "write a text"
+        return (
+            f"write a text, between quotes if it looks like a number: {leaf}: '{_yaml(value)}'"
+            if _is_plain(value)
+            else "write a text"
+        )
     if kind in ("int_type", "int_parsing", "int_from_float"):
-        return f"write a whole number without a unit or quotes, such as {leaf}: {_whole(value) or _example(root, parts)}"
+        return (
+            f"write a whole number without a unit or quotes, such as {leaf}: {_whole(value) or _example(root, parts)}"
+        )
     if kind in ("bool_type", "bool_parsing"):
         return f"write true or false, such as {leaf}: true"
     if kind in ("too_long", "too_short"):
         return f"write {bounds.get('max_length', bounds.get('min_length'))} values, not {bounds['actual_length']}"
-    limits = {"greater_than": ("gt", "more than"), "greater_than_equal": ("ge", "at least"), "less_than": ("lt", "less than")}
+    limits = {
+        "greater_than": ("gt", "more than"),
+        "greater_than_equal": ("ge", "at least"),
+        "less_than": ("lt", "less than"),
+    }
     limits["less_than_equal"] = ("le", "at most")
     if kind in limits:
         bound, words = limits[kind]
@@ -162,7 +184,9 @@ def _remedy(root: type[BaseModel], parts: list[str], problem: Any) -> str | None
 
 
 def _example(root: type[BaseModel], parts: list[str]) -> str:
-    """What to write for a field: its own example, or as `EXAMPLES` has it, of a group its required fields, else its default."""
+    """What to write for a field: its own example, or as `EXAMPLES` has it, of a group its required fields, else its
+    default.
+    """
     *before, leaf = [part for part in parts if not part.isdigit()]
     group, holder = _group(root, parts), _group(root, before)
     if group is Search:
@@ -171,7 +195,9 @@ def _example(root: type[BaseModel], parts: list[str]) -> str:
     if known := own[0] if own else EXAMPLES.get(leaf):
         return str(known)
     if group:
-        required = [name for name, field in group.model_fields.items() if field.is_required()] or list(group.model_fields)[:2]
+        required = [name for name, field in group.model_fields.items() if field.is_required()] or list(
+            group.model_fields
+        )[:2]
         return "{" + ", ".join(f"{name}: {_example(root, [*parts, name])}" for name in required) + "}"
     default = _default(root, parts)
     return _yaml(default) if default not in (None, ()) else "1"
@@ -201,7 +227,9 @@ def _group(root: type[BaseModel], parts: list[str]) -> type[BaseModel] | None:
 
 
 def _paths(group: type[BaseModel], above: str = "") -> Iterator[str]:
-    """Dotted paths of the fields of a group, those of groups inside it included; of a study also those of its trials."""
+    """Dotted paths of the fields of a group, those of groups inside it included; of a study also those of
+    its trials.
+    """
     for name in group.model_fields:
         if inner := _group(group, [name]):
             yield from _paths(inner, f"{above}{name}.")

@@ -14,8 +14,9 @@ def register(name: str) -> None:
     """Make a mechanism known here, and to the worker processes that start from now on.
 
     Args:
-        name: `module:object`, of an instance of a `sparsemem.mechanisms.Mechanism`. Workers import it by this name, so its module must be
-            installed, on PYTHONPATH, or in the folder in which the study is run; machines of a cluster need it as an entry point.
+        name: `module:object`, of an instance of a `sparsemem.mechanisms.Mechanism`. Workers import it by this name, so
+            its module must be installed, on PYTHONPATH, or in the folder in which the study is run; machines of a
+            cluster need it as an entry point.
 
     Raises:
         ImportError: it cannot be imported, or is no mechanism.

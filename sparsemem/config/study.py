@@ -1,4 +1,6 @@
-"""What the user writes: one base trial, the axes to vary, and how to run; read from YAML, or refused by file, field, value and remedy."""
+"""What the user writes: one base trial, the axes to vary, and how to run; read from YAML, or refused by file, field,
+value and remedy.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,15 @@ MOST_POINTS = 10**5  # of a study
 
 
 class Study(Strict):
-    """What the user writes. `vary` spans a grid; a list of mappings is the union of several grids. `budget` may be a list, a ladder."""
+    """What the user writes. `vary` spans a grid; a list of mappings is the union of several grids. `budget` may be a
+    list, a ladder.
+    """
 
     study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     question: str = ""
-    analysis: Literal["allocation", "compute-ratio", "ladder", "density", "slots", "simplex", "sparsity", "memories"] = "allocation"
+    analysis: Literal[
+        "allocation", "compute-ratio", "ladder", "density", "slots", "simplex", "sparsity", "memories"
+    ] = "allocation"
     """Which fits and figures `report` makes of the results."""
     base: dict[str, Any]
     """The trial's fields as written, shared by all trials before `vary` is applied."""
@@ -38,26 +44,41 @@ class Study(Strict):
     tune: Tune | None = None
     """What `sparsemem tune` searches; `run` does not read it."""
     tuned: Tuned | None = None
-    """Training fields that replace those of `base`, by point; in YAML the path of the file that `sparsemem tune` wrote."""
+    """Training fields that replace those of `base`, by point; in YAML the path of the file that `sparsemem
+    tune` wrote.
+    """
 
     @model_validator(mode="after")
     def _has_points(self) -> Study:
         if not self.vary:
-            raise ValueError("field `vary` is an empty list; leave it out, or name a grid such as {rho: [1.0, 0.5], seed: [0, 1]}")
+            raise ValueError(
+                "field `vary` is an empty list; leave it out, or name a grid such as {rho: [1.0, 0.5], seed: [0, 1]}"
+            )
         for path in (path for grid in self.vary for path, values in grid.items() if not values):
-            raise ValueError(f"field `vary.{path}` is an empty list, which leaves no trial; give it at least one value or leave it out")
+            raise ValueError(
+                f"field `vary.{path}` is an empty list, which leaves no trial; give it at least one value or leave it "
+                f"out"
+            )
         for grid in self.vary:
             for path, values in grid.items():
                 if path in REPLACED_BY and REPLACED_BY[path] in grid:
                     raise ValueError(
-                        f"field `vary.{path}` stands beside `vary.{REPLACED_BY[path]}`, which sets the same; leave out one of them"
+                        f"field `vary.{path}` stands beside `vary.{REPLACED_BY[path]}`, which sets the same; leave out "
+                        f"one of them"
                     )
-                twice = [value for place, value in enumerate(values) if value in values[:place]] if isinstance(values, tuple) else []
+                twice = (
+                    [value for place, value in enumerate(values) if value in values[:place]]
+                    if isinstance(values, tuple)
+                    else []
+                )
                 if twice:
                     raise ValueError(f"field `vary.{path}` has {brief(twice[0])} twice; write each value once")
         points = sum(math.prod(len(values) for values in grid.values()) for grid in self._grids())
         if points > MOST_POINTS:
-            raise ValueError(f"field `vary` spans {points:.3g} points, more than {MOST_POINTS:,}; shorten its lists, or split the study")
+            raise ValueError(
+                f"field `vary` spans {points:.3g} points, more than {MOST_POINTS:,}; shorten its lists, or split the "
+                f"study"
+            )
         return self
 
     @model_validator(mode="after")
@@ -72,23 +93,31 @@ class Study(Strict):
                     raise ValueError(f"field `vary.{path}` stands beside a search of `vary.rho`: {why}")
             if self.tuned and any("rho" in winner.at for winner in self.tuned.winners):
                 raise ValueError(
-                    "field `tuned` has a winner for each `rho`, and a search trains shares that have none; tune without `per: [rho]`"
+                    "field `tuned` has a winner for each `rho`, and a search trains shares that have none; tune "
+                    "without `per: [rho]`"
                 )
         return self
 
     @model_validator(mode="after")
     def _tuning_stays_apart(self) -> Study:
         axes = self.axes
-        for name, fields in (("tune.search", self.tune and self.tune.search), ("tuned", self.tuned and self.tuned.fields)):
+        for name, fields in (
+            ("tune.search", self.tune and self.tune.search),
+            ("tuned", self.tuned and self.tuned.fields),
+        ):
             for path in fields or ():
                 if path in axes:
                     raise ValueError(f"field `{name}` sets `{path}`, which `vary` sets too; leave one of them out")
         for path in self.tune.per if self.tune else ():
             if _resolved(path) not in axes:
-                meant = "shares" if path == "rho" and "shares" in axes else next(iter(difflib.get_close_matches(path, axes, n=1)), "")
+                meant = (
+                    "shares"
+                    if path == "rho" and "shares" in axes
+                    else next(iter(difflib.get_close_matches(path, axes, n=1)), "")
+                )
                 raise ValueError(
-                    f"field `tune.per` names `{path}`, which `vary` does not set; it sets {', '.join(axes) or 'nothing'}"
-                    + f"; write per: [{meant}]" * bool(meant)
+                    f"field `tune.per` names `{path}`, which `vary` does not set; it sets "
+                    f"{', '.join(axes) or 'nothing'}" + f"; write per: [{meant}]" * bool(meant)
                 )
         return self
 
@@ -107,12 +136,16 @@ class Study(Strict):
             for path, values in grid.items() if isinstance(grid, dict) else []:
                 if isinstance(values, dict) and "search" in values:
                     if path != "rho":
-                        raise ValueError(f"field `vary.{path}` is a search, and only `vary.rho` can be searched; write a list of values")
+                        raise ValueError(
+                            f"field `vary.{path}` is a search, and only `vary.rho` can be searched; write a list of "
+                            f"values"
+                        )
                     with named_errors("", Optimum, given={}, within="vary.rho."):
                         Optimum.model_validate(values)
                 elif not isinstance(values, list | tuple | Optimum):
                     raise ValueError(
-                        f"field `vary.{path}` has the value {brief(values)}: write a list of values, such as [{brief(values)}]"
+                        f"field `vary.{path}` has the value {brief(values)}: write a list of values, such as "
+                        f"[{brief(values)}]"
                     )
         if isinstance(raw["base"].get("budget"), list):  # a ladder of budgets is an axis like any other
             ladder, grids = raw["base"].pop("budget"), raw.get("vary", [{}])
@@ -129,13 +162,17 @@ class Study(Strict):
 
     @property
     def axes(self) -> list[str]:
-        """Dotted paths of all fields that `vary` sets, also inside a varied group; tokens for each parameter are a number of tokens."""
+        """Dotted paths of all fields that `vary` sets, also inside a varied group; tokens for each parameter are a
+        number of tokens.
+        """
         leaves = (leaf for grid in self._grids() for path, values in grid.items() for leaf in _leaves(path, values))
         return list(dict.fromkeys(map(_resolved, leaves)))
 
     @property
     def searches(self) -> list[tuple[Optimum, Study]]:
-        """Each search of the shares, one for each combination of what is varied beside it, with the study of its first batch."""
+        """Each search of the shares, one for each combination of what is varied beside it, with the study of its first
+        batch.
+        """
         found = []
         for grid in (grid for grid in self.vary if isinstance(grid.get("rho"), Optimum)):
             search = grid["rho"]
@@ -143,13 +180,17 @@ class Study(Strict):
             others = {path: values for path, values in grid.items() if path != "rho"}
             for values in itertools.product(*others.values()):
                 own = {path: (value,) for path, value in zip(others, values, strict=True)}
-                found.append((search, self.model_copy(update={"vary": ({**own, **_shares_and_seeds(search, FIRST_SHARES)},)})))
+                found.append(
+                    (search, self.model_copy(update={"vary": ({**own, **_shares_and_seeds(search, FIRST_SHARES)},)}))
+                )
         return found
 
     @property
     def most_trials(self) -> int:
         """Trials that the study may come to."""
-        listed = self.model_copy(update={"vary": tuple(grid for grid in self.vary if not isinstance(grid.get("rho"), Optimum))})
+        listed = self.model_copy(
+            update={"vary": tuple(grid for grid in self.vary if not isinstance(grid.get("rho"), Optimum))}
+        )
         return len(listed.trials()) + sum(search.most for search, _ in self.searches)
 
     def with_shares(self, shares: Sequence[Sequence[float]]) -> Study:
@@ -167,7 +208,9 @@ class Study(Strict):
             yield plain
 
     def points(self) -> Iterator[tuple[dict[str, Any], Trial]]:
-        """Each grid point as (varied fields, trial), with the winners of `tuned` filled in; of a search its first shares."""
+        """Each grid point as (varied fields, trial), with the winners of `tuned` filled in; of a search its first
+        shares.
+        """
         for grid in self._grids():
             for values in itertools.product(*grid.values()):
                 varied = dict(zip(grid, values, strict=True))
@@ -216,7 +259,8 @@ def _leaves(path: str, values: Sequence[Any]) -> Iterator[str]:
 
 
 def _assign(raw: dict[str, Any], path: str, value: Any) -> None:
-    """Set a dotted path in nested mappings; groups on the way are replaced by copies, so that others that hold them stay as they are.
+    """Set a dotted path in nested mappings; groups on the way are replaced by copies, so that others that hold them
+    stay as they are.
 
     Two ways to write one field replace each other (`REPLACED_BY`), so that one base serves both.
     """
@@ -225,7 +269,10 @@ def _assign(raw: dict[str, Any], path: str, value: Any) -> None:
     for depth, name in enumerate(parents):
         inner = raw.setdefault(name, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"field `{'.'.join(parents[: depth + 1])}` in `vary.{path}`: it is {brief(inner)}, not a group of fields")
+            raise ConfigError(
+                f"field `{'.'.join(parents[: depth + 1])}` in `vary.{path}`: it is {brief(inner)}, not a group of "
+                f"fields"
+            )
         raw[name] = dict(inner)
         raw = raw[name]
     raw.pop(other, None)
@@ -242,7 +289,7 @@ def _names(path: str) -> list[str]:
     return [name for name in searched.groups() if name] if searched else path.split(".")
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Study:
@@ -253,14 +300,17 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
         overrides: dotted path -> value, applied after reading (`--set path=value`).
 
     Raises:
-        ConfigError: naming file, field, value and remedy. Every trial of the study has been validated when this returns.
+        ConfigError: naming file, field, value and remedy. Every trial of the study has been validated when this
+            returns.
     """
     path = Path(path)
     raw = read_mapping(path)
     try:
         for dotted, value in (overrides or {}).items():
             if _is_varied(raw.get("vary"), dotted):
-                raise ConfigError(f"`--set {dotted}` would change nothing: `vary` sets it; write `--set 'vary.{dotted}=[{value}]'`")
+                raise ConfigError(
+                    f"`--set {dotted}` would change nothing: `vary` sets it; write `--set 'vary.{dotted}=[{value}]'`"
+                )
             if dotted.startswith("vary."):  # the name of an axis is itself a dotted path
                 grids, axis = raw.get("vary", {}), dotted.removeprefix("vary.")
                 kept = [

@@ -64,11 +64,13 @@ class Data(Strict):
     """Which text, how it is cut into tokens, and what is held out."""
 
     corpus: Literal["python-source", "files", "hub"] = "python-source"
-    """`python-source`: Python's standard library and the packages that this one requires, where they are the same on every platform;
-    `files`: your own; `hub`: Hugging Face `datasets`."""
+    """`python-source`: Python's standard library and the packages that this one requires, where they are the same on
+    every platform; `files`: your own; `hub`: Hugging Face `datasets`.
+    """
     vocab_size: Annotated[Size, Field(ge=2)] = 4096
-    """Entries of the byte-level BPE trained on the corpus, specials included, at least 260; with `tokenizer`, the size of that tokenizer,
-    or more: the ids beyond it are padding."""
+    """Entries of the byte-level BPE trained on the corpus, specials included, at least 260; with `tokenizer`, the size
+    of that tokenizer, or more: the ids beyond it are padding.
+    """
     context: Annotated[Size, Field(ge=2)] = 128
     """Tokens a training sequence."""
     max_bytes: Quantity = 32_000_000
@@ -77,21 +79,28 @@ class Data(Strict):
     """Size of the fixed held-out set, whole packages or documents never seen in training; of a document longer than
     a quarter of it, the end. The default holds out at most a tenth of the text; another number is met or refused."""
     tokenizer: Location | None = None
-    """A `tokenizer.json` to use in place of a trained one; relative to the study's file. Its truncation, padding, templates and dropout
-    are not applied. Refused where over 1% of the text is unknown to it."""
+    """A `tokenizer.json` to use in place of a trained one; relative to the study's file. Its truncation, padding,
+    templates and dropout are not applied. Refused where over 1% of the text is unknown to it.
+    """
     separator: Annotated[str, Field(min_length=1)] | None = None
     """The token of `tokenizer` that ends a document, such as `</s>`; by default one of a common name."""
     mask_document_start: StrictBool = False
-    """The first token of a document, which follows a separator, is no target, neither in training nor held out; it counts as a token of the
-    budget. Attention reaches across documents in any case, within a sequence."""
+    """The first token of a document, which follows a separator, is no target, neither in training nor held out; it
+    counts as a token of the budget. Attention reaches across documents in any case, within a sequence.
+    """
     files: tuple[Location, ...] = ()
-    """Globs of `.txt`, `.py`, `.md`, `.jsonl`, `.ndjson`, `.json` or `.parquet` files, also compressed (`.gz`, `.zst`), relative to the
-    study's file (corpus `files`)."""
+    """Globs of `.txt`, `.py`, `.md`, `.jsonl`, `.ndjson`, `.json` or `.parquet` files, also compressed (`.gz`, `.zst`),
+    relative to the study's file (corpus `files`).
+    """
     validation_files: tuple[Location, ...] = ()
-    """Globs of files to hold out in place of a part of `files`, up to `validation_tokens`; what also matches `files` is not trained on."""
+    """Globs of files to hold out in place of a part of `files`, up to `validation_tokens`; what also matches `files` is
+    not trained on.
+    """
     document_separator: str | None = None
-    """What divides a `.txt`, `.py` or `.md` file into documents: a line that reads so, such as `<|endoftext|>`; a pattern between slashes,
-    such as `/^= [^=]+ =$/`, whose lines begin a document; or `blank lines`. Without it a file is one document."""
+    """What divides a `.txt`, `.py` or `.md` file into documents: a line that reads so, such as `<|endoftext|>`; a
+    pattern between slashes, such as `/^= [^=]+ =$/`, whose lines begin a document; or `blank lines`. Without it a file
+    is one document.
+    """
     text_field: str = "text"
     """The column that holds the text (JSON, Parquet, hub), or its dotted path, such as `meta.body`."""
     dataset: str | None = None
@@ -107,11 +116,13 @@ class Data(Strict):
     def _complete(self) -> Data:
         if self.vocab_size < SMALLEST_BPE and not self.tokenizer:
             raise ValueError(
-                f"`vocab_size` is {self.vocab_size}; a byte-level BPE takes at least {SMALLEST_BPE}; only a `tokenizer` may have fewer"
+                f"`vocab_size` is {self.vocab_size}; a byte-level BPE takes at least {SMALLEST_BPE}; only a "
+                f"`tokenizer` may have fewer"
             )
         if self.separator and not self.tokenizer:
             raise ValueError(
-                f"`separator` {brief(self.separator)} names a token of `tokenizer`, which is not given; give both or leave it out"
+                f"`separator` {brief(self.separator)} names a token of `tokenizer`, which is not given; give both or "
+                f"leave it out"
             )
         if self.corpus == "files" and not self.files:
             raise ValueError("corpus 'files' needs `files`: a list of globs such as ['corpus/*.txt']")
@@ -134,7 +145,9 @@ class Data(Strict):
 
     @property
     def unnamed(self) -> set[str]:
-        """Fields younger than the first results that keep their default: ids and digests leave them out, and stay what they were."""
+        """Fields younger than the first results that keep their default: ids and digests leave them out, and stay what
+        they were.
+        """
         fields = {name: field for name, field in type(self).model_fields.items() if name not in FIRST_DATA_FIELDS}
         return {name for name, field in fields.items() if getattr(self, name) == field.get_default()}
 
@@ -155,8 +168,9 @@ class Budget(Strict):
     total_params: Quantity
     active_params: Quantity
     tokens: Quantity
-    """Training tokens, met exactly: the last batch is cut short. Or write `tokens_per_active_param`, such as 15: so many times
-    `active_params`, to the nearest whole number."""
+    """Training tokens, met exactly: the last batch is cut short. Or write `tokens_per_active_param`, such as 15: so
+    many times `active_params`, to the nearest whole number.
+    """
     flops_per_token: Quantity | None = None
     """Of a training step without the LM head. It is not solved for: a plan that misses it is refused."""
     tolerance: Annotated[Share, Field(gt=0, le=WIDEST_TOLERANCE)] = 0.005
@@ -172,15 +186,17 @@ class Budget(Strict):
         written = raw.pop(TOKENS_PER_ACTIVE_PARAM)
         if "tokens" in raw:
             raise ValueError(
-                f"`tokens` {brief(raw['tokens'])} and `{TOKENS_PER_ACTIVE_PARAM}` {brief(written)} both say how long to train; "
-                "leave out one of them"
+                f"`tokens` {brief(raw['tokens'])} and `{TOKENS_PER_ACTIVE_PARAM}` {brief(written)} both say how long "
+                f"to train; leave out one of them"
             )
         try:
             ratio = parse_real(written)
         except ValueError:
             ratio = None
         if not isinstance(ratio, int | float) or ratio <= 0:
-            raise ValueError(f"`{TOKENS_PER_ACTIVE_PARAM}` is {brief(written)}; write a number above 0, such as 15 or 0.5")
+            raise ValueError(
+                f"`{TOKENS_PER_ACTIVE_PARAM}` is {brief(written)}; write a number above 0, such as 15 or 0.5"
+            )
         try:
             active = parse_quantity(raw.get("active_params"))
         except ValueError:  # refused under its own name
@@ -233,32 +249,44 @@ class Train(Strict):
 
 
 class Run(Strict):
-    """How trials are placed. None of it enters a trial's identity; the ledger refuses to mix precisions, which the device decides."""
+    """How trials are placed. None of it enters a trial's identity; the ledger refuses to mix precisions, which the
+    device decides.
+    """
 
     cpus_per_trial: Size = 1
     """Processor slots and threads of a trial."""
     gpus_per_trial: Annotated[Real, Field(ge=0)] = 0.0
-    """Below 1, trials share a GPU and each may take that share of its memory; above 1, a trial is trained on so many, data-parallel."""
+    """Below 1, trials share a GPU and each may take that share of its memory; above 1, a trial is trained on so many,
+    data-parallel.
+    """
     memory_per_trial: Quantity | None = None
-    """Bytes of main memory, such as `2G`, by which trials are placed: no more start together than fit. A trial is not held to it."""
+    """Bytes of main memory, such as `2G`, by which trials are placed: no more start together than fit. A trial is not
+    held to it.
+    """
     max_concurrent: Size | None = None
     """Trials at once at most; without it, as many as fit."""
     priority: Literal["longest-first", "as-planned"] = "longest-first"
-    """Order in which trials start. `longest-first`, by their planned FLOPs, keeps the last ones from running alone; `as-planned` is the
-    order of the axes, which trials of equal length keep in either. The searches of `tune` have their own."""
+    """Order in which trials start. `longest-first`, by their planned FLOPs, keeps the last ones from running alone;
+    `as-planned` is the order of the axes, which trials of equal length keep in either. The searches of `tune` have
+    their own.
+    """
     max_failures: Count = 2
     """Times that a failing trial is started again, from its checkpoint."""
     loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     """Experiment trackers that are told of each trial's config, curve and result; each needs the extra of its name."""
     storage: Annotated[str | None, BeforeValidator(parse_storage)] = None
-    """A place that every machine reaches, where trials may run on machines that do not share the driver's disk: a folder (a relative path
-    starts at the study's file), `s3://bucket/prefix?region=...&endpoint_override=...&scheme=...` or `gs://bucket/prefix`. Trials go on from
-    there; the results folder stays the driver's. `tune` trains on the driver's machine and has no use for it."""
+    """A place that every machine reaches, where trials may run on machines that do not share the driver's disk: a
+    folder (a relative path starts at the study's file),
+    `s3://bucket/prefix?region=...&endpoint_override=...&scheme=...` or `gs://bucket/prefix`. Trials go on from there;
+    the results folder stays the driver's. `tune` trains on the driver's machine and has no use for it.
+    """
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> Run:
         if self.gpus_per_trial > 1 and self.gpus_per_trial != int(self.gpus_per_trial):
-            raise ValueError(f"`gpus_per_trial` has the value {self.gpus_per_trial:g}: above 1 it must be a whole number")
+            raise ValueError(
+                f"`gpus_per_trial` has the value {self.gpus_per_trial:g}: above 1 it must be a whole number"
+            )
         return self
 
 
@@ -289,7 +317,8 @@ class Trial(Strict):
             raw["shares"] = _shares_of(raw.pop("rho"), _without_rows(model))
         if isinstance(raw.get("shares"), dict):
             raw["shares"] = {k: s for k, v in raw["shares"].items() if (s := parse_share(v)) != 0}
-            # A pool without a share is not built: dropping it makes rho = 1 the same trial whatever the memory's settings are.
+            # A pool without a share is not built: dropping it makes rho = 1 the same trial whatever the memory's
+            # settings are.
             unused = [pool for pool in _without_rows(model) if pool not in raw["shares"]]
             if unused:
                 raw["model"] = {key: None if key in unused else value for key, value in model.items()}
@@ -300,37 +329,51 @@ class Trial(Strict):
         total = sum(self.shares.values())
         if self.shares and abs(total - 1) > 1e-6:
             way = "lower" if total > 1 else "raise"
-            raise ValueError(f"`shares` {self.shares} sum to {total:g} and must sum to 1; {way} one of them by {abs(total - 1):.6g}")
+            raise ValueError(
+                f"`shares` {self.shares} sum to {total:g} and must sum to 1; {way} one of them by {abs(total - 1):.6g}"
+            )
         for pool in self.shares:
             if pool not in POOLS:
                 raise ValueError(f"`shares` names the pool {brief(pool)}; {nearest_name(pool, list(POOLS))}")
             if getattr(self.model, pool) is None:
-                raise ValueError(f"`shares` gives {self.shares[pool]:g} to {pool}, which `model` does not configure; add `model.{pool}`")
+                raise ValueError(
+                    f"`shares` gives {self.shares[pool]:g} to {pool}, which `model` does not configure; add "
+                    f"`model.{pool}`"
+                )
             if pool in self.model.on_top:
                 raise ValueError(
-                    f"`shares` gives {self.shares[pool]:g} to {pool}, whose `rows` are given: it comes on top of the budget; "
-                    "leave out one of them"
+                    f"`shares` gives {self.shares[pool]:g} to {pool}, whose `rows` are given: it comes on top of the "
+                    f"budget; leave out one of them"
                 )
         for pool in self.model.pools:
             POOLS[pool].check_trial(self)
         if self.train.batch_tokens % self.data.context:
-            raise ValueError(f"`train.batch_tokens` {self.train.batch_tokens:,} must be a multiple of `data.context` {self.data.context}")
+            raise ValueError(
+                f"`train.batch_tokens` {self.train.batch_tokens:,} must be a multiple of `data.context` "
+                f"{self.data.context}"
+            )
         if self.data.validation_tokens <= self.data.context:
             raise ValueError(
                 f"`data.validation_tokens` {self.data.validation_tokens:,} holds no sequence of "
                 f"`data.context` {self.data.context} tokens; hold out more"
             )
         if self.budget.tokens < self.data.context:
-            raise ValueError(f"`budget.tokens` {self.budget.tokens:,} is less than one sequence of `data.context` {self.data.context}")
+            raise ValueError(
+                f"`budget.tokens` {self.budget.tokens:,} is less than one sequence of `data.context` "
+                f"{self.data.context}"
+            )
         return self
 
     @property
     def id(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical JSON of the fields that differ from their default.
 
-        A new field whose default keeps the old behaviour leaves every id as it is. A default must therefore never change its meaning.
+        A new field whose default keeps the old behaviour leaves every id as it is. A default must therefore never
+        change its meaning.
         """
-        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"budget": {"flops_per_token"}})  # a check, no setting
+        fields = self.model_dump(
+            mode="json", exclude_defaults=True, exclude={"budget": {"flops_per_token"}}
+        )  # a check, no setting
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -340,7 +383,9 @@ class Trial(Strict):
         return self.shares.get(EXPERTS.name, 0.0) if self.shares else None
 
     def at(self, paths: Iterable[str]) -> dict[str, Any]:
-        """Dotted path -> value, units resolved; None where its shares do not use the field, and for the `rho` of the dense baseline."""
+        """Dotted path -> value, units resolved; None where its shares do not use the field, and for the `rho` of the
+        dense baseline.
+        """
         fields = self.model_dump(mode="json") | {"rho": self.rho}
         fields["budget"][TOKENS_PER_ACTIVE_PARAM] = self.budget.tokens / self.budget.active_params
         found = {}
@@ -364,14 +409,19 @@ def _shares_of(rho: Any, memories: list[str]) -> dict[str, float]:
     try:
         rho = float(parse_share(rho))
     except (TypeError, ValueError):
-        raise ValueError(f"`rho` is {brief(rho)}; write a share between 0 and 1, or 'dense' for the dense baseline") from None
+        raise ValueError(
+            f"`rho` is {brief(rho)}; write a share between 0 and 1, or 'dense' for the dense baseline"
+        ) from None
     if not 0 <= rho <= 1:
         percent = f"; for {rho:g}% write {rho / 100:g}" if 1 < rho <= 100 else ""
         raise ValueError(
-            f"`rho` is {rho:g}; it is a share of the sparse parameters, between 0 (all memory) and 1 (all routed experts){percent}"
+            f"`rho` is {rho:g}; it is a share of the sparse parameters, between 0 (all memory) and 1 (all routed "
+            f"experts){percent}"
         )
     if rho == 1:
         return {EXPERTS.name: 1.0}
     if len(memories) != 1:
-        raise ValueError(f"`rho` below 1 needs exactly one memory in `model`, found {memories or 'none'}; write `shares` instead")
+        raise ValueError(
+            f"`rho` below 1 needs exactly one memory in `model`, found {memories or 'none'}; write `shares` instead"
+        )
     return {EXPERTS.name: round(rho, 12), memories[0]: round(1 - rho, 12)}

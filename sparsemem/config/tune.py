@@ -1,4 +1,6 @@
-"""What `sparsemem tune` searches and what it found. Neither is part of a trial's identity, but the fields that winners set are."""
+"""What `sparsemem tune` searches and what it found. Neither is part of a trial's identity, but the fields that winners
+set are.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class Tune(Strict):
     search: dict[str, Search]
     """Dotted path of a training field -> its values."""
     per: tuple[str, ...] = ()
-    """Fields of `vary`; each distinct combination of their values is a point with a search of its own. Empty: one search."""
+    """Fields of `vary`; each distinct combination of their values is a point with a search of its own. Empty: one
+    search.
+    """
     trials: Annotated[Size, Field(le=10_000)] = 12
     """At each point."""
     pruner: Literal["asha", "hyperband", "none"] = "asha"
@@ -65,7 +69,8 @@ class Tune(Strict):
         corners = math.prod(len(search.choices) or 2 for search in self.search.values())
         if corners > MOST_CORNERS:
             raise ValueError(
-                f"`search` has {corners:,} combinations of ends and choices, each of which is checked before; at most {MOST_CORNERS:,}"
+                f"`search` has {corners:,} combinations of ends and choices, each of which is checked before; at most "
+                f"{MOST_CORNERS:,}"
             )
         for path, search in self.search.items():
             check_field(path)
@@ -113,7 +118,9 @@ class Winner(Strict):
         for path, nearest in self.next_tried.items():
             far = [value for value in nearest if value and not 1 / FAR <= value / self.values[path] <= FAR]
             if far:
-                found.setdefault(path, f"has no value tried within a factor of {FAR:g} of it on one side (next: {far[0]:g})")
+                found.setdefault(
+                    path, f"has no value tried within a factor of {FAR:g} of it on one side (next: {far[0]:g})"
+                )
         return found
 
 
@@ -139,7 +146,9 @@ class Tuned(Strict):
                 return winner
         paths = dict.fromkeys(path for winner in self.winners for path in winner.at)
         held = "; ".join(named(winner.at) for winner in self.winners) or "none at all"
-        raise ValueError(f"no winner for {named(point(trial, paths)) or 'any trial'}; the file holds {held}; tune that point too")
+        raise ValueError(
+            f"no winner for {named(point(trial, paths)) or 'any trial'}; the file holds {held}; tune that point too"
+        )
 
 
 def point(trial: Trial, paths: Mapping[str, Any] | tuple[str, ...]) -> dict[str, Any]:

@@ -16,7 +16,11 @@ def accounts(total: int, text: Selection, validation: int) -> dict[str, Any]:
         validation: held out in the end.
     """
     train, held = sum(len(kept.text) for kept in text.train), sum(len(kept.text) for kept in text.validation)
-    unused = {"copies": text.exact, "near-copies": text.near + text.near_held_out, "over validation_tokens": held - validation}
+    unused = {
+        "copies": text.exact,
+        "near-copies": text.near + text.near_held_out,
+        "over validation_tokens": held - validation,
+    }
     unused["over max_bytes"] = total - train - validation - sum(unused.values())
     reasons = {reason: size for reason, size in unused.items() if size > 0}
     return {"total": total, "train": train, "validation": validation, "unused": reasons}

@@ -52,7 +52,10 @@ class Tokens:
     def load(cls, folder: Path) -> Tokens:
         """Open what `prepare` has built."""
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("train", "val", "val_bytes")}
+        arrays = {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name in ("train", "val", "val_bytes")
+        }
         canonical = np.load(folder / "canonical.npy", allow_pickle=False)
         names = ("vocab_size", "separator_id", "canonical_size", "digest")
         return cls(**arrays, canonical=canonical, **{name: manifest[name] for name in names}, manifest=manifest)
@@ -61,7 +64,9 @@ class Tokens:
 class Batches:
     """Non-overlapping windows of the training text, in a new permutation each epoch."""
 
-    def __init__(self, tokens: npt.NDArray[Any], context: int, batch_tokens: int, seed: int, unscored_after: int | None = None) -> None:
+    def __init__(
+        self, tokens: npt.NDArray[Any], context: int, batch_tokens: int, seed: int, unscored_after: int | None = None
+    ) -> None:
         """
         Args:
             tokens: ids, 1-D.
@@ -80,7 +85,9 @@ class Batches:
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets of a step, int64 [B, T] each. A batch at the end of an epoch takes its rest from the next."""
+        """Inputs and targets of a step, int64 [B, T] each. A batch at the end of an epoch takes its rest
+        from the next.
+        """
         epochs, places = np.divmod(np.arange(step * self.rows, (step + 1) * self.rows), self.windows)
         first, last = int(epochs[0]), int(epochs[-1])
         windows = self._order(first)[places]
@@ -90,9 +97,12 @@ class Batches:
 
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         if epoch not in self._orders:
-            # Sorting the raw stream of PCG64 is a permutation that no later numpy changes; `Generator.permutation` promises none.
+            # Sorting the raw stream of PCG64 is a permutation that no later numpy changes; `Generator.permutation`
+            # promises none.
             draws = np.random.PCG64([self.seed, epoch]).random_raw(self.windows)
-            self._orders = {k: v for k, v in self._orders.items() if k == epoch - 1} | {epoch: np.argsort(draws, kind="stable")}
+            self._orders = {k: v for k, v in self._orders.items() if k == epoch - 1} | {
+                epoch: np.argsort(draws, kind="stable")
+            }
         return self._orders[epoch]
 
 
@@ -105,15 +115,16 @@ def check_batch(tokens: int, context: int, batch_tokens: int) -> None:
     rows, windows = batch_tokens // context, max(0, tokens - 1) // context
     if windows < rows:
         raise ConfigError(
-            f"field `train.batch_tokens` has the value {batch_tokens:,}: a batch takes {rows} sequences of {context} tokens, "
-            f"the training text holds {windows}; use smaller batches or more text"
+            f"field `train.batch_tokens` has the value {batch_tokens:,}: a batch takes {rows} sequences of {context} "
+            f"tokens, the training text holds {windows}; use smaller batches or more text"
         )
 
 
 def validation_windows(
     tokens: npt.NDArray[Any], context: int, count: int, unscored_after: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first `count` non-overlapping windows of the held-out text: inputs and targets, int64 [S, T] each, targets as those of `Batches`.
+    """The first `count` non-overlapping windows of the held-out text: inputs and targets, int64 [S, T] each, targets as
+    those of `Batches`.
 
     Raises:
         ConfigError: the held-out text is shorter.

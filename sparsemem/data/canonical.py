@@ -1,4 +1,5 @@
-"""Canonical tokens: ids that differ only by case, accents or spacing fold into one (MECHANISMS 2.1, Engram's released code).
+"""Canonical tokens: ids that differ only by case, accents or spacing fold into one (MECHANISMS 2.1, Engram's released
+code).
 
 n-gram memory hashes canonical ids, so that "Token", " token" and "token" share their rows.
 """

@@ -1,6 +1,7 @@
 """What a corpus is: documents that are listed before they are read, and a name that differs where the text differs.
 
-- `python_source`, `files` and `hub` list the documents. What is kept of them, and on which side of the split, is for `selection`.
+- `python_source`, `files` and `hub` list the documents. What is kept of them, and on which side of the split, is for
+  `selection`.
 - A document belongs to a `unit`, the thing that is held out whole: a package, a file, or the document itself.
 
 It must not know tokens.

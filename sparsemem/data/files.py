@@ -1,4 +1,6 @@
-"""The corpus `files`: the user's own text. It is named by what the files hold, not by what they are called. It must not know tokens."""
+"""The corpus `files`: the user's own text. It is named by what the files hold, not by what they are called. It must not
+know tokens.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,15 @@ from sparsemem.data.corpus import Corpus, Document, refused
 from sparsemem.data.readers import CHUNK_BYTES, COMPRESSED, READERS, kind_of, opened
 
 MOST_NAMES = 4  # of files that are read in part, in a remark
-COUNTED = 4  # times `max_bytes` up to which the text of rows is counted: a column of text may be little of its file, or more than it
+# times `max_bytes` up to which the text of rows is counted: a column of text may be little of its file, or more than it
+COUNTED = 4
 READ_AHEAD = 1.5  # text read of the user's files over what is kept: room for what de-duplication drops
 
 SHORT_PARAGRAPH = 100  # bytes
 FEW_COPIES = 0.01  # of the text: fewer copies inside documents are not told
 
-SPLIT = "by size, no short ends"  # part of the digest: what is read and held out follows from content and sizes, not from names
+# part of the digest: what is read and held out follows from content and sizes, not from names
+SPLIT = "by size, no short ends"
 
 
 def open_files(config: Data, base: Path) -> Corpus:
@@ -52,10 +56,16 @@ def open_files(config: Data, base: Path) -> Corpus:
 
 
 def matching(pattern: str, base: Path) -> list[Path]:
-    """Files that a glob matches, relative to a folder whose own name is no pattern; a file of that very name comes first."""
+    """Files that a glob matches, relative to a folder whose own name is no pattern; a file of that very name comes
+    first.
+    """
     if os.path.isfile(base / pattern):
         return [base / pattern]
-    return [Path(match) for match in glob.glob(os.path.join(glob.escape(str(base)), pattern), recursive=True) if os.path.isfile(match)]
+    return [
+        Path(match)
+        for match in glob.glob(os.path.join(glob.escape(str(base)), pattern), recursive=True)
+        if os.path.isfile(match)
+    ]
 
 
 def _matches(field: str, patterns: Sequence[str], base: Path) -> dict[str, Path]:
@@ -125,12 +135,20 @@ def _read(
                         unread[name] = sizes[name] - taken
                     break
         except (OSError, EOFError) as error:
-            remedy = f"the file cannot be read ({getattr(error, 'strerror', None) or error}); repair it or narrow the glob"
+            remedy = (
+                f"the file cannot be read ({getattr(error, 'strerror', None) or error}); repair it or narrow the glob"
+            )
             raise refused("files", name, remedy) from None
-        if len(found) == 1 and is_undivided(config, paths[name]) and (copies := _copied_paragraphs(found[0].read() or b"")):
+        if (
+            len(found) == 1
+            and is_undivided(config, paths[name])
+            and (copies := _copied_paragraphs(found[0].read() or b""))
+        ):
             copied[name] = copies
         if empty and not found:
-            raise refused("text_field", config.text_field, f"all {empty} rows of {name} are null there; name the column of text")
+            raise refused(
+                "text_field", config.text_field, f"all {empty} rows of {name} are null there; name the column of text"
+            )
         if empty:
             remarks.append(f"{name}: {empty} rows skipped whose `{config.text_field}` is null")
         documents += found
@@ -139,11 +157,13 @@ def _read(
         first, *others = sorted(copied, key=lambda name: (-copied[name], digests[name]))
         more = f" and {len(others)} more" if others else ""
         remarks.append(
-            f"{sum(copied.values()):,} bytes of paragraphs stand again in one document, {first}{more}; copies are dropped by document, "
-            "and `data.document_separator: blank lines` makes each paragraph one"
+            f"{sum(copied.values()):,} bytes of paragraphs stand again in one document, {first}{more}; copies are "
+            f"dropped by document, and `data.document_separator: blank lines` makes each paragraph one"
         )
     if cut := sorted((name for name in paths if name in unread), key=lambda name: (-unread[name], digests[name])):
-        parts = ", ".join(f"{sizes[name] - unread[name]:,} of about {sizes[name]:,} bytes of {name}" for name in cut[:MOST_NAMES])
+        parts = ", ".join(
+            f"{sizes[name] - unread[name]:,} of about {sizes[name]:,} bytes of {name}" for name in cut[:MOST_NAMES]
+        )
         more = f" and parts of {len(cut) - MOST_NAMES} more" if len(cut) > MOST_NAMES else ""
         remarks.append(f"read {parts}{more}: what was read suffices for `data.max_bytes` {config.max_bytes:,}")
     return documents
@@ -156,14 +176,17 @@ def is_undivided(config: Data, *files: Path) -> bool:
 
 
 def _copied_paragraphs(text: bytes) -> int:
-    """Bytes of the paragraphs between blank lines that stand in a text before; short ones, such as headings, are alike in any."""
+    """Bytes of the paragraphs between blank lines that stand in a text before; short ones, such as headings, are alike
+    in any.
+    """
     paragraphs = [part for each in re.split(rb"\n[ \t\r]*\n", text) if len(part := each.strip()) >= SHORT_PARAGRAPH]
     return sum(map(len, paragraphs)) - sum(map(len, set(paragraphs)))
 
 
 def _size(path: Path, config: Data) -> int:
-    """Bytes of a file's text: of plain text as it lies on the disk, decompressed; of rows what their texts hold, about where they are more
-    than `COUNTED` times what is kept."""
+    """Bytes of a file's text: of plain text as it lies on the disk, decompressed; of rows what their texts hold, about
+    where they are more than `COUNTED` times what is kept.
+    """
     status = path.stat()
     most = 0 if READERS[kind_of(path)] is READERS[".txt"] else COUNTED * config.max_bytes
     return _text_bytes(path, config, most, status.st_mtime_ns, status.st_size)
@@ -192,4 +215,6 @@ def _file_digest(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise refused("files", path.name, f"the file cannot be read ({error.strerror}); allow it or narrow the glob") from None
+        raise refused(
+            "files", path.name, f"the file cannot be read ({error.strerror}); allow it or narrow the glob"
+        ) from None

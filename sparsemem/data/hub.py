@@ -17,7 +17,9 @@ def open_hub(config: Data, base: Path) -> Corpus:
         try:
             import datasets
         except ImportError:
-            raise refused("corpus", "hub", "it needs the package `datasets`; install it with `pip install 'sparsemem[hub]'`") from None
+            raise refused(
+                "corpus", "hub", "it needs the package `datasets`; install it with `pip install 'sparsemem[hub]'`"
+            ) from None
         limit = round(config.max_bytes * READ_AHEAD)
         found, empty = [], 0
         try:
@@ -38,7 +40,9 @@ def open_hub(config: Data, base: Path) -> Corpus:
             remedy = "check `dataset`, `subset`, `split` and `revision`, and the network"
             raise refused("dataset", name, f"it cannot be read ({type(error).__name__}: {error}); {remedy}") from error
         if empty and not found:
-            raise refused("text_field", config.text_field, f"all {empty} rows of {name} are null there; name the column of text")
+            raise refused(
+                "text_field", config.text_field, f"all {empty} rows of {name} are null there; name the column of text"
+            )
         if empty:
             remarks.append(f"{name}: {empty} rows skipped whose `{config.text_field}` is null")
         return found

@@ -36,21 +36,28 @@ from sparsemem.files import write_json
 from sparsemem.locks import locked
 
 FORMAT = 1  # part of the digest: raise it when the same settings give other tokens
-VALIDATION_BYTES_A_TOKEN = 6  # text looked at per held-out token: more than a token stands for, as some of it turns out to be duplicates
+VALIDATION_BYTES_A_TOKEN = (
+    6  # text looked at per held-out token: more than a token stands for, as some of it turns out to be duplicates
+)
 MORE_TEXT = "use more text that differs"
 VALIDATION_REMEDY = f"{MORE_TEXT}, or name texts to hold out by `validation_files`"
 NOT_IN_TOKENS = ("context", "mask_document_start")  # fields of `data` that studies vary over the same tokens
 OVERLAP_ORDERS = (2, 3, 4, 5, 8)
 STORED = ("train.npy", "val.npy", "val_bytes.npy", "canonical.npy", "tokenizer.json")
 
-Encoded = tuple[Document, npt.NDArray[Any], npt.NDArray[np.int64]]  # a document, its token ids, the separator last, and their bytes
+Encoded = tuple[
+    Document, npt.NDArray[Any], npt.NDArray[np.int64]
+]  # a document, its token ids, the separator last, and their bytes
 
 
-def prepare(config: Data, base: Path, cache: Path | None = None, report: Callable[[str], None] = lambda line: None) -> Path:
+def prepare(
+    config: Data, base: Path, cache: Path | None = None, report: Callable[[str], None] = lambda line: None
+) -> Path:
     """Build the tokens of a study, or find them.
 
     Args:
-        config: the study's data. `context` and `mask_document_start` do not enter the digest: studies that vary them share their tokens.
+        config: the study's data. `context` and `mask_document_start` do not enter the digest: studies that vary them
+            share their tokens.
         base: the folder of the study's file; globs and the tokenizer's path are relative to it.
         cache: folder of prepared corpora; default `$SPARSEMEM_CACHE` or `~/.cache/sparsemem`.
         report: takes a line of progress now and then.
@@ -67,7 +74,12 @@ def prepare(config: Data, base: Path, cache: Path | None = None, report: Callabl
 
 
 def prepare_named(
-    config: Data, base: Path, corpus: Corpus, digest: str, cache: Path | None = None, report: Callable[[str], None] = lambda line: None
+    config: Data,
+    base: Path,
+    corpus: Corpus,
+    digest: str,
+    cache: Path | None = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """`prepare`, of what `named_corpus` returned, for any context."""
     return whole_folder(digest, lambda temporary: _build(config, corpus, base, temporary, digest, report), cache)
@@ -81,7 +93,8 @@ def open_corpus(config: Data, base: Path) -> Corpus:
         base: the folder that relative globs start from.
 
     Raises:
-        ConfigError: no file matches, a file has another suffix or cannot be read, a row lacks the text field, the `hub` extra is missing.
+        ConfigError: no file matches, a file has another suffix or cannot be read, a row lacks the text field, the `hub`
+            extra is missing.
     """
     return {"python-source": open_python_source, "files": open_files, "hub": open_hub}[config.corpus](config, base)
 
@@ -104,7 +117,10 @@ def check_context(config: Data, folder: Path) -> None:
     """
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     if manifest["longest_document"] <= config.context:
-        remedy = f"the longest document has {manifest['longest_document']} tokens; use a context below that, or longer documents"
+        remedy = (
+            f"the longest document has {manifest['longest_document']} tokens; use a context below that, or longer "
+            f"documents"
+        )
         raise refused("context", config.context, remedy)
     check_held_out(manifest["validation_tokens"], config)
 
@@ -127,7 +143,8 @@ def kept_folder(digest: str, cache: Path | None = None) -> Path | None:
 
 
 def whole_folder(digest: str, fill: Callable[[Path], None], cache: Path | None = None) -> Path:
-    """The prepared corpus of that digest; where it is missing or damaged, `fill` writes it into an empty folder that then takes its place.
+    """The prepared corpus of that digest; where it is missing or damaged, `fill` writes it into an empty folder that
+    then takes its place.
 
     Raises:
         OSError: `fill` did not write all of it.
@@ -181,7 +198,9 @@ def given_tokenizer(config: Data, base: Path) -> tuple[tokenizers.Tokenizer, int
     Raises:
         ConfigError: it cannot be used, whatever the text.
     """
-    return load_tokenizer(_tokenizer_file(config, base), config.vocab_size, config.separator) if config.tokenizer else None
+    return (
+        load_tokenizer(_tokenizer_file(config, base), config.vocab_size, config.separator) if config.tokenizer else None
+    )
 
 
 def _tokenizer_file(config: Data, base: Path) -> Path:
@@ -192,7 +211,9 @@ def _tokenizer_file(config: Data, base: Path) -> Path:
         path.open("rb").close()
     except OSError as error:
         near = nearest_path(path / "tokenizer.json" if path.is_dir() else str(config.tokenizer), base)
-        remedy = f"did you mean {near}?" if near else "give the path of a `tokenizer.json`, relative to the study's file"
+        remedy = (
+            f"did you mean {near}?" if near else "give the path of a `tokenizer.json`, relative to the study's file"
+        )
         raise refused("tokenizer", config.tokenizer, f"it cannot be read ({error.strerror}); {remedy}") from None
     return path
 
@@ -214,7 +235,9 @@ def _lock(cache: Path, digest: str) -> Iterator[None]:
 def _is_whole(folder: Path, digest: str) -> bool:
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return manifest["digest"] == digest and all((folder / name).stat().st_size == manifest["stored"][name] for name in STORED)
+        return manifest["digest"] == digest and all(
+            (folder / name).stat().st_size == manifest["stored"][name] for name in STORED
+        )
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
@@ -235,7 +258,9 @@ def _build(config: Data, corpus: Corpus, base: Path, folder: Path, digest: str, 
         separator = tokenizer.get_vocab()[SEPARATOR]
     name = config.tokenizer or "trained"
     report(f"tokenizer: encoding {sum(len(kept.text) for kept in text.train) / 1e6:.1f} MB")
-    held_out = zip(text.validation, tokenize(tokenizer, separator, [kept.text for kept in text.validation], name), strict=True)
+    held_out = zip(
+        text.validation, tokenize(tokenizer, separator, [kept.text for kept in text.validation], name), strict=True
+    )
     val = _cut(config, [(kept.document, *encoded) for kept, encoded in held_out], text.near_held_out, separator)
     train = [ids for ids, _ in tokenize(tokenizer, separator, [kept.text for kept in text.train], name)]
     arrays: dict[str, npt.NDArray[Any]] = {
@@ -260,7 +285,9 @@ def _build(config: Data, corpus: Corpus, base: Path, folder: Path, digest: str, 
         "packages": packages,
         "documents": len({(document.package, document.name) for side in sides.values() for document, _ in side}),
         "bytes": sum(package["bytes"] for package in packages),
-        "text": accounts(total, text, sum(package["bytes"] for package in packages if package["split"] == "validation")),
+        "text": accounts(
+            total, text, sum(package["bytes"] for package in packages if package["split"] == "validation")
+        ),
         "remarks": corpus.remarks,
         "duplicates_exact": text.duplicates_exact,
         "duplicates_near": text.duplicates_near,
@@ -278,7 +305,9 @@ def _build(config: Data, corpus: Corpus, base: Path, folder: Path, digest: str, 
     report(f"corpus {config.corpus}: {describe_text(manifest)}")
 
 
-def select_text(config: Data, corpus: Corpus, report: Callable[[str], None] = lambda line: None) -> tuple[Selection, int]:
+def select_text(
+    config: Data, corpus: Corpus, report: Callable[[str], None] = lambda line: None
+) -> tuple[Selection, int]:
     """What is trained on and what may be held out, and the bytes of all text there is, where that is known.
 
     Raises:
@@ -289,7 +318,9 @@ def select_text(config: Data, corpus: Corpus, report: Callable[[str], None] = la
     if not documents:
         field = "files" if config.corpus == "files" else "dataset"
         value = list(config.files) if config.files else config.dataset
-        raise refused(field, value, f"no text in {shown_names(corpus.versions)}; name files or a data set with text in them")
+        raise refused(
+            field, value, f"no text in {shown_names(corpus.versions)}; name files or a data set with text in them"
+        )
     held_out = corpus.validation() if corpus.validation else None
     total = sum(document.size for document in (*documents, *(held_out or ())))
     wanted = config.validation_tokens * VALIDATION_BYTES_A_TOKEN
@@ -298,20 +329,32 @@ def select_text(config: Data, corpus: Corpus, report: Callable[[str], None] = la
         if config.corpus != "python-source":
             documents, held_out = hold_out_by_size(documents, wanted)
     elif not held_out:
-        raise refused("validation_files", list(config.validation_files), "no text in them; name files with text in them")
+        raise refused(
+            "validation_files", list(config.validation_files), "no text in them; name files with text in them"
+        )
     text = select(documents, config.max_bytes, wanted, held_out, level=config.corpus == "files")
     for line in corpus.remarks:
         report(f"corpus {config.corpus}: {line}")
     report(
         f"corpus {config.corpus}: {text.counts()}"
-        + (f", {text.held:,} bytes of training text since they are in `validation_files`" if config.validation_files and text.held else "")
+        + (
+            f", {text.held:,} bytes of training text since they are in `validation_files`"
+            if config.validation_files and text.held
+            else ""
+        )
     )
     if not text.train:
         raise refused(
-            "corpus", config.corpus, f"no text is left to train on beside the held-out text{_dropped_of(config, text)}; {MORE_TEXT}"
+            "corpus",
+            config.corpus,
+            f"no text is left to train on beside the held-out text{_dropped_of(config, text)}; {MORE_TEXT}",
         )
     if not text.validation:
-        raise refused("corpus", config.corpus, f"no text is left to hold out{_dropped(text.near_held_out, config)}; {VALIDATION_REMEDY}")
+        raise refused(
+            "corpus",
+            config.corpus,
+            f"no text is left to hold out{_dropped(text.near_held_out, config)}; {VALIDATION_REMEDY}",
+        )
     return text, total + sum(corpus.unread.values())
 
 
@@ -330,13 +373,17 @@ def _dropped_of(config: Data, text: Selection) -> str:
 
 def _dropped(size: int, config: Data) -> str:
     """Why text is missing, where copies are the reason."""
-    whole = "; a text file is one document until `document_separator` divides it, such as `blank lines`" * is_undivided(config)
+    whole = "; a text file is one document until `document_separator` divides it, such as `blank lines`" * is_undivided(
+        config
+    )
     copies = "copies or near-copies of other text (over half of their runs of six words)"
     return f", since {size:,} bytes were {copies} and were dropped{whole}" if size else ""
 
 
 def _cut(config: Data, encoded: Sequence[Encoded], near_held_out: int, separator: int) -> list[Encoded]:
-    """The held-out tokens asked for, no unit giving more than its fair share; a document that is cut still ends in a separator."""
+    """The held-out tokens asked for, no unit giving more than its fair share; a document that is cut still ends in a
+    separator.
+    """
     sizes: Counter[str] = Counter()
     for document, ids, _ in encoded:
         sizes[document.unit] += len(ids)
@@ -345,7 +392,9 @@ def _cut(config: Data, encoded: Sequence[Encoded], near_held_out: int, separator
         if config.most_held_out >= 0.5:
             remedy = f"write `validation_tokens: {sizes.total()}` or fewer, or {VALIDATION_REMEDY}"
             raise refused(
-                "validation_tokens", total, f"the text held out has {sizes.total()} tokens{_dropped(near_held_out, config)}; {remedy}"
+                "validation_tokens",
+                total,
+                f"the text held out has {sizes.total()} tokens{_dropped(near_held_out, config)}; {remedy}",
             )
         total = sizes.total()
     room = dict.fromkeys(sizes, fair_share(sizes.values(), total))
@@ -355,7 +404,13 @@ def _cut(config: Data, encoded: Sequence[Encoded], near_held_out: int, separator
         if size == len(ids):
             cut.append((document, ids, bytes_of_ids))
         elif size:  # the separator in place of a token stands for no text
-            cut.append((document, np.append(ids[: size - 1], ids.dtype.type(separator)), np.append(bytes_of_ids[: size - 1], 0)))
+            cut.append(
+                (
+                    document,
+                    np.append(ids[: size - 1], ids.dtype.type(separator)),
+                    np.append(bytes_of_ids[: size - 1], 0),
+                )
+            )
         if size:
             room[document.unit] -= size
             total -= size
@@ -370,12 +425,16 @@ def _packages(sides: Mapping[str, Sequence[tuple[Document, int]]], versions: Map
         for document, size in documents:
             files.setdefault(document.package, []).append(size)
         for name, counts in sorted(files.items()):
-            entries.append({"name": name, "version": versions[name], "files": len(counts), "bytes": sum(counts), "split": split})
+            entries.append(
+                {"name": name, "version": versions[name], "files": len(counts), "bytes": sum(counts), "split": split}
+            )
     return entries
 
 
 def overlap(train: npt.NDArray[Any], val: npt.NDArray[Any], order: int, separator: int) -> float:
-    """Share of the held-out n-grams, repeats counted, that also occur in the training text; none across a document's end."""
+    """Share of the held-out n-grams, repeats counted, that also occur in the training text; none across a document's
+    end.
+    """
     within = ~np.lib.stride_tricks.sliding_window_view(val == separator, order).any(axis=1)
     wanted = _ngram_hashes(val, order)[within]
     found = np.zeros(len(wanted), dtype=bool)

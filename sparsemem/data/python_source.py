@@ -1,9 +1,11 @@
 """The corpus `python-source`: the standard library, and what `sparsemem` itself requires.
 
-It must be the same text on every machine with the same versions, whatever else is installed, so that a study can go on elsewhere:
+It must be the same text on every machine with the same versions, whatever else is installed, so that a study can go on
+elsewhere:
 
-- Packages are those that the metadata of `sparsemem` requires without extras, and those that they require in turn. A requirement that only
-  some platforms or versions of Python have does not count, nor does what comes with an environment (`pip`, `setuptools`).
+- Packages are those that the metadata of `sparsemem` requires without extras, and those that they require in turn. A
+  requirement that only some platforms or versions of Python have does not count, nor does what comes with an
+  environment (`pip`, `setuptools`).
 - Of these, only packages published as one wheel for all platforms: a build for one platform writes files of its own.
 - Of the standard library, the modules that every installation has: systems put some into packages of their own.
 - Of both, `.py` files outside tests. The corpus is named by their content, of packages as their wheels record it.
@@ -28,10 +30,26 @@ from sparsemem.config import Data
 from sparsemem.data.corpus import Corpus, Document, refused
 
 MIN_SOURCE_BYTES = 256  # shorter modules are licence headers and re-exports
-SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}  # tests: tables of near-repeated cases
+SKIPPED_FOLDERS = {
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+}  # tests: tables of near-repeated cases
 OWN_DISTRIBUTION = "sparsemem"  # its text would change with every commit
 INSTALLERS = {"pip", "setuptools", "wheel"}  # each environment brings its own
-OPTIONAL_MODULES = {"distutils", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtle", "turtledemo", "venv"}  # as Debian packages Python
+OPTIONAL_MODULES = {
+    "distutils",
+    "ensurepip",
+    "idlelib",
+    "lib2to3",
+    "tkinter",
+    "turtle",
+    "turtledemo",
+    "venv",
+}  # as Debian packages Python
 
 _REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:\[([^\]]*)\])?[^;]*(?:;\s*(.*))?")
 _EXTRA_MARKER = re.compile(r"""\(?\s*extra\s*==\s*['"]([^'"]+)['"]\s*\)?""")
@@ -62,7 +80,8 @@ def open_python_source(config: Data, base: Path) -> Corpus:
 
 
 def required_distributions(name: str) -> dict[str, importlib.metadata.Distribution]:
-    """Installed distributions that one requires on every platform, and those that they require, by normalised name; without itself.
+    """Installed distributions that one requires on every platform, and those that they require, by normalised name;
+    without itself.
 
     Editable ones are left out: their text changes under an unchanged version.
 
@@ -81,7 +100,10 @@ def required_distributions(name: str) -> dict[str, importlib.metadata.Distributi
             distribution = importlib.metadata.distribution(wanted[0])
         except importlib.metadata.PackageNotFoundError:
             if wanted[0] == name:
-                remedy = f"it is made of what `{name}` requires, which is not installed here; install it, or name texts of your own"
+                remedy = (
+                    f"it is made of what `{name}` requires, which is not installed here; install it, or name texts of "
+                    f"your own"
+                )
                 raise refused("corpus", "python-source", f"{remedy} (`corpus: files`)") from None
             continue
         found[wanted[0]] = distribution
@@ -96,7 +118,10 @@ def _requirements(lines: Iterable[str], extras: frozenset[str]) -> Iterator[tupl
             required, own, marker = match.groups()
             extra = _EXTRA_MARKER.fullmatch(marker.strip()) if marker else None
             if not marker or (extra and _normalised(extra[1]) in extras):
-                yield _normalised(required), frozenset(_normalised(each.strip()) for each in (own or "").split(",") if each.strip())
+                yield (
+                    _normalised(required),
+                    frozenset(_normalised(each.strip()) for each in (own or "").split(",") if each.strip()),
+                )
 
 
 def _normalised(name: str) -> str:
@@ -112,9 +137,12 @@ def _is_editable(distribution: importlib.metadata.Distribution) -> bool:
 
 def _distribution_files(name: str, distribution: importlib.metadata.Distribution) -> Iterator[tuple[Document, str]]:
     """The modules of a distribution that is one wheel for all platforms, each with its digest."""
-    if not re.search(r"^Root-Is-Purelib:\s*true\s*$", distribution.read_text("WHEEL") or "", re.MULTILINE | re.IGNORECASE):
+    if not re.search(
+        r"^Root-Is-Purelib:\s*true\s*$", distribution.read_text("WHEEL") or "", re.MULTILINE | re.IGNORECASE
+    ):
         return
-    # `Distribution.files` asks the disk about every entry, 25 s on a cold disk; its RECORD already holds names, digests and sizes.
+    # `Distribution.files` asks the disk about every entry, 25 s on a cold disk; its RECORD already holds names, digests
+    # and sizes.
     for row in csv.reader((distribution.read_text("RECORD") or "").splitlines()):
         file, digest, size = (*row, "", "", "")[:3]
         parts = PurePosixPath(file).parts

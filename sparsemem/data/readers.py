@@ -1,4 +1,5 @@
-"""Documents of one file, by its suffix: plain text, JSON, Parquet; compressed or not; UTF-8, or what a byte-order mark names.
+"""Documents of one file, by its suffix: plain text, JSON, Parquet; compressed or not; UTF-8, or what a byte-order mark
+names.
 
 It must not know which files a study names.
 """
@@ -75,7 +76,10 @@ def _pieces(path: Path) -> Iterator[str]:
                 wide = b"\0" in chunk
                 guess = "; it looks like UTF-16 without a byte-order mark" if wide else ""
                 to = f"iconv -f {'UTF-16LE' if wide else 'LATIN1'} -t UTF-8 {path.name}"
-                remedy = f"byte {at - pending + error.start} is not {encoding.upper()}{guess}; convert the file to UTF-8 (such as `{to}`)"
+                remedy = (
+                    f"byte {at - pending + error.start} is not {encoding.upper()}{guess}; convert the file to UTF-8 "
+                    f"(such as `{to}`)"
+                )
                 raise refused("files", path.name, remedy) from None
             if not chunk:
                 return
@@ -103,7 +107,7 @@ def _lines(path: Path) -> Iterator[str]:
         yield last
 
 
-# --- plain text -------------------------------------------------------------------------------------------------------------
+# --- plain text -------------------------------------------------------------------------------------------------------
 
 
 def _read_text(path: Path, limit: int, data: Data) -> Iterator[Row]:
@@ -113,7 +117,9 @@ def _read_text(path: Path, limit: int, data: Data) -> Iterator[Row]:
     pieces, left = [], limit
     for piece in _pieces(path):
         text = piece.encode()
-        pieces.append(text if len(text) <= left else codecs.getincrementaldecoder("utf-8")().decode(text[:left]).encode())
+        pieces.append(
+            text if len(text) <= left else codecs.getincrementaldecoder("utf-8")().decode(text[:left]).encode()
+        )
         left -= len(text)
         if left <= 0:
             break
@@ -121,13 +127,21 @@ def _read_text(path: Path, limit: int, data: Data) -> Iterator[Row]:
 
 
 def _divided(path: Path, separator: str) -> Iterator[tuple[int, str]]:
-    """Documents between separating lines, each with the number of its first line. A line that matches a pattern begins the next one."""
+    """Documents between separating lines, each with the number of its first line. A line that matches a pattern begins
+    the next one.
+    """
     given = separating_pattern(separator)
     pattern = re.compile(given) if given else None
     first, document = 1, list[str]()
     for number, line in enumerate(_lines(path), 1):
         content = line.strip()
-        ends = not content if separator == BLANK_LINES else bool(pattern.search(content)) if pattern else content == separator
+        ends = (
+            not content
+            if separator == BLANK_LINES
+            else bool(pattern.search(content))
+            if pattern
+            else content == separator
+        )
         if ends:
             if any(map(str.strip, document)):
                 yield first, "".join(document)
@@ -138,7 +152,7 @@ def _divided(path: Path, separator: str) -> Iterator[tuple[int, str]]:
         yield first, "".join(document)
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------------
+# --- rows -------------------------------------------------------------------------------------------------------------
 
 
 def _read_json(path: Path, limit: int, data: Data) -> Iterator[Row]:
@@ -149,7 +163,9 @@ def _read_json(path: Path, limit: int, data: Data) -> Iterator[Row]:
         try:
             rows = json.loads("".join([first, *lines]))
         except ValueError as error:
-            raise refused("files", path.name, f"not a JSON array ({error}); write it again, or an object a line") from None
+            raise refused(
+                "files", path.name, f"not a JSON array ({error}); write it again, or an object a line"
+            ) from None
         for number, row in enumerate(rows, 1):
             yield Row(f":{number}", text_of(row, data.text_field, f"element {number} of {path.name}"))
         return
@@ -159,7 +175,9 @@ def _read_json(path: Path, limit: int, data: Data) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise refused("files", path.name, f"line {number} is not JSON ({error}); write one object a line, or an array") from None
+            raise refused(
+                "files", path.name, f"line {number} is not JSON ({error}); write one object a line, or an array"
+            ) from None
         yield Row(f":{number}", text_of(row, data.text_field, f"line {number} of {path.name}"))
 
 
@@ -222,4 +240,6 @@ def _columns(row: Any, path: str = "") -> Iterator[str]:
 
 def no_text_field(text_field: str, place: str, known: list[str]) -> ConfigError:
     """The error for a column that is not there."""
-    return refused("text_field", text_field, f"{place} has no such column; it has {', '.join(map(str, known)) or 'none'}")
+    return refused(
+        "text_field", text_field, f"{place} has no such column; it has {', '.join(map(str, known)) or 'none'}"
+    )

@@ -1,12 +1,13 @@
 """Which documents are kept, and which are held out: duplicates dropped, sizes capped.
 
-- Of packages, whole ones are held out, chosen by a hash of their name, so that installing one does not reshuffle the others.
-- Of the user's text, documents are held out by size and content, whatever files they stand in and however these are called; of a document
-  that is too long to be held out whole, its end.
-- Units fill like vessels to a common level: every unit gives its first bytes before any gives its second, until the cap is
-  reached. A giant package therefore cannot crowd out the rest, and no more is read than is kept.
-- A document most of whose shingles were seen before is a near-duplicate. Exact copies are not enough: vendored copies and
-  older versions on the other side of the split would flatter a model that remembers n-grams.
+- Of packages, whole ones are held out, chosen by a hash of their name, so that installing one does not reshuffle the
+  others.
+- Of the user's text, documents are held out by size and content, whatever files they stand in and however these are
+  called; of a document that is too long to be held out whole, its end.
+- Units fill like vessels to a common level: every unit gives its first bytes before any gives its second, until the cap
+  is reached. A giant package therefore cannot crowd out the rest, and no more is read than is kept.
+- A document most of whose shingles were seen before is a near-duplicate. Exact copies are not enough: vendored copies
+  and older versions on the other side of the split would flatter a model that remembers n-grams.
 
 It must not know tokens.
 """
@@ -57,7 +58,9 @@ class Selection:
 
     def counts(self) -> str:
         """Its documents in words; one whose end is held out is one, on both sides."""
-        train, held = ({(kept.document.package, kept.document.name) for kept in side} for side in (self.train, self.validation))
+        train, held = (
+            {(kept.document.package, kept.document.name) for kept in side} for side in (self.train, self.validation)
+        )
         ends = f" ({len(train & held)} of them by the end)" if train & held else ""
         return (
             f"documents to train on: {len(train)}, to hold out from: {len(held)}{ends}; "
@@ -66,7 +69,11 @@ class Selection:
 
 
 def select(
-    documents: Sequence[Document], max_bytes: int, validation_bytes: int, held_out: Sequence[Document] | None = None, level: bool = False
+    documents: Sequence[Document],
+    max_bytes: int,
+    validation_bytes: int,
+    held_out: Sequence[Document] | None = None,
+    level: bool = False,
 ) -> Selection:
     """Split, de-duplicate and cap.
 
@@ -90,7 +97,9 @@ def select(
     exact, held_exact = set[bytes](), set[bytes]()
     held_table, train_table = ShingleTable(validation_bytes), ShingleTable(max_bytes)
 
-    def keep(candidates: Iterable[Document], room: int, unit_room: int, table: ShingleTable, others: Sequence[ShingleTable]) -> list[Kept]:
+    def keep(
+        candidates: Iterable[Document], room: int, unit_room: int, table: ShingleTable, others: Sequence[ShingleTable]
+    ) -> list[Kept]:
         kept = []
         taken: Counter[str] = Counter()
         by_file = level and table is train_table
@@ -146,11 +155,12 @@ def select(
 
 
 def hold_out_by_size(documents: Sequence[Document], validation_bytes: int) -> tuple[list[Document], list[Document]]:
-    """Training documents and those held out, at most so many bytes: from short and from long ones by their share of the text.
+    """Training documents and those held out, at most so many bytes: from short and from long ones by their share of the
+    text.
 
-    A unit (a file) no longer than one part in `MIN_UNITS` of `validation_bytes` is held out whole; of longer ones their documents; of a
-    document that is longer itself its end, from a paragraph's or a line's start on; where such ends would be short, those of fewer
-    documents. Names decide nothing, only sizes and content.
+    A unit (a file) no longer than one part in `MIN_UNITS` of `validation_bytes` is held out whole; of longer ones their
+    documents; of a document that is longer itself its end, from a paragraph's or a line's start on; where such ends
+    would be short, those of fewer documents. Names decide nothing, only sizes and content.
     """
     total, limit = sum(document.size for document in documents), validation_bytes // MIN_UNITS
     files = _unit_sizes(documents)
@@ -185,10 +195,14 @@ def _unit_sizes(documents: Iterable[Document]) -> Counter[str]:
 
 
 def _divided(document: Document, size: int) -> tuple[Document, Document]:
-    """A document without its end, and its end: at most `size` bytes, from a paragraph or else a line that begins in their first half."""
+    """A document without its end, and its end: at most `size` bytes, from a paragraph or else a line that begins in
+    their first half.
+    """
     text = document.read() or b""
     start = len(cut_utf8(text, len(text) - size))
-    breaks = (re.compile(pattern).search(text, start, len(text) - size // 2) for pattern in (rb"\n[ \t\r]*\n\s*", rb"\n"))
+    breaks = (
+        re.compile(pattern).search(text, start, len(text) - size // 2) for pattern in (rb"\n[ \t\r]*\n\s*", rb"\n")
+    )
     cut = next((found.end() for found in breaks if found), start)
     parts = ((document.unit, text[:cut]), (f"{document.unit} (end)", text[cut:]))
     first, last = (replace(document, unit=unit, size=len(part), source=part) for unit, part in parts)
@@ -248,7 +262,7 @@ def _levelled(documents: Iterable[Document]) -> list[Document]:
     return [document for _, document in sorted(keyed, key=lambda pair: pair[0])]
 
 
-# --- shingles ---------------------------------------------------------------------------------------------------------------
+# --- shingles ---------------------------------------------------------------------------------------------------------
 
 _BLOCK = 1 << 20  # bytes hashed at once; bounds memory, and a shingle across two blocks is not worth keeping
 _BASE = 0x9E3779B97F4A7C15 | 1
@@ -268,7 +282,9 @@ _INVERSE_POWERS = _powers(pow(_BASE, -1, 1 << 64))  # an odd number has an inver
 
 
 def shingles_of(text: bytes) -> npt.NDArray[np.uint64]:
-    """Distinct hashes of all runs of `SHINGLE_WORDS` words; of all words where there are fewer. Spacing and punctuation do not count."""
+    """Distinct hashes of all runs of `SHINGLE_WORDS` words; of all words where there are fewer. Spacing and punctuation
+    do not count.
+    """
     blocks = [_block_shingles(text[start : start + _BLOCK]) for start in range(0, len(text), _BLOCK)]
     return np.unique(np.concatenate(blocks)) if blocks else np.empty(0, np.uint64)
 
@@ -278,7 +294,8 @@ def _block_shingles(text: bytes) -> npt.NDArray[np.uint64]:
     is_word = _WORD_BYTES[raw]
     after_word = np.zeros_like(is_word)
     after_word[1:] = is_word[:-1]
-    # Words joined by one separator each (value 1); a prefix sum of the polynomial then gives the hash of any run of them.
+    # Words joined by one separator each (value 1); a prefix sum of the polynomial then gives the hash of any run of
+    # them.
     joined = np.where(is_word, raw, 1)[is_word | after_word].astype(np.uint64)
     ends = np.flatnonzero(joined == 1)
     if not len(ends):

@@ -66,7 +66,11 @@ def train_tokenizer(texts: Sequence[bytes], vocab_size: int) -> Tokenizer:
     tokenizer.train_from_iterator(sample, trainer, length=len(sample))
     reached = tokenizer.get_vocab_size()
     if reached != vocab_size:
-        raise refused("vocab_size", vocab_size, f"the training text supports {reached} entries; use at most that many, or more text")
+        raise refused(
+            "vocab_size",
+            vocab_size,
+            f"the training text supports {reached} entries; use at most that many, or more text",
+        )
     return _plain(tokenizer)
 
 
@@ -92,9 +96,13 @@ def load_tokenizer(path: Path, vocab_size: int, separator: str | None = None) ->
     size = max(entries.values(), default=-1) + 1
     most = len(entries) + max(MOST_PADDING, len(entries))
     if size > most:
-        raise refused("tokenizer", path.name, f"its {len(entries)} entries have ids up to {size - 1}; number them with fewer gaps")
+        raise refused(
+            "tokenizer", path.name, f"its {len(entries)} entries have ids up to {size - 1}; number them with fewer gaps"
+        )
     if vocab_size < size:
-        raise refused("vocab_size", vocab_size, f"{path.name} has {size} entries; write `vocab_size: {size}`, or more to pad it")
+        raise refused(
+            "vocab_size", vocab_size, f"{path.name} has {size} entries; write `vocab_size: {size}`, or more to pad it"
+        )
     if vocab_size > most:
         remedy = f"{path.name} has {len(entries)} entries, and so much padding is a slip; write `vocab_size: {size}`"
         raise refused("vocab_size", vocab_size, remedy)
@@ -118,7 +126,9 @@ def _separator_of(tokenizer: Tokenizer, name: str, wanted: str | None) -> int:
         special = ", ".join(entry.content for entry in added.values() if entry.special) or "none"
         if wanted is None:
             missing = f"it has no token of a common name for the end of a document ({', '.join(KNOWN_SEPARATORS)})"
-            raise refused("tokenizer", name, f"{missing}; name one as `data.separator`; its special ones: {shortened(special)}")
+            raise refused(
+                "tokenizer", name, f"{missing}; name one as `data.separator`; its special ones: {shortened(special)}"
+            )
         raise refused("separator", wanted, f"{name} has no such token; its special ones: {shortened(special)}")
     if found not in added or not added[found].special:
         tokenizer.add_special_tokens([AddedToken(str(tokenizer.id_to_token(found)), special=True, normalized=False)])
@@ -141,7 +151,7 @@ def _plain(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-# --- encoding ---------------------------------------------------------------------------------------------------------------
+# --- encoding ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -150,8 +160,8 @@ class Encoded:
 
     Attributes:
         ids: without a separator, [N].
-        sizes: UTF-8 bytes of the text that each token stands for, and the bytes after the last token, [N + 1]; in all, those of the text.
-            What a tokenizer drops, such as spaces, counts with the token after it.
+        sizes: UTF-8 bytes of the text that each token stands for, and the bytes after the last token, [N + 1]; in all,
+            those of the text. What a tokenizer drops, such as spaces, counts with the token after it.
         unknown: bytes under an unknown token or, spaces aside, under none.
         example: some of what is unknown.
     """
@@ -165,8 +175,8 @@ class Encoded:
 def encode(tokenizer: Tokenizer, texts: Sequence[bytes]) -> Iterator[Encoded]:
     """Each document in tokens.
 
-    Bytes are those of the entries where these add up to the text, as in a byte-level vocabulary; otherwise they come from the places in
-    the text that the tokenizer says its tokens are from.
+    Bytes are those of the entries where these add up to the text, as in a byte-level vocabulary; otherwise they come
+    from the places in the text that the tokenizer says its tokens are from.
 
     Raises:
         Exception: the tokenizer has no token for what is unknown to it.
@@ -183,19 +193,25 @@ def encode(tokenizer: Tokenizer, texts: Sequence[bytes]) -> Iterator[Encoded]:
         room -= len(text)
         if room <= 0 or number == len(texts):
             encode_lot = tokenizer.encode_batch_fast if whole else tokenizer.encode_batch
-            for each, encoding in zip(lot, encode_lot([text.decode() for text in lot], add_special_tokens=False), strict=True):
+            for each, encoding in zip(
+                lot, encode_lot([text.decode() for text in lot], add_special_tokens=False), strict=True
+            ):
                 ids = np.array(encoding.ids, dtype=np.int64)
                 if whole and entry_sizes[ids].sum() == len(each):
                     yield Encoded(ids, np.append(entry_sizes[ids], 0))
                 else:
                     placed = tokenizer.encode(each.decode(), add_special_tokens=False) if whole else encoding
-                    document = _placed(each.decode(), ids, np.array(placed.offsets, dtype=np.int64).reshape(-1, 2), unknown)
+                    document = _placed(
+                        each.decode(), ids, np.array(placed.offsets, dtype=np.int64).reshape(-1, 2), unknown
+                    )
                     yield Encoded(ids, document.sizes) if spells_all else document
             lot, room = [], ENCODE_BYTES
 
 
 def _entry_sizes(tokenizer: Tokenizer, unknown: int | None) -> npt.NDArray[np.int64]:
-    """UTF-8 bytes of each entry of a byte-level vocabulary, [V]; 0 for special and unknown tokens, and for all of other vocabularies."""
+    """UTF-8 bytes of each entry of a byte-level vocabulary, [V]; 0 for special and unknown tokens, and for all of other
+    vocabularies.
+    """
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     sizes = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
     added = tokenizer.get_added_tokens_decoder()
@@ -217,7 +233,9 @@ def _unknown_id(tokenizer: Tokenizer) -> int | None:
 
 
 def _placed(text: str, ids: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64], unknown: int | None) -> Encoded:
-    """Bytes from the places of the tokens, [N, 2] in characters. Tokens of one place, such as the bytes of a character, share its bytes."""
+    """Bytes from the places of the tokens, [N, 2] in characters. Tokens of one place, such as the bytes of a character,
+    share its bytes.
+    """
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     widths = 1 + (points[:, None] >= np.array([0x80, 0x800, 0x10000])).sum(1)
     bytes_before = np.concatenate([[0], np.cumsum(widths)])
@@ -264,14 +282,23 @@ def tokenize(
             document = next(encoded)
         except Exception as error:  # the library raises bare Exception
             raise refused(
-                "tokenizer", name, f"it fails on the text ({shortened(str(error))}); give it an unknown token or byte fallback"
+                "tokenizer",
+                name,
+                f"it fails on the text ({shortened(str(error))}); give it an unknown token or byte fallback",
             ) from None
         if (document.ids == separator).any():
             spelt = tokenizer.id_to_token(separator)
             remedy = f"{name} also finds it inside a text, one that begins {brief(text[:40].decode(errors='ignore'))}"
-            raise refused("separator", spelt, f"{remedy}; name a token that no text spells, such as another special one")
+            raise refused(
+                "separator", spelt, f"{remedy}; name a token that no text spells, such as another special one"
+            )
         unknown, total, example = unknown + document.unknown, total + len(text), example or document.example
         yield np.append(document.ids, separator).astype(dtype), document.sizes
     if unknown > MOST_UNKNOWN * total:
-        remedy = "use one that can spell any text (byte-level, or with byte fallback), or leave `tokenizer` out to have one trained"
-        raise refused("tokenizer", name, f"{unknown / total:.1%} of the text is unknown to it, such as {brief(example)}; {remedy}")
+        remedy = (
+            "use one that can spell any text (byte-level, or with byte fallback), or leave `tokenizer` out to have one "
+            "trained"
+        )
+        raise refused(
+            "tokenizer", name, f"{unknown / total:.1%} of the text is unknown to it, such as {brief(example)}; {remedy}"
+        )

@@ -1,4 +1,5 @@
-"""The head over the vocabulary and the cross-entropy, some rows at a time: logits of the whole batch never exist together.
+"""The head over the vocabulary and the cross-entropy, some rows at a time: logits of the whole batch never exist
+together.
 
 Shape letters: S tokens, D model width, V vocabulary, R rows of a chunk.
 """
@@ -31,7 +32,9 @@ def head_loss(x_SD: Tensor, weight_VD: Tensor, targets_S: Tensor) -> Tensor:
 def head_loss_reference(x_SD: Tensor, weight_VD: Tensor, targets_S: Tensor) -> Tensor:
     logits_SV = F.linear(x_SD, weight_VD)
     logits_SV = logits_SV if logits_SV.dtype == torch.float64 else logits_SV.float()
-    return F.cross_entropy(logits_SV, targets_S.clamp_min(-1), ignore_index=-1, reduction="sum") / (targets_S >= 0).sum().clamp_min(1)
+    return F.cross_entropy(logits_SV, targets_S.clamp_min(-1), ignore_index=-1, reduction="sum") / (
+        targets_S >= 0
+    ).sum().clamp_min(1)
 
 
 @torch.no_grad()
@@ -65,8 +68,9 @@ def _chunk(x_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> tuple[Tensor, 
 class _HeadLoss(torch.autograd.Function):
     """L = mean of logsumexp(x W^T) - (x W^T)[target] over the targets that count.
 
-    dL/dlogits = (softmax - onehot) / their number, or 0, so that a chunk's gradients dx = dlogits W and dW += dlogits^T x are known as
-    soon as its loss is, while its logits are still in the cache. The forward pass computes both; the backward pass scales them.
+    dL/dlogits = (softmax - onehot) / their number, or 0, so that a chunk's gradients dx = dlogits W and dW += dlogits^T
+    x are known as soon as its loss is, while its logits are still in the cache. The forward pass computes both; the
+    backward pass scales them.
     """
 
     @staticmethod

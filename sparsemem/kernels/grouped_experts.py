@@ -1,7 +1,7 @@
 """The experts that each token has chosen, dropless: tokens are sorted by expert and multiplied in groups.
 
-Shape letters: S tokens, D model width, E experts, K experts a token, A rows of assignments (S x K, or some more), F inner width of an
-expert.
+Shape letters: S tokens, D model width, E experts, K experts a token, A rows of assignments (S x K, or some more), F
+inner width of an expert.
 """
 
 from __future__ import annotations
@@ -19,11 +19,19 @@ from sparsemem.kernels import REFERENCE
 from sparsemem.kernels.matmul import fast, matmul
 from sparsemem.kernels.swiglu import gated, gated_backward, swiglu_reference
 
-WIDE, BUSY, STEP = 2**15, 128, 32  # numbers in an expert's first matrix, tokens an expert, rows by which a group grows: see `_Groups`
-MOST_EXPERTS = {"cuda": 1023}  # of one grouped product: torch's kernel prepares them in one block of threads and refuses more
+WIDE, BUSY, STEP = (
+    2**15,
+    128,
+    32,
+)  # numbers in an expert's first matrix, tokens an expert, rows by which a group grows: see `_Groups`
+MOST_EXPERTS = {
+    "cuda": 1023
+}  # of one grouped product: torch's kernel prepares them in one block of threads and refuses more
 
 
-def grouped_experts(x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor, gate_up_EDF: Tensor, down_EFD: Tensor) -> Tensor:
+def grouped_experts(
+    x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor, gate_up_EDF: Tensor, down_EFD: Tensor
+) -> Tensor:
     """Sum over each token's experts of gate * SwiGLU expert(x): (S, D).
 
     Args:
@@ -34,7 +42,9 @@ def grouped_experts(x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor, gate_up_
     return form(x_SD, gates_SK, experts_SK, gate_up_EDF, down_EFD)
 
 
-def grouped_experts_reference(x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor, gate_up_EDF: Tensor, down_EFD: Tensor) -> Tensor:
+def grouped_experts_reference(
+    x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor, gate_up_EDF: Tensor, down_EFD: Tensor
+) -> Tensor:
     y_SD = torch.zeros_like(x_SD)
     for expert, (gate_up_DF, down_FD) in enumerate(zip(gate_up_EDF, down_EFD, strict=True)):
         tokens, place = (experts_SK == expert).nonzero(as_tuple=True)
@@ -44,16 +54,19 @@ def grouped_experts_reference(x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor
 
 
 class _Experts(torch.autograd.Function):
-    """y = sum over the token's experts of (gate inner) down, where inner = silu(x gate_up's first half) * (x gate_up's second half).
+    """y = sum over the token's experts of (gate inner) down, where inner = silu(x gate_up's first half) * (x gate_up's
+    second half).
 
-    Assignments are sorted by expert into consecutive rows. The gate multiplies the F inner values instead of the D outputs; with
-    h = x gate_up and g = dy down^T: d gate = g . inner, d inner = gate g, and the products' own gradients from there. A row may stand for
-    no assignment: it reads token 0 and has a gate of zero, so that nothing comes of it. Sums over a token's experts gather from its rows,
-    which is faster than a scatter and has a fixed order.
+    Assignments are sorted by expert into consecutive rows. The gate multiplies the F inner values instead of the D
+    outputs; with h = x gate_up and g = dy down^T: d gate = g . inner, d inner = gate g, and the products' own gradients
+    from there. A row may stand for no assignment: it reads token 0 and has a gate of zero, so that nothing comes of it.
+    Sums over a token's experts gather from its rows, which is faster than a scatter and has a fixed order.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor, gate_up_EDF: Tensor, down_EFD: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_SD: Tensor, gates_SK: Tensor, experts_SK: Tensor, gate_up_EDF: Tensor, down_EFD: Tensor
+    ) -> Tensor:
         order, rows_A, groups = _sort(experts_SK.flatten(), gate_up_EDF)
         rows_SK = torch.empty_like(order).scatter_(0, order, rows_A).view_as(experts_SK)
         tokens_A = order.new_zeros(groups.rows).index_copy_(0, rows_A, order // experts_SK.shape[1])
@@ -73,7 +86,9 @@ class _Experts(torch.autograd.Function):
         x_SD, gates_A1, tokens_A, rows_SK, gate_up_EDF, down_EFD, *hiddens = ctx.saved_tensors
         into_x_AD, into_gates_A = _Whole(groups.rows), _Whole(groups.rows)
         into_gate_up_EDF, into_down_EFD = _Whole(len(gate_up_EDF)), _Whole(len(down_EFD))
-        parts = zip(*groups.split(tokens_A, gates_A1), *groups.each(gate_up_EDF, down_EFD), hiddens, groups.ends, strict=True)
+        parts = zip(
+            *groups.split(tokens_A, gates_A1), *groups.each(gate_up_EDF, down_EFD), hiddens, groups.ends, strict=True
+        )
         for tokens, gates, gate_up, down, hidden, ends in parts:
             gradient, (gate, up) = gradient_SD.index_select(0, tokens), hidden.chunk(2, dim=-1)
             activated = F.silu(gate)
@@ -111,11 +126,12 @@ def _together(load_E: Tensor, rows: int) -> _Groups:
 
 @dataclass(frozen=True)
 class _Groups:
-    """Rows of each expert, in the parts that are multiplied at once: all experts, by torch's grouped product, or one after the other.
+    """Rows of each expert, in the parts that are multiplied at once: all experts, by torch's grouped product, or one
+    after the other.
 
-    One after the other they go through oneDNN (`kernels.matmul`), and what belongs to an expert stays in the cache of a core: faster where
-    experts are wide and many tokens come to each, slower where they are narrow. It compiles a kernel for each number of rows: groups grow
-    in steps so that these are few.
+    One after the other they go through oneDNN (`kernels.matmul`), and what belongs to an expert stays in the cache of a
+    core: faster where experts are wide and many tokens come to each, slower where they are narrow. It compiles a kernel
+    for each number of rows: groups grow in steps so that these are few.
     """
 
     sizes: list[int]
@@ -154,13 +170,17 @@ def _weight_gradient(x: Tensor, gradient: Tensor, ends_E: Tensor | None) -> Tens
 
 
 def _without_idle(into_weight: Tensor, ends_E: Tensor) -> Tensor:
-    """Zero for an expert without rows. A Blackwell GPU leaves there what was in memory before (pytorch/pytorch, issue 172439)."""
+    """Zero for an expert without rows. A Blackwell GPU leaves there what was in memory before (pytorch/pytorch, issue
+    172439).
+    """
     idle_E = ends_E == F.pad(ends_E[:-1], (1, 0))
     return into_weight.masked_fill_(idle_E.view(-1, 1, 1), 0.0)
 
 
 class _Whole:
-    """A tensor out of the parts. Each is copied to its place while the cache still holds it, and the next one takes its memory."""
+    """A tensor out of the parts. Each is copied to its place while the cache still holds it, and the next one takes its
+    memory.
+    """
 
     def __init__(self, length: int) -> None:
         """`length`: of the first dimension."""

@@ -1,9 +1,9 @@
 """Dense matrix products by the faster of the two libraries inside torch; the reference is torch's own.
 
-torch gives fp32 products to MKL, which stops at AVX2 on processors that are not Intel's; oneDNN takes AVX-512 wherever there is any:
-230 against 105 GFLOP/s a core on a Zen 5. On Intel's, and with AVX2, MKL is level or ahead, by far where matrices are small
-(docs/LOG.md). So both are measured, once a process. Both multiply in fp32. What is neither fp32 nor, where the processor multiplies it,
-bf16 goes torch's usual way, and so does all that is not on a CPU.
+torch gives fp32 products to MKL, which stops at AVX2 on processors that are not Intel's; oneDNN takes AVX-512 wherever
+there is any: 230 against 105 GFLOP/s a core on a Zen 5. On Intel's, and with AVX2, MKL is level or ahead, by far where
+matrices are small (docs/LOG.md). So both are measured, once a process. Both multiply in fp32. What is neither fp32 nor,
+where the processor multiplies it, bf16 goes torch's usual way, and so does all that is not on a CPU.
 
 Shape letters: S rows (tokens), K inputs, N outputs.
 """
@@ -29,7 +29,8 @@ _chosen: str | None = None  # by a measurement, or by the checkpoint that this p
 
 
 def library() -> str:
-    """`onednn` or `torch`: what multiplies fp32 matrices in this process. oneDNN must be faster by a quarter, so that noise never chooses.
+    """`onednn` or `torch`: what multiplies fp32 matrices in this process. oneDNN must be faster by a quarter, so that
+    noise never chooses.
 
     The libraries sum in different orders. A trial keeps its library in its checkpoint and goes on with it, bit for bit.
     """
@@ -47,12 +48,16 @@ def use_library(name: str | None) -> None:
 
 @torch.no_grad()
 def _speed_up() -> float:
-    """Time of torch's own product over oneDNN's, the geometric mean over shapes, each at its best of some rounds in turns."""
+    """Time of torch's own product over oneDNN's, the geometric mean over shapes, each at its best of some rounds in
+    turns.
+    """
     return math.prod(_ratio(torch.ones(S, K), torch.ones(N, K)) for S, K, N in _MEASURED) ** (1 / len(_MEASURED))
 
 
 def _ratio(x_SK: Tensor, weight_NK: Tensor) -> float:
-    seconds = [(_seconds(lambda: x_SK @ weight_NK.T), _seconds(lambda: by_onednn(x_SK, weight_NK))) for _ in range(1 + _ROUNDS)]
+    seconds = [
+        (_seconds(lambda: x_SK @ weight_NK.T), _seconds(lambda: by_onednn(x_SK, weight_NK))) for _ in range(1 + _ROUNDS)
+    ]
     own, onednn = (min(times) for times in zip(*seconds[1:], strict=True))
     return own / onednn
 

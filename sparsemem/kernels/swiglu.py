@@ -31,7 +31,9 @@ def gated(gate_up: Tensor) -> Tensor:
 
 
 def gated_backward(gradient: Tensor, gate_up: Tensor, activated: Tensor) -> Tensor:
-    """(..., F) -> (..., 2F): d gate = dy up silu'(gate), d up = dy silu(gate), written side by side; `activated` is silu(gate)."""
+    """(..., F) -> (..., 2F): d gate = dy up silu'(gate), d up = dy silu(gate), written side by side; `activated` is
+    silu(gate).
+    """
     gate, up = gate_up.chunk(2, dim=-1)
     result = torch.empty_like(gate_up)
     into_gate, into_up = result.chunk(2, dim=-1)

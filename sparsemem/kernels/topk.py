@@ -18,7 +18,8 @@ SHORT = 128
 
 
 def topk(scores_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(..., N) -> the largest scores and their places, (..., M), best first: those of `topk`, but that of equal ones it may take others.
+    """(..., N) -> the largest scores and their places, (..., M), best first: those of `topk`, but that of equal ones it
+    may take others.
 
     What is not a number comes first or last, by its sign; only a trial that diverges has any.
 
@@ -26,7 +27,12 @@ def topk(scores_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
         count: M; at most N are found.
     """
     count = min(count, scores_N.shape[-1])
-    if REFERENCE or scores_N.device.type != "cpu" or scores_N.dtype != torch.float32 or torch.get_num_threads() > NUMPY_THREADS:
+    if (
+        REFERENCE
+        or scores_N.device.type != "cpu"
+        or scores_N.dtype != torch.float32
+        or torch.get_num_threads() > NUMPY_THREADS
+    ):
         values_M, places_M = scores_N.topk(count)
         return values_M, places_M
     places_M = _places(scores_N, count)
@@ -34,7 +40,9 @@ def topk(scores_N: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _places(scores_N: Tensor, count: int) -> Tensor:
-    """By numpy, which sorts short lists with vector instructions, where torch's topk moves one pair of value and place at a time."""
+    """By numpy, which sorts short lists with vector instructions, where torch's topk moves one pair of value and place
+    at a time.
+    """
     N, half = scores_N.shape[-1], scores_N.shape[-1] // 2
     if N <= SHORT or half <= count:
         return _sorted_places(scores_N)[..., :count]
@@ -48,7 +56,8 @@ def _places(scores_N: Tensor, count: int) -> Tensor:
 def _sorted_places(scores_N: Tensor) -> Tensor:
     """Places in falling order of the scores, of equal ones the first first, zero before minus zero.
 
-    Score and place are sorted as one integer, the score's bits above: those of a float rise with it, once a negative one's are flipped.
+    Score and place are sorted as one integer, the score's bits above: those of a float rise with it, once a negative
+    one's are flipped.
     """
     bits_N = scores_N.numpy().view(np.int32)
     rising_N = bits_N ^ ((bits_N >> 31) & 0x7FFFFFFF)

@@ -28,7 +28,9 @@ class Attention(nn.Module):
         self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
         self.head_dim = config.head_width
         self.project_in = parameter((self.heads + 2 * self.kv_heads) * self.head_dim, config.width, std=config.init_std)
-        self.project_out = parameter(config.width, self.heads * self.head_dim, std=residual_std(config.init_std, config.layers))
+        self.project_out = parameter(
+            config.width, self.heads * self.head_dim, std=residual_std(config.init_std, config.layers)
+        )
         self.query_norm = RMSNorm(self.head_dim, config.norm_eps)
         self.key_norm = RMSNorm(self.head_dim, config.norm_eps)
 
@@ -40,7 +42,9 @@ class Attention(nn.Module):
         q_BTHK, k_BTGK, v_BTGK = qkv_BTNK.split(sizes, dim=2)
         q_BTHK, k_BTGK = rotate(self.query_norm(q_BTHK), cos_sin_2THK), rotate(self.key_norm(k_BTGK), cos_sin_2THK)
         q_BHTK, k_BGTK, v_BGTK = (heads.transpose(1, 2) for heads in (q_BTHK, k_BTGK, v_BTGK))
-        out_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=self.heads != self.kv_heads)
+        out_BHTK = F.scaled_dot_product_attention(
+            q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=self.heads != self.kv_heads
+        )
         return linear(out_BHTK.transpose(1, 2).flatten(2), self.project_out)
 
 

@@ -16,7 +16,9 @@ def documents(tokens_BT: Tensor, separator: int) -> Tensor:
 
 
 def earlier(x_BTD: Tensor, back: int, documents_BT: Tensor | None) -> Tensor:
-    """What stood `back` positions (1 to T - 1) before each; 0 before the sequence or, given documents, in another one."""
+    """What stood `back` positions (1 to T - 1) before each; 0 before the sequence or, given documents, in
+    another one.
+    """
     before_BTD = x_BTD[:, :-back]
     if documents_BT is not None:
         before_BTD = before_BTD * (documents_BT[:, :-back] == documents_BT[:, back:]).unsqueeze(-1)

@@ -15,7 +15,9 @@ from sparsemem.counting import occurrences
 
 
 class Usage:
-    """Running sums, on the processor and in float64, so that a log does not depend on how evaluation is cut into batches."""
+    """Running sums, on the processor and in float64, so that a log does not depend on how evaluation is cut into
+    batches.
+    """
 
     def __init__(self, rows: int) -> None:
         self._reads_N = torch.zeros(rows, dtype=torch.int64, device="cpu")

@@ -1,7 +1,7 @@
 """The registry: every mechanism, by the name of its pool. The rest of the code names none.
 
-One from outside of the package is told of by an entry point of the group `sparsemem.mechanisms`, or in Python by `sparsemem.register`.
-CONTRIBUTING.md walks through one. This module must not know torch: `analysis` reads it.
+One from outside of the package is told of by an entry point of the group `sparsemem.mechanisms`, or in Python by
+`sparsemem.register`. CONTRIBUTING.md walks through one. This module must not know torch: `analysis` reads it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,18 @@ from sparsemem.mechanisms.moe import EXPERTS
 from sparsemem.mechanisms.ngram_embedding import NGRAM_EMBEDDING
 from sparsemem.mechanisms.product_key import PRODUCT_KEY
 
-__all__ = ["EXPERTS", "MEMORY_POOLS", "POOLS", "Index", "Mechanism", "MemoryFields", "Placed", "Tables", "Vocabulary", "label"]
+__all__ = [
+    "EXPERTS",
+    "MEMORY_POOLS",
+    "POOLS",
+    "Index",
+    "Mechanism",
+    "MemoryFields",
+    "Placed",
+    "Tables",
+    "Vocabulary",
+    "label",
+]
 
 GROUP = "sparsemem.mechanisms"
 VARIABLE = "SPARSEMEM_MECHANISMS"
@@ -49,5 +60,7 @@ def load(entry: EntryPoint) -> Mechanism:
     except Exception as error:
         raise ImportError(f"{where} cannot be loaded: {error!r}; mend it, or uninstall what brings it") from error
     if not isinstance(found, Mechanism):
-        raise ImportError(f"{where} is a {type(found).__name__}; name an instance of a subclass of `sparsemem.mechanisms.Mechanism`")
+        raise ImportError(
+            f"{where} is a {type(found).__name__}; name an instance of a subclass of `sparsemem.mechanisms.Mechanism`"
+        )
     return found

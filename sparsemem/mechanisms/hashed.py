@@ -17,7 +17,9 @@ Order = Annotated[StrictInt, Field(ge=2, le=64)]
 
 
 class Hashed(Mechanism):
-    """A memory of `orders` x `heads` tables a module. Tables of a size: distinct primes from there upward, module by module."""
+    """A memory of `orders` x `heads` tables a module. Tables of a size: distinct primes from there upward, module by
+    module.
+    """
 
     def modules(self, model: Model) -> int:
         """Modules, each with its own tables."""
@@ -27,7 +29,8 @@ class Hashed(Mechanism):
         tables = self._tables(model) * self.modules(model)
         if tables > MOST_TABLES:
             raise ValueError(
-                f"`{self.name}` has {tables:,} tables; use fewer `orders`, `heads` or `layers`, at most {MOST_TABLES:,} tables in all"
+                f"`{self.name}` has {tables:,} tables; use fewer `orders`, `heads` or `layers`, at most "
+                f"{MOST_TABLES:,} tables in all"
             )
 
     def least(self, model: Model) -> int:
@@ -74,7 +77,8 @@ def _primes_from(start: int) -> Iterator[int]:
 
 
 def _is_prime(number: int) -> bool:
-    """Miller and Rabin's test with the first twelve primes as bases, which is exact below 3.1e23 (Sorenson and Webster 2015).
+    """Miller and Rabin's test with the first twelve primes as bases, which is exact below 3.1e23 (Sorenson and Webster
+    2015).
 
     >>> [number for number in range(2, 30) if _is_prime(number)], _is_prime(10**15 + 37), _is_prime(1_000_003**2)
     ([2, 3, 5, 7, 11, 13, 17, 19, 23, 29], True, False)

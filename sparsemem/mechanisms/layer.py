@@ -15,8 +15,8 @@ from sparsemem.memory.table import MemoryTable
 class SparseLayer(nn.Module):
     """A layer with sparse parameters.
 
-    Its `forward` takes what it is fed, (B, T, D), and raw token ids (B, T), and returns what it adds, (B, T, D), or the pair of that and a
-    weighted auxiliary loss, a scalar or None.
+    Its `forward` takes what it is fed, (B, T, D), and raw token ids (B, T), and returns what it adds, (B, T, D), or the
+    pair of that and a weighted auxiliary loss, a scalar or None.
     """
 
     imbalance = math.nan
@@ -29,7 +29,9 @@ class SparseLayer(nn.Module):
         self._usage: Usage | None = None
 
     def reads(self) -> Iterator[tuple[nn.Parameter, int]]:
-        """Each parameter of which a token reads only some entries of the first dimension, and how many; by default a row a table."""
+        """Each parameter of which a token reads only some entries of the first dimension, and how many; by default a
+        row a table.
+        """
         return ((module.rows_RC, len(module.first_H)) for module in self.modules() if isinstance(module, MemoryTable))
 
     def end_step(self) -> None:
@@ -44,8 +46,9 @@ class SparseLayer(nn.Module):
         """What evaluation read since the last call, which is then forgotten.
 
         Returns:
-            `coverage`, the share of rows that were read; `kl_uniform`, the divergence of reads over rows from the uniform distribution, in
-            nats; `output_std`; and the means that the layer notes. Means are not a number where nothing was read.
+            `coverage`, the share of rows that were read; `kl_uniform`, the divergence of reads over rows from the
+            uniform distribution, in nats; `output_std`; and the means that the layer notes. Means are not a number
+            where nothing was read.
         """
         usage, self._usage = self._usage or Usage(self.rows), None
         return usage.summary()

@@ -1,7 +1,7 @@
 """All that the rest of the code asks of a mechanism: the one protocol. It must not know torch, nor any mechanism.
 
-A mechanism is a kind of sparse parameters: a pool of the budget. Its fields stand under its name in a study's `model`, its share of the
-sparse parameters under the same name in `shares`.
+A mechanism is a kind of sparse parameters: a pool of the budget. Its fields stand under its name in a study's `model`,
+its share of the sparse parameters under the same name in `shares`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class MemoryFields(Strict):
     """What every memory has: the rows of its tables are solved from its share of the budget, unless they are given."""
 
     rows: Annotated[Quantity, Field(le=10**12)] | None = None
-    """Rows of each table, at most 1T. A memory of given rows takes no share: it comes on top of the budget, on an unchanged backbone."""
+    """Rows of each table, at most 1T. A memory of given rows takes no share: it comes on top of the budget, on an
+    unchanged backbone.
+    """
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,10 @@ class Placed:
     block: int
     """1-based; 0 with `embedding`."""
     at: Literal["embedding", "entry", "feed_forward", "beside"]
-    """`embedding`: turns the vocabulary embedding into what enters the first block; the others add to the residual stream: at the `entry`
-    of the block, before attention; as its `feed_forward`; or `beside` it, fed by the same normed input."""
+    """`embedding`: turns the vocabulary embedding into what enters the first block; the others add to the residual
+    stream: at the `entry` of the block, before attention; as its `feed_forward`; or `beside` it, fed by the same normed
+    input.
+    """
     path: str
     """Its name in the block, or in the model with `embedding`. Initial weights are drawn by it."""
     layer: SparseLayer
@@ -148,7 +152,9 @@ class Mechanism(ABC):
         return sum(map(len, sizes.of(self.name)))
 
     def row_bytes(self, model: Model, sizes: Sizes, batch: int) -> float:
-        """Bytes of rows that a batch of so many tokens reads at most, per token: of N rows, of which each picks m, min(B m, N)."""
+        """Bytes of rows that a batch of so many tokens reads at most, per token: of N rows, of which each picks m,
+        min(B m, N).
+        """
         read = sum(min(batch, rows) for tables in sizes.of(self.name) for rows in tables)
         return read * self.row_width(model) * BYTES_PER_PARAMETER / batch
 

@@ -1,13 +1,15 @@
 """Where the rows of a memory live. Today: in the device of the model, updated only where they were read.
 
 - Looking up: rows side by side (Engram, n-gram embedding).
-- Pooling and dot products (product-key memories): a token reads many rows of one table and keeps their weighted sum, or each row's product
-  with a vector. Neither holds more than some of the rows that were read, and the gradient of the table comes out summed by row, which
-  spares the optimiser the sorting of what was read. A weighted sum's forward, backward and that sum by row, for 2048 tokens and 32 rows of
-  32 values each, take 3.2 ms of one core; with torch's `embedding_bag` 5.3 ms, by gathering and multiplying 8.2 ms.
+- Pooling and dot products (product-key memories): a token reads many rows of one table and keeps their weighted sum, or
+  each row's product with a vector. Neither holds more than some of the rows that were read, and the gradient of the
+  table comes out summed by row, which spares the optimiser the sorting of what was read. A weighted sum's forward,
+  backward and that sum by row, for 2048 tokens and 32 rows of 32 values each, take 3.2 ms of one core; with torch's
+  `embedding_bag` 5.3 ms, by gathering and multiplying 8.2 ms.
 
-Shape letters: B sequences, T positions, H tables (one for each order and head), R rows of all tables, C width of a row; S tokens, M rows
-that a token reads, A reads (S x M), G slices of a row, P groups of reads, U distinct rows that were read, N sums.
+Shape letters: B sequences, T positions, H tables (one for each order and head), R rows of all tables, C width of a row;
+S tokens, M rows that a token reads, A reads (S x M), G slices of a row, P groups of reads, U distinct rows that were
+read, N sums.
 """
 
 from __future__ import annotations
@@ -24,11 +26,16 @@ from torch.autograd.function import once_differentiable
 from sparsemem.counting import occurrences
 from sparsemem.parameter import parameter
 
-CPU_NUMBERS, GPU_NUMBERS = 2**18, 2**26  # in the rows that are multiplied at a time: on a CPU twice 1 MB, which stays in its cache
+CPU_NUMBERS, GPU_NUMBERS = (
+    2**18,
+    2**26,
+)  # in the rows that are multiplied at a time: on a CPU twice 1 MB, which stays in its cache
 
 
 class Reads:
-    """Which rows each token reads. What the sums need to know about their order is found once, for all tables of these rows."""
+    """Which rows each token reads. What the sums need to know about their order is found once, for all tables of these
+    rows.
+    """
 
     def __init__(self, rows_SM: Tensor, groups_SM: Tensor | None = None, groups: int = 1) -> None:
         """
@@ -45,7 +52,9 @@ class Reads:
 
     @cached_property
     def by_place(self) -> tuple[Tensor | slice, Tensor]:
-        """The reads in an order in which those of one token and group are neighbours, and where each token and group begins."""
+        """The reads in an order in which those of one token and group are neighbours, and where each token and group
+        begins.
+        """
         if self.groups == 1:
             return slice(None), self.first_S
         count_N = occurrences(self.places_A, self.tokens * self.groups)
@@ -53,15 +62,17 @@ class Reads:
 
     @cached_property
     def by_row(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The distinct rows, the reads in an order in which those of one row are neighbours, and where each row begins."""
+        """The distinct rows, the reads in an order in which those of one row are neighbours, and where
+        each row begins.
+        """
         return _runs(self.rows_A)
 
 
 class MemoryTable(nn.Module):
     """Several tables of one row width, stored as one.
 
-    The gradient of `rows_RC` is sparse: it holds the rows that were looked up, so that the optimiser's time does not grow with
-    the rows that were not. `train.optim` recognises such parameters by their attribute `sparse_gradient`.
+    The gradient of `rows_RC` is sparse: it holds the rows that were looked up, so that the optimiser's time does not
+    grow with the rows that were not. `train.optim` recognises such parameters by their attribute `sparse_gradient`.
     """
 
     first_H: Tensor
@@ -84,7 +95,9 @@ class MemoryTable(nn.Module):
         return _Lookup.apply(self.rows_RC, rows_BTH + self.first_H).flatten(-2)
 
     def pool(self, reads: Reads, weights_SMG: Tensor) -> Tensor:
-        """Sum over a token's reads of weight x row, for each group apart: (S, P, C). Slice g of a row is weighted by weight g."""
+        """Sum over a token's reads of weight x row, for each group apart: (S, P, C). Slice g of a row is weighted by
+        weight g.
+        """
         weights_GA = weights_SMG.flatten(0, 1).T.contiguous().to(self.rows_RC.dtype)
         return _Pool.apply(self.rows_RC, weights_GA, reads).view(reads.tokens, reads.groups, -1)
 
@@ -93,7 +106,7 @@ class MemoryTable(nn.Module):
         return _Dot.apply(self.rows_RC, x_SC.contiguous().to(self.rows_RC.dtype), reads).view(reads.tokens, -1)
 
 
-# --- sums and products over reads, and each other's gradients ---------------------------------------------------------------
+# --- sums and products over reads, and each other's gradients ---------------------------------------------------------
 
 
 class _Lookup(torch.autograd.Function):
@@ -149,7 +162,9 @@ def _weighted_sums(source_RC: Tensor, rows_A: Tensor, weights_GA: Tensor, first_
     G, A = weights_GA.shape
     first_GN = first_N + A * torch.arange(G, device=first_N.device).unsqueeze(1)
     narrow, rows_GA = source_RC.view(len(source_RC) * G, -1), _slices(rows_A, G)
-    sums_GNC = F.embedding_bag(rows_GA.flatten(), narrow, first_GN.flatten(), per_sample_weights=weights_GA.flatten(), mode="sum")
+    sums_GNC = F.embedding_bag(
+        rows_GA.flatten(), narrow, first_GN.flatten(), per_sample_weights=weights_GA.flatten(), mode="sum"
+    )
     return sums_GNC.view(G, len(first_N), -1).transpose(0, 1).flatten(1)
 
 
@@ -158,13 +173,19 @@ def _products(source_RC: Tensor, rows_A: Tensor, other_NC: Tensor, places_A: Ten
     reads = max(1, (CPU_NUMBERS if source_RC.device.type == "cpu" else GPU_NUMBERS) // source_RC.shape[1])
     products = []
     for rows, places in zip(rows_A.split(reads), places_A.split(reads), strict=True):
-        products.append(source_RC.index_select(0, rows).mul_(other_NC.index_select(0, places)).view(len(rows), slices, -1).sum(-1))
+        products.append(
+            source_RC.index_select(0, rows).mul_(other_NC.index_select(0, places)).view(len(rows), slices, -1).sum(-1)
+        )
     return torch.cat(products).T
 
 
 def _slices(rows_A: Tensor, slices: int) -> Tensor:
     """Slices of rows are rows of a narrower table: their numbers, (G, A)."""
-    return rows_A.unsqueeze(0) if slices == 1 else rows_A * slices + torch.arange(slices, device=rows_A.device).unsqueeze(1)
+    return (
+        rows_A.unsqueeze(0)
+        if slices == 1
+        else rows_A * slices + torch.arange(slices, device=rows_A.device).unsqueeze(1)
+    )
 
 
 def _table_gradient(table_RC: Tensor, reads: Reads, other_NC: Tensor, places_A: Tensor, weights_GA: Tensor) -> Tensor:
@@ -186,7 +207,9 @@ def _coalesced(rows_U: Tensor, values_UC: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _mark_coalesced(table_RC: Tensor) -> None:
-    """A gradient that autograd takes over forgets that it is coalesced (rising rows, none twice); the optimiser would sort it again."""
+    """A gradient that autograd takes over forgets that it is coalesced (rising rows, none twice); the optimiser would
+    sort it again.
+    """
     gradient = table_RC.grad
     if gradient is None or not gradient.is_sparse:
         return

@@ -1,1 +1,3 @@
-"""Studies: from a YAML file to a results folder of trained trials. It must not know `analysis`: what it needs of it is handed in."""
+"""Studies: from a YAML file to a results folder of trained trials. It must not know `analysis`: what it needs of it is
+handed in.
+"""

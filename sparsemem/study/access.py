@@ -1,7 +1,8 @@
-"""The plan's second table: what finding and reading the rows of each memory costs, beside the routed experts of the same budget.
+"""The plan's second table: what finding and reading the rows of each memory costs, beside the routed experts of the
+same budget.
 
-Closed forms after UltraMem (arXiv 2411.12364, fig. 1), which stand with each mechanism. Tokens that pick alike read less: the bytes are
-upper bounds.
+Closed forms after UltraMem (arXiv 2411.12364, fig. 1), which stand with each mechanism. Tokens that pick alike read
+less: the bytes are upper bounds.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ def memory_access(planned: Sequence[PlannedTrial]) -> list[dict[str, Any]]:
     """One row for each memory of each distinct set of sizes.
 
     Returns:
-        trial_id (of the first trial with these sizes), pool, and per token: key_flops, candidate_flops, sorting_comparisons and index_share
-        (None for a memory without keys), then for each batch size B key_bytes_B, row_bytes_B and moe_bytes_B (None where the
-        budget holds no pure mixture of experts).
+        trial_id (of the first trial with these sizes), pool, and per token: key_flops, candidate_flops,
+        sorting_comparisons and index_share (None for a memory without keys), then for each batch size B key_bytes_B,
+        row_bytes_B and moe_bytes_B (None where the budget holds no pure mixture of experts).
     """
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for p in planned:
@@ -77,5 +78,11 @@ def describe_access(rows: Sequence[dict[str, Any]]) -> str:
             values = [row[f"{name}_bytes_{batch}"] for name in ("key", "row", EXPERTS.name)]
             line += ["-" if value is None else size(value) for value in values]
         lines.append(line)
-    about = "memory access per token: FLOPs of scoring keys and candidates, comparisons of sorting, their share of the layers' work;"
-    return f"{about} bytes read at batch sizes B, at most, beside the routed experts of the same budget\n{table(header, lines)}"
+    about = (
+        "memory access per token: FLOPs of scoring keys and candidates, comparisons of sorting, their share of the "
+        "layers' work;"
+    )
+    return (
+        f"{about} bytes read at batch sizes B, at most, beside the routed experts of the same "
+        f"budget\n{table(header, lines)}"
+    )

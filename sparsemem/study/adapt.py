@@ -1,9 +1,11 @@
 """Chooses the shares of a study's searches (`config.Optimum`), batch by batch. It must not know engines.
 
-A batch follows from the trials of the batches before it and from nothing else: not from which trial ended first, not from slots, not from
-anything a process remembers. So a study that is run again walks through its finished batches and goes on where it would have.
+A batch follows from the trials of the batches before it and from nothing else: not from which trial ended first, not
+from slots, not from anything a process remembers. So a study that is run again walks through its finished batches and
+goes on where it would have.
 
-The search ends on the interval that the report gives. That, and where to train next, is for the judge to say: it is handed in.
+The search ends on the interval that the report gives. That, and where to train next, is for the judge to say: it is
+handed in.
 """
 
 from __future__ import annotations
@@ -94,10 +96,14 @@ class _Search:
     @cached_property
     def label(self) -> str:
         """What sets it apart, as `budget.tokens=500000`; '' where nothing does."""
-        return ", ".join(f"{path}={values[0]}" for path, values in self.first.vary[0].items() if path not in ("rho", "seed"))  # type: ignore[index]
+        return ", ".join(
+            f"{path}={values[0]}" for path, values in self.first.vary[0].items() if path not in ("rho", "seed")
+        )  # type: ignore[index]
 
     def advance(self, ledger: Ledger, judge: Judge) -> str:
-        """Judge the batches so far and choose the next one; '' while a trial of theirs has not ended, and once the search has."""
+        """Judge the batches so far and choose the next one; '' while a trial of theirs has not ended, and once the
+        search has.
+        """
         if self.ended:
             return ""
         planned = plan(self._with(self.shares))
@@ -107,7 +113,11 @@ class _Search:
         import pandas as pd
 
         runs = pd.DataFrame(
-            [p.row() | {"val_loss": s.result["val_loss"]} for p, s in zip(planned, states, strict=True) if s.status == TrialStatus.FINISHED]
+            [
+                p.row() | {"val_loss": s.result["val_loss"]}
+                for p, s in zip(planned, states, strict=True)
+                if s.status == TrialStatus.FINISHED
+            ]
         )
         so_far = f"{', '.join(filter(None, ('search of rho', self.label)))}: {len(self.shares)} shares"
         tolerance, most = self.settings.tolerance, self.settings.most
@@ -136,11 +146,15 @@ class _Search:
 
     def _with(self, shares: list[float], seeds: int | None = None) -> Study:
         seeds = seeds or self.settings.seeds
-        return self.first.model_copy(update={"vary": ({**self.first.vary[0], "rho": tuple(shares), "seed": tuple(range(seeds))},)})
+        return self.first.model_copy(
+            update={"vary": ({**self.first.vary[0], "rho": tuple(shares), "seed": tuple(range(seeds))},)}
+        )
 
     @cached_property
     def _candidates(self) -> dict[float, float]:
-        """Share that integer sizes come to -> the nearest `rho` that comes to it; shares that miss the budget are left out."""
+        """Share that integer sizes come to -> the nearest `rho` that comes to it; shares that miss the budget are left
+        out.
+        """
         found: dict[float, float] = {}
         for step in range(round(1 / STEP) + 1):
             rho = round(step * STEP, 9)

@@ -1,4 +1,5 @@
-"""The texts of a study's trials, prepared: a study goes on with the text that it began with, whatever has become of packages and files.
+"""The texts of a study's trials, prepared: a study goes on with the text that it began with, whatever has become of
+packages and files.
 
 Its tokens are kept in the cache by their digest, which the study's folder names. It must not know engines.
 """
@@ -63,7 +64,9 @@ def texts_begun(ledger: Ledger, trials: Iterable[Trial]) -> dict[str, Begun]:
     return begun_with([trial.data for trial in trials], ledger.texts(), finished, ledger.folder)
 
 
-def begun_with(texts: Iterable[Data], digests: Mapping[str, str], finished: Mapping[str, int], where: Path) -> dict[str, Begun]:
+def begun_with(
+    texts: Iterable[Data], digests: Mapping[str, str], finished: Mapping[str, int], where: Path
+) -> dict[str, Begun]:
     """The same from digest and number of finished trials by data id."""
     begun: dict[str, Begun] = {}
     for name, text in {data_id(data): text_id(data) for data in texts}.items():
@@ -74,7 +77,11 @@ def begun_with(texts: Iterable[Data], digests: Mapping[str, str], finished: Mapp
 
 
 def prepare_corpora(
-    trials: Sequence[Trial], base: Path, begun: Mapping[str, Begun], say: Callable[[str], None], fetch: Fetch | None = None
+    trials: Sequence[Trial],
+    base: Path,
+    begun: Mapping[str, Begun],
+    say: Callable[[str], None],
+    fetch: Fetch | None = None,
 ) -> tuple[Mapping[str, Path], Mapping[str, Mapping[str, Any]]]:
     """Folder and manifest of each text that the trials read, by data id.
 
@@ -103,8 +110,11 @@ def prepare_corpora(
     return folders, {name: each.manifest for name, each in tokens.items()}
 
 
-def describe_texts(trials: Iterable[Trial], base: Path, kept: Mapping[str, str] | None = None) -> tuple[list[dict[str, Any]], str]:
-    """What the trials read, before it is prepared: a record a text, and in words; its tokens are counted where the cache has them.
+def describe_texts(
+    trials: Iterable[Trial], base: Path, kept: Mapping[str, str] | None = None
+) -> tuple[list[dict[str, Any]], str]:
+    """What the trials read, before it is prepared: a record a text, and in words; its tokens are counted where the
+    cache has them.
 
     Of a text that is not prepared, own files are read and split as they will be; of others only the sizes are known.
 
@@ -123,12 +133,18 @@ def describe_texts(trials: Iterable[Trial], base: Path, kept: Mapping[str, str] 
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         elif corpus and data.corpus == "files":
             selection, total = select_text(data, corpus)
-            held = min(sum(len(kept.text) for kept in selection.validation), round(data.validation_tokens * _bytes_a_token(data)))
+            held = min(
+                sum(len(kept.text) for kept in selection.validation),
+                round(data.validation_tokens * _bytes_a_token(data)),
+            )
             manifest = {"text": accounts(total, selection, held), "remarks": corpus.remarks}
         else:
             manifest = {}
         if "text" in manifest:
-            lines.append(f"{data.corpus}: {describe_text(manifest)}{''.join(f'; {remark}' for remark in manifest.get('remarks', ()))}")
+            lines.append(
+                f"{data.corpus}: "
+                f"{describe_text(manifest)}{''.join(f'; {remark}' for remark in manifest.get('remarks', ()))}"
+            )
         elif going_on:
             lines.append(f"{data.corpus}: the tokens {digest}, which are not in this cache")
         else:
@@ -142,7 +158,8 @@ def describe_texts(trials: Iterable[Trial], base: Path, kept: Mapping[str, str] 
 
 
 def _check_sizes(trials: Sequence[Trial], manifest: Mapping[str, Any]) -> None:
-    """Refuse what `run` would: a text too short for a sequence or a batch. A token has a byte at least, where they are not counted yet.
+    """Refuse what `run` would: a text too short for a sequence or a batch. A token has a byte at least, where they are
+    not counted yet.
 
     Raises:
         ConfigError: naming the field.
@@ -162,7 +179,9 @@ def _bytes_a_token(data: Data) -> float:
 
 
 def _times_read(trials: Sequence[Trial], manifest: Mapping[str, Any]) -> float | None:
-    """How often the longest trial reads its text; about, where its tokens are not counted yet, and None where nothing is known of it."""
+    """How often the longest trial reads its text; about, where its tokens are not counted yet, and None where nothing
+    is known of it.
+    """
     tokens = manifest.get("train_tokens") or manifest.get("text", {}).get("train", 0) / _bytes_a_token(trials[0].data)
     return round(max(trial.budget.tokens for trial in trials) / tokens, 2) if tokens else None
 
@@ -173,12 +192,22 @@ def _repetition(trials: Sequence[Trial], manifest: Mapping[str, Any]) -> str:
     if times <= 1:
         return ""
     about = "" if "train_tokens" in manifest else "about "
-    more = "`data.max_bytes` admits more" if "over max_bytes" in manifest.get("text", {}).get("unused", {}) else "use more text"
-    return f"note: trials read their text up to {about}{times:.3g} times, which favours memory; {more}, or fewer `budget.tokens`"
+    more = (
+        "`data.max_bytes` admits more"
+        if "over max_bytes" in manifest.get("text", {}).get("unused", {})
+        else "use more text"
+    )
+    return (
+        f"note: trials read their text up to {about}{times:.3g} times, which favours memory; {more}, or fewer "
+        f"`budget.tokens`"
+    )
 
 
-def text_notes(trials: Iterable[Trial], base: Path, begun: Mapping[str, Begun], fetch: Fetch | None) -> tuple[list[str], dict[str, str]]:
-    """What `prepare_corpora` would say of texts that have changed since the study began; reads no text and brings none here.
+def text_notes(
+    trials: Iterable[Trial], base: Path, begun: Mapping[str, Begun], fetch: Fetch | None
+) -> tuple[list[str], dict[str, str]]:
+    """What `prepare_corpora` would say of texts that have changed since the study began; reads no text and brings none
+    here.
 
     Returns:
         The notes, and text id -> digest of the tokens that the study goes on with in place of its text.
@@ -200,11 +229,18 @@ def text_notes(trials: Iterable[Trial], base: Path, begun: Mapping[str, Begun], 
 def finished_notes(
     trials: Sequence[Trial], waiting: Iterable[str], base: Path, begun: Mapping[str, Begun], ledger: Ledger
 ) -> tuple[list[str], dict[str, str]]:
-    """`text_notes` of own files that no waiting trial reads, never refused; and of finished trials under other names of the same text."""
+    """`text_notes` of own files that no waiting trial reads, never refused; and of finished trials under other names of
+    the same text.
+    """
     left, notes, digests = set(waiting), [], {}
     read = {text_id(trial.data) for trial in trials if trial.id in left}
     for text, data in {text_id(trial.data): trial.data for trial in trials if trial.data.corpus == "files"}.items():
-        if text in begun and text not in read and begun[text].trials and (change := _changed(data, base, begun[text].digest)):
+        if (
+            text in begun
+            and text not in read
+            and begun[text].trials
+            and (change := _changed(data, base, begun[text].digest))
+        ):
             notes.append(_note(begun[text], change))
             digests[text] = begun[text].digest
     return [*notes, *_renamed_notes(trials, base, ledger)], digests
@@ -230,9 +266,9 @@ def _renamed_notes(trials: Iterable[Trial], base: Path, ledger: Ledger) -> list[
                     old.model_copy(update={"data": old.data.model_copy(update=names)}).id in ids
                 )
     return [
-        f"note: {count} finished trial{'s' * (count != 1)} in {ledger.folder} read the same text under another name ({before}; now "
-        f"{after}); a trial's id holds the names, so under the new ones they are trained again; to keep them write `{before}` into the "
-        "study and give the files those names again"
+        f"note: {count} finished trial{'s' * (count != 1)} in {ledger.folder} read the same text under another name "
+        f"({before}; now {after}); a trial's id holds the names, so under the new ones they are trained again; to keep "
+        f"them write `{before}` into the study and give the files those names again"
         for (before, after), count in found.items()
         if count
     ]
@@ -247,7 +283,9 @@ def _digest_now(data: Data, base: Path) -> str | None:
 
 def _names(data: Data) -> str:
     fields = {name: list(getattr(data, name)) for name in ("files", "validation_files")}
-    return ", ".join(f"{name}: [{', '.join(json.dumps(each) for each in value)}]" for name, value in fields.items() if value)
+    return ", ".join(
+        f"{name}: [{', '.join(json.dumps(each) for each in value)}]" for name, value in fields.items() if value
+    )
 
 
 def _text(data: Data, base: Path, begun: Begun | None, say: Callable[[str], None], fetch: Fetch | None) -> Path:
@@ -273,7 +311,9 @@ def _kept(data: Data, base: Path, begun: Begun, fetch: Fetch | None) -> _Kept | 
         ConfigError: trials are finished, and neither the tokens nor the text that they were trained on is to be had.
     """
     digest, change = begun.digest, _changed(data, base, begun.digest)
-    if change is None or not (begun.trials or data.corpus == "python-source"):  # own files that were mended before anything was finished
+    if change is None or not (
+        begun.trials or data.corpus == "python-source"
+    ):  # own files that were mended before anything was finished
         return None
     note = _note(begun, change)
     if folder := kept_folder(digest):
@@ -285,8 +325,8 @@ def _kept(data: Data, base: Path, begun: Begun, fetch: Fetch | None) -> _Kept | 
     trained = f"{begun.trials} finished trial{'s were' if begun.trials != 1 else ' was'}"
     raise ConfigError(
         f"{begun.where}: its {trained} trained on the corpus {digest}; the text of `data` {change}, "
-        f"and those tokens are not in the cache {cache_folder()}; run it where it began, copy the folder {digest} from the "
-        "cache there into this one, bring the text back as it was, or begin anew with another `study` name"
+        f"and those tokens are not in the cache {cache_folder()}; run it where it began, copy the folder {digest} from "
+        f"the cache there into this one, bring the text back as it was, or begin anew with another `study` name"
     )
 
 
@@ -297,7 +337,10 @@ def _note(begun: Begun, change: str) -> str:
         if change.startswith(GONE)
         else "no curve mixes two texts; for the new text give the study another `study` name"
     )
-    return f"note: the text of `data` {change}; it goes on with the tokens that it began with, {begun.digest}{trials}; {remedy}"
+    return (
+        f"note: the text of `data` {change}; it goes on with the tokens that it began with, {begun.digest}{trials}; "
+        f"{remedy}"
+    )
 
 
 def _changed(data: Data, base: Path, digest: str) -> str | None:

@@ -1,4 +1,6 @@
-"""What an edited study would do to the results it has: which trials stay, which are new and in what, which are no longer planned."""
+"""What an edited study would do to the results it has: which trials stay, which are new and in what, which are no
+longer planned.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,9 @@ def diff(study: Study, planned: Sequence[PlannedTrial], folder: Path | None) -> 
     """Compare a plan with a results folder, by default `runs/<study>` or `results/<study>`.
 
     Returns:
-        `folder`; `study`: the fields of the file that have changed; `trials`: one record a trial of either side, with `trial_id`, `state`
-        (one of `STATES`), `done` (share of its tokens), what the study varies and, of a new trial, in what it differs from the most similar
-        one there (`nearest`, `changes`).
+        `folder`; `study`: the fields of the file that have changed; `trials`: one record a trial of either side, with
+        `trial_id`, `state` (one of `STATES`), `done` (share of its tokens), what the study varies and, of a new trial,
+        in what it differs from the most similar one there (`nearest`, `changes`).
 
     Raises:
         ConfigError: there are no results.
@@ -41,18 +43,25 @@ def diff(study: Study, planned: Sequence[PlannedTrial], folder: Path | None) -> 
             what = "holds none" if folder.exists() else "does not exist"
             raise ConfigError(f"--diff needs the results of a study, and {folder} {what}{nearest_study(folder)}")
         raise ConfigError(
-            f"--diff needs the results of a study, and {study.study} has not been run yet: {' and '.join(map(str, usual))} hold none; "
-            "train it by `sparsemem run`, leave out --diff to see its plan, or name other results by --diff DIR"
+            f"--diff needs the results of a study, and {study.study} has not been run yet: "
+            f"{' and '.join(map(str, usual))} hold none; train it by `sparsemem run`, leave out --diff to see its "
+            f"plan, or name other results by --diff DIR"
         )
     axes = list(planned[0].varied) or ["rho", "seed"]
     ledger = Ledger(found, [p.row() for p in planned])
     there = {id_: _comparable(trial) if (trial := ledger.trial(id_)) else {} for id_ in ledger.files.begun()}
     ids = {p.trial.id for p in planned}
     gone = {id_: fields for id_, fields in there.items() if id_ not in ids}
-    candidates = {id_: _leaves(fields) for id_, fields in {**gone, **there}.items() if fields}  # of equally similar ones the one that goes
+    candidates = {
+        id_: _leaves(fields) for id_, fields in {**gone, **there}.items() if fields
+    }  # of equally similar ones the one that goes
     records = []
     for p, progress in zip(planned, look(ledger), strict=True):
-        record: dict[str, Any] = {"trial_id": p.trial.id, "state": "finished", "done": progress.tokens_done / progress.tokens}
+        record: dict[str, Any] = {
+            "trial_id": p.trial.id,
+            "state": "finished",
+            "done": progress.tokens_done / progress.tokens,
+        }
         if p.trial.id not in there:
             record["state"] = "new"
         elif progress.status not in FINAL:
@@ -65,7 +74,9 @@ def diff(study: Study, planned: Sequence[PlannedTrial], folder: Path | None) -> 
             record |= {"nearest": nearest, "changes": changes(there[nearest], now)}
         records.append(record)
     for id_, fields in gone.items():
-        records.append({"trial_id": id_, "state": "no longer planned", "done": None, **{axis: _at(fields, axis) for axis in axes}})
+        records.append(
+            {"trial_id": id_, "state": "no longer planned", "done": None, **{axis: _at(fields, axis) for axis in axes}}
+        )
     recorded = yaml.safe_load((found / "study.yaml").read_text(encoding="utf-8"))
     recorded.pop("provenance", None)
     if recorded.get("tuned"):
@@ -73,14 +84,17 @@ def diff(study: Study, planned: Sequence[PlannedTrial], folder: Path | None) -> 
     return {"folder": str(found), "study": changes(recorded, study_fields(study)), "trials": records}
 
 
-def changed_texts(study: Study, planned: Sequence[PlannedTrial], base: Path, folder: Path) -> tuple[list[str], dict[str, str]]:
+def changed_texts(
+    study: Study, planned: Sequence[PlannedTrial], base: Path, folder: Path
+) -> tuple[list[str], dict[str, str]]:
     """What `run` will say of texts that have changed since these results were begun.
 
     Returns:
         The notes, and text id -> digest of the tokens that are used in place of the text.
 
     Raises:
-        ConfigError: `run` will refuse: finished trials were trained on a text that is not to be had any more, or some text cannot be read.
+        ConfigError: `run` will refuse: finished trials were trained on a text that is not to be had any more, or some
+            text cannot be read.
     """
     from sparsemem.study.corpora import finished_notes, text_notes, texts_begun
     from sparsemem.study.exchange import FIRST_PATIENCE_SECONDS, corpus_in

@@ -1,7 +1,7 @@
 """The seam between a study and whatever runs its trials, and how many trials this machine runs at once.
 
-An engine is a scheduler and nothing else: identity, resumption and results live in the trial folders, so a study may be begun with
-one engine and ended with the other.
+An engine is a scheduler and nothing else: identity, resumption and results live in the trial folders, so a study may be
+begun with one engine and ended with the other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Job:
 class Engine(Protocol):
     """Runs jobs, each in a process of its own, starting a failing one again up to `run.max_failures` times.
 
-    Returns when every job has ended; how it ended stands in its folder. On KeyboardInterrupt it stops its processes and raises it on.
+    Returns when every job has ended; how it ended stands in its folder. On KeyboardInterrupt it stops its processes and
+    raises it on.
     """
 
     def __call__(self, jobs: Sequence[Job], run: Run) -> None: ...
@@ -44,7 +45,9 @@ def slots(run: Run) -> int:
     """
     cpus, wanted = processors(), run.gpus_per_trial
     if run.cpus_per_trial > cpus:
-        raise ConfigError(f"field `run.cpus_per_trial` has the value {run.cpus_per_trial}: this machine offers {cpus}; lower it")
+        raise ConfigError(
+            f"field `run.cpus_per_trial` has the value {run.cpus_per_trial}: this machine offers {cpus}; lower it"
+        )
     bounds = [cpus // run.cpus_per_trial]
     if run.max_concurrent:
         bounds.append(run.max_concurrent)
@@ -52,14 +55,18 @@ def slots(run: Run) -> int:
         bounds.append(memory() // run.memory_per_trial)
         if not bounds[-1]:
             raise ConfigError(
-                f"field `run.memory_per_trial` has the value {run.memory_per_trial:,}: this machine offers {memory():,} bytes; lower it"
+                f"field `run.memory_per_trial` has the value {run.memory_per_trial:,}: this machine offers "
+                f"{memory():,} bytes; lower it"
             )
     if wanted:
         import torch
 
         gpus = torch.cuda.device_count()
         if wanted > gpus:
-            raise ConfigError(f"field `run.gpus_per_trial` has the value {wanted:g}: PyTorch sees {gpus} GPUs here; lower it, 0 for none")
+            raise ConfigError(
+                f"field `run.gpus_per_trial` has the value {wanted:g}: PyTorch sees {gpus} GPUs here; lower it, 0 for "
+                f"none"
+            )
         bounds.append(int(gpus // wanted) if wanted > 1 else gpus * int(1 / wanted))
     return min(bounds)
 

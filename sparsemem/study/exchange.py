@@ -1,17 +1,22 @@
-"""What a driver, a worker on another machine and an onlooker pass to each other through a storage. It must not know engines or torch.
+"""What a driver, a worker on another machine and an onlooker pass to each other through a storage. It must not know
+engines or torch.
 
-    <study>/study.yaml  trials.csv  data.json      as in the results folder, for onlookers and for drivers on other machines
+    <study>/study.yaml  trials.csv  data.json      as in the results folder, for onlookers and for drivers on other
+    machines
             driver.json                            renewed every few seconds by the driver
             data/<digest>/                         prepared corpora
-            trials/<id>/                           as in the results folder, with checkpoints; and beat.json, renewed while it is trained
+            trials/<id>/                           as in the results folder, with checkpoints; and beat.json, renewed
+            while it is trained
 
-The results folder stays the driver's, and what a person reads; the storage is how files get there. Two orders make any moment a good one to
-be killed in: a worker sends `result.json` after everything else, and a checkpoint is deleted only once the driver holds a whole result.
+The results folder stays the driver's, and what a person reads; the storage is how files get there. Two orders make any
+moment a good one to be killed in: a worker sends `result.json` after everything else, and a checkpoint is deleted only
+once the driver holds a whole result.
 
-Two workers may train one trial at once, where one was taken for dead that was only cut off. Training is deterministic, so both send the
-same files (but for times), each whole. Two drivers exclude each other by `driver.json`: one that finds it watches whether it changes, which
-needs no clock to agree. Two that begin within the same second do not see each other, and one that could not renew it for all the time
-that the other watched is not waited for. Both then train the same trials, each for its own results folder: work done twice, not wrong.
+Two workers may train one trial at once, where one was taken for dead that was only cut off. Training is deterministic,
+so both send the same files (but for times), each whole. Two drivers exclude each other by `driver.json`: one that finds
+it watches whether it changes, which needs no clock to agree. Two that begin within the same second do not see each
+other, and one that could not renew it for all the time that the other watched is not waited for. Both then train the
+same trials, each for its own results folder: work done twice, not wrong.
 """
 
 from __future__ import annotations
@@ -46,20 +51,24 @@ FOLLOW_SECONDS = 2.0
 WATCHED_BEATS = 5
 FIRST_PATIENCE_SECONDS = 10.0  # of a driver that begins: a misspelt address is refused, not waited for
 OWN = ("lock", "trial.yaml", "result.json", "log.txt")
-"""Of a trial's folder, what a worker does not send as it changes: `result.json` comes last, the rest is the driver's."""
+"""Of a trial's folder, what a worker does not send as it changes: `result.json` comes last, the rest is
+the driver's.
+"""
 SIGNS = ("driver.json", "beat.json", "worker.json", "failure.json")  # what is gone there ends here too; records stay
 _NAMES = re.compile(r"(trials/[0-9a-f]{12}/)?\w[\w.-]*")  # a name from outside never leaves the study's folder
 
 
-# --- a worker ---------------------------------------------------------------------------------------------------------------
+# --- a worker ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def brought_here(job: Job) -> Iterator[Job]:
-    """The job with folders of this machine; what its training writes is sent as it appears, and at the end of the body all the rest.
+    """The job with folders of this machine; what its training writes is sent as it appears, and at the end of the body
+    all the rest.
 
     Raises:
-        StorageAway: at either end the storage could not be reached; what was sent is there, and the trial goes on from that.
+        StorageAway: at either end the storage could not be reached; what was sent is there, and the trial goes on from
+            that.
     """
     from sparsemem.data.prepare import cache_folder, whole_folder
 
@@ -116,10 +125,16 @@ class _Sender:
 
     def send(self, storage: Storage) -> None:
         found, sent = self._found(), self._sent
-        ended = (self._folder / "result.json").exists()  # looked for last: it is there before training removes its checkpoints
+        ended = (
+            self._folder / "result.json"
+        ).exists()  # looked for last: it is there before training removes its checkpoints
         for name in [name for name in found if sent.get(name) != found[name]]:
-            before = next((old for old, content in sent.items() if content == found[name] and found.get(old) != content), None)
-            with contextlib.suppress(OSError):  # renamed there too, which spares sending it; where that fails it is sent
+            before = next(
+                (old for old, content in sent.items() if content == found[name] and found.get(old) != content), None
+            )
+            with contextlib.suppress(
+                OSError
+            ):  # renamed there too, which spares sending it; where that fails it is sent
                 if before:
                     storage.at_once().move(f"{self._trial}/{before}", f"{self._trial}/{name}")
                     sent[name] = sent.pop(before)
@@ -133,7 +148,7 @@ class _Sender:
             del sent[name]
 
 
-# --- the driver -------------------------------------------------------------------------------------------------------------
+# --- the driver -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -147,20 +162,25 @@ def driving(storage: Storage, ledger: Ledger, say: Callable[[str], None]) -> Ite
     try:
         first.create()
         if found := _sign_of(first):
-            say(f"{storage.uri}: {_holder(found)} has not ended its run of {storage.study}; watching whether it is alive ...")
+            say(
+                f"{storage.uri}: {_holder(found)} has not ended its run of {storage.study}; watching whether it is "
+                f"alive ..."
+            )
             for _ in range(WATCHED_BEATS):
                 time.sleep(BEAT_SECONDS)
                 if (now := _sign_of(first)) is None:
                     break
                 if now != found:
-                    raise ConfigError(f"{storage.uri}: {storage.study} is being run by {_holder(now)}; wait for it or stop it")
+                    raise ConfigError(
+                        f"{storage.uri}: {storage.study} is being run by {_holder(now)}; wait for it or stop it"
+                    )
         first.write("driver.json", _sign(0))
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"field `run.storage` has the value {storage.uri!r}, which cannot be used: {error}; make the folder or bucket first, give "
-            "credentials by the environment, and an address that every machine reaches"
+            f"field `run.storage` has the value {storage.uri!r}, which cannot be used: {error}; make the folder or "
+            f"bucket first, give credentials by the environment, and an address that every machine reaches"
         ) from None
     with beating(storage, "driver.json"):
         yield Driver(storage, ledger)
@@ -206,8 +226,9 @@ class Driver:
         for id_, digest in (_corpora(here.read_bytes()) if here.exists() else {}).items():
             if there.get(id_, digest) != digest:
                 raise ConfigError(
-                    f"{self.storage.uri}: its trials of {self.storage.study} were trained on the corpus {there[id_]}, those in "
-                    f"{self.ledger.folder} on {digest}; give `--results` another folder, or the study another `study` name"
+                    f"{self.storage.uri}: its trials of {self.storage.study} were trained on the corpus {there[id_]}, "
+                    f"those in {self.ledger.folder} on {digest}; give `--results` another folder, or the study another "
+                    f"`study` name"
                 )
         if not here.exists():
             self._follower.pull(self.storage, lambda name: name == "study.yaml" or name.startswith("data"))
@@ -221,15 +242,26 @@ class Driver:
         """
         there = self.storage.list()
         for folder in set(corpora.values()):
-            files = sorted(folder.iterdir(), key=lambda path: path.name == "manifest.json")  # last: the others are checked by it
-            missing = [path for path in files if there.get(f"data/{folder.name}/{path.name}", (-1, 0))[0] != path.stat().st_size]
+            files = sorted(
+                folder.iterdir(), key=lambda path: path.name == "manifest.json"
+            )  # last: the others are checked by it
+            missing = [
+                path
+                for path in files
+                if there.get(f"data/{folder.name}/{path.name}", (-1, 0))[0] != path.stat().st_size
+            ]
             if missing:
-                say(f"{self.storage.uri}: sending the corpus, {sum(path.stat().st_size for path in missing) / 1e6:.1f} MB")
+                say(
+                    f"{self.storage.uri}: sending the corpus, {sum(path.stat().st_size for path in missing) / 1e6:.1f} "
+                    f"MB"
+                )
             for path in missing:
                 self.storage.put(path, f"data/{folder.name}/{path.name}")
         for id_ in waiting:
             (self.ledger.trial_folder(id_) / "failure.json").unlink(missing_ok=True)  # it would hide a new one
-            if f"trials/{id_}/result.json" in there:  # not whole, and set aside here; a worker would take it for the trial's
+            if (
+                f"trials/{id_}/result.json" in there
+            ):  # not whole, and set aside here; a worker would take it for the trial's
                 self.storage.delete(f"trials/{id_}/result.json")
         records = {path.name: path for path in self.ledger.folder.glob("data*.json")}
         for id_ in self._trials:
@@ -241,7 +273,9 @@ class Driver:
                     records[name] = path
         together(lambda name: self.storage.put(records[name], name), records)
         packed = self.ledger.files.packed  # there every trial has a folder
-        lacking = {f"trials/{id_}/{name}": text for id_ in self._trials & packed.keys() for name, text in packed[id_].items()}
+        lacking = {
+            f"trials/{id_}/{name}": text for id_ in self._trials & packed.keys() for name, text in packed[id_].items()
+        }
         together(lambda name: self.storage.write(name, lacking[name]), lacking.keys() - there)
         self._send_table(self.storage)
 
@@ -272,10 +306,15 @@ class Driver:
         self.ledger.write_table()
         self._send_table(storage)
         for name in sorted(set(filter(_is_aside, listed)) - aside):
-            say(f"{storage.uri}: {storage.study}/{name}: a damaged checkpoint was found and set aside; its trial went on without it")
+            say(
+                f"{storage.uri}: {storage.study}/{name}: a damaged checkpoint was found and set aside; its trial went "
+                f"on without it"
+            )
 
     def pull(self, storage: Storage) -> set[str]:
-        """Bring curves, failures and results here; remove there what a trial with a result needs no more. Returns all names there."""
+        """Bring curves, failures and results here; remove there what a trial with a result needs no more. Returns all
+        names there.
+        """
         waiting = set(self.ledger.unfinished())
         listed = self._follower.pull(storage, lambda name: PurePosixPath(name).parent.name in waiting)
         for id_ in waiting - set(self.ledger.unfinished()):
@@ -285,7 +324,11 @@ class Driver:
         final = self._trials - set(self.ledger.unfinished())
         for name in listed:
             place = PurePosixPath(name)
-            if place.parent.name in final and place.name.startswith(("checkpoint", "worker", ".")) and not _is_aside(name):
+            if (
+                place.parent.name in final
+                and place.name.startswith(("checkpoint", "worker", "."))
+                and not _is_aside(name)
+            ):
                 storage.delete(name)
         return listed
 
@@ -300,12 +343,13 @@ def _is_aside(name: str) -> bool:
     return ".corrupt-" in name
 
 
-# --- an onlooker ------------------------------------------------------------------------------------------------------------
+# --- an onlooker ------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def looked_at(address: str) -> Iterator[Path]:
-    """A results folder; from an address of a storage, a temporary one that is kept as the storage is while the body runs.
+    """A results folder; from an address of a storage, a temporary one that is kept as the storage is while the body
+    runs.
 
     Raises:
         ConfigError: there is no study at this address.
@@ -336,7 +380,7 @@ def looked_at(address: str) -> Iterator[Path]:
             yield folder
 
 
-# --- all of them ------------------------------------------------------------------------------------------------------------
+# --- all of them ------------------------------------------------------------------------------------------------------
 
 
 class Follower:
@@ -349,19 +393,27 @@ class Follower:
     def pull(self, storage: Storage, wanted: Callable[[str], bool] = lambda name: True) -> set[str]:
         """Returns all names there, also of files that are not wanted or not text."""
         listed = storage.list()
-        names = [name for name in listed if _NAMES.fullmatch(name) and name.endswith((".yaml", ".csv", ".json")) and wanted(name)]
+        names = [
+            name
+            for name in listed
+            if _NAMES.fullmatch(name) and name.endswith((".yaml", ".csv", ".json")) and wanted(name)
+        ]
 
         def get(name: str) -> None:
             with contextlib.suppress(FileNotFoundError):  # gone since
                 storage.get(name, self._folder / name)
                 if name not in self._seen and name.endswith(("beat.json", "driver.json")):
-                    os.utime(self._folder / name, (0, 0))  # not seen to change yet: it may be of a process that was killed
+                    os.utime(
+                        self._folder / name, (0, 0)
+                    )  # not seen to change yet: it may be of a process that was killed
                 self._seen[name] = listed[name]
 
         def turn(name: str) -> int:  # a folder with study.yaml is a study's; one with result.json is whole
             return 0 if name == "study.yaml" else 2 if name.endswith("/result.json") else 1
 
-        for _, group in itertools.groupby(sorted((name for name in names if self._seen.get(name) != listed[name]), key=turn), turn):
+        for _, group in itertools.groupby(
+            sorted((name for name in names if self._seen.get(name) != listed[name]), key=turn), turn
+        ):
             together(get, group)
         for name in self._seen.keys() - listed.keys():
             del self._seen[name]
@@ -400,7 +452,9 @@ def together(action: Callable[[str], object], names: Iterable[str]) -> None:
 
 @contextmanager
 def every(seconds: float, action: Callable[[], object]) -> Iterator[None]:
-    """Do something every so many seconds while the body runs; what a storage or disk refuses is tried again the next time."""
+    """Do something every so many seconds while the body runs; what a storage or disk refuses is tried again the next
+    time.
+    """
     ended = threading.Event()
 
     def repeat() -> None:

@@ -1,4 +1,6 @@
-"""Trains a study: plan, corpus, ledger, engine, in this order. What is refused is refused before anything is written."""
+"""Trains a study: plan, corpus, ledger, engine, in this order. What is refused is refused before anything
+is written.
+"""
 
 from __future__ import annotations
 
@@ -88,12 +90,18 @@ def train_study(
         if not ledger.folder.exists():
             _make(ledger.folder, held)
         if taken := _take_over(study, ledger, trials, corpora):
-            say(f"{study.study}: {taken} of its trials were trained to their end by `sparsemem tune`; their results are taken over")
+            say(
+                f"{study.study}: {taken} of its trials were trained to their end by `sparsemem tune`; their results "
+                f"are taken over"
+            )
             waiting = ledger.unfinished()
         ledger.begin(study, trials, corpora, say)
         if shared:
             shared.send(waiting, folders, say)
-        say(f"{study.study}: {len(trials)} trials, {len(trials) - len(waiting)} of them finished before; results in {ledger.folder}")
+        say(
+            f"{study.study}: {len(trials)} trials, {len(trials) - len(waiting)} of them finished before; results in "
+            f"{ledger.folder}"
+        )
         damaged = set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*"))
         uri = storage.uri if storage else None
         for line in adaptive.remarks:
@@ -102,7 +110,9 @@ def train_study(
             while True:
                 left = set(waiting)
                 ahead = [p.trial for p in in_order(planned, study.run) if p.trial.id in left]
-                jobs = [Job(ledger.trial_folder(trial.id).resolve(), folders[data_id(trial.data)], uri) for trial in ahead]
+                jobs = [
+                    Job(ledger.trial_folder(trial.id).resolve(), folders[data_id(trial.data)], uri) for trial in ahead
+                ]
                 with terminated_like_interrupted(), Loggers(study.run.loggers, ledger, trials, say):
                     if jobs:
                         with Progress(ledger, together), shared.following(say) if shared else nullcontext():
@@ -118,11 +128,16 @@ def train_study(
         finally:
             ledger.write_table()
             for path in sorted(set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*")) - damaged):
-                say(f"{path}: a damaged checkpoint was found and set aside; its trial went on from the one before, or started again")
+                say(
+                    f"{path}: a damaged checkpoint was found and set aside; its trial went on from the one before, or "
+                    f"started again"
+                )
     return ledger
 
 
-def _take_over(study: Study, ledger: Ledger, trials: Mapping[str, Trial], corpora: Mapping[str, Mapping[str, Any]]) -> int:
+def _take_over(
+    study: Study, ledger: Ledger, trials: Mapping[str, Trial], corpora: Mapping[str, Mapping[str, Any]]
+) -> int:
     """Take over what the study's own tuning has trained: its winners are trials of the study. Returns their number."""
     tuning = Ledger(ledger.folder / "tune", [])
     if not study.tuned or not (tuning.folder / "journal.log").exists():
@@ -131,7 +146,9 @@ def _take_over(study: Study, ledger: Ledger, trials: Mapping[str, Trial], corpor
 
     digests, _ = texts_searched(tuning.folder / "journal.log")
     texts = {name: manifest["digest"] for name, manifest in corpora.items()}
-    same = [trials[id_] for id_ in ledger.unfinished() if digests.get(name := data_id(trials[id_].data)) == texts.get(name)]
+    same = [
+        trials[id_] for id_ in ledger.unfinished() if digests.get(name := data_id(trials[id_].data)) == texts.get(name)
+    ]
     gpu = study.run.gpus_per_trial > 0
     return sum(ledger.take_over(tuning, trial.id, trial.train.precision_on(gpu)) for trial in same)
 
@@ -153,7 +170,9 @@ def storage_of(study: Study, base: Path, ledger: Ledger) -> Storage | None:
     if uri and "://" not in uri:
         uri = str((base / uri).resolve())
         if Path(uri) / study.study == ledger.folder.resolve():
-            raise ConfigError(f"field `run.storage` has the value {study.run.storage!r}: that is the results folder; name another one")
+            raise ConfigError(
+                f"field `run.storage` has the value {study.run.storage!r}: that is the results folder; name another one"
+            )
     return Storage(uri, study.study) if uri else None
 
 
@@ -173,8 +192,8 @@ def find_engine(name: str, address: str | None = None) -> Engine:
 
         if address is not None and not re.fullmatch(r"auto|[^/:]+:\d+|\[[0-9a-fA-F:]+\]:\d+", address):
             raise ConfigError(
-                f"--address has the value {address!r}: give HOST:PORT of a cluster's head, or auto on one of its machines; "
-                "from elsewhere, submit the study as a job: ray-job:http://HOST:8265"
+                f"--address has the value {address!r}: give HOST:PORT of a cluster's head, or auto on one of its "
+                f"machines; from elsewhere, submit the study as a job: ray-job:http://HOST:8265"
             )
         return partial(ray, address=address)
     if address is not None:

@@ -1,6 +1,8 @@
-"""The results folder of a study: what was planned, how far each trial is, and what came out. It must not know engines or torch.
+"""The results folder of a study: what was planned, how far each trial is, and what came out. It must not know engines
+or torch.
 
-Files are the only state. A trial's status follows from its files (`trial_files`: its folder's, or those of a packed trial):
+Files are the only state. A trial's status follows from its files (`trial_files`: its folder's, or those of a packed
+trial):
 
 - `result.json` -> finished or diverged; it is written last, so its presence means that the rest is there.
 - its lock is held, or its `beat.json` changes (a machine with another disk, see `exchange`) -> running.
@@ -81,7 +83,9 @@ class Ledger:
         rows = _listed(folder / "trials.csv")
         if not (folder / "study.yaml").exists() or not rows or not set(COLUMNS) <= rows[0].keys():
             if not folder.exists() or study_around(folder):
-                raise ConfigError(f"{folder}: no {'results' if folder.exists() else 'such'} folder{nearest_study(folder)}")
+                raise ConfigError(
+                    f"{folder}: no {'results' if folder.exists() else 'such'} folder{nearest_study(folder)}"
+                )
             inside = sorted(path.parent.name for path in folder.glob("*/study.yaml"))
             usual = Path("runs") / folder.stem
             raise ConfigError(
@@ -89,7 +93,9 @@ class Ledger:
                 + (f"; it holds those of {', '.join(inside)}: name one, such as {folder / inside[0]}" if inside else "")
                 + (f"; did you mean {usual}?" if usual != folder and (usual / "study.yaml").exists() else "")
             )
-        return cls(folder, [{name: value for name, value in row.items() if name not in (*MEASURED, "status")} for row in rows])
+        return cls(
+            folder, [{name: value for name, value in row.items() if name not in (*MEASURED, "status")} for row in rows]
+        )
 
     @property
     def study(self) -> str:
@@ -103,7 +109,9 @@ class Ledger:
 
     @cached_property
     def most_trials(self) -> int | None:
-        """Trials that the study may come to while its shares are searched; None where all are planned from the start."""
+        """Trials that the study may come to while its shares are searched; None where all are planned from
+        the start.
+        """
         try:
             study = load_study(self.folder / "study.yaml")
         except ConfigError:
@@ -130,7 +138,11 @@ class Ledger:
             self._final[trial_id] = state
         elif packed:
             raise damaged(self.files.path(trial_id, "result.json"), "not the whole result of this trial")
-        elif state.status == TrialStatus.PENDING and time.time_ns() - changed > CLOCK_TICK_NS and not os.path.exists(f"{folder}/lock"):
+        elif (
+            state.status == TrialStatus.PENDING
+            and time.time_ns() - changed > CLOCK_TICK_NS
+            and not os.path.exists(f"{folder}/lock")
+        ):
             self._untouched[trial_id] = changed  # whatever happens next begins with a new file, its lock
         return state
 
@@ -196,8 +208,8 @@ class Ledger:
         outer, recorded = self.folder.parent / "study.yaml", self.folder / "study.yaml"
         if outer.exists():
             raise ConfigError(
-                f"{self.folder.parent}: holds the study {_name(outer)!r}, so it cannot hold the results of {self.study!r}; "
-                f"give the folder that contains it, `--results {self.folder.parent.parent}`"
+                f"{self.folder.parent}: holds the study {_name(outer)!r}, so it cannot hold the results of "
+                f"{self.study!r}; give the folder that contains it, `--results {self.folder.parent.parent}`"
             )
         if recorded.exists() and _name(recorded) != self.study:
             raise ConfigError(
@@ -205,7 +217,9 @@ class Ledger:
                 "give `--results` another folder or rename the study"
             )
         if self.folder.exists() and not recorded.exists() and _is_used(self.folder):
-            raise ConfigError(f"{self.folder}: exists and holds no study; give `--results` another folder or move it away")
+            raise ConfigError(
+                f"{self.folder}: exists and holds no study; give `--results` another folder or move it away"
+            )
 
     def check_precision(self, study: Study, trials: Mapping[str, Trial]) -> None:
         """Refuse to mix trials of different precision: with `train.precision: auto` the device decides it.
@@ -218,12 +232,17 @@ class Ledger:
             found = self.state(id_).result.get("precision", wanted)
             if found != wanted:
                 raise ConfigError(
-                    f"{self.folder}: trial {id_} was trained in {found}, but `run.gpus_per_trial` {study.run.gpus_per_trial:g} with "
-                    f"`train.precision: auto` means {wanted}; set `train.precision` in the study or give `--results` another folder"
+                    f"{self.folder}: trial {id_} was trained in {found}, but `run.gpus_per_trial` "
+                    f"{study.run.gpus_per_trial:g} with `train.precision: auto` means {wanted}; set `train.precision` "
+                    f"in the study or give `--results` another folder"
                 )
 
     def begin(
-        self, study: Study, trials: Mapping[str, Trial], corpora: Mapping[str, Mapping[str, Any]], say: Callable[[str], None]
+        self,
+        study: Study,
+        trials: Mapping[str, Trial],
+        corpora: Mapping[str, Mapping[str, Any]],
+        say: Callable[[str], None],
     ) -> None:
         """Write down what is about to run, set aside what is damaged, and remove what kills have left.
 
@@ -251,23 +270,36 @@ class Ledger:
         folder.mkdir(parents=True, exist_ok=True)
         result, description = folder / "result.json", folder / "trial.yaml"
         if result.exists():
-            say(f"{result}: not the whole result of trial {trial.id}; set aside as {set_aside(result).name}, the trial runs again")
+            say(
+                f"{result}: not the whole result of trial {trial.id}; set aside as {set_aside(result).name}, the trial "
+                f"runs again"
+            )
         written = self.trial(trial.id)
         if description.exists() and not (written and written.id == trial.id):
-            say(f"{description}: not the description of trial {trial.id}; set aside as {set_aside(description).name} and written again")
+            say(
+                f"{description}: not the description of trial {trial.id}; set aside as {set_aside(description).name} "
+                f"and written again"
+            )
         if not description.exists():
             write_text(description, yaml.safe_dump(trial.model_dump(mode="json"), sort_keys=False))
 
     def take_over(self, other: Ledger, trial_id: str, precision: str) -> bool:
-        """Copy the result of a trial from another ledger, where it was trained to its end in this precision and has not begun here.
+        """Copy the result of a trial from another ledger, where it was trained to its end in this precision and has not
+        begun here.
 
         Returns:
             Whether that was so.
         """
         source, folder = other.trial_folder(trial_id), self.trial_folder(trial_id)
         found = other.state(trial_id)
-        whole = found.status == TrialStatus.FINISHED and not (source / "failure.json").exists()  # beside a result: a search judged it bad
-        if not whole or found.result.get("precision", precision) != precision or self.state(trial_id).status != TrialStatus.PENDING:
+        whole = (
+            found.status == TrialStatus.FINISHED and not (source / "failure.json").exists()
+        )  # beside a result: a search judged it bad
+        if (
+            not whole
+            or found.result.get("precision", precision) != precision
+            or self.state(trial_id).status != TrialStatus.PENDING
+        ):
             return False
         folder.mkdir(parents=True, exist_ok=True)
         for path in (*sorted((*source.glob("*.csv"), *source.glob("*.yaml"))), source / "result.json"):
@@ -279,10 +311,15 @@ class Ledger:
         if corpora or not provenance:
             data = {entry["id"]: entry for entry in provenance.get("data", [])}
             for name, manifest in corpora.items():
-                data[name] = {"id": name, **{key: manifest[key] for key in ("corpus", "digest", "train_tokens", "validation_tokens")}}
+                data[name] = {
+                    "id": name,
+                    **{key: manifest[key] for key in ("corpus", "digest", "train_tokens", "validation_tokens")},
+                }
             started = provenance.get("started") or datetime.now(UTC).isoformat(timespec="seconds")
             provenance = {**_versions(), "started": started, "data": list(data.values())}
-        text = yaml.safe_dump(study_fields(study) | {"provenance": provenance}, sort_keys=False, allow_unicode=True, width=120)
+        text = yaml.safe_dump(
+            study_fields(study) | {"provenance": provenance}, sort_keys=False, allow_unicode=True, width=120
+        )
         path = self.folder / "study.yaml"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
@@ -296,7 +333,12 @@ def study_fields(study: Study) -> dict[str, Any]:
     """A study's fields as its file holds them, what `tuned` names included: `load_study` reads the same study again."""
     written = json.loads(json.dumps(study.model_dump(mode="json")))
     vary = written["vary"]
-    kept = {"study": written["study"], "question": written["question"], "analysis": written["analysis"], **written["base"]}
+    kept = {
+        "study": written["study"],
+        "question": written["question"],
+        "analysis": written["analysis"],
+        **written["base"],
+    }
     kept |= {"vary": vary[0] if len(vary) == 1 else vary, "run": written["run"]}
     return kept | {name: written[name] for name in ("tune", "tuned") if written[name]}
 
@@ -306,7 +348,7 @@ def data_id(data: Data) -> str:
     return hashlib.sha256(data.model_dump_json(exclude=data.unnamed).encode()).hexdigest()[:12]
 
 
-# --- locks ------------------------------------------------------------------------------------------------------------------
+# --- locks ------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -322,7 +364,9 @@ def study_lock(folder: Path) -> Iterator[None]:
             file = held.enter_context(locked(lock, wait=False))
         except BlockingIOError:
             holder = lock.read_text(encoding="utf-8").strip() or "another process"
-            raise ConfigError(f"{folder}: is being run by {holder}; wait for it or stop it, `sparsemem status {folder}` shows it") from None
+            raise ConfigError(
+                f"{folder}: is being run by {holder}; wait for it or stop it, `sparsemem status {folder}` shows it"
+            ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
@@ -340,7 +384,7 @@ def is_beating(path: Path) -> bool:
         return False
 
 
-# --- reading a trial's files ------------------------------------------------------------------------------------------------
+# --- reading a trial's files ------------------------------------------------------------------------------------------
 
 
 def _state(files: TrialFiles, trial_id: str) -> State:
@@ -379,21 +423,27 @@ def _result(files: TrialFiles, trial_id: str) -> dict[str, Any]:
             raise ValueError(f"its {name} is {value!r}")
     if result["status"] == TrialStatus.FINISHED:
         text = files.read(trial_id, "val_losses.csv").decode()
-        losses = [float(loss) for loss in text.replace("\n", ",").split(",")[3::2]]  # two columns; millions of lines in a large study
+        losses = [
+            float(loss) for loss in text.replace("\n", ",").split(",")[3::2]
+        ]  # two columns; millions of lines in a large study
         if not losses or not math.isclose(math.fsum(losses) / len(losses), result["val_loss"], rel_tol=1e-6):
             raise ValueError("val_losses.csv beside it is not the one it was made from")
     return result
 
 
 def nearest_study(folder: Path) -> str:
-    """A remedy for the folder of a study that is not there: the one in which it lies, the most similar, or those of the usual places."""
+    """A remedy for the folder of a study that is not there: the one in which it lies, the most similar, or those of the
+    usual places.
+    """
     if around := study_around(folder):
         return f"; did you mean {around}, in which it lies?"
     places = dict.fromkeys((folder.parent, Path("runs"), Path("results")))
     there = {path.parent.name: path.parent for place in places for path in sorted(place.glob("*/study.yaml"))}
     close = difflib.get_close_matches(folder.name, list(there), n=1)
     names = [close[0]] if close else list(there)[:5]
-    return f"; did you mean {' or '.join(str(there[name]) for name in names)}?" if names else "; `sparsemem run` makes it"
+    return (
+        f"; did you mean {' or '.join(str(there[name]) for name in names)}?" if names else "; `sparsemem run` makes it"
+    )
 
 
 def _listed(path: Path) -> list[dict[str, str]]:
@@ -406,7 +456,9 @@ def _listed(path: Path) -> list[dict[str, str]]:
 
 
 def _is_used(folder: Path) -> bool:
-    """Whether there is anything but what a driver leaves that was killed before it wrote down its study, or what was foretold of it."""
+    """Whether there is anything but what a driver leaves that was killed before it wrote down its study, or what was
+    foretold of it.
+    """
     unused = ("lock", ".lock.held", "tune", "predictions.json")
     return any(path.name not in unused and not path.name.endswith(TEMPORARY) for path in folder.iterdir())
 
@@ -423,7 +475,7 @@ def _name(study_yaml: Path) -> str:
     return str(_mapping(study_yaml).get("study", "(unreadable study.yaml)"))
 
 
-# --- provenance -------------------------------------------------------------------------------------------------------------
+# --- provenance -------------------------------------------------------------------------------------------------------
 
 
 def _versions() -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Trials in processes forked from a server that this module starts, one a slot, without Ray. It must not know studies."""
+"""Trials in processes forked from a server that this module starts, one a slot, without Ray. It must not
+know studies.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def run_trials(jobs: Sequence[Job], run: Run) -> None:
 
 
 class Workers:
-    """Processes that train, one a slot. The output of a trial's process goes to `log.txt` in its folder; leaving the body ends them all."""
+    """Processes that train, one a slot. The output of a trial's process goes to `log.txt` in its folder; leaving the
+    body ends them all.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -62,7 +66,11 @@ class Workers:
                 pass_fds=[end.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env=os.environ | {"OMP_NUM_THREADS": str(self._run.cpus_per_trial), "OPENBLAS_NUM_THREADS": "1"},  # no thread at a fork
+                env=os.environ
+                | {
+                    "OMP_NUM_THREADS": str(self._run.cpus_per_trial),
+                    "OPENBLAS_NUM_THREADS": "1",
+                },  # no thread at a fork
                 start_new_session=True,  # Ctrl-C reaches the driver alone, which then ends its workers
             )
 
@@ -93,8 +101,8 @@ class Workers:
         self._free.append(self._working.pop(job))
 
     def ended(self, seconds: float) -> list[Job]:
-        """Jobs that have ended since the last call, waiting at most so long for one. A failing one is first started again up to
-        `max_failures` times.
+        """Jobs that have ended since the last call, waiting at most so long for one. A failing one is first started
+        again up to `max_failures` times.
 
         Raises:
             ChildProcessError: no process can be started.
@@ -112,7 +120,9 @@ class Workers:
         return ended
 
     def _receive(self, seconds: float | None) -> None:
-        """What the server tells, waiting at most so long for the first (None: as long as it takes). A killed server is replaced."""
+        """What the server tells, waiting at most so long for the first (None: as long as it takes). A killed server is
+        replaced.
+        """
         try:
             while self._server.poll(seconds):
                 self._endings.append(self._server.recv())
@@ -120,9 +130,14 @@ class Workers:
         except (EOFError, OSError):
             code = self._process.wait()
             if code >= 0:
-                raise ChildProcessError(f"the process that starts trials ended with exit code {code}; what it said stands above") from None
+                raise ChildProcessError(
+                    f"the process that starts trials ended with exit code {code}; what it said stands above"
+                ) from None
             for job in self._working.keys() - {job for job, _ in self._endings}:
-                record_failure(job.trial_folder, f"the process that starts trials was killed by signal {-code}, and this one with it")
+                record_failure(
+                    job.trial_folder,
+                    f"the process that starts trials was killed by signal {-code}, and this one with it",
+                )
                 self._endings.append((job, 1))
             self._server.close()
             self._serve()
@@ -144,8 +159,18 @@ def _note(job: Job, code: int) -> None:
     if code == 0:
         (job.trial_folder / "log.txt").unlink(missing_ok=True)
     elif code < 0:
-        record_failure(job.trial_folder, f"killed by signal {-code}" + (" (often: out of memory)" if code == -9 else ""))
+        record_failure(
+            job.trial_folder, f"killed by signal {-code}" + (" (often: out of memory)" if code == -9 else "")
+        )
     elif code == STORAGE_AWAY:
-        record_failure(job.trial_folder, "the storage could not be reached; log.txt in its folder says more", TrialStatus.INTERRUPTED)
+        record_failure(
+            job.trial_folder,
+            "the storage could not be reached; log.txt in its folder says more",
+            TrialStatus.INTERRUPTED,
+        )
     else:
-        record_failure(job.trial_folder, f"its process ended with exit code {code}; log.txt in its folder says more", unless_known=True)
+        record_failure(
+            job.trial_folder,
+            f"its process ended with exit code {code}; log.txt in its folder says more",
+            unless_known=True,
+        )

@@ -1,14 +1,16 @@
-"""Tells experiment trackers of a study's trials: `run: {loggers: [tensorboard, mlflow, wandb]}`. It must not know engines or training.
+"""Tells experiment trackers of a study's trials: `run: {loggers: [tensorboard, mlflow, wandb]}`. It must not know
+engines or training.
 
-The driver follows the ledger's files and forwards what is new: the resolved config, the rows of the curve, at the end the result and how it
-came out. So training knows no tracker, and every engine is followed alike. Each row is told once, also after a driver was killed:
+The driver follows the ledger's files and forwards what is new: the resolved config, the rows of the curve, at the end
+the result and how it came out. So training knows no tracker, and every engine is followed alike. Each row is told once,
+also after a driver was killed:
 
 - `logs/NAME/done.txt` lists the trials that a tracker knows to their end; nothing more is said of them.
-- The others are told again by the next driver. TensorBoard's folder and W&B's offline folder of a trial are written anew, since neither can
-  be continued; MLflow, and W&B's server, are asked which steps they have.
+- The others are told again by the next driver. TensorBoard's folder and W&B's offline folder of a trial are written
+  anew, since neither can be continued; MLflow, and W&B's server, are asked which steps they have.
 
-A tracker that fails is switched off with one line: what it is told can be told again from the ledger, a training cannot. Nothing of the
-environment, the command or the machine is sent.
+A tracker that fails is switched off with one line: what it is told can be told again from the ledger, a training
+cannot. Nothing of the environment, the command or the machine is sent.
 """
 
 from __future__ import annotations
@@ -92,14 +94,17 @@ def check_loggers(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(_LIBRARIES[name]) is None:
             raise ConfigError(
-                f"field `run.loggers` names {name}, whose library is not installed; `pip install 'sparsemem[{name}]'`, or leave it out"
+                f"field `run.loggers` names {name}, whose library is not installed; `pip install 'sparsemem[{name}]'`, "
+                f"or leave it out"
             )
 
 
 class Loggers:
     """Tells trackers of a study's trials while its body runs, and what is left at its end."""
 
-    def __init__(self, names: Sequence[str], ledger: Ledger, trials: Mapping[str, Trial], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, names: Sequence[str], ledger: Ledger, trials: Mapping[str, Trial], say: Callable[[str], None]
+    ) -> None:
         self._followers = [_Follower(name, ledger, trials) for name in dict.fromkeys(names)]
         self._say = say
         self._ended = threading.Event()
@@ -117,7 +122,10 @@ class Loggers:
         if self._followers:
             self._thread.join(END_SECONDS)
         if self._thread.is_alive():
-            self._say(f"logger {', '.join(f.name for f in self._followers)}: no answer for {END_SECONDS:.0f} s; run again to send the rest")
+            self._say(
+                f"logger {', '.join(f.name for f in self._followers)}: no answer for {END_SECONDS:.0f} s; run again to "
+                f"send the rest"
+            )
 
     def _follow(self) -> None:
         last = False
@@ -130,7 +138,8 @@ class Loggers:
                     self._followers.remove(follower)
                     reason = (str(error).splitlines() or [""])[0]
                     self._say(
-                        f"logger {follower.name} is off ({type(error).__name__}: {reason}); training goes on, run again to send the rest"
+                        f"logger {follower.name} is off ({type(error).__name__}: {reason}); training goes on, run "
+                        f"again to send the rest"
                     )
 
 
@@ -180,8 +189,12 @@ class _Follower:
 
 def _curve(text: str) -> list[Row]:
     """Rows of a curve; what was not measured there, or is no number, is left out."""
-    lines = [{name: float(value) for name, value in line.items() if value} for line in csv.DictReader(text.splitlines())]
-    return [(int(line.pop("step")), {name: value for name, value in line.items() if math.isfinite(value)}) for line in lines]
+    lines = [
+        {name: float(value) for name, value in line.items() if value} for line in csv.DictReader(text.splitlines())
+    ]
+    return [
+        (int(line.pop("step")), {name: value for name, value in line.items() if math.isfinite(value)}) for line in lines
+    ]
 
 
 def _flat(fields: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, str | int | float | bool]]:
@@ -192,13 +205,15 @@ def _flat(fields: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, str
             yield f"{place}{name}", value if isinstance(value, str | int | float) else json.dumps(value)
 
 
-# --- trackers ---------------------------------------------------------------------------------------------------------------
+# --- trackers ---------------------------------------------------------------------------------------------------------
 
 
 class _TensorBoard:
-    """`logs/tensorboard/<label and trial id>/`, for `tensorboard --logdir`; config and result stand under its tab HParams too.
+    """`logs/tensorboard/<label and trial id>/`, for `tensorboard --logdir`; config and result stand under its tab
+    HParams too.
 
-    Events are written one by one: the library's own writer would lose an error in a thread and put the machine's name into the file's.
+    Events are written one by one: the library's own writer would lose an error in a thread and put the machine's name
+    into the file's.
     """
 
     def __init__(self, trial: Told) -> None:
@@ -246,16 +261,24 @@ class _TensorBoard:
 
 
 class _MLflow:
-    """A run tagged `trial_id` in the experiment of the study's name, at `MLFLOW_TRACKING_URI` or in `logs/mlflow/mlflow.db`."""
+    """A run tagged `trial_id` in the experiment of the study's name, at `MLFLOW_TRACKING_URI` or in
+    `logs/mlflow/mlflow.db`.
+    """
 
     def __init__(self, trial: Told) -> None:
         from mlflow.entities import Param, RunTag
 
         self._client, experiment = _experiment(trial.folder, trial.study)
         found = self._client.search_runs([experiment], f"tags.trial_id = '{trial.trial_id}'", max_results=1)
-        run = found[0] if found else self._client.create_run(experiment, run_name=trial.label, tags={"trial_id": trial.trial_id})
+        run = (
+            found[0]
+            if found
+            else self._client.create_run(experiment, run_name=trial.label, tags={"trial_id": trial.trial_id})
+        )
         self._run: str = run.info.run_id
-        self._known = {(name, m.step) for name in run.data.metrics for m in self._client.get_metric_history(self._run, name)}
+        self._known = {
+            (name, m.step) for name in run.data.metrics for m in self._client.get_metric_history(self._run, name)
+        }
         tags = [RunTag(axis, value) for axis, value in trial.axes.items()]
         self._client.log_batch(self._run, tags=[RunTag("status", "running"), *tags])
         params = [Param(path, str(value)) for path, value in trial.config.items()]
@@ -267,7 +290,12 @@ class _MLflow:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        new = [(name, value, step) for step, values in rows for name, value in values.items() if (name, step) not in self._known]
+        new = [
+            (name, value, step)
+            for step, values in rows
+            for name, value in values.items()
+            if (name, step) not in self._known
+        ]
         for start in range(0, len(new), BATCH):
             metrics = [Metric(name, value, now, step) for name, value, step in new[start : start + BATCH]]
             self._client.log_batch(self._run, metrics=metrics)
@@ -275,7 +303,11 @@ class _MLflow:
     def end(self, status: TrialStatus, step: int, result: Mapping[str, float]) -> None:
         self.rows([(step, {f"result/{name}": value for name, value in result.items()})])
         self._client.set_tag(self._run, "status", status)
-        ended = {TrialStatus.FINISHED: "FINISHED", TrialStatus.INTERRUPTED: "KILLED", TrialStatus.RUNNING: "KILLED"}.get(status, "FAILED")
+        ended = {
+            TrialStatus.FINISHED: "FINISHED",
+            TrialStatus.INTERRUPTED: "KILLED",
+            TrialStatus.RUNNING: "KILLED",
+        }.get(status, "FAILED")
         self._client.set_terminated(self._run, ended)
 
 
@@ -295,7 +327,9 @@ def _experiment(folder: Path, study: str) -> tuple[Any, str]:
 
 
 class _WandB:
-    """A run whose id is the trial's, in the project of the study's name: under `logs/wandb/` for `wandb sync`, unless WANDB_MODE is set."""
+    """A run whose id is the trial's, in the project of the study's name: under `logs/wandb/` for `wandb sync`, unless
+    WANDB_MODE is set.
+    """
 
     def __init__(self, trial: Told) -> None:
         import wandb

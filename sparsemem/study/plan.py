@@ -19,7 +19,10 @@ from sparsemem.study.text import count, duration, size, table
 if TYPE_CHECKING:
     from sparsemem.model import ModelAccount, Sizes
 
-LARGEST_STEP = {"cpu": 5e11, "cuda": 5e13}  # FLOPs of a training step that is still tried out for its time: some seconds
+LARGEST_STEP = {
+    "cpu": 5e11,
+    "cuda": 5e13,
+}  # FLOPs of a training step that is still tried out for its time: some seconds
 MEASURED_SIZES = 3  # steps are measured at so many sizes at most; the others are interpolated
 START_SECONDS = 4.0  # a trial's process, its imports and its corpus
 EXPERT_WIDTH = EXPERTS.field("expert_width")
@@ -99,7 +102,8 @@ def plan(study: Study) -> list[PlannedTrial]:
     """Every distinct trial of the study, in the order of its axes.
 
     Raises:
-        ConfigError: trials miss their budgets; a line for each way to do so names the point, the field and the nearest feasible value.
+        ConfigError: trials miss their budgets; a line for each way to do so names the point, the field and the nearest
+            feasible value.
         RuntimeError: a model's account, from which its budget error is computed, is not what its tensors hold.
     """
     from sparsemem.model import check_account
@@ -116,17 +120,23 @@ def plan(study: Study) -> list[PlannedTrial]:
             continue
         try:
             _check_ranks(trial, study.run)
-            sizes, account = solved(trial.model, trial.budget, tuple(trial.shares.items()), trial.data.context, trial.data.vocab_size)
+            sizes, account = solved(
+                trial.model, trial.budget, tuple(trial.shares.items()), trial.data.context, trial.data.vocab_size
+            )
         except ConfigError as error:
             point = ", ".join(f"{path}={value}" for path, value in varied.items())
             refused.setdefault(str(error), (error, trial.budget, f" (at the point {point})" if point else ""))
             continue
-        planned[id_] = PlannedTrial(study.study, trial, _values(trial, axes), trial.at(filled_in), pools, sizes, account)
+        planned[id_] = PlannedTrial(
+            study.study, trial, _values(trial, axes), trial.at(filled_in), pools, sizes, account
+        )
     if refused:
         trials = [trial for _, trial in points]
         lines: dict[str, str] = {}
         for refusal, budget, point in refused.values():
-            lines.setdefault(_serving_all(refusal, budget, trials) if isinstance(refusal, BudgetError) else str(refusal), point)
+            lines.setdefault(
+                _serving_all(refusal, budget, trials) if isinstance(refusal, BudgetError) else str(refusal), point
+            )
         raise ConfigError("\n".join(words + point for words, point in lines.items()))
     kinds = {(p.trial.model, tuple(p.trial.shares)): p.sizes for p in planned.values()}
     for (model, _), sizes in islice(kinds.items(), CHECKED_MODELS):
@@ -145,7 +155,10 @@ def few_steps(planned: Sequence[PlannedTrial]) -> list[str]:
     steps, tokens, batch = min((-(-tokens // batch), tokens, batch) for tokens, batch in sizes)
     if steps >= FEW_STEPS:
         return []
-    return [f"`budget.tokens` {tokens:,} make {steps} steps of `train.batch_tokens` {batch:,}: too few to learn from; lower the batch"]
+    return [
+        f"`budget.tokens` {tokens:,} make {steps} steps of `train.batch_tokens` {batch:,}: too few to learn from; "
+        f"lower the batch"
+    ]
 
 
 def _solved(
@@ -163,7 +176,9 @@ def _solved(
 
 
 def _serving_all(error: BudgetError, budget: Budget, trials: Sequence[Trial]) -> str:
-    """The refusal with an offer that every trial of the same budget takes, and narrower experts that fit, where they are found."""
+    """The refusal with an offer that every trial of the same budget takes, and narrower experts that fit, where they
+    are found.
+    """
     from sparsemem.budget import solve
 
     alike = {(trial.model, tuple(trial.shares.items())) for trial in trials if trial.budget == budget}
@@ -197,7 +212,9 @@ def _serving_all(error: BudgetError, budget: Budget, trials: Sequence[Trial]) ->
     widths = {experts.expert_width for model, _ in alike if (experts := EXPERTS.of(model))}
     if f"`{EXPERT_WIDTH}`" in words and len(widths) == 1:
         (width,) = widths
-        narrower = range((width - 1) // WHOLE_ROWS * WHOLE_ROWS, 0, -WHOLE_ROWS * max(1, width // (WHOLE_ROWS * MOST_OFFERS)))
+        narrower = range(
+            (width - 1) // WHOLE_ROWS * WHOLE_ROWS, 0, -WHOLE_ROWS * max(1, width // (WHOLE_ROWS * MOST_OFFERS))
+        )
         fits = next((each for each in narrower if not refused(EXPERT_WIDTH, each)), None)
         words += f"; `{EXPERT_WIDTH}: {fits}` would do" if fits else ""
     return words
@@ -212,7 +229,10 @@ def _least_tolerance(models: Iterable[tuple[Model, tuple[tuple[str, float], ...]
     for model, shares in models:
         try:
             account = count_model(
-                model, solve(model, budget.model_copy(update={"tolerance": WIDEST_TOLERANCE}), dict(shares)), context=1, vocabulary=0
+                model,
+                solve(model, budget.model_copy(update={"tolerance": WIDEST_TOLERANCE}), dict(shares)),
+                context=1,
+                vocabulary=0,
             )
         except ConfigError:
             return None
@@ -224,8 +244,9 @@ def _check_flops(budget: Budget, account: ModelAccount) -> None:
     wanted, got = budget.flops_per_token, account.flops_per_token
     if wanted and abs(got / wanted - 1) > budget.tolerance:
         raise ConfigError(
-            f"field `budget.flops_per_token` has the value {wanted:,}, but these sizes come to {got:,} ({got / wanted - 1:+.2%}, beyond "
-            f"`tolerance` {budget.tolerance:.2%}); change the memory's `key_dim` or `top_m`, or the budget"
+            f"field `budget.flops_per_token` has the value {wanted:,}, but these sizes come to {got:,} "
+            f"({got / wanted - 1:+.2%}, beyond `tolerance` {budget.tolerance:.2%}); change the memory's `key_dim` or "
+            f"`top_m`, or the budget"
         )
 
 
@@ -240,18 +261,21 @@ def _check_ranks(trial: Trial, run: Run) -> None:
 
 def _values(trial: Trial, paths: Iterable[str]) -> dict[str, Any]:
     """What the trial came to at each path; groups and lists as JSON."""
-    return {path: json.dumps(value) if isinstance(value, dict | list) else value for path, value in trial.at(paths).items()}
+    return {
+        path: json.dumps(value) if isinstance(value, dict | list) else value for path, value in trial.at(paths).items()
+    }
 
 
-# --- time -------------------------------------------------------------------------------------------------------------------
+# --- time -------------------------------------------------------------------------------------------------------------
 
 
 def estimate_seconds(planned: Sequence[PlannedTrial], study: Study) -> tuple[list[float], float] | None:
-    """Seconds of each trial, and of the whole study over this machine's slots, from a few training steps on this machine.
+    """Seconds of each trial, and of the whole study over this machine's slots, from a few training steps on this
+    machine.
 
-    None where a step is too large to be tried out, as for the published configurations, or where this machine cannot hold a trial. Steps
-    are timed at the smallest, the middle and the largest size; seconds per FLOP of the others are interpolated by rank. Several GPUs are
-    taken to divide the time by their number.
+    None where a step is too large to be tried out, as for the published configurations, or where this machine cannot
+    hold a trial. Steps are timed at the smallest, the middle and the largest size; seconds per FLOP of the others are
+    interpolated by rank. Several GPUs are taken to divide the time by their number.
     """
     from sparsemem.accounting import STEP_OVER_FORWARD
     from sparsemem.train import measure_step
@@ -264,7 +288,9 @@ def estimate_seconds(planned: Sequence[PlannedTrial], study: Study) -> tuple[lis
     device = "cuda" if run.gpus_per_trial else "cpu"
     if any(p.account.flops_per_token_head * p.trial.train.batch_tokens > LARGEST_STEP[device] for p in planned):
         return None
-    by_size = sorted({(p.account.flops_per_token_head, p.sizes.routed_experts, p.sizes.memory_rows): p for p in planned}.items())
+    by_size = sorted(
+        {(p.account.flops_per_token_head, p.sizes.routed_experts, p.sizes.memory_rows): p for p in planned}.items()
+    )
     sizes = [key for key, _ in by_size]
     last = len(sizes) - 1
     measured = {}
@@ -284,7 +310,9 @@ def estimate_seconds(planned: Sequence[PlannedTrial], study: Study) -> tuple[lis
 
 def _interpolated(rank: int, measured: dict[int, float]) -> float:
     low, high = max(r for r in measured if r <= rank), min(r for r in measured if r >= rank)
-    return measured[low] if low == high else measured[low] + (measured[high] - measured[low]) * (rank - low) / (high - low)
+    return (
+        measured[low] if low == high else measured[low] + (measured[high] - measured[low]) * (rank - low) / (high - low)
+    )
 
 
 def _makespan(seconds: Sequence[float], slots: int) -> float:
@@ -295,10 +323,12 @@ def _makespan(seconds: Sequence[float], slots: int) -> float:
     return max(free)
 
 
-# --- for people -------------------------------------------------------------------------------------------------------------
+# --- for people -------------------------------------------------------------------------------------------------------
 
 
-def describe(planned: Sequence[PlannedTrial], estimate: tuple[Sequence[float], float] | None, most: int | None = None) -> str:
+def describe(
+    planned: Sequence[PlannedTrial], estimate: tuple[Sequence[float], float] | None, most: int | None = None
+) -> str:
     """The plan as a table with a line of totals.
 
     Args:
@@ -344,9 +374,13 @@ def describe(planned: Sequence[PlannedTrial], estimate: tuple[Sequence[float], f
         )
     tokens = sum(p.trial.budget.tokens for p in planned)
     worst = max(abs(p.row()[name]) for p in planned for name in ("budget_error_total", "budget_error_active"))
-    how_long = f"about {duration(estimate[1])} on this machine" if estimate else "its time cannot be estimated on this machine"
+    how_long = (
+        f"about {duration(estimate[1])} on this machine" if estimate else "its time cannot be estimated on this machine"
+    )
     totals = f"{len(planned)} trials, {count(tokens)} tokens, largest budget error {worst:.3%}, {how_long}"
     if most:
         whole = f", about {duration(estimate[1] * most / len(planned))}" if estimate else ""
-        totals += f"\nthese are the first batch; further shares follow from the results, at most {most} trials in all{whole}"
+        totals += (
+            f"\nthese are the first batch; further shares follow from the results, at most {most} trials in all{whole}"
+        )
     return f"{table(header, rows)}\n{totals}"

@@ -1,4 +1,6 @@
-"""How far a study is, read from its ledger's files alone: the same lines for both engines and for `sparsemem status`."""
+"""How far a study is, read from its ledger's files alone: the same lines for both engines and for
+`sparsemem status`.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def look(ledger: Ledger) -> list[TrialProgress]:
                 tokens=int(row["tokens"]),
                 flops_per_token=flops,
                 speed=done * flops / seconds if seconds else 0.0,
-                tokens_per_second=float(last.get("tokens_per_second") or 0) if state.status == TrialStatus.RUNNING else 0.0,
+                tokens_per_second=float(last.get("tokens_per_second") or 0)
+                if state.status == TrialStatus.RUNNING
+                else 0.0,
                 loss=state.result.get("val_loss") if state.status in FINAL else float(losses[-1]) if losses else None,
                 core_seconds=seconds * int(state.result.get("threads") or ledger.cpus_per_trial),
                 node=ledger.node(row["trial_id"]) if state.status == TrialStatus.RUNNING else "",
@@ -86,7 +90,11 @@ def on_nodes(trials: Sequence[TrialProgress]) -> bool:
 
 def axes_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Columns that tell the trials of a study apart: rho, seed and whatever else it varies."""
-    names = ["rho", "seed", *(name for name in rows[0] if name not in COLUMNS and not name.startswith(("share_", "tuned.")))]
+    names = [
+        "rho",
+        "seed",
+        *(name for name in rows[0] if name not in COLUMNS and not name.startswith(("share_", "tuned."))),
+    ]
     return [name for name in names if len({str(row[name]) for row in rows}) > 1] or ["rho", "seed"]
 
 
@@ -108,7 +116,7 @@ def _curve(ledger: Ledger, trial_id: str) -> list[dict[str, str]]:
         return []
 
 
-# --- in one line ------------------------------------------------------------------------------------------------------------
+# --- in one line ------------------------------------------------------------------------------------------------------
 
 
 def headline(trials: Sequence[TrialProgress], slots: int = 0, most: int | None = None) -> str:
@@ -151,7 +159,7 @@ def seconds_left(trials: Sequence[TrialProgress], slots: int) -> float | None:
     return (work * len(speeds) / sum(speeds) + starts) / min(slots, len(ahead))
 
 
-# --- live -------------------------------------------------------------------------------------------------------------------
+# --- live -------------------------------------------------------------------------------------------------------------
 
 
 class Progress:
@@ -207,7 +215,7 @@ def _picture(trials: Sequence[TrialProgress], slots: int, most: int | None) -> R
     return Group(Text(headline(trials, slots, most), style="bold"), grid)
 
 
-# --- after ------------------------------------------------------------------------------------------------------------------
+# --- after ------------------------------------------------------------------------------------------------------------
 
 
 def overview(trials: Sequence[TrialProgress], most: int | None = None) -> str:
@@ -233,7 +241,19 @@ def overview(trials: Sequence[TrialProgress], most: int | None = None) -> str:
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The trials with what came out, from the rows of `Ledger.table`."""
     axes = axes_of(rows)
-    header = ["trial", *axes, "experts", "shared width", "memory rows", "tokens", "val loss", "± se", "bits/byte", "tokens/s", "status"]
+    header = [
+        "trial",
+        *axes,
+        "experts",
+        "shared width",
+        "memory rows",
+        "tokens",
+        "val loss",
+        "± se",
+        "bits/byte",
+        "tokens/s",
+        "status",
+    ]
 
     def number(value: Any, form: str) -> str:
         return "-" if value in (None, "") else format(float(value), form)

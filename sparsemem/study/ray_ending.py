@@ -1,6 +1,7 @@
 """What an error of Ray's means for the trial that it came of. It must not know studies.
 
-What Ray says of an error names addresses, nodes and the command lines of other processes: nothing of it is kept but the kind of the error.
+What Ray says of an error names addresses, nodes and the command lines of other processes: nothing of it is kept but the
+kind of the error.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ from sparsemem.failure import record_failure
 from sparsemem.results import TrialStatus
 from sparsemem.study.storage import StorageAway
 
-LOST = ("NodeDiedError", "LocalRayletDiedError", "ActorUnschedulableError", "ActorPlacementGroupRemoved", "TaskPlacementGroupRemoved")
+LOST = (
+    "NodeDiedError",
+    "LocalRayletDiedError",
+    "ActorUnschedulableError",
+    "ActorPlacementGroupRemoved",
+    "TaskPlacementGroupRemoved",
+)
 """Errors of a node, which a trial is not to blame for."""
 RAISED = "raised: "
 
@@ -23,8 +30,8 @@ RAISED = "raised: "
 def each_error_ends_one_trial() -> Iterator[None]:
     """Let Tune take any error for the end of the one trial that it came of.
 
-    Of its own accord it knows two kinds of errors only. At another, such as `OutOfMemoryError`, it ends the whole run by a RuntimeError
-    while the trial is training, and loses the kind of the error where the trial has not begun.
+    Of its own accord it knows two kinds of errors only. At another, such as `OutOfMemoryError`, it ends the whole run
+    by a RuntimeError while the trial is training, and loses the kind of the error where the trial has not begun.
     """
     from ray.air.execution._internal.actor_manager import RayActorManager
 
@@ -46,7 +53,11 @@ def as_known(error: Exception) -> Exception:
     """An error of a kind that Tune knows, for one of another kind, which it names."""
     from ray.exceptions import RayActorError, RayTaskError
 
-    return error if isinstance(error, RayActorError | RayTaskError) else RayActorError("", f"{RAISED}{type(error).__name__}")
+    return (
+        error
+        if isinstance(error, RayActorError | RayTaskError)
+        else RayActorError("", f"{RAISED}{type(error).__name__}")
+    )
 
 
 def record_ending(trial_folder: Path, error: Any) -> bool:
@@ -65,7 +76,9 @@ def record_ending(trial_folder: Path, error: Any) -> bool:
         return True
     if kind == "OutOfMemoryError" or "running low on memory" in text:
         remedy = "let fewer trials run at once (`run.max_concurrent`, `run.memory_per_trial`) or choose a smaller model"
-        record_failure(trial_folder, f"ended by Ray: the machine ran out of memory; {remedy}", TrialStatus.OUT_OF_MEMORY)
+        record_failure(
+            trial_folder, f"ended by Ray: the machine ran out of memory; {remedy}", TrialStatus.OUT_OF_MEMORY
+        )
     elif kind or not isinstance(error, RayActorError):
         record_failure(trial_folder, f"ended by Ray: {kind or type(error).__name__}", unless_known=True)
     elif error.actor_init_failed:

@@ -1,8 +1,9 @@
-"""Trials as an explicit grid of Ray Tune, in processes of Ray's: a private Ray on this machine, or a cluster. It must not know studies.
+"""Trials as an explicit grid of Ray Tune, in processes of Ray's: a private Ray on this machine, or a cluster. It must
+not know studies.
 
-Ray only schedules here. Tune's own storage lives in a temporary folder of the driver that goes with the run: a Tune experiment cannot be
-extended, and `Tuner.restore` cannot change its space, so nothing of a study is kept in one. No other node ever reads that folder, since no
-trial reports a checkpoint to Tune.
+Ray only schedules here. Tune's own storage lives in a temporary folder of the driver that goes with the run: a Tune
+experiment cannot be extended, and `Tuner.restore` cannot change its space, so nothing of a study is kept in one. No
+other node ever reads that folder, since no trial reports a checkpoint to Tune.
 
 A process that has ended a trial well is given another one; one that has not is never used again.
 """
@@ -38,26 +39,36 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the driver's
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",  # progress lines say how many wait for a node
 }
-_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_grpc_enable_http_proxy": "0"}  # every port on 127.0.0.1, past any proxy
-_PRIVATE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "20"}  # a control store that was killed does not come back; its agents wait so long
+_ON_LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_grpc_enable_http_proxy": "0",
+}  # every port on 127.0.0.1, past any proxy
+_PRIVATE = {
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20"
+}  # a control store that was killed does not come back; its agents wait so long
 
 
 def run_trials(jobs: Sequence[Job], run: Run, address: str | None = None) -> None:
     """See `engine.Engine`.
 
-    A trial whose node is lost is started again up to `run.max_failures` times, as after any other failure; where its last attempt ended
-    with its node, it gets as many once more when the others are done, up to `LOST_NODES` times: not its fault, unless it always happens.
+    A trial whose node is lost is started again up to `run.max_failures` times, as after any other failure; where its
+    last attempt ended with its node, it gets as many once more when the others are done, up to `LOST_NODES` times: not
+    its fault, unless it always happens.
 
     Args:
         address: of a running cluster, `HOST:PORT` or `auto`; by default a private Ray is started and ended.
 
     Raises:
         ConfigError: the nodes of the cluster do not share a disk.
-        ChildProcessError: Ray did not start (it gives its own processes 30 seconds, which a busy machine may not meet) or was killed; there
-            is no cluster at `address`, or its head was lost.
+        ChildProcessError: Ray did not start (it gives its own processes 30 seconds, which a busy machine may not meet)
+            or was killed; there is no cluster at `address`, or its head was lost.
     """
-    with scratch_folder(Path("/tmp") if os.path.isdir("/tmp") else None, "sparsemem-ray-") as scratch:  # short: sockets live in it
-        ray = _connected(address, jobs) if address else _started(min(slots(run), len(jobs)) * run.cpus_per_trial, scratch)
+    with scratch_folder(
+        Path("/tmp") if os.path.isdir("/tmp") else None, "sparsemem-ray-"
+    ) as scratch:  # short: sockets live in it
+        ray = (
+            _connected(address, jobs) if address else _started(min(slots(run), len(jobs)) * run.cpus_per_trial, scratch)
+        )
         resources = {"cpu": run.cpus_per_trial, "gpu": run.gpus_per_trial}  # one bundle: all of it on one node
         if address and run.memory_per_trial:  # on this machine, `slots` has seen to it
             resources["memory"] = run.memory_per_trial
@@ -85,7 +96,9 @@ def _fit(jobs: Sequence[Job], run: Run, resources: Mapping[str, float], scratch:
         tune_config=tune.TuneConfig(
             max_concurrent_trials=run.max_concurrent,
             trial_dirname_creator=lambda trial: str(trial.config["trial"]),
-            reuse_actors=os.access("/proc/self/clear_refs", os.W_OK),  # else peak memory would be that of all trials of a process
+            reuse_actors=os.access(
+                "/proc/self/clear_refs", os.W_OK
+            ),  # else peak memory would be that of all trials of a process
         ),
         run_config=tune.RunConfig(
             name="study",
@@ -95,12 +108,18 @@ def _fit(jobs: Sequence[Job], run: Run, resources: Mapping[str, float], scratch:
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), each_error_ends_one_trial():  # results go to stdout
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        each_error_ends_one_trial(),
+    ):  # results go to stdout
         try:
             outcomes = tuner.fit()
         except Exception as error:
             remedy = "the same command goes on from the last checkpoints"
-            raise ChildProcessError(f"Ray Tune ended before its trials ({_first(error.__cause__ or error)}); {remedy}") from error
+            raise ChildProcessError(
+                f"Ray Tune ended before its trials ({_first(error.__cause__ or error)}); {remedy}"
+            ) from error
     # a trial that was killed has no config any more, hence its path
     ended = [(by_name[Path(outcomes[number].path).name], outcomes[number].error) for number in range(len(outcomes))]
     return [job for job, error in ended if error is not None and record_ending(job.trial_folder, error)]
@@ -135,7 +154,7 @@ def _node_name() -> str:
     return str(node["NodeName"] if node["NodeName"] != node["NodeManagerAddress"] else node["NodeManagerHostname"])
 
 
-# --- Ray itself -------------------------------------------------------------------------------------------------------------
+# --- Ray itself -------------------------------------------------------------------------------------------------------
 
 
 def _init(**arguments: Any) -> None:
@@ -174,7 +193,9 @@ def _started(cpus: int, scratch: Path) -> Iterator[None]:
 
 @contextmanager
 def home_or(folder: Path) -> Iterator[None]:
-    """Ray keeps a token in the user's home. Where there is none that can be written, as in a container, it is this folder for the body."""
+    """Ray keeps a token in the user's home. Where there is none that can be written, as in a container, it is this
+    folder for the body.
+    """
     home, before = Path(os.path.expanduser("~")), os.environ.get("HOME")
     if home.is_absolute() and ((home.is_dir() and os.access(home, os.W_OK)) or (home / ".ray" / "auth_token").exists()):
         yield
@@ -189,7 +210,9 @@ def home_or(folder: Path) -> Iterator[None]:
 
 def past_proxies() -> dict[str, str]:
     """Environment variables by which what is on this machine is reached without a proxy; other addresses as before."""
-    given = {name: filter(None, os.environ.get(name, "").split(",")) for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy")}
+    given = {
+        name: filter(None, os.environ.get(name, "").split(",")) for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy")
+    }
     return {name: ",".join(dict.fromkeys((*hosts, "127.0.0.1", "localhost", "::1"))) for name, hosts in given.items()}
 
 
@@ -198,14 +221,20 @@ def _connected(address: str, jobs: Sequence[Job]) -> Iterator[None]:
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", address)
     offer_token()
-    os.environ.update(_ENVIRONMENT | (_ON_LOOPBACK if address.startswith(("127.0.0.1:", "localhost:", "[::1]:")) else {}) | past_proxies())
+    os.environ.update(
+        _ENVIRONMENT
+        | (_ON_LOOPBACK if address.startswith(("127.0.0.1:", "localhost:", "[::1]:")) else {})
+        | past_proxies()
+    )
     import ray
 
     remedy = "start one with `ray start --head`, or name its head as HOST:PORT"
     if address != "auto":
         try:
             host, _, port = address.rpartition(":")
-            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()  # Ray itself would try for minutes, deaf to signals
+            socket.create_connection(
+                (host, int(port)), CONNECT_SECONDS
+            ).close()  # Ray itself would try for minutes, deaf to signals
         except OSError as error:
             raise ChildProcessError(f"there is no Ray cluster at {address} ({error}); {remedy}") from None
     try:
@@ -224,7 +253,9 @@ def _connected(address: str, jobs: Sequence[Job]) -> Iterator[None]:
 
 def offer_token() -> None:
     """Let Ray send the user's token where there is one; of its own accord it does so for a private Ray only."""
-    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or os.path.exists(os.path.expanduser("~/.ray/auth_token")):
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or os.path.exists(
+        os.path.expanduser("~/.ray/auth_token")
+    ):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
@@ -238,8 +269,8 @@ def _refuse_separate_disks() -> None:
     others = sorted({node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]} - {socket.gethostname()})
     if others:
         raise ConfigError(
-            f"field `run.storage` is missing: the cluster has nodes on {', '.join(others)}, which need not see this machine's disk; "
-            "set it to a folder that every node sees, or to the address of an object store"
+            f"field `run.storage` is missing: the cluster has nodes on {', '.join(others)}, which need not see this "
+            f"machine's disk; set it to a folder that every node sees, or to the address of an object store"
         )
 
 

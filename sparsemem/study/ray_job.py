@@ -43,12 +43,14 @@ def run_as_job(study: Study, base: Path, results: Path, address: str) -> int:
     """
     if not results.is_absolute():
         raise ConfigError(
-            f"--results has the value {results}: a job's own folder goes with it; give the absolute path of a folder on the cluster"
+            f"--results has the value {results}: a job's own folder goes with it; give the absolute path of a folder "
+            f"on the cluster"
         )
     storage = study.run.storage
     if storage and "://" not in storage and not Path(storage).is_absolute():
         raise ConfigError(
-            f"field `run.storage` has the value {storage!r}: a job's own folder goes with it; give an absolute path or an address"
+            f"field `run.storage` has the value {storage!r}: a job's own folder goes with it; give an absolute path or "
+            f"an address"
         )
     offer_token()
     os.environ.update(past_proxies())
@@ -56,13 +58,17 @@ def run_as_job(study: Study, base: Path, results: Path, address: str) -> int:
         import aiohttp  # noqa: F401
         from ray.job_submission import JobSubmissionClient
     except ImportError:
-        raise ConfigError(f"--address {address} needs Ray's job client; install it with pip install 'sparsemem[cluster]'") from None
+        raise ConfigError(
+            f"--address {address} needs Ray's job client; install it with pip install 'sparsemem[cluster]'"
+        ) from None
     with tempfile.TemporaryDirectory(prefix="sparsemem-job-") as folder:
         _pack(study, base, Path(folder))
         try:
             client = JobSubmissionClient(address.removeprefix(SCHEME))
             job = client.submit_job(
-                entrypoint=shlex.join(["python", "-m", "sparsemem", "run", "study.yaml", "--address", "auto", "--results", str(results)]),
+                entrypoint=shlex.join(
+                    ["python", "-m", "sparsemem", "run", "study.yaml", "--address", "auto", "--results", str(results)]
+                ),
                 runtime_env={"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}},
             )
         except Exception as error:  # the client raises plain exceptions of many kinds here
@@ -82,17 +88,20 @@ def _pack(study: Study, base: Path, folder: Path) -> None:
     """Write the study, with all that `--set` and `tuned` say, and the texts that it names by relative paths."""
     write_text(folder / "study.yaml", yaml.safe_dump(study_fields(study), sort_keys=False, allow_unicode=True))
     patterns = {pattern for trial in study.trials() for pattern in (*trial.data.files, *trial.data.validation_files)}
-    relative = sorted(pattern for pattern in patterns if not Path(pattern).is_absolute())  # others are looked for on the cluster
+    relative = sorted(
+        pattern for pattern in patterns if not Path(pattern).is_absolute()
+    )  # others are looked for on the cluster
     for pattern in relative:
         if ".." in Path(pattern).parts:
             raise ConfigError(
-                f"field `data.files` names {pattern!r}, outside of the study's folder, which a job cannot take along; move it inside"
+                f"field `data.files` names {pattern!r}, outside of the study's folder, which a job cannot take along; "
+                f"move it inside"
             )
     files = sorted({path for pattern in relative for path in matching(pattern, base)})
     if (size := sum(path.stat().st_size for path in files)) > UPLOAD_BYTES:
         raise ConfigError(
-            f"field `data.files` names {size / 2**20:,.0f} MiB, more than the {UPLOAD_BYTES // 2**20} that a job takes along; "
-            "copy them to where every node sees them and give their absolute path"
+            f"field `data.files` names {size / 2**20:,.0f} MiB, more than the {UPLOAD_BYTES // 2**20} that a job takes "
+            f"along; copy them to where every node sees them and give their absolute path"
         )
     for path in files:
         copy = folder / path.relative_to(base)

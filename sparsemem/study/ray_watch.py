@@ -1,6 +1,7 @@
 """Notices that Ray has lost a process that it cannot live without. It must not know studies.
 
-Ray itself then waits: for ever for this machine's raylet; for a minute for the control store, and then ends the whole Python process.
+Ray itself then waits: for ever for this machine's raylet; for a minute for the control store, and then ends the whole
+Python process.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ POLL_SECONDS = 0.5
 GRACE = 10.0
 REMEDY = "; the same command goes on from the last checkpoints"
 PATIENCE = 20.0
-"""Seconds that the head of a cluster may be away: one that keeps its state elsewhere is back by then, and Ray goes on."""
+"""Seconds that the head of a cluster may be away: one that keeps its state elsewhere is back by then, and
+Ray goes on.
+"""
 
 
 @contextmanager
@@ -28,7 +31,8 @@ def ends_with_ray() -> Iterator[None]:
     """Leave the body as soon as this process's Ray is lost.
 
     Raises:
-        ChildProcessError: that is so. In another thread than the main one nothing is watched: only the main one can be interrupted.
+        ChildProcessError: that is so. In another thread than the main one nothing is watched: only the main one can be
+            interrupted.
     """
     from ray._private import worker
 
@@ -41,7 +45,8 @@ def ends_with_ray() -> Iterator[None]:
             if found := loss(node):
                 lost.append(found)
                 _thread.interrupt_main()
-                # The main thread may wait for the head inside Ray, deaf to signals; at 60 seconds Ray would end us anyway.
+                # The main thread may wait for the head inside Ray, deaf to signals; at 60 seconds Ray would end us
+                # anyway.
                 if not left.wait(GRACE):
                     print(f"sparsemem: {found}{REMEDY}", file=sys.stderr, flush=True)
                     os._exit(1)

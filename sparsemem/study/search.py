@@ -1,9 +1,9 @@
 """The search at one point of a study: an Optuna study with numbered places. It must not know processes.
 
-A place is done once its trial has finished, diverged or been pruned; what is not done is asked for again by the next run, with the values
-that it had. What a place asks for follows from the place and from what is done, not from the process, so that an interrupted search goes on
-as it would have: the first place has the study's own values, the first half a space-filling sequence, the same at every point; the rest is
-TPE's.
+A place is done once its trial has finished, diverged or been pruned; what is not done is asked for again by the next
+run, with the values that it had. What a place asks for follows from the place and from what is done, not from the
+process, so that an interrupted search goes on as it would have: the first place has the study's own values, the first
+half a space-filling sequence, the same at every point; the rest is TPE's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from sparsemem.study.ledger import Ledger, data_id
 from sparsemem.study.tuned import Outcome, edges
 
 DIGITS = 4  # of a proposed number: what is trained is what winners.yaml says
-SPREAD_SHARE = 2  # one in so many places, and no fewer than SPREAD_LEAST, is spread over the ranges before results decide
+SPREAD_SHARE = (
+    2  # one in so many places, and no fewer than SPREAD_LEAST, is spread over the ranges before results decide
+)
 SPREAD_LEAST = 4
 REDUCTION = 2  # a pruner keeps one in so many
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -77,7 +79,9 @@ class PointSearch:
             pruner=_pruner(settings.pruner, trial.train.evaluations),
         )
         self._study.set_user_attr("data", [data_id(trial.data), manifests[data_id(trial.data)]["digest"]])
-        for left in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):  # their driver is gone: its lock is ours
+        for left in self._study.get_trials(
+            deepcopy=False, states=(TrialState.RUNNING,)
+        ):  # their driver is gone: its lock is ours
             self._study.tell(left.number, state=TrialState.FAIL)
 
     @property
@@ -99,28 +103,38 @@ class PointSearch:
         seed = int(hashlib.sha256(f"{self.settings.seed} {place}".encode()).hexdigest()[:8], 16)
         self._study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1)
         known = self._known(place)
-        if known and not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):  # one may be left of a killed driver
+        if known and not self._study.get_trials(
+            deepcopy=False, states=(TrialState.WAITING,)
+        ):  # one may be left of a killed driver
             self._study.enqueue_trial(known, user_attrs={"place": place})
         asked = self._study.ask(self.fields)
         place = asked.user_attrs.get("place", place)
         asked.set_user_attr("place", place)
         self.flying.add(place)
-        trial = changed(self.trial, {path: _rounded(value, self.settings, path) for path, value in asked.params.items()})
+        trial = changed(
+            self.trial, {path: _rounded(value, self.settings, path) for path, value in asked.params.items()}
+        )
         asked.set_user_attr("trial_id", trial.id)
         return Attempt(self, asked, place, trial, Job(ledger.trial_folder(trial.id).resolve(), self.tokens_folder))
 
     def _known(self, place: int) -> dict[str, Any]:
-        """Values that do not depend on results: what the place had when it was interrupted or failed, or those of the first half."""
+        """Values that do not depend on results: what the place had when it was interrupted or failed, or those of the
+        first half.
+        """
         for trial in reversed(self._study.get_trials(deepcopy=False, states=(TrialState.FAIL,))):
             if trial.user_attrs.get("place") == place and trial.params.keys() == self.fields.keys():
                 return trial.params
         if place >= max(SPREAD_LEAST, self.settings.trials // SPREAD_SHARE):
             return {}
         own = self.trial.at(self.fields) if place == 0 else {}
-        return _spread(self.fields, place, self.settings.seed) | {path: v for path, v in own.items() if _contains(self.fields[path], v)}
+        return _spread(self.fields, place, self.settings.seed) | {
+            path: v for path, v in own.items() if _contains(self.fields[path], v)
+        }
 
     def tell(self, attempt: Attempt, status: TrialStatus, loss: float | None, se: float | None) -> None:
-        """A diverged trial is infinitely bad: Optuna takes that for a value, where it would fail a trial at not-a-number."""
+        """A diverged trial is infinitely bad: Optuna takes that for a value, where it would fail a trial at
+        not-a-number.
+        """
         attempt.asked.set_user_attr("status", status)
         attempt.asked.set_user_attr("val_loss_se", se)
         self.flying.discard(attempt.place)
@@ -135,7 +149,11 @@ class PointSearch:
             self._study.tell(attempt.asked, state=TrialState.FAIL)
 
     def best(self) -> FrozenTrial | None:
-        finished = [trial for trial in self._study.get_trials(deepcopy=False, states=DONE[:1]) if math.isfinite(trial.value or 0.0)]
+        finished = [
+            trial
+            for trial in self._study.get_trials(deepcopy=False, states=DONE[:1])
+            if math.isfinite(trial.value or 0.0)
+        ]
         return min(finished, key=lambda trial: (trial.value, trial.user_attrs["place"]), default=None)
 
     def outcome(self) -> Outcome:
@@ -145,7 +163,11 @@ class PointSearch:
         if best is None or best.value is None:
             return Outcome(self.at, dict(statuses), None, {})
         se = best.user_attrs["val_loss_se"]
-        tied = [trial for trial in trials if trial.state == TrialState.COMPLETE and (trial.value or 0.0) <= best.value + (se or 0.0)]
+        tied = [
+            trial
+            for trial in trials
+            if trial.state == TrialState.COMPLETE and (trial.value or 0.0) <= best.value + (se or 0.0)
+        ]
         ranges = [path for path in self.fields if isinstance(self.fields[path], FloatDistribution)]
         values = self.values(best)
         tried = {path: sorted({self.values(trial)[path] for trial in trials}) for path in ranges}
@@ -162,13 +184,15 @@ class PointSearch:
             seed=self.trial.seed,
         )
         near = {path: [self.values(trial)[path] for trial in tied] for path in ranges}
-        return Outcome(self.at, dict(statuses), winner, {path: (min(found), max(found)) for path, found in near.items()})
+        return Outcome(
+            self.at, dict(statuses), winner, {path: (min(found), max(found)) for path, found in near.items()}
+        )
 
     def values(self, trial: FrozenTrial) -> dict[str, Any]:
         return {path: _rounded(trial.params[path], self.settings, path) for path in self.fields}
 
 
-# --- small parts ------------------------------------------------------------------------------------------------------------
+# --- small parts ------------------------------------------------------------------------------------------------------
 
 
 def _distributions(trial: Trial, settings: Tune) -> dict[str, BaseDistribution]:
@@ -197,7 +221,9 @@ def _spread(fields: Mapping[str, BaseDistribution], place: int, seed: int) -> di
     for (path, field), share in zip(fields.items(), sequence.random()[0], strict=True):
         if isinstance(field, FloatDistribution):
             found[path] = float(
-                field.low * (field.high / field.low) ** share if field.log else field.low + (field.high - field.low) * share
+                field.low * (field.high / field.low) ** share
+                if field.log
+                else field.low + (field.high - field.low) * share
             )
         elif isinstance(field, CategoricalDistribution):
             found[path] = field.choices[int(share * len(field.choices))]
@@ -230,11 +256,13 @@ def _pruner(name: str, evaluations: int) -> optuna.pruners.BasePruner:
     if name == "asha":
         return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=REDUCTION)
     if name == "hyperband":
-        return optuna.pruners.HyperbandPruner(min_resource=first, max_resource=max(evaluations, first), reduction_factor=REDUCTION)
+        return optuna.pruners.HyperbandPruner(
+            min_resource=first, max_resource=max(evaluations, first), reduction_factor=REDUCTION
+        )
     return optuna.pruners.NopPruner()
 
 
-# --- the journal ------------------------------------------------------------------------------------------------------------
+# --- the journal ------------------------------------------------------------------------------------------------------
 
 
 def texts_searched(journal: Path) -> tuple[dict[str, str], Counter[str]]:

@@ -1,6 +1,7 @@
 """A place that every machine of a study reaches, where they share no disk: a folder, or a bucket of an object store.
 
-Nothing here knows trials. A file appears there whole or not at all, and what fails because the place is away for a while is tried again.
+Nothing here knows trials. A file appears there whole or not at all, and what fails because the place is away for a
+while is tried again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ CHUNK_BYTES = 8 * 2**20
 
 
 class StorageAway(OSError):
-    """The place could not be reached for as long as patience lasted. What it holds is as it was; running again goes on."""
+    """The place could not be reached for as long as patience lasted. What it holds is as it was; running
+    again goes on.
+    """
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class Storage:
     """A study's folder in such a place. Names are relative to it, with forward slashes."""
 
     uri: str
-    """`s3://bucket/prefix?region=...`, `gs://bucket/prefix`, `file:///folder` or the path of a folder; see `config.Run.storage`."""
+    """`s3://bucket/prefix?region=...`, `gs://bucket/prefix`, `file:///folder` or the path of a folder; see
+    `config.Run.storage`.
+    """
     study: str
     patience: float = PATIENCE_SECONDS
     """Seconds for which what fails is tried again, at growing intervals."""
@@ -99,7 +104,9 @@ class Storage:
 
         def attempt() -> dict[str, tuple[int, int]]:
             system, root = self._open
-            found = system.get_file_info(FileSelector(f"{root}/{folder}".rstrip("/"), allow_not_found=True, recursive=True))
+            found = system.get_file_info(
+                FileSelector(f"{root}/{folder}".rstrip("/"), allow_not_found=True, recursive=True)
+            )
             return {info.path[len(root) + 1 :]: (info.size, info.mtime_ns) for info in found if info.is_file}
 
         return self._patiently(attempt)
@@ -195,6 +202,8 @@ class Storage:
                 raise
             except OSError as error:
                 if time.monotonic() + wait > deadline:
-                    raise StorageAway(f"the storage {self.uri} could not be reached for {self.patience:.0f} s: {error}") from error
+                    raise StorageAway(
+                        f"the storage {self.uri} could not be reached for {self.patience:.0f} s: {error}"
+                    ) from error
             time.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)

@@ -38,7 +38,11 @@ def duration(seconds: float) -> str:
     ('42 s', '3 min 10 s', '2 h 5 min', '2 d 7 h')
     """
     whole = round(seconds)
-    for whole_unit, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+    for whole_unit, unit, smaller_size, smaller in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
         if whole >= whole_unit:
             rest = whole % whole_unit // smaller_size
             return f"{whole // whole_unit} {unit} {rest} {smaller}" if rest else f"{whole // whole_unit} {unit}"
@@ -49,7 +53,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned to the right by spaces, the first to the left; lines are never wrapped or cut."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [
-        "  ".join(cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
         for line in (header, ["-" * width for width in widths], *rows)
     ]
     return "\n".join(line.rstrip() for line in lines)

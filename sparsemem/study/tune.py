@@ -1,6 +1,8 @@
-"""Searches training fields at each point of a study, apart from it: Optuna proposes, the study's own worker processes train.
+"""Searches training fields at each point of a study, apart from it: Optuna proposes, the study's own worker processes
+train.
 
-Everything is under `<results>/<study>/tune/`: `journal.log` (one Optuna study a point), `trials/<id>/` as in a study, and `winners.yaml`.
+Everything is under `<results>/<study>/tune/`: `journal.log` (one Optuna study a point), `trials/<id>/` as in a study,
+and `winners.yaml`.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def tune_study(study: Study, base: Path, results: Path, say: Callable[[str], Non
         KeyboardInterrupt: Ctrl-C or SIGTERM; the next run goes on.
     """
     if study.tune is None:
-        raise ConfigError("field `tune` is missing; add one, such as tune: {search: {train.lr: {low: 1e-3, high: 3e-2, log: true}}}")
+        raise ConfigError(
+            "field `tune` is missing; add one, such as tune: {search: {train.lr: {low: 1e-3, high: 3e-2, log: true}}}"
+        )
     planned = plan(study)
     Ledger(results / study.study, [p.row() for p in planned]).check_owner()
     trials: dict[str, Trial] = {}
@@ -71,7 +75,10 @@ def tune_study(study: Study, base: Path, results: Path, say: Callable[[str], Non
         storage = open_journal(journal)
         searches = [PointSearch(trial, study.tune, storage, folders, manifests) for trial in trials.values()]
         places = len(searches) * study.tune.trials
-        say(f"{study.study}: {len(searches)} points, {places} trials, {sum(s.done for s in searches)} done before; kept in {ledger.folder}")
+        say(
+            f"{study.study}: {len(searches)} points, {places} trials, {sum(s.done for s in searches)} done before; "
+            f"kept in {ledger.folder}"
+        )
         held.enter_context(terminated_like_interrupted())
         held.enter_context(workers)
         _Driver(searches, ledger, workers, say).to_the_end()
@@ -83,7 +90,9 @@ def tune_study(study: Study, base: Path, results: Path, say: Callable[[str], Non
 class _Driver:
     """Keeps the slots busy until no place is open."""
 
-    def __init__(self, searches: Sequence[PointSearch], ledger: Ledger, workers: Workers, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, searches: Sequence[PointSearch], ledger: Ledger, workers: Workers, say: Callable[[str], None]
+    ) -> None:
         self.searches, self.ledger, self.workers, self.say = searches, ledger, workers, say
         self.flying: dict[Job, Attempt] = {}
         self.held: list[Attempt] = []
@@ -104,7 +113,9 @@ class _Driver:
                 self._end(self.flying[job], pruned=self._judged_bad(self.flying[job]))
 
     def _next(self) -> Attempt | None:
-        """Of the search with the fewest trials in flight, then the fewest done: one at a time each where there are enough."""
+        """Of the search with the fewest trials in flight, then the fewest done: one at a time each where there are
+        enough.
+        """
         for attempt in self.held:
             if attempt.job not in self.flying:
                 self.held.remove(attempt)
@@ -118,7 +129,9 @@ class _Driver:
 
     def _begin(self, attempt: Attempt) -> None:
         self.flying[attempt.job] = attempt
-        if self.ledger.state(attempt.trial.id).status in FINAL:  # trained before: for another place, or by a driver that was killed then
+        if (
+            self.ledger.state(attempt.trial.id).status in FINAL
+        ):  # trained before: for another place, or by a driver that was killed then
             self._end(attempt, pruned=self._judged_bad(attempt))
         else:
             self.ledger.begin_trial(attempt.trial, self.say)
@@ -140,12 +153,16 @@ class _Driver:
         status = TrialStatus.PRUNED if pruned else state.status
         if pruned:
             record_failure(
-                attempt.job.trial_folder, f"stopped at evaluation {attempt.reported}: others were better by then", TrialStatus.PRUNED
+                attempt.job.trial_folder,
+                f"stopped at evaluation {attempt.reported}: others were better by then",
+                TrialStatus.PRUNED,
             )
             for path in (*attempt.job.trial_folder.glob("checkpoint*.pt"), attempt.job.trial_folder / "log.txt"):
                 path.unlink(missing_ok=True)
         finished = status == TrialStatus.FINISHED
-        attempt.search.tell(attempt, status, state.result.get("val_loss"), state.result.get("val_loss_se") if finished else None)
+        attempt.search.tell(
+            attempt, status, state.result.get("val_loss"), state.result.get("val_loss_se") if finished else None
+        )
         self._remark(attempt, status, state.result.get("val_loss"), state.message)
 
     def _remark(self, attempt: Attempt, status: TrialStatus, loss: float | None, message: str) -> None:
@@ -160,10 +177,13 @@ class _Driver:
         parts += [f"about {duration((time.monotonic() - self.began) / self.ended * left)} left"] if left else []
         self.say(" · ".join(parts))
         if message and status not in (*FINAL, TrialStatus.PRUNED):
-            self.say(f"trial {attempt.trial.id} {status}: {message.splitlines()[0]} (more in {attempt.job.trial_folder / 'failure.json'})")
+            self.say(
+                f"trial {attempt.trial.id} {status}: {message.splitlines()[0]} (more in "
+                f"{attempt.job.trial_folder / 'failure.json'})"
+            )
 
 
-# --- small parts ------------------------------------------------------------------------------------------------------------
+# --- small parts ------------------------------------------------------------------------------------------------------
 
 
 def _evaluations(attempt: Attempt) -> Iterator[float]:
@@ -179,13 +199,17 @@ def _evaluations(attempt: Attempt) -> Iterator[float]:
 
 
 def _corners(trial: Trial, settings: Tune) -> list[Trial]:
-    """The trial at every combination of ends of ranges and of choices: a trial that cannot be is refused before anything is trained."""
+    """The trial at every combination of ends of ranges and of choices: a trial that cannot be is refused before
+    anything is trained.
+    """
     ends = [search.choices or (search.low, search.high) for search in settings.search.values()]
     return [changed(trial, dict(zip(settings.search, values, strict=True))) for values in itertools.product(*ends)]
 
 
 def _write_winners(path: Path, study: str, outcomes: Sequence[Outcome], say: Callable[[str], None]) -> None:
-    """For a study's `tuned`; a point without a finished trial is left out, and refused there by name. Other values of before are kept."""
+    """For a study's `tuned`; a point without a finished trial is left out, and refused there by name. Other values of
+    before are kept.
+    """
     found = Tuned(study=study, winners=tuple(outcome.winner for outcome in outcomes if outcome.winner))
     if path.exists():
         try:
@@ -195,8 +219,13 @@ def _write_winners(path: Path, study: str, outcomes: Sequence[Outcome], say: Cal
         if before != [winner.values for winner in found.winners]:
             kept = path.with_name("winners-before.yaml")
             write_text(kept, path.read_text(encoding="utf-8"))
-            say(f"{path}: written anew with other values; a study that takes them plans new trials. The values of before are in {kept}")
+            say(
+                f"{path}: written anew with other values; a study that takes them plans new trials. The values of "
+                f"before are in {kept}"
+            )
     text = yaml.safe_dump(found.model_dump(mode="json"), sort_keys=False)
     write_text(
-        path, f"# Written by `sparsemem tune`. A study takes these values by `tuned: PATH`, the path relative to its own file.\n{text}"
+        path,
+        f"# Written by `sparsemem tune`. A study takes these values by `tuned: PATH`, the path relative to its own "
+        f"file.\n{text}",
     )

@@ -15,7 +15,10 @@ from sparsemem.study.text import table
 
 BRACKET = 3  # values tried of which the best may have a worse one on either side
 WIDER = 3  # factor by which a logarithmic range is widened
-SEED_NOTE = "se: over the held-out sequences, of one run a value. Runs of another seed scatter more, so a small movement may be chance."
+SEED_NOTE = (
+    "se: over the held-out sequences, of one run a value. Runs of another seed scatter more, so a small movement may "
+    "be chance."
+)
 EDGE = 0.1  # share of a range, at each end, that counts as its edge
 
 
@@ -51,17 +54,28 @@ def edges(fields: Mapping[str, BaseDistribution], values: Mapping[str, Any]) -> 
 
 
 def as_json(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    return [asdict(outcome) | {"winner": outcome.winner and outcome.winner.model_dump(mode="json")} for outcome in outcomes]
+    return [
+        asdict(outcome) | {"winner": outcome.winner and outcome.winner.model_dump(mode="json")} for outcome in outcomes
+    ]
 
 
 def describe_outcomes(outcomes: Sequence[Outcome], settings: Tune) -> str:
     """The best of each point, how far it moves along the last field of `per`, and which winners to doubt."""
     fields = list(settings.search)
     ranges = [path for path in fields if settings.search[path].low is not None]
-    header = [*settings.per, "trials", "val loss", "± se", *(f"{path} (± 1 se)" if path in ranges else path for path in fields)]
+    header = [
+        *settings.per,
+        "trials",
+        "val loss",
+        "± se",
+        *(f"{path} (± 1 se)" if path in ranges else path for path in fields),
+    ]
     rows = []
     for outcome in outcomes:
-        row = [*map(str, outcome.at.values()), ", ".join(f"{number} {status}" for status, number in outcome.statuses.items() if number)]
+        row = [
+            *map(str, outcome.at.values()),
+            ", ".join(f"{number} {status}" for status, number in outcome.statuses.items() if number),
+        ]
         if winner := outcome.winner:
             row += [f"{winner.val_loss:.4f}", "-" if winner.val_loss_se is None else f"{winner.val_loss_se:.4f}"]
             row += [_with_range(winner.values[path], outcome.near.get(path)) for path in fields]
@@ -71,18 +85,26 @@ def describe_outcomes(outcomes: Sequence[Outcome], settings: Tune) -> str:
     lines = [table(header, rows)] if settings.per else [table(["", *header], [["all trials", *row] for row in rows])]
     if any(outcome.winner and outcome.winner.val_loss_se for outcome in outcomes):
         lines.append(SEED_NOTE)
-    lines += [f"no winner at {named(outcome.at) or 'all trials'}: no trial finished" for outcome in outcomes if not outcome.winner]
+    lines += [
+        f"no winner at {named(outcome.at) or 'all trials'}: no trial finished"
+        for outcome in outcomes
+        if not outcome.winner
+    ]
     lines += [line for path in ranges for line in movements(outcomes, settings, path)]
     for winner in (outcome.winner for outcome in outcomes if outcome.winner):
         for path, why in winner.doubts().items():
             more = f"; tune with more trials, such as --set tune.trials={2 * settings.trials}"
-            remedy = f" ({_searched(settings, path)}); {_widened(settings, path, winner)}" if path in winner.edges else more
+            remedy = (
+                f" ({_searched(settings, path)}); {_widened(settings, path, winner)}" if path in winner.edges else more
+            )
             lines.append(f"warning: {path} {winner.values[path]} at {named(winner.at) or 'all trials'} {why}{remedy}")
     return "\n".join(lines)
 
 
 def movements(outcomes: Sequence[Outcome], settings: Tune, path: str) -> list[str]:
-    """How far the best value of a field moves along the last field of `per`, a line for each combination of the others."""
+    """How far the best value of a field moves along the last field of `per`, a line for each combination
+    of the others.
+    """
     if not settings.per:
         return []
     *others, axis = settings.per
@@ -97,10 +119,14 @@ def movements(outcomes: Sequence[Outcome], settings: Tune, path: str) -> list[st
         least, most = low.values[path], high.values[path]
         where = f"along {axis}" + (f" at {named({name: low.at[name] for name in others})}" if others else "")
         factor = f", a factor of {most / least:.3g}" if least > 0 else ""
-        line = f"{where}: best {path} between {least} ({axis}={low.at[axis]}) and {most} ({axis}={high.at[axis]}){factor}"
+        line = (
+            f"{where}: best {path} between {least} ({axis}={low.at[axis]}) and {most} ({axis}={high.at[axis]}){factor}"
+        )
         if least == most:
             fewest = min((winner.tried.get(path, 0) for winner, _ in group), default=0)
-            line = f"{where}: best {path} is {least} " + ("throughout" if fewest >= BRACKET else f"everywhere, of {fewest} values tried")
+            line = f"{where}: best {path} is {least} " + (
+                "throughout" if fewest >= BRACKET else f"everywhere, of {fewest} values tried"
+            )
         elif max(near[0] for _, near in group) <= min(near[1] for _, near in group):
             line += "; the values within one standard error overlap at all of them: no movement can be told"
         lines.append(line)
@@ -126,7 +152,10 @@ def _widened(settings: Tune, path: str, winner: Winner) -> str:
         low, high = search.low, search.high * WIDER if search.log else 2 * search.high - search.low
     else:
         low, high = search.low / (WIDER if search.log else 2), search.high
-    return f"widen it and tune again: --set 'tune.search={{{path}: {{low: {low:g}, high: {high:g}, log: {str(search.log).lower()}}}}}'"
+    return (
+        f"widen it and tune again: --set 'tune.search={{{path}: {{low: {low:g}, high: {high:g}, log: "
+        f"{str(search.log).lower()}}}}}'"
+    )
 
 
 def _searched(settings: Tune, path: str) -> str:

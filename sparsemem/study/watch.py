@@ -21,15 +21,25 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 ORDER = (S.RUNNING, S.FAILED, S.OUT_OF_MEMORY, S.INTERRUPTED, S.DIVERGED, S.FINISHED, S.PENDING)
-COLOURS = {S.RUNNING: "cyan", S.FAILED: "red", S.OUT_OF_MEMORY: "red", S.INTERRUPTED: "yellow", S.DIVERGED: "yellow", S.FINISHED: "green"}
-AROUND = 5  # lines of a screen that are not trials: headings, the rest in words, a spare one; the headline takes more where it wraps
+COLOURS = {
+    S.RUNNING: "cyan",
+    S.FAILED: "red",
+    S.OUT_OF_MEMORY: "red",
+    S.INTERRUPTED: "yellow",
+    S.DIVERGED: "yellow",
+    S.FINISHED: "green",
+}
+# lines of a screen that are not trials: headings, the rest in words, a spare one; the headline takes more where it
+# wraps
+AROUND = 5
 BESIDE_LABEL = 52  # characters of the other columns
 LEAST_LABEL = 10
 NODE = 16
 
 
 def watch(folder: Path) -> None:
-    """Show a study until no process runs it any more: live in a terminal, else a line now and then and the whole table at the end.
+    """Show a study until no process runs it any more: live in a terminal, else a line now and then and the whole table
+    at the end.
 
     One that has not begun is waited for: a driver reads the text before it makes the folder.
 
@@ -68,7 +78,9 @@ def watch(folder: Path) -> None:
 
 def _is_run(ledger: Ledger) -> bool:
     """Whether a driver holds the study, or a worker that outlived its driver a trial."""
-    return is_held(ledger.folder / "lock") or is_beating(ledger.folder / "driver.json") or ledger.counts()[S.RUNNING] > 0
+    return (
+        is_held(ledger.folder / "lock") or is_beating(ledger.folder / "driver.json") or ledger.counts()[S.RUNNING] > 0
+    )
 
 
 def picture(trials: Sequence[TrialProgress], width: int, height: int, most: int | None = None) -> RenderableType:
@@ -78,7 +90,9 @@ def picture(trials: Sequence[TrialProgress], width: int, height: int, most: int 
     from rich.text import Text
 
     above = headline(trials, most=most)
-    ordered = sorted(trials, key=lambda trial: (ORDER.index(trial.status) if trial.status in ORDER else 0, trial.loss or 0.0))
+    ordered = sorted(
+        trials, key=lambda trial: (ORDER.index(trial.status) if trial.status in ORDER else 0, trial.loss or 0.0)
+    )
     fit = max(1, height - AROUND - len(above) // width - sum(bool(trial.message) for trial in trials))
     shown, left = ordered[:fit], Counter(trial.status for trial in ordered[fit:])
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
@@ -96,7 +110,9 @@ def picture(trials: Sequence[TrialProgress], width: int, height: int, most: int 
             duration((trial.tokens - trial.tokens_done) / rate) if rate else "",
             f"{trial.loss:.4f}" if trial.loss is not None else "",
         )
-    below = [f"{trial.trial_id[:6]} {trial.status}: {trial.message.splitlines()[0]}" for trial in shown if trial.message]
+    below = [
+        f"{trial.trial_id[:6]} {trial.status}: {trial.message.splitlines()[0]}" for trial in shown if trial.message
+    ]
     if left:
         below.append(f"and {left.total()} more: {', '.join(f'{number} {status}' for status, number in left.items())}")
     return Group(Text(above, style="bold"), grid, *(Text(_cut(line, width)) for line in below))
@@ -110,14 +126,17 @@ def trial_log(folder: Path, trial_id: str) -> str:
     """What a trial's process said, and why it failed; '' where nothing is kept.
 
     Raises:
-        ConfigError: the study, and its tuning, have no such trial; the beginning of an id will do if it is the only one.
+        ConfigError: the study, and its tuning, have no such trial; the beginning of an id will do if it is the only
+            one.
     """
     ledgers = (Ledger(folder, []), Ledger(folder / "tune", []))
     known = [(ledger, id_) for ledger in ledgers for id_ in ledger.files.begun() if id_.startswith(trial_id)]
     if not known:
         raise ConfigError(f"{folder}: has no trial {trial_id!r} that was begun; `sparsemem status {folder}` lists them")
     if len(known) > 1:
-        raise ConfigError(f"{folder}: {trial_id!r} begins the ids of {', '.join(id_ for _, id_ in known)}; give more of one")
+        raise ConfigError(
+            f"{folder}: {trial_id!r} begins the ids of {', '.join(id_ for _, id_ in known)}; give more of one"
+        )
     ((ledger, id_),) = known
     trial, parts = ledger.trial_folder(id_), []
     if why := ledger.state(id_).result.get("why"):

@@ -1,10 +1,11 @@
 """What a worker process does, under either engine: train one job to its end. And the server that forks such processes.
 
-`python -m sparsemem.study.worker` is the local engine's server. It has imported what training needs, without starting a thread or CUDA, and
-forks a process for each job: as much on its own as a new Python, in milliseconds in place of seconds.
+`python -m sparsemem.study.worker` is the local engine's server. It has imported what training needs, without starting a
+thread or CUDA, and forks a process for each job: as much on its own as a new Python, in milliseconds in place of
+seconds.
 
-The server ends with its driver, and workers with their server, even by `kill -9`: each holds one end of a pipe whose other end only the
-process above it holds. That works on every system, where a parent-death signal exists on Linux only.
+The server ends with its driver, and workers with their server, even by `kill -9`: each holds one end of a pipe whose
+other end only the process above it holds. That works on every system, where a parent-death signal exists on Linux only.
 """
 
 from __future__ import annotations
@@ -51,7 +52,11 @@ def run_job(job: Job, run: Run, node: str | None = None) -> None:
 
     device, ranks = "cuda" if run.gpus_per_trial else "cpu", max(1, int(run.gpus_per_trial))
     share = min(run.gpus_per_trial, 1.0) or 1.0  # of a GPU: no more than a promise unless the process is held to it
-    worker = {"node": node or socket.gethostname(), "pid": os.getpid(), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+    worker = {
+        "node": node or socket.gethostname(),
+        "pid": os.getpid(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     with brought_here(job) if job.storage else contextlib.nullcontext(job) as here:
         trial = Trial.model_validate(yaml.safe_load((here.trial_folder / "trial.yaml").read_text(encoding="utf-8")))
         place = here.trial_folder / "worker.json"
@@ -61,14 +66,15 @@ def run_job(job: Job, run: Run, node: str | None = None) -> None:
         place.unlink(missing_ok=True)
 
 
-# --- the server -------------------------------------------------------------------------------------------------------------
+# --- the server -------------------------------------------------------------------------------------------------------
 
 
 def serve(driver: Connection) -> None:
-    """Fork a worker for each (job, run, GPUs) from the driver and send back (job, exit code); end a worker at (job, None, None).
+    """Fork a worker for each (job, run, GPUs) from the driver and send back (job, exit code); end a worker at (job,
+    None, None).
 
-    Exit codes: 0 finished or diverged, STORAGE_AWAY, 1 an error, which `failure.json` in the trial's folder tells, -N killed by signal N.
-    Returns when the driver is gone, after its workers.
+    Exit codes: 0 finished or diverged, STORAGE_AWAY, 1 an error, which `failure.json` in the trial's folder tells, -N
+    killed by signal N. Returns when the driver is gone, after its workers.
     """
     importlib.import_module("sparsemem.train")  # once for all of them
     working: dict[Job, BaseProcess] = {}
@@ -78,7 +84,9 @@ def serve(driver: Connection) -> None:
             if isinstance(ready, int):
                 process = working.pop(sentinels[ready])
                 process.join()
-                with contextlib.suppress(OSError):  # the driver is gone, as `recv` will say; the other workers shall still be ended
+                with contextlib.suppress(
+                    OSError
+                ):  # the driver is gone, as `recv` will say; the other workers shall still be ended
                     driver.send((sentinels[ready], process.exitcode))
                 continue
             try:

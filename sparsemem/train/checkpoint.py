@@ -1,7 +1,9 @@
-"""Checkpoints: everything a trial needs to go on bit for bit. Written atomically, checked by digest, read without unpickling objects.
+"""Checkpoints: everything a trial needs to go on bit for bit. Written atomically, checked by digest, read without
+unpickling objects.
 
-Two generations are kept, so that a damaged file costs one interval and not the trial; on the disk that is twice a checkpoint, never more.
-A file is the SHA-256 of the rest (32 bytes), then what `torch.save` wrote: torch itself does not notice a flipped bit in a tensor.
+Two generations are kept, so that a damaged file costs one interval and not the trial; on the disk that is twice a
+checkpoint, never more. A file is the SHA-256 of the rest (32 bytes), then what `torch.save` wrote: torch itself does
+not notice a flipped bit in a tensor.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     torch.save(state, payload)
     digest = hashlib.sha256(payload.getbuffer()).digest()
     if (folder / LAST).exists():
-        (folder / LAST).replace(folder / PREVIOUS)  # before the new one is written: there is never need for a third one's space
+        (folder / LAST).replace(
+            folder / PREVIOUS
+        )  # before the new one is written: there is never need for a third one's space
     write_atomically(folder / LAST, lambda file: (file.write(digest), file.write(payload.getbuffer())))
 
 
@@ -41,7 +45,8 @@ def load(folder: Path, trial_id: str, corpus: str, adopt: Callable[[dict[str, An
     A checkpoint that cannot be used, or that `adopt` raises at, is named on stderr and set aside.
 
     Raises:
-        Exception: want of memory (`allocator.is_out_of_memory`), or a disk that cannot be read at the moment; nothing is set aside.
+        Exception: want of memory (`allocator.is_out_of_memory`), or a disk that cannot be read at the moment; nothing
+            is set aside.
     """
     for path in (folder / name for name in GENERATIONS):
         if not path.exists():

@@ -17,7 +17,8 @@ DEAD_NATS = 1e-4  # from chance, at every sequence; a model as it starts is furt
 
 @torch.inference_mode()
 def sequence_losses(model: Transformer, inputs_ST: Tensor, targets_ST: Tensor, precision: torch.dtype) -> Tensor:
-    """Nats per token of each sequence, (S,) float64 on the CPU: the sum over its targets, over the mean number of targets a sequence.
+    """Nats per token of each sequence, (S,) float64 on the CPU: the sum over its targets, over the mean number of
+    targets a sequence.
 
     Where some targets are below 0, and do not count, the mean over sequences so stays the mean over tokens.
     """
@@ -34,8 +35,9 @@ def sequence_losses(model: Transformer, inputs_ST: Tensor, targets_ST: Tensor, p
 
 
 def why_diverged(held_out_S: Tensor, best: float, chance: float) -> str:
-    """Why a trial that was trained to its end has diverged; '' where it has not: it ends worse than chance, and much worse than it was, or
-    holds all tokens equally likely everywhere. One that has hardly begun to learn is near chance too, but neither of these.
+    """Why a trial that was trained to its end has diverged; '' where it has not: it ends worse than chance, and much
+    worse than it was, or holds all tokens equally likely everywhere. One that has hardly begun to learn is near chance
+    too, but neither of these.
 
     Args:
         held_out_S: its last held-out loss of each sequence, nats per token, as the other two.
@@ -46,8 +48,14 @@ def why_diverged(held_out_S: Tensor, best: float, chance: float) -> str:
     ('', 'the held-out loss ended at 9.000 nats, above chance (6.238), after a training loss of 3.000')
     """
     if bool(((held_out_S - chance).abs() < DEAD_NATS).all()):
-        return f"every held-out sequence has the loss of equally likely tokens ({chance:.3f} nats): the model is dead; lower `train.lr`"
+        return (
+            f"every held-out sequence has the loss of equally likely tokens ({chance:.3f} nats): the model is dead; "
+            f"lower `train.lr`"
+        )
     held_out = float(held_out_S.mean())
     if held_out < chance or held_out < best + DIVERGED_NATS:
         return ""
-    return f"the held-out loss ended at {held_out:.3f} nats, above chance ({chance:.3f}), after a training loss of {best:.3f}"
+    return (
+        f"the held-out loss ended at {held_out:.3f} nats, above chance ({chance:.3f}), after a training loss of "
+        f"{best:.3f}"
+    )

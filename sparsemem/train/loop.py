@@ -2,8 +2,10 @@
 
 - The token budget is met exactly: targets beyond it in the last batch carry no loss.
 - The batch is a function of (seed, step), so the data cursor is the step.
-- A trial killed at any moment goes on from its last checkpoint and ends as if nothing had happened, bit for bit on a CPU.
-- A disk that is full for a while costs nothing: what a running trial writes is tried again later. Only its end must be written.
+- A trial killed at any moment goes on from its last checkpoint and ends as if nothing had happened, bit for bit on a
+  CPU.
+- A disk that is full for a while costs nothing: what a running trial writes is tried again later. Only its end must be
+  written.
 """
 
 from __future__ import annotations
@@ -43,15 +45,38 @@ from sparsemem.train.evaluate import sequence_losses, why_diverged
 from sparsemem.train.optim import Optimizer, learning_rate
 from sparsemem.train.ranks import started
 
-CURVE_COLUMNS = ("step", "tokens", "train_loss", "val_loss", "lr", "grad_norm", "expert_load_max", "tokens_per_second", "seconds")
+CURVE_COLUMNS = (
+    "step",
+    "tokens",
+    "train_loss",
+    "val_loss",
+    "lr",
+    "grad_norm",
+    "expert_load_max",
+    "tokens_per_second",
+    "seconds",
+)
 USAGE_COLUMNS = (
-    *("step", "tokens", "layer", "pool", "coverage", "kl_uniform", "top1_score", "topm_score", "output_std", "singular_values"),
+    *(
+        "step",
+        "tokens",
+        "layer",
+        "pool",
+        "coverage",
+        "kl_uniform",
+        "top1_score",
+        "topm_score",
+        "output_std",
+        "singular_values",
+    ),
     "gate_mean",
 )
 """Of every `usage.csv`; what else a mechanism logs follows."""
 CURVE_ROWS = 50
 CHECKPOINT_SECONDS = 20.0
-CHECKPOINT_TIMES = 10  # a checkpoint waits for so many times what the last one took: tables of gigabytes take a while to write
+CHECKPOINT_TIMES = (
+    10  # a checkpoint waits for so many times what the last one took: tables of gigabytes take a while to write
+)
 PARTIAL_EVALUATION = 8  # an evaluation before the last one uses every so many-th part of the held-out set
 
 
@@ -69,12 +94,12 @@ def run_trial(
 
     Args:
         tokens_folder: what `data.prepare` built.
-        trial_folder: receives `curve.csv`, `usage.csv` (what each memory read at each evaluation), `val_losses.csv` and, last,
-            `result.json`; `failure.json` in place of it on an error.
+        trial_folder: receives `curve.csv`, `usage.csv` (what each memory read at each evaluation), `val_losses.csv`
+            and, last, `result.json`; `failure.json` in place of it on an error.
         threads: processor threads to use.
         device: a torch device; by default the GPU where there is one.
-        ranks: processes that train it together, each on its part of every batch, with its part of the threads and a GPU of its own
-            (`parallel`); more than one ask for as many sequences in a batch.
+        ranks: processes that train it together, each on its part of every batch, with its part of the threads and a GPU
+            of its own (`parallel`); more than one ask for as many sequences in a batch.
         gpu_share: of the GPU's memory that this process may take, its context included.
 
     Raises:
@@ -82,7 +107,9 @@ def run_trial(
         Exception: whatever else went wrong, after `failure.json` was written.
     """
     trial_folder.mkdir(parents=True, exist_ok=True)
-    with locked(trial_folder / "lock"):  # it waits for a worker that is still there, such as one whose driver was killed
+    with locked(
+        trial_folder / "lock"
+    ):  # it waits for a worker that is still there, such as one whose driver was killed
         (trial_folder / "failure.json").unlink(missing_ok=True)
         remove_temporaries(trial_folder)
         try:
@@ -168,7 +195,9 @@ def train_step(
         own = min(tokens, part.stop * context) - part.start * context
         with torch.autocast(inputs_BT.device.type, dtype=precision, enabled=precision != torch.float32):
             loss, auxiliary = model.loss(inputs_BT[part], targets_BT[part], own)
-        scored, all_scored = ((each.flatten()[:count] >= 0).sum() for each, count in ((targets_BT[part], own), (targets_BT, tokens)))
+        scored, all_scored = (
+            (each.flatten()[:count] >= 0).sum() for each, count in ((targets_BT[part], own), (targets_BT, tokens))
+        )
         loss = loss * (scored / all_scored.clamp_min(1))
         (loss + auxiliary * ((part.stop - part.start) / rows)).backward()
         value = float(parallel.total(loss.detach()))
@@ -185,7 +214,9 @@ def default_device() -> str:
 
 @dataclass
 class _Since:
-    """What has gathered since the last row of the curve. Part of the checkpoint, so that a resumed curve has the same rows."""
+    """What has gathered since the last row of the curve. Part of the checkpoint, so that a resumed curve has the same
+    rows.
+    """
 
     loss: float = 0.0
     norm: float = 0.0
@@ -204,7 +235,9 @@ class _Run:
         self.tokens = Tokens.load(tokens_folder)
         self.sizes: Sizes = solve(trial.model, trial.budget, trial.shares)
         unscored_after = self.tokens.separator_id if trial.data.mask_document_start else None
-        self.batches = Batches(self.tokens.train, trial.data.context, trial.train.batch_tokens, trial.seed, unscored_after)
+        self.batches = Batches(
+            self.tokens.train, trial.data.context, trial.train.batch_tokens, trial.seed, unscored_after
+        )
         sequences = (min(trial.data.validation_tokens, len(self.tokens.val)) - 1) // trial.data.context
         self.held_out = validation_windows(self.tokens.val, trial.data.context, sequences, unscored_after)
         self.steps = -(-trial.budget.tokens // trial.train.batch_tokens)
@@ -245,7 +278,9 @@ class _Run:
                 self._row(rate, None if evaluation is None else float(evaluation.mean()))
                 if self.step < self.steps:
                     or_warn(self._write_curve)
-            if self.step < self.steps and (began := time.monotonic()) - saved > max(CHECKPOINT_SECONDS, CHECKPOINT_TIMES * spent):
+            if self.step < self.steps and (began := time.monotonic()) - saved > max(
+                CHECKPOINT_SECONDS, CHECKPOINT_TIMES * spent
+            ):
                 or_warn(self._save)
                 saved = time.monotonic()
                 spent = saved - began
@@ -275,7 +310,9 @@ class _Run:
     def _gather(self, loss: float, norm: float, seconds: float) -> None:
         since = self.since
         since.loss, since.norm, since.steps = since.loss + loss, since.norm + norm, since.steps + 1
-        since.load += max((load for layer in self.model.layers_of() if not math.isnan(load := layer.imbalance)), default=math.nan)
+        since.load += max(
+            (load for layer in self.model.layers_of() if not math.isnan(load := layer.imbalance)), default=math.nan
+        )
         since.seconds += seconds
         since.tokens = self._tokens_done() - (self.curve[-1]["tokens"] if self.curve else 0)
         self.seconds += seconds
@@ -351,7 +388,12 @@ class _Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
-        self.step, self.seconds, self.curve, self.usage = state["step"], state["seconds"], state["curve"], state["usage"]
+        self.step, self.seconds, self.curve, self.usage = (
+            state["step"],
+            state["seconds"],
+            state["curve"],
+            state["usage"],
+        )
         self.since = since  # nothing of a state that turns out to be another version's is left in this run
 
     def _finish(self, train_loss: float, final: torch.Tensor | None, why: str) -> dict[str, Any]:
@@ -361,7 +403,10 @@ class _Run:
             why: it has diverged; '' where it has not.
         """
         self._write_curve()
-        result: dict[str, Any] = {"trial_id": self.trial.id, "status": TrialStatus.DIVERGED if why else TrialStatus.FINISHED}
+        result: dict[str, Any] = {
+            "trial_id": self.trial.id,
+            "status": TrialStatus.DIVERGED if why else TrialStatus.FINISHED,
+        }
         result |= {"val_loss": None, "val_loss_se": None, "val_bpb": None} | ({"why": why} if why else {})
         if final is not None and not why:
             rows = "".join(f"{number},{loss:.9g}\n" for number, loss in enumerate(final.tolist()))
@@ -389,7 +434,7 @@ class _Run:
         return result
 
 
-# --- small parts ------------------------------------------------------------------------------------------------------------
+# --- small parts ------------------------------------------------------------------------------------------------------
 
 
 def prepare_process(threads: int) -> None:
@@ -418,7 +463,9 @@ def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A number as text that reads back to the same losses in every run; several with spaces; nothing for what was not measured."""
+    """A number as text that reads back to the same losses in every run; several with spaces; nothing for what was not
+    measured.
+    """
     if isinstance(value, str | list):
         return value if isinstance(value, str) else " ".join(map(_shown, value))
     if value is None or (isinstance(value, float) and math.isnan(value)):

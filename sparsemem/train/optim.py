@@ -1,8 +1,9 @@
 """Optimisers and the learning-rate schedule of one trial.
 
 Backbone: AdamW, with decay on matrices only (the vocabulary's and the convolution's taps among them).
-Memory tables: Adam without decay at a multiple of the rate, which may fall linearly from its start to its end, on the rows that the step
-read (as torch's SparseAdam: moments of other rows stay as they are; the bias correction counts steps of the whole table).
+Memory tables: Adam without decay at a multiple of the rate, which may fall linearly from its start to its end, on the
+rows that the step read (as torch's SparseAdam: moments of other rows stay as they are; the bias correction counts steps
+of the whole table).
 
 Neither is a `torch.optim.Optimizer`: making one imports torch's compiler, which takes as long as the rest of torch.
 
@@ -71,7 +72,9 @@ class AdamW:
     @torch.no_grad()
     def step(self, rate: float, _: float) -> None:
         learning = [
-            (weight, weight.grad, *state) for weight, state in zip(self.weights, self.state, strict=True) if weight.grad is not None
+            (weight, weight.grad, *state)
+            for weight, state in zip(self.weights, self.state, strict=True)
+            if weight.grad is not None
         ]
         if not learning:
             return
@@ -79,12 +82,26 @@ class AdamW:
         beta1, beta2 = self.betas
         unused: list[Tensor] = []  # by this variant
         fixed: dict[str, Any] = {"fused": True, "amsgrad": False, "maximize": False, "eps": EPS}
-        adamw(weights, gradients, means, squares, unused, steps, lr=rate, beta1=beta1, beta2=beta2, weight_decay=self.decay, **fixed)
+        adamw(
+            weights,
+            gradients,
+            means,
+            squares,
+            unused,
+            steps,
+            lr=rate,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=self.decay,
+            **fixed,
+        )
         for weight in weights:
             weight.grad = None
 
     def load(self, state: list[list[Tensor]]) -> None:
-        self.state = [[tensor.to(weight.device) for tensor in of] for weight, of in zip(self.weights, state, strict=True)]
+        self.state = [
+            [tensor.to(weight.device) for tensor in of] for weight, of in zip(self.weights, state, strict=True)
+        ]
 
 
 class RowAdam:
@@ -125,12 +142,19 @@ def _move(moment_RC: Tensor, rows_U: Tensor, target_UC: Tensor, share: float) ->
 
 
 def _zeros_on_demand(like: Tensor) -> Tensor:
-    """Zeros that take memory only where they are written: numpy asks the system for fresh pages (on Linux of 2 MiB), torch fills them."""
-    return torch.zeros_like(like) if like.device.type != "cpu" else torch.from_numpy(np.zeros(like.shape, like[:0].detach().numpy().dtype))
+    """Zeros that take memory only where they are written: numpy asks the system for fresh pages (on Linux of 2 MiB),
+    torch fills them.
+    """
+    return (
+        torch.zeros_like(like)
+        if like.device.type != "cpu"
+        else torch.from_numpy(np.zeros(like.shape, like[:0].detach().numpy().dtype))
+    )
 
 
 def learning_rate(config: Train, done: float) -> float:
-    """Rate after a share `done` of the token budget: linear warm-up, then cosine or constant-and-linear down to `final_lr`.
+    """Rate after a share `done` of the token budget: linear warm-up, then cosine or constant-and-linear down to
+    `final_lr`.
 
     >>> train = Train(batch_tokens=2048, lr=0.01, warmup=0.1, final_lr=0.0)
     >>> [round(learning_rate(train, done), 4) for done in (0.05, 0.1, 0.55, 1.0)]

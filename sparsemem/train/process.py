@@ -1,4 +1,6 @@
-"""A process that trains one trial after another is made as new in between: nothing of a trial may show in the next one's result."""
+"""A process that trains one trial after another is made as new in between: nothing of a trial may show in the next
+one's result.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ _RANDOM_STATE = torch.get_rng_state()  # of a new process
 
 
 def make_as_new() -> None:
-    """Hand freed memory back, forget the largest memory so far (on Linux), and take the random state of a new process."""
+    """Hand freed memory back, forget the largest memory so far (on Linux), and take the random state of a
+    new process.
+    """
     torch.set_rng_state(_RANDOM_STATE)
     gc.collect()
     if platform.libc_ver()[0] == "glibc":

@@ -1,4 +1,6 @@
-"""A trial on several devices: the process that trains it is the first rank and starts the others (`train.rank`), which end with it."""
+"""A trial on several devices: the process that trains it is the first rank and starts the others (`train.rank`), which
+end with it.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,15 @@ def started(
         for rank in range(1, ranks):
             process = subprocess.Popen([sys.executable, "-m", "sparsemem.train.rank"], stdin=subprocess.PIPE)
             held.callback(_end, process)
-            settings = [trial.model_dump(mode="json"), str(tokens_folder), str(trial_folder), threads, device.type, rank, ranks]
+            settings = [
+                trial.model_dump(mode="json"),
+                str(tokens_folder),
+                str(trial_folder),
+                threads,
+                device.type,
+                rank,
+                ranks,
+            ]
             assert process.stdin is not None
             process.stdin.write(json.dumps(settings).encode() + b"\n")
             process.stdin.flush()

@@ -1,7 +1,8 @@
-"""The command `ray` for clusters of several nodes on ONE machine, to try things out: `python sweeps/cluster/loopback.py start --head ...`.
+"""The command `ray` for clusters of several nodes on ONE machine, to try things out.
 
-Every node is at 127.0.0.1, so that no port can be reached from elsewhere. The plain command takes the machine's own address in its place,
-or, told to stay on 127.0.0.1, refuses a second node.
+Type `python sweeps/cluster/loopback.py start --head ...`. Every node is at 127.0.0.1, so that no port can be reached
+from elsewhere. The plain command takes the machine's own address in its place, or, told to stay on 127.0.0.1, refuses
+a second node.
 """
 
 import os

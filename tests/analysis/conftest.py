@@ -18,7 +18,9 @@ from analysis.fits.joint import fit_joint
 from sparsemem.results import COLUMNS, MEASURED
 
 FEW = 100
-"""Resamples of a law over several budgets where a study's sentences and figures are tested; its own tests, and those of bytes, take all."""
+"""Resamples of a law over several budgets where a study's sentences and figures are tested; its own tests, and those of
+bytes, take all.
+"""
 SHARES = (1.0, 0.9, 0.75, 0.6, 0.4, 0.2, 0.1, 0.0)
 SEQUENCES = 64
 
@@ -62,7 +64,13 @@ def make_study(
                 for rate, penalty in rates.items():
                     row = len(rows)
                     status = (statuses or {}).get(row, "finished")
-                    own = (4.3 if share is None else loss(share)) - gain + together + noise * rng.standard_normal() + penalty
+                    own = (
+                        (4.3 if share is None else loss(share))
+                        - gain
+                        + together
+                        + noise * rng.standard_normal()
+                        + penalty
+                    )
                     losses = own + by_sequence - by_sequence.mean() + _centred(rng, 0.05, sequences)
                     trial = _trial(f"{row:012x}", status, seed, share, budget, own if status == "finished" else None)
                     trial |= {"budget.tokens": budget} if len(tokens) > 1 else {}
@@ -86,7 +94,8 @@ def make_points(
 
     Args:
         kind: value of `analysis` in study.yaml.
-        points: columns of `trials.csv` that a point sets, varied fields and `share_...` too, and its true `loss`; `rho` is its share.
+        points: columns of `trials.csv` that a point sets, varied fields and `share_...` too, and its true `loss`; `rho`
+            is its share.
         statuses: row (seed by seed, the points in order) -> status of trials that did not finish.
         described: fields of study.yaml in place of the usual ones.
     """
@@ -100,7 +109,9 @@ def make_points(
             own = point["loss"] + together + noise * rng.standard_normal()
             losses = own + by_sequence - by_sequence.mean() + _centred(rng, 0.05)
             tokens = point.get("tokens", 500_000)
-            trial = _trial(f"{len(rows):012x}", status, seed, point.get("rho", 0.0), tokens, own if status == "finished" else None)
+            trial = _trial(
+                f"{len(rows):012x}", status, seed, point.get("rho", 0.0), tokens, own if status == "finished" else None
+            )
             rows.append(trial | {name: value for name, value in point.items() if name != "loss"})
             _write_trial(folder / "trials" / trial["trial_id"], status, tokens, own, losses)
     return _write_study(folder, rows, {"analysis": kind, **(described or {})})
@@ -132,18 +143,44 @@ def _write_study(folder: Path, rows: list[dict[str, Any]], described: dict[str, 
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     manifest = {
-        **{"corpus": "python-source", "digest": "ab12", "documents": 900, "train_tokens": 9_000_000, "validation_tokens": 131_072},
-        **{"packages": [{"name": "alpha", "version": "1.0", "split": "train"}, {"name": "beta", "version": "2.0", "split": "validation"}]},
-        **{"duplicates_exact": 3, "duplicates_near": 4, "bytes_per_token": 3.2, "vocab_size": 4096, "canonical_size": 3500},
+        **{
+            "corpus": "python-source",
+            "digest": "ab12",
+            "documents": 900,
+            "train_tokens": 9_000_000,
+            "validation_tokens": 131_072,
+        },
+        **{
+            "packages": [
+                {"name": "alpha", "version": "1.0", "split": "train"},
+                {"name": "beta", "version": "2.0", "split": "validation"},
+            ]
+        },
+        **{
+            "duplicates_exact": 3,
+            "duplicates_near": 4,
+            "bytes_per_token": 3.2,
+            "vocab_size": 4096,
+            "canonical_size": 3500,
+        },
         "overlap": {"2": 0.81, "3": 0.52, "4": 0.31, "5": 0.2, "8": 0.05},
     }
     (folder / "data.json").write_text(json.dumps(manifest))
     return folder
 
 
-def _trial(trial_id: str, status: str, seed: int, share: float | None, tokens: int, loss: float | None) -> dict[str, Any]:
+def _trial(
+    trial_id: str, status: str, seed: int, share: float | None, tokens: int, loss: float | None
+) -> dict[str, Any]:
     planned = {
-        **{"trial_id": trial_id, "status": status, "study": "synthetic", "seed": seed, "rho": share, "share_moe": share},
+        **{
+            "trial_id": trial_id,
+            "status": status,
+            "study": "synthetic",
+            "seed": seed,
+            "rho": share,
+            "share_moe": share,
+        },
         **{
             "share_engram": None if share is None else 1 - share,
             "total_params": 1_240_000,
@@ -156,7 +193,12 @@ def _trial(trial_id: str, status: str, seed: int, share: float | None, tokens: i
             "budget_error_active": -0.0007,
             "routed_experts": round(38 * (share or 0)) + 2,
         },
-        **{"shared_width": 96, "memory_rows": round(138_000 * (1 - (share or 0))), "memory_rows_read": 8, "memory_params": 1.1e6},
+        **{
+            "shared_width": 96,
+            "memory_rows": round(138_000 * (1 - (share or 0))),
+            "memory_rows_read": 8,
+            "memory_params": 1.1e6,
+        },
         **{"memory_flops_share": 0.05, "flops_per_token": 9.1e5, "flops_per_token_head": 2.4e6},
         **{"memory_bytes_per_token": 110_000, "tokens": tokens},
     }
@@ -179,13 +221,20 @@ def _write_trial(folder: Path, status: str, tokens: int, loss: float, losses: np
     evaluated = np.arange(1, records + 1) % (records // 8) == 0
     falling = loss + 4 * np.exp(-5 * done / tokens) - 4 * np.exp(-5)
     table = pd.DataFrame(
-        {"step": done // 2048, "tokens": done, "train_loss": falling - 0.05, "val_loss": np.where(evaluated, falling, np.nan)}
+        {
+            "step": done // 2048,
+            "tokens": done,
+            "train_loss": falling - 0.05,
+            "val_loss": np.where(evaluated, falling, np.nan),
+        }
     )
     table.assign(lr=0.01, grad_norm=1.0, expert_load_max=1.3, tokens_per_second=12_000, seconds=1.0).to_csv(
         folder / "curve.csv", index=False
     )
     if status == "finished":
-        pd.DataFrame({"sequence": np.arange(len(losses)), "nats_per_token": losses}).to_csv(folder / "val_losses.csv", index=False)
+        pd.DataFrame({"sequence": np.arange(len(losses)), "nats_per_token": losses}).to_csv(
+            folder / "val_losses.csv", index=False
+        )
 
 
 def _centred(rng: np.random.Generator, sd: float, sequences: int = SEQUENCES) -> np.ndarray:
@@ -208,7 +257,9 @@ def troubled_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def light(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Laws over several budgets take `FEW` resamples, and figures are saved as empty pages but in tests marked `figures`."""
+    """Laws over several budgets take `FEW` resamples, and figures are saved as empty pages but in tests marked
+    `figures`.
+    """
     monkeypatch.setattr("analysis.studies.allocation.fit_joint", functools.partial(fit_joint, resamples=FEW))
     if not request.node.get_closest_marker("figures"):
         monkeypatch.setattr("analysis.report.save", _save_nothing)

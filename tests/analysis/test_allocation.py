@@ -1,4 +1,6 @@
-"""What a reader of an allocation fit relies on: it finds a known optimum, its intervals cover, and poor data get a status."""
+"""What a reader of an allocation fit relies on: it finds a known optimum, its intervals cover, and poor data get a
+status.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def parabola(best: float, bend: float = 0.5) -> Curve:
     return lambda x: 4 + bend * (x - best) ** 2
 
 
-ASYMMETRIC = two_power(4.1, -0.25, 0.10, 0.5, 2.0)  # steep at both ends, least at 0.146: the shape of the first real curves
+ASYMMETRIC = two_power(
+    4.1, -0.25, 0.10, 0.5, 2.0
+)  # steep at both ends, least at 0.146: the shape of the first real curves
 
 
 def least(curve: Curve) -> float:
@@ -43,7 +47,7 @@ def simulate(curve: Curve, noise: float, seeds: int = 2, random: int = 0, extra:
     return pd.DataFrame(rows, columns=["share_moe", "seed", "val_loss"])
 
 
-# --- recovery ---------------------------------------------------------------------------------------------------------------
+# --- recovery ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -68,7 +72,8 @@ def test_a_noise_free_curve_is_found_exactly(curve: Curve, law: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "theta", [(4.1, -0.25, 0.1, 0.5, 2.0), (4.0, -0.1, 0.3, 0.3, 0.4), (4.0, -0.2, 0.2, 0.93, 1.3), (4.0, -0.2, 0.2, 1.0, 1.0)]
+    "theta",
+    [(4.1, -0.25, 0.1, 0.5, 2.0), (4.0, -0.1, 0.3, 0.3, 0.4), (4.0, -0.2, 0.2, 0.93, 1.3), (4.0, -0.2, 0.2, 1.0, 1.0)],
 )
 def test_the_two_power_law_recovers_its_parameters(theta: tuple[float, ...]) -> None:
     found = TwoPower().fit(SHARES, np.ones(8), two_power(*theta)(SHARES)[None])[0]
@@ -86,12 +91,17 @@ def test_the_two_power_fit_is_as_good_as_a_search_from_many_starts() -> None:
 
     bounds = [(3, 5), (-1, 0), (0, 1), law.P, law.Q]
     starts = [(4.1, -0.2, 0.1, p, q) for p in (0.3, 0.6, 0.95) for q in (0.5, 2, 5, 7.5)]
-    best = min(minimize(squares, start, bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-15, "maxiter": 5000}).fun for start in starts)
+    best = min(
+        minimize(squares, start, bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-15, "maxiter": 5000}).fun
+        for start in starts
+    )
     assert squares(law.fit(SHARES, np.ones(8), y[None])[0]) <= best * (1 + 1e-6)
 
 
 def test_the_derived_minimum_is_that_of_the_curve() -> None:
-    theta = np.array([[4.1, -0.25, 0.1, 0.5, 2.0], [4.0, -0.3, 0.3, 0.7, 5.3], [4.0, -0.2, 0.0, 0.5, 1.0], [4.0, 0.0, 0.2, 1.0, 1.0]])
+    theta = np.array(
+        [[4.1, -0.25, 0.1, 0.5, 2.0], [4.0, -0.3, 0.3, 0.7, 5.3], [4.0, -0.2, 0.0, 0.5, 1.0], [4.0, 0.0, 0.2, 1.0, 1.0]]
+    )
     grid = np.linspace(0, 1, 200_001)
     expected = grid[TwoPower().value(grid, theta).argmin(1)]
     assert TwoPower().vertex(theta, 0, 1)[:2] == pytest.approx(expected[:2], abs=1e-5)
@@ -119,7 +129,9 @@ def test_akima_passes_through_the_means_and_is_that_of_scipy() -> None:
     fit = fit_allocation(simulate(ASYMMETRIC, 0.01), law="akima", resamples=50)
     assert fit.predict(fit.shares)["loss"].to_numpy() == pytest.approx(fit.means, abs=1e-12)
     grid = np.linspace(0, 1, 50)
-    assert fit.predict(grid)["loss"].to_numpy() == pytest.approx(Akima1DInterpolator(fit.shares, fit.means)(grid), abs=1e-12)
+    assert fit.predict(grid)["loss"].to_numpy() == pytest.approx(
+        Akima1DInterpolator(fit.shares, fit.means)(grid), abs=1e-12
+    )
     (akima,) = fit.candidates
     assert (akima.aicc, akima.lack_of_fit_p) == (None, None)
     assert "no AICc" in akima.note
@@ -149,11 +161,13 @@ def test_the_same_input_gives_the_same_fit() -> None:
     assert fit_allocation(runs, resamples=200).to_dict() == fit_allocation(runs.copy(), resamples=200).to_dict()
 
 
-# --- intervals --------------------------------------------------------------------------------------------------------------
+# --- intervals --------------------------------------------------------------------------------------------------------
 
 
 def coverage(curve: Curve, noise: float, studies: int, **options: bool) -> tuple[float, float, float]:
-    """Part of the studies whose interval holds the true optimum, the true depth, and whose tied shares hold the true best."""
+    """Part of the studies whose interval holds the true optimum, the true depth, and whose tied shares hold the true
+    best.
+    """
     truth, best = least(curve), SHARES[np.argmin(curve(SHARES))]
     depth = float(curve(np.array([1.0]))[0] - curve(np.array([truth]))[0])
     hits = np.zeros(3)
@@ -179,7 +193,8 @@ LEANING: Curve = lambda x: 4 + 0.6 * (x - 0.6) ** 2 * (1.2 - x)  # noqa: E731
 @pytest.mark.parametrize("extra", [False, True])
 @pytest.mark.parametrize("noise", [0.003, 0.01])
 @pytest.mark.parametrize(
-    "curve", [parabola(0.45), ASYMMETRIC, two_power(4.1, -0.2, 0.2, 1.0, 1.0), two_power(4.1, -0.3, 0.3, 0.7, 5.0), LEANING]
+    "curve",
+    [parabola(0.45), ASYMMETRIC, two_power(4.1, -0.2, 0.2, 1.0, 1.0), two_power(4.1, -0.3, 0.3, 0.7, 5.0), LEANING],
 )
 def test_intervals_cover_other_curves(curve: Curve, noise: float, extra: bool) -> None:
     optimum, depth, tied = coverage(curve, noise, 200, extra=extra)
@@ -190,13 +205,15 @@ def test_intervals_cover_other_curves(curve: Curve, noise: float, extra: bool) -
 
 def test_fewer_seeds_widen_the_interval() -> None:
     def width(seeds: int) -> float:
-        fits = [fit_allocation(simulate(ASYMMETRIC, 0.01, seeds=seeds, random=random), resamples=200) for random in range(5)]
+        fits = [
+            fit_allocation(simulate(ASYMMETRIC, 0.01, seeds=seeds, random=random), resamples=200) for random in range(5)
+        ]
         return float(np.mean([np.ptp(np.quantile(fit.argmin_draws(), (0.025, 0.975))) for fit in fits]))
 
     assert width(2) > 1.3 * width(6)
 
 
-# --- status -----------------------------------------------------------------------------------------------------------------
+# --- status -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("slope", "end"), [(0.1, 0.0), (-0.1, 1.0)])
@@ -297,7 +314,9 @@ def test_shares_that_scatter_more_are_named() -> None:
     runs.loc[(runs["share_moe"] == 1) & (runs["seed"] == 0), "val_loss"] += 0.05
     fit = fit_allocation(runs, resamples=50)
     assert "1.00 scatters more" in fit.message
-    calm = [fit_allocation(simulate(parabola(0.45), 0.003, random=random), resamples=20).message for random in range(40)]
+    calm = [
+        fit_allocation(simulate(parabola(0.45), 0.003, random=random), resamples=20).message for random in range(40)
+    ]
     assert sum("scatters more" in message for message in calm) <= 6
 
 
@@ -307,13 +326,18 @@ def test_few_shares_do_not_hide_a_lean() -> None:
     for random in range(40):
         rng, x = np.random.default_rng(random), np.linspace(0, 1, 5)
         clean = 4 + 0.15 * (x - 0.6) ** 2 - 0.1 * (x - 0.6) ** 3
-        runs = [pd.DataFrame({"share_moe": x, "seed": s, "val_loss": clean + 0.003 * rng.standard_normal(5)}) for s in range(2)]
-        low, high = np.quantile(fit_allocation(pd.concat(runs, ignore_index=True), resamples=100).argmin_draws(), (0.025, 0.975))
+        runs = [
+            pd.DataFrame({"share_moe": x, "seed": s, "val_loss": clean + 0.003 * rng.standard_normal(5)})
+            for s in range(2)
+        ]
+        low, high = np.quantile(
+            fit_allocation(pd.concat(runs, ignore_index=True), resamples=100).argmin_draws(), (0.025, 0.975)
+        )
         held += low <= 0.6 <= high
     assert held >= 34
 
 
-# --- input and output -------------------------------------------------------------------------------------------------------
+# --- input and output -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -322,10 +346,16 @@ def test_few_shares_do_not_hide_a_lean() -> None:
         (lambda frame: frame.rename(columns={"val_loss": "valloss"}), r"`val_loss` \(is it `valloss`\?\)"),
         (lambda frame: frame.assign(trial_id="same"), "same stands in several rows"),
         (lambda frame: frame.assign(share_moe=frame["share_moe"] * 100), "between 0 and 1"),
-        (lambda frame: frame.assign(share_moe=frame["share_moe"] + 1e-6 * frame["seed"] * (frame["share_moe"] < 1)), "nearer than"),
+        (
+            lambda frame: frame.assign(share_moe=frame["share_moe"] + 1e-6 * frame["seed"] * (frame["share_moe"] < 1)),
+            "nearer than",
+        ),
         (lambda frame: frame.assign(val_loss="low"), "a number belongs there"),
         (lambda frame: frame.assign(seed=0), "one cell at a time"),
-        (lambda frame: frame.assign(tokens=[500_000, 2_000_000] * 8), "`tokens` runs from 500,000 to 2,000,000.*fit_joint"),
+        (
+            lambda frame: frame.assign(tokens=[500_000, 2_000_000] * 8),
+            "`tokens` runs from 500,000 to 2,000,000.*fit_joint",
+        ),
         (
             lambda frame: frame.assign(total_params=np.where(frame["seed"] == 1, 4e6, 2e6)),
             "`total_params` runs from 2,000,000 to 4,000,000",
@@ -345,7 +375,9 @@ def test_an_unknown_law_is_refused() -> None:
 
 def test_unfinished_runs_and_the_dense_baseline_are_left_out() -> None:
     runs = simulate(ASYMMETRIC, 0.01).assign(status="finished")
-    others = pd.DataFrame({"share_moe": [0.3, np.nan], "seed": [0, 0], "val_loss": [np.nan, 4.5], "status": ["pending", "finished"]})
+    others = pd.DataFrame(
+        {"share_moe": [0.3, np.nan], "seed": [0, 0], "val_loss": [np.nan, 4.5], "status": ["pending", "finished"]}
+    )
     assert fit_allocation(pd.concat([runs, others]), resamples=50).rows == fit_allocation(runs, resamples=50).rows
 
 
@@ -369,7 +401,9 @@ def test_the_record_is_json_and_complete() -> None:
 
 def test_a_gap_between_tied_shares_is_neither_shaded_nor_said_to_be_tied() -> None:
     """Two wells of one depth with a hill between them."""
-    fit = fit_allocation(simulate(lambda x: 4 + 0.3 * np.minimum(np.abs(x - 0.1), np.abs(x - 0.9)), 0.002), resamples=100)
+    fit = fit_allocation(
+        simulate(lambda x: 4 + 0.3 * np.minimum(np.abs(x - 0.1), np.abs(x - 0.9)), 0.002), resamples=100
+    )
     assert {0.1, 0.9} <= set(fit.tied)
     assert not {0.4, 0.6} & set(fit.tied)
     spans = fit.drawn()[lambda data: data["series"] == "tied"][["low", "high"]].to_numpy()
@@ -382,7 +416,9 @@ def test_a_gap_between_tied_shares_is_neither_shaded_nor_said_to_be_tied() -> No
 def test_where_both_ends_are_tied_that_comes_first_and_no_end_is_said_to_win() -> None:
     said = 0
     for random in range(12):
-        fit = fit_allocation(simulate(lambda x: 4 - 0.03 * (x - 0.45) ** 2, 0.008, random=random), law="quadratic", resamples=60)
+        fit = fit_allocation(
+            simulate(lambda x: 4 - 0.03 * (x - 0.45) ** 2, 0.008, random=random), law="quadratic", resamples=60
+        )
         if fit.argmin is None and {0.0, 1.0} <= set(fit.tied):
             said += 1
             assert "all the way" not in fit.summary()
@@ -398,4 +434,6 @@ def test_where_both_ends_are_tied_that_comes_first_and_no_end_is_said_to_win() -
 def test_a_hill_is_not_said_to_fall_all_the_way() -> None:
     fit = fit_allocation(simulate(lambda x: 4.2 - 0.3 * (x - 0.4) ** 2, 0.003), law="quadratic", resamples=200)
     assert "all the way" not in fit.message
-    assert fit_allocation(simulate(lambda x: 4.2 - 0.3 * x, 0.003), resamples=200).message.startswith("the loss falls all the way to 1.00")
+    assert fit_allocation(simulate(lambda x: 4.2 - 0.3 * x, 0.003), resamples=200).message.startswith(
+        "the loss falls all the way to 1.00"
+    )

@@ -29,14 +29,17 @@ shares = np.array([1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
 parts = []
 for tokens in (500_000, 2_000_000):
     for seed in range(2):
-        loss = 5 - tokens / 4e6 - 0.1 * (1 - shares) ** 0.5 + 0.02 / (shares + 0.1) ** 0.5 + 0.01 * rng.standard_normal(6)
+        noise = 0.01 * rng.standard_normal(6)
+        loss = 5 - tokens / 4e6 - 0.1 * (1 - shares) ** 0.5 + 0.02 / (shares + 0.1) ** 0.5 + noise
         sizes = {"tokens": tokens, "total_params": 1e6, "active_params": 1e5, "seed": seed}
         parts.append(pd.DataFrame({**sizes, "share_moe": shares, "val_loss": loss}))
 runs = pd.concat(parts, ignore_index=True)
 print(fit_joint(runs, resamples=60).to_json())
 print(fit_allocation(runs[runs["tokens"] == 500_000], law="two-power", resamples=300).to_json())
-rows = pd.DataFrame({"mechanism": "engram", "memory_rows": np.tile(4.0 ** np.arange(2, 8), 2), "seed": np.repeat([0, 1], 6)})
-print(fit_slots(rows.assign(val_loss=3 + rows["memory_rows"] ** -0.4 + 0.01 * rng.standard_normal(12)), resamples=300).to_json())
+sizes, seeds = np.tile(4.0 ** np.arange(2, 8), 2), np.repeat([0, 1], 6)
+val_loss = 3 + sizes ** -0.4 + 0.01 * rng.standard_normal(12)
+rows = pd.DataFrame({"mechanism": "engram", "memory_rows": sizes, "seed": seeds, "val_loss": val_loss})
+print(fit_slots(rows, resamples=300).to_json())
 print((np.exp(rng.standard_normal((50, 50))) @ np.exp(rng.standard_normal((50, 50)))).sum(0).tolist())
 """
 POINTS = [
@@ -63,8 +66,17 @@ def copied(source: Path, target: Path) -> Path:
 def report(folders: list[Path], place: Path, **environment: str) -> dict[str, bytes]:
     """Run the one command from `place`, with its home there -> what it wrote, by study and path."""
     place.mkdir()
-    own = {"HOME": str(place), "MPLCONFIGDIR": str(place / "mpl"), "PYTHONPATH": str(Path(__file__).parents[2]), **environment}
-    kept = {name: value for name, value in os.environ.items() if name not in ("TZ", "LANG", "LC_ALL", "MATPLOTLIBRC", "PYTHONHASHSEED")}
+    own = {
+        "HOME": str(place),
+        "MPLCONFIGDIR": str(place / "mpl"),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        **environment,
+    }
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("TZ", "LANG", "LC_ALL", "MATPLOTLIBRC", "PYTHONHASHSEED")
+    }
     command = [sys.executable, "-m", "analysis", *map(str, folders)]
     done = subprocess.run(command, cwd=place, env=kept | own, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -75,25 +87,39 @@ def report(folders: list[Path], place: Path, **environment: str) -> dict[str, by
     return written
 
 
-def test_bytes_do_not_depend_on_process_place_locale_style_or_order_of_files(new_study: New, new_points: New, tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_process_place_locale_style_or_order_of_files(
+    new_study: New, new_points: New, tmp_path: Path
+) -> None:
     studies = [new_study("curve"), new_points("density", POINTS, noise=0.002)]
     others = [copied(study, tmp_path / "elsewhere" / study.name) for study in studies]
-    (tmp_path / "matplotlibrc").write_text("font.family: serif\nlines.linewidth: 9\nsavefig.dpi: 50\nsvg.fonttype: none\n")
+    (tmp_path / "matplotlibrc").write_text(
+        "font.family: serif\nlines.linewidth: 9\nsavefig.dpi: 50\nsvg.fonttype: none\n"
+    )
     first = report(studies, tmp_path / "one", PYTHONHASHSEED="1", TZ="UTC", LC_ALL="C.UTF-8")
     second = report(
-        others, tmp_path / "two", PYTHONHASHSEED="2", TZ="Asia/Tokyo", LC_ALL="C", MATPLOTLIBRC=str(tmp_path / "matplotlibrc"), COLUMNS="20"
+        others,
+        tmp_path / "two",
+        PYTHONHASHSEED="2",
+        TZ="Asia/Tokyo",
+        LC_ALL="C",
+        MATPLOTLIBRC=str(tmp_path / "matplotlibrc"),
+        COLUMNS="20",
     )
     assert len(first) == 2 * 2 + 3 * 5
     assert [name for name in first if first[name] != second[name]] == []
     assert {Path(name).suffix for name in first} == {".json", ".html", ".svg", ".png", ".csv"}
     figures = {name.rsplit(".", 1)[0] for name in first if "figures/" in name}
-    assert all(f"{figure}.{suffix}" in first for figure in figures for suffix in ("svg", "png", "csv"))  # no figure without its data
+    assert all(
+        f"{figure}.{suffix}" in first for figure in figures for suffix in ("svg", "png", "csv")
+    )  # no figure without its data
 
 
 def test_fits_do_not_depend_on_the_processor() -> None:
     said = []
     for setting in SETTINGS:
-        done = subprocess.run([sys.executable, "-c", FITS], env=os.environ | setting, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", FITS], env=os.environ | setting, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         said.append(done.stdout.splitlines())
     assert said[0][:-1] == said[1][:-1] == said[2][:-1]

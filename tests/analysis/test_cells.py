@@ -1,4 +1,6 @@
-"""Nothing is pooled, chosen or paired across what a study compares: every value of every field has a curve of its own."""
+"""Nothing is pooled, chosen or paired across what a study compares: every value of every field has a curve
+of its own.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,37 @@ MEMORY = {
 BASE: dict[str, Any] = {
     "data": {"files": ["a.txt"], "tokenizer": "t.json", "dataset": "owner/name", "revision": "main"},
     "model": {
-        **{"layers": 4, "width": 64, "heads": 4, "moe": {"expert_width": 48, "top_k": 2, "leading_dense": 1}, "engram": {"layers": [2]}},
+        **{"layers": 4, "width": 64, "heads": 4, "engram": {"layers": [2]}},
+        "moe": {"expert_width": 48, "top_k": 2, "leading_dense": 1},
         **{"ngram_embedding": {}, "pkm": MEMORY, "memory_plus": MEMORY},
         **{"peer": MEMORY, "ultramem": MEMORY, "ultramem_v2": MEMORY},
     },
     "budget": {"total_params": "1.24M", "active_params": "135k", "tokens": "200k"},
     "train": {"batch_tokens": 2048, "lr": 2.5e-3},
 }  # fmt: skip
-GUESSES = (None, False, True, 0, 1, 2, 3, 4, 8, 16, 64, 300, 4096, 0.001, 0.07, 0.5, 200_000, 400_000, 2_000_000, "a", "b")
+GUESSES = (
+    None,
+    False,
+    True,
+    0,
+    1,
+    2,
+    3,
+    4,
+    8,
+    16,
+    64,
+    300,
+    4096,
+    0.001,
+    0.07,
+    0.5,
+    200_000,
+    400_000,
+    2_000_000,
+    "a",
+    "b",
+)
 LISTS = ([2], [3], [2, 3], ["a"], ["b"], [0.5, 0.5], [0.9, 0.99])
 NOT_VARIED = ("budget.flops_per_token", *(f"model.{pool}.rows" for pool in MEMORY_POOLS))
 """A check that no identity depends on, and rows, which leave a memory without a share."""
@@ -76,11 +101,22 @@ def two_values(path: str, annotation: Any) -> list[Any]:
 
 
 def planned(study: Study) -> pd.DataFrame:
-    """The study's trials as they stand in `trials.csv`, every loss another; sizes, which no cell depends on, are left out."""
+    """The study's trials as they stand in `trials.csv`, every loss another; sizes, which no cell depends on, are left
+    out.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for _, trial in study.points():
-        values = {path: json.dumps(value) if isinstance(value, dict | list) else value for path, value in trial.at(study.axes).items()}
-        row = {"trial_id": trial.id, "status": "finished", "seed": trial.seed, "rho": trial.rho, "tokens": trial.budget.tokens}
+        values = {
+            path: json.dumps(value) if isinstance(value, dict | list) else value
+            for path, value in trial.at(study.axes).items()
+        }
+        row = {
+            "trial_id": trial.id,
+            "status": "finished",
+            "seed": trial.seed,
+            "rho": trial.rho,
+            "tokens": trial.budget.tokens,
+        }
         row |= {f"share_{pool}": trial.shares.get(pool, 0.0) for pool in ("moe", *MEMORY_POOLS)}
         rows.setdefault(trial.id, row | {path: value for path, value in values.items() if path != "seed"})
     return pd.DataFrame(list(rows.values())).assign(val_loss=lambda frame: 3 + 0.01 * frame.index, sparse_params=1)
@@ -89,13 +125,17 @@ def planned(study: Study) -> pd.DataFrame:
 def drawn_fields() -> dict[str, Any]:
     """All fields; of those that the product-key memories share, each from one of the memories."""
     fields, kinds = dict(leaves(Trial)), itertools.cycle(PRODUCT_KEY)
-    shared = dict.fromkeys(path.split(".")[2] for path in fields if path.startswith(tuple(f"model.{pool}." for pool in PRODUCT_KEY)))
+    shared = dict.fromkeys(
+        path.split(".")[2] for path in fields if path.startswith(tuple(f"model.{pool}." for pool in PRODUCT_KEY))
+    )
     own = {f"model.{next(kinds)}.{name}" for name in shared}
     return {path: kind for path, kind in fields.items() if path.split(".")[1] not in PRODUCT_KEY or path in own}
 
 
 def test_every_value_of_every_field_has_a_curve_of_its_own() -> None:
-    """Also of fields that are yet to come, and where an analysis says that a field makes up its axis, and it does not."""
+    """Also of fields that are yet to come, and where an analysis says that a field makes up its axis, and
+    it does not.
+    """
     fields, tried = drawn_fields(), []
     for path, annotation in fields.items():
         values = two_values(path, annotation)
@@ -104,12 +144,16 @@ def test_every_value_of_every_field_has_a_curve_of_its_own() -> None:
             continue
         tried.append(path)
         needed = {name: [value] for name, value in NEEDED.get(path, {}).items()}
-        study = Study.model_validate({"study": "drawn", **BASE, "vary": {"shares": shares_of(path), path: values} | needed})
+        study = Study.model_validate(
+            {"study": "drawn", **BASE, "vary": {"shares": shares_of(path), path: values} | needed}
+        )
         trials = planned(study)
         for along in (lambda name: False, lambda name: True):
             cells = split_cells(trials, along=along)
             for cell in cells:
-                assert cell.trials["rho"].is_unique, f"{path} {values}: several trials are one point of the curve {cell.label!r}"
+                assert cell.trials["rho"].is_unique, (
+                    f"{path} {values}: several trials are one point of the curve {cell.label!r}"
+                )
             labels = [cell.label for cell in cells]
             assert len(labels) == len(set(labels)), f"{path} {values}: curves of one name, {labels}"
             if path == RATE:  # its loser is named beside the winner, each kind of memory having its own
@@ -143,12 +187,23 @@ def test_mixes_of_two_memories_are_told_apart_by_their_proportion() -> None:
 def test_an_axis_of_fields_is_kept_where_it_tells_all_values_apart_and_split_where_not() -> None:
     """Rows read are `heads` times `top_m`: 1 x 16 and 2 x 8 are one point of the axis, so heads set cells apart."""
     rows = [
-        {"trial_id": f"{heads} {top_m}", "status": "finished", "seed": 0, "rho": 0.0, "tokens": 1, "share_moe": 0.0, "share_pkm": 1.0}
+        {
+            "trial_id": f"{heads} {top_m}",
+            "status": "finished",
+            "seed": 0,
+            "rho": 0.0,
+            "tokens": 1,
+            "share_moe": 0.0,
+            "share_pkm": 1.0,
+        }
         | {"model.pkm.heads": heads, "model.pkm.top_m": top_m, "read": heads * top_m, "val_loss": 3.0}
         for heads, top_m in itertools.product((1, 2), (8, 16))
     ]
     trials = pd.DataFrame(rows)
-    assert [cell.label for cell in split_cells(trials, ("read",), lambda name: True)] == ["model.pkm.heads 1", "model.pkm.heads 2"]
+    assert [cell.label for cell in split_cells(trials, ("read",), lambda name: True)] == [
+        "model.pkm.heads 1",
+        "model.pkm.heads 2",
+    ]
     assert [cell.label for cell in split_cells(trials[1:], ("read",), lambda name: True)] == [
         "model.pkm.heads 1",
         "model.pkm.heads 2",

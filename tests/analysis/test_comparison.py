@@ -1,4 +1,6 @@
-"""Alternatives at one share of one budget: true differences inside their intervals, no verdict without repeats, no memory unnamed."""
+"""Alternatives at one share of one budget: true differences inside their intervals, no verdict without repeats, no
+memory unnamed.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,12 @@ def simulate(random: int, noise: float = 0.01, seeds: int = 2) -> pd.DataFrame:
     together = 0.05 * rng.standard_normal(seeds)
     return pd.DataFrame(
         [
-            {"memory": pool, "rho": rho, "seed": seed, "val_loss": 4 + extra + rho + together[seed] + noise * rng.standard_normal()}
+            {
+                "memory": pool,
+                "rho": rho,
+                "seed": seed,
+                "val_loss": 4 + extra + rho + together[seed] + noise * rng.standard_normal(),
+            }
             for pool, extra in (*TRUE.items(), ("experts", 0.02))
             for rho in ((1.0,) if pool == "experts" else (0.75, 0.5))
             for seed in range(seeds)
@@ -56,7 +63,10 @@ def test_intervals_cover_and_few_true_ties_are_told() -> None:
             true = TRUE[each.first] - TRUE[each.second]
             covered.append(each.difference.low <= true <= each.difference.high)
             ties += [each.told] if true == 0 else []
-        covered += [each.difference.low <= TRUE[each.first] + (each.share or 0) - 1.02 <= each.difference.high for each in fit.gains]
+        covered += [
+            each.difference.low <= TRUE[each.first] + (each.share or 0) - 1.02 <= each.difference.high
+            for each in fit.gains
+        ]
     assert 0.92 <= np.mean(covered) <= 0.98
     assert np.mean(ties) <= 0.05
 
@@ -68,7 +78,11 @@ def test_an_interval_without_zero_that_is_not_told_says_why() -> None:
         fit = fit_comparison(simulate(random), reference="experts")
         for each in fit.differences:
             best = min((level for level in fit.levels if level.share == each.share), key=lambda level: level.loss).name
-            if best in (each.first, each.second) and not each.told and (each.difference.low > 0 or each.difference.high < 0):
+            if (
+                best in (each.first, each.second)
+                and not each.told
+                and (each.difference.low > 0 or each.difference.high < 0)
+            ):
                 assert f"; p {each.p:.2g} after Holm's correction)" in fit.summary()
                 torn += 1
     assert torn
@@ -121,14 +135,24 @@ def test_the_figure_draws_its_table(new_points: New) -> None:
 
 
 def test_budgets_are_compared_apart(new_points: New) -> None:
-    both = [point for tokens in (500_000, 2_000_000) for point in points((0.5,), **{"budget.tokens": tokens, "tokens": tokens})]
+    both = [
+        point
+        for tokens in (500_000, 2_000_000)
+        for point in points((0.5,), **{"budget.tokens": tokens, "tokens": tokens})
+    ]
     analysis = Memories(Results(new_points("memories", both)))
-    assert [reading.label for reading in analysis.readings()] == ["Compared, 500k training tokens", "Compared, 2M training tokens"]
+    assert [reading.label for reading in analysis.readings()] == [
+        "Compared, 500k training tokens",
+        "Compared, 2M training tokens",
+    ]
     assert [drawing.name for drawing in analysis.drawings()] == ["memories-1", "memories-2"]
 
 
 def test_a_study_without_two_memories_at_one_share_is_refused(new_points: New) -> None:
-    folder = new_points("memories", [point for point in points() if not point["share_ultramem_v2"] and not point["share_ngram_embedding"]])
+    folder = new_points(
+        "memories",
+        [point for point in points() if not point["share_ultramem_v2"] and not point["share_ngram_embedding"]],
+    )
     with pytest.raises(AnalysisError, match="from 2 to 12 alternatives to compare, and two of them at one share"):
         write_report(folder)
 
@@ -137,13 +161,21 @@ def test_the_values_of_a_varied_field_are_compared_on_one_axis_with_an_interval(
     shares = (0.8, 0.6, 0.4, 0.2)
     runs = [{"rho": 1.0, "share_moe": 1.0, "share_engram": 0.0, "loss": 4.1}]
     runs += [
-        {"rho": rho, "share_moe": rho, "share_engram": 1 - rho, "model.engram.row_dim": width, "loss": 4 + 0.2 * (rho - 0.4) ** 2 + extra}
+        {
+            "rho": rho,
+            "share_moe": rho,
+            "share_engram": 1 - rho,
+            "model.engram.row_dim": width,
+            "loss": 4 + 0.2 * (rho - 0.4) ** 2 + extra,
+        }
         for width, extra in ((8, 0.0), (16, 0.03))
         for rho in shares
     ]
     folder = new_points("allocation", runs)
     write_report(folder)
-    (fit,) = (each for each in json.loads((folder / "fits.json").read_text())["fits"] if each["law"] == "paired differences")
+    (fit,) = (
+        each for each in json.loads((folder / "fits.json").read_text())["fits"] if each["law"] == "paired differences"
+    )
     (mean,) = fit["means"]
     assert (mean["first"], mean["second"]) == ("model.engram.row_dim 8", "model.engram.row_dim 16")
     assert mean["difference"]["low"] < -0.03 < mean["difference"]["high"]
@@ -155,7 +187,13 @@ def test_the_values_of_a_varied_field_are_compared_on_one_axis_with_an_interval(
 def test_too_many_alternatives_are_not_compared_and_it_is_said(new_points: New) -> None:
     """200 values of a field would be 19,900 pairs."""
     runs = [
-        {"rho": rho, "share_moe": rho, "share_engram": 1 - rho, "train.weight_decay": decay / 100, "loss": 4 + 0.1 * rho}
+        {
+            "rho": rho,
+            "share_moe": rho,
+            "share_engram": 1 - rho,
+            "train.weight_decay": decay / 100,
+            "loss": 4 + 0.1 * rho,
+        }
         for decay in range(13)
         for rho in (0.8, 0.4)
     ]

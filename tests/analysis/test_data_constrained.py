@@ -1,4 +1,6 @@
-"""The law of repeated data: the published one is given back exactly, noise is told from it, and tables that cannot tell have a status."""
+"""The law of repeated data: the published one is given back exactly, noise is told from it, and tables that cannot tell
+have a status.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def loss_of(n: float, d: float, u: float) -> float:
     u_n = min(n, (u * g) ** (beta / alpha) * g)
     repeats, excess = d / u - 1, n / u_n - 1
     return float(
-        e + a / (u_n * (1 + r_n * (1 - np.exp(-excess / r_n)))) ** alpha + b / (u * (1 + r_d * (1 - np.exp(-repeats / r_d)))) ** beta
+        e
+        + a / (u_n * (1 + r_n * (1 - np.exp(-excess / r_n)))) ** alpha
+        + b / (u * (1 + r_d * (1 - np.exp(-repeats / r_d)))) ** beta
     )
 
 
@@ -32,7 +36,9 @@ def runs(noise: float = 0.0, epochs: tuple[float, ...] = (0.5, 1, 3, 8, 20, 60),
     grid = np.meshgrid([1e8, 4e8, 1.5e9, 4e9], epochs, np.geomspace(1e7, 8e9, 5))
     u, epoch, n = (each.ravel() for each in grid)
     frame = pd.DataFrame({"n": n, "u": u, "d": u * epoch})
-    return frame.assign(loss=[loss_of(*each) * np.exp(noise * rng.standard_normal()) for each in zip(n, u * epoch, u, strict=True)])
+    return frame.assign(
+        loss=[loss_of(*each) * np.exp(noise * rng.standard_normal()) for each in zip(n, u * epoch, u, strict=True)]
+    )
 
 
 def fit(frame: pd.DataFrame, resamples: int = 50) -> DataConstrainedFit:
@@ -49,7 +55,9 @@ def test_the_published_law_is_given_back() -> None:
 
 
 def test_four_epochs_are_nearly_as_good_as_new_data_and_forty_are_not() -> None:
-    """The paper's finding: up to 4 epochs change the loss by next to nothing; far beyond 16, more repeats add nothing."""
+    """The paper's finding: up to 4 epochs change the loss by next to nothing; far beyond 16, more repeats
+    add nothing.
+    """
     found = fit(runs(), 5)
     fresh, four, forty, eighty = (
         found.predict(1e9, d, u)["loss"].iloc[0] for d, u in ((1e11, 1e11), (1e11, 25e9), (1e12, 25e9), (2e12, 25e9))
@@ -62,7 +70,9 @@ def test_noise_widens_the_intervals_and_they_hold_the_truth() -> None:
     found = [fit(runs(0.005, random=random)) for random in range(8)]
     assert all(each.status is Status.CONVERGED for each in found)
     inside = [
-        each.parameters[name].low <= PUBLISHED[name] <= each.parameters[name].high for each in found for name in ("R_D", "alpha", "beta")
+        each.parameters[name].low <= PUBLISHED[name] <= each.parameters[name].high
+        for each in found
+        for name in ("R_D", "alpha", "beta")
     ]
     assert np.mean(inside) > 0.7
 

@@ -1,4 +1,6 @@
-"""A grid of rows by rows read: which doubling gains more, with intervals that cover and a status for what is no grid."""
+"""A grid of rows by rows read: which doubling gains more, with intervals that cover and a status for what
+is no grid.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,7 @@ def simulate(surface: Surface = FLAT, noise: float = 0.008, seeds: int = 2, rand
     return frame.assign(trial_id=[f"t{i}" for i in frame.index])
 
 
-# --- recovery ---------------------------------------------------------------------------------------------------------------
+# --- recovery ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_noise_free_plane_is_found_exactly() -> None:
@@ -55,14 +57,20 @@ def test_a_noise_free_plane_is_found_exactly() -> None:
     assert fit.size_gain.value == pytest.approx(0.012, abs=1e-12)
     assert fit.density_gain.value == pytest.approx(0.02, abs=1e-12)
     assert fit.advantage.value == pytest.approx(0.008, abs=1e-12)
-    assert fit.exchange.value == pytest.approx(0.012 - math.log2(3) * 0.02, abs=1e-12)  # half the table, three times the rows read
+    assert fit.exchange.value == pytest.approx(
+        0.012 - math.log2(3) * 0.02, abs=1e-12
+    )  # half the table, three times the rows read
     assert fit.predict(SIZES[1], READS[2])["loss"][0] - fit.means[6] == pytest.approx(0, abs=1e-12)
 
 
 def test_exponents_are_those_of_a_power_law_of_the_loss() -> None:
-    runs = simulate().assign(val_loss=lambda frame: 5.0 * frame["memory_rows"] ** -0.004 * frame["memory_rows_read"] ** -0.007)
+    runs = simulate().assign(
+        val_loss=lambda frame: 5.0 * frame["memory_rows"] ** -0.004 * frame["memory_rows_read"] ** -0.007
+    )
     exponents = fit_density(runs).exponents
-    assert [exponents[name].value for name in ("alpha", "beta", "beta - alpha")] == pytest.approx([0.004, 0.007, 0.003], abs=1e-12)
+    assert [exponents[name].value for name in ("alpha", "beta", "beta - alpha")] == pytest.approx(
+        [0.004, 0.007, 0.003], abs=1e-12
+    )
 
 
 def test_slopes_are_those_of_least_squares_over_all_runs() -> None:
@@ -79,7 +87,10 @@ def test_a_bent_surface_is_told_and_its_gains_range() -> None:
     fit = fit_density(simulate(bent, noise=0.002))
     assert fit.law == "quadratic"
     low, high = fit.gain_ranges["density_gain"]
-    assert (low, high) == (pytest.approx(0.02 - 0.036, abs=0.004), pytest.approx(0.02, abs=0.004))  # slopes at both ends of the grid
+    assert (low, high) == (
+        pytest.approx(0.02 - 0.036, abs=0.004),
+        pytest.approx(0.02, abs=0.004),
+    )  # slopes at both ends of the grid
     assert "the surface bends (quadratic)" in fit.summary()
     assert fit.density_gain.value == pytest.approx(0.02 - 0.018, abs=0.002)  # mean over the grid
 
@@ -102,7 +113,7 @@ def test_parameters_are_the_surface_with_its_covariance() -> None:
     fit_density(simulate()[:3]).plot(axes)  # no surface: nothing to draw, and no error
 
 
-# --- intervals --------------------------------------------------------------------------------------------------------------
+# --- intervals --------------------------------------------------------------------------------------------------------
 
 
 def test_intervals_cover_gains_difference_exchange_and_exponents() -> None:
@@ -117,7 +128,7 @@ def test_intervals_cover_gains_difference_exchange_and_exponents() -> None:
     assert (hits / 150 <= 0.99).all()
 
 
-# --- status and words -------------------------------------------------------------------------------------------------------
+# --- status and words -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -142,7 +153,8 @@ def test_one_seed_is_never_converged() -> None:
 
 
 @pytest.mark.parametrize(
-    "kept", [lambda f: f["memory_rows"] == SIZES[0], lambda f: f["memory_rows"] / SIZES[0] == (f["memory_rows_read"] / 6) ** 2]
+    "kept",
+    [lambda f: f["memory_rows"] == SIZES[0], lambda f: f["memory_rows"] / SIZES[0] == (f["memory_rows_read"] / 6) ** 2],
 )
 def test_what_is_no_grid_has_a_status(kept: Callable[[pd.DataFrame], pd.Series]) -> None:
     """One size only; or size and rows read that rise together."""
@@ -166,7 +178,9 @@ def test_a_loss_that_is_none_has_a_status_and_names_the_run(bad: float) -> None:
 
 
 def test_a_surface_that_the_means_miss_is_said_to() -> None:
-    fit = fit_density(simulate(lambda rows, read: 4.3 + 0.03 * math.sin(3 * math.log2(rows) + 2 * math.log2(read)), noise=0.002))
+    fit = fit_density(
+        simulate(lambda rows, read: 4.3 + 0.03 * math.sin(3 * math.log2(rows) + 2 * math.log2(read)), noise=0.002)
+    )
     assert "miss the surface" in fit.message
 
 
@@ -174,7 +188,10 @@ def test_a_surface_that_the_means_miss_is_said_to() -> None:
     ("change", "message"),
     [
         (lambda frame: frame.rename(columns={"memory_rows_read": "rows_read"}), "`memory_rows_read`.* is missing"),
-        (lambda frame: frame.assign(memory_rows=frame["memory_rows"].where(frame.index != 3, 0)), "must hold positive counts"),
+        (
+            lambda frame: frame.assign(memory_rows=frame["memory_rows"].where(frame.index != 3, 0)),
+            "must hold positive counts",
+        ),
         (lambda frame: frame.assign(seed=0), "one cell at a time"),
         (lambda frame: frame.assign(val_loss="low"), "a number belongs there"),
     ],
@@ -198,7 +215,7 @@ def test_the_record_is_json() -> None:
     assert len(record["rows"]) == 32
 
 
-# --- figure -----------------------------------------------------------------------------------------------------------------
+# --- figure -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_figure_draws_exactly_its_table() -> None:
@@ -207,7 +224,9 @@ def test_the_figure_draws_exactly_its_table() -> None:
     means = data[data["series"] == "mean"]
     assert len(means) == 16
     contours, cuts, bar = density_figure(data).axes
-    (circles,) = [each for each in contours.collections if hasattr(each, "get_offsets") and len(each.get_offsets()) == 16]
+    (circles,) = [
+        each for each in contours.collections if hasattr(each, "get_offsets") and len(each.get_offsets()) == 16
+    ]
     assert np.asarray(circles.get_offsets()) == pytest.approx(means[["rows", "read"]].to_numpy())
     assert np.asarray(circles.get_array()) == pytest.approx(means["loss"].to_numpy())
     drawn = {tuple(np.round(line.get_xydata(), 6).ravel()) for line in cuts.lines}
@@ -220,7 +239,7 @@ def test_the_figure_draws_exactly_its_table() -> None:
     assert [text.get_text() for text in cuts.get_legend().get_texts()] == ["6", "12", "24", "48"]
 
 
-# --- study ------------------------------------------------------------------------------------------------------------------
+# --- study ------------------------------------------------------------------------------------------------------------
 
 
 def points() -> list[dict[str, Any]]:
@@ -245,7 +264,11 @@ def test_the_report_answers_the_question(new_points: New) -> None:
     assert record["status"] == "converged"
     assert record["advantage"]["value"] == pytest.approx(0.008, abs=0.003)
     said = summarize(folder)
-    for part in ("density beats size", "Half the table with three times the rows read", "UltraMemV2 60B top-768 against 120B top-256"):
+    for part in (
+        "density beats size",
+        "Half the table with three times the rows read",
+        "UltraMemV2 60B top-768 against 120B top-256",
+    ):
         assert part in said
     page = (folder / "report.html").read_text()
     for part in (
@@ -258,7 +281,9 @@ def test_the_report_answers_the_question(new_points: New) -> None:
 
 def test_the_learning_rate_is_chosen_per_grid_point(new_points: New) -> None:
     rates = [
-        point | {"train.lr": rate, "loss": point["loss"] + penalty} for rate, penalty in ((0.005, 0.0), (0.01, 0.1)) for point in points()
+        point | {"train.lr": rate, "loss": point["loss"] + penalty}
+        for rate, penalty in ((0.005, 0.0), (0.01, 0.1))
+        for point in points()
     ]
     folder = new_points("density", rates)
     write_report(folder)
@@ -276,7 +301,10 @@ def test_a_study_in_progress_has_a_report_with_a_status(new_points: New, unfinis
 
 def test_results_of_another_kind_are_refused_by_folder_and_remedy(new_points: New) -> None:
     one = [point for point in points() if point["memory_rows_read"] == READS[0]]
-    with pytest.raises(AnalysisError, match=r"density: column `memory_rows_read` has one value in all trials.*; vary `model.POOL.top_m`"):
+    with pytest.raises(
+        AnalysisError,
+        match=r"density: column `memory_rows_read` has one value in all trials.*; vary `model.POOL.top_m`",
+    ):
         write_report(new_points("density", one))
 
 

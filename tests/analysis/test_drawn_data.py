@@ -1,7 +1,8 @@
 """What each figure draws, as its CSV holds it, against the truth that the synthetic study was made from.
 
-With next to no noise (none at all is refused as copied seeds) a run's loss is that truth plus an effect of its seed, so the average seed's
-is the truth plus one constant: every expected number is derived here from the formula, none is stored.
+With next to no noise (none at all is refused as copied seeds) a run's loss is that truth plus an effect of its seed, so
+the average seed's is the truth plus one constant: every expected number is derived here from the formula, none is
+stored.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ QUIET = 1e-5  # nats/token
 def tables(folder: Path) -> dict[str, pd.DataFrame]:
     """What the CSV of each figure holds."""
     drawings = analyse(Results(folder)).drawings()
-    return {each.name: pd.read_csv(io.StringIO(each.data.to_csv(index=False)), dtype={"trial_id": str}) for each in drawings}
+    return {
+        each.name: pd.read_csv(io.StringIO(each.data.to_csv(index=False)), dtype={"trial_id": str}) for each in drawings
+    }
 
 
 def drawn(folder: Path, name: str) -> dict[str, pd.DataFrame]:
@@ -39,7 +42,9 @@ def drawn(folder: Path, name: str) -> dict[str, pd.DataFrame]:
         runs = data[data["trial_id"].notna()].set_index("trial_id")
         losses = load_trials(folder).set_index("trial_id")["val_loss"]
         apart = (runs["loss"] - losses[runs.index]).groupby(runs["seed"])
-        assert apart.max().to_numpy() == pytest.approx(apart.min().to_numpy(), abs=2e-6)  # a run, or that less its seed effect, to 7 digits
+        assert apart.max().to_numpy() == pytest.approx(
+            apart.min().to_numpy(), abs=2e-6
+        )  # a run, or that less its seed effect, to 7 digits
     return {str(key): group for key, group in data.groupby("series" if "series" in data else "quantity", sort=False)}
 
 
@@ -65,7 +70,9 @@ def test_differences_and_training_curves(new_study: New) -> None:
     folder = new_study(noise=QUIET, loss=curve)
     data = tables(folder)
     differences, lines = data["differences"], data["curves"]
-    assert differences["difference"].to_numpy() == pytest.approx((curve(differences["rho"]) - curve(1)).to_numpy(), abs=10 * QUIET)
+    assert differences["difference"].to_numpy() == pytest.approx(
+        (curve(differences["rho"]) - curve(1)).to_numpy(), abs=10 * QUIET
+    )
     apart = lines[lines["quantity"] == "difference"]
     assert apart["mean"].to_numpy() == pytest.approx((curve(apart["rho"]) - curve(1)).to_numpy(), abs=10 * QUIET)
     loss = lines[lines["quantity"] == "val_loss"]
@@ -94,11 +101,19 @@ def test_density(new_points: New) -> None:
 
     grid = [(rows, read) for rows in (768, 3072, 12_288) for read in (6, 12, 24)]
     points = [
-        {"memory_rows": rows, "memory_rows_read": read, "model.ultramem_v2.rows": rows / 3, "model.ultramem_v2.top_m": read / 3}
+        {
+            "memory_rows": rows,
+            "memory_rows_read": read,
+            "model.ultramem_v2.rows": rows / 3,
+            "model.ultramem_v2.top_m": read / 3,
+        }
         for rows, read in grid
     ]
     series = drawn(
-        new_points("density", [point | {"loss": plane(*at)} for point, at in zip(points, grid, strict=True)], noise=QUIET), "density"
+        new_points(
+            "density", [point | {"loss": plane(*at)} for point, at in zip(points, grid, strict=True)], noise=QUIET
+        ),
+        "density",
     )
     assert list(zip(series["mean"]["rows"], series["mean"]["read"], strict=True)) == grid
     for own in series.values():
@@ -108,10 +123,17 @@ def test_density(new_points: New) -> None:
 
 def test_slots(new_points: New) -> None:
     slopes = {"engram": ("Engram", -0.03), "ngram_embedding": ("n-gram embedding", -0.02)}
-    points: list[dict[str, Any]] = [{"rho": 1.0, "memory_rows": 0, "memory_rows_read": 0, "memory_params": 0, "loss": 4.3}]
+    points: list[dict[str, Any]] = [
+        {"rho": 1.0, "memory_rows": 0, "memory_rows_read": 0, "memory_params": 0, "loss": 4.3}
+    ]
     for pool, (_, slope) in slopes.items():
         for rows in 4.0 ** np.arange(6, 11):
-            sizes = {"memory_rows": 4 * rows, "memory_rows_read": 4, "memory_params": 32 * rows, f"model.{pool}.rows": rows}
+            sizes = {
+                "memory_rows": 4 * rows,
+                "memory_rows_read": 4,
+                "memory_params": 32 * rows,
+                f"model.{pool}.rows": rows,
+            }
             points.append({"rho": 1.0, **sizes, "loss": 4.25 + slope * math.log10(rows / 4096)})
     series = drawn(new_points("slots", points, noise=QUIET), "slots")
     for name, slope in slopes.values():
@@ -133,7 +155,12 @@ def test_simplex(new_points: New) -> None:
 
     mixes = [(i / 4, j / 4, 1 - (i + j) / 4) for i in range(5) for j in range(5 - i)]
     points = [
-        {"rho": mix[0], **dict(zip(names, mix, strict=True)), "shares": json.dumps(mix[:2]), "loss": float(surface([mix])[0])}
+        {
+            "rho": mix[0],
+            **dict(zip(names, mix, strict=True)),
+            "shares": json.dumps(mix[:2]),
+            "loss": float(surface([mix])[0]),
+        }
         for mix in mixes
     ]
     series = drawn(new_points("simplex", points, noise=QUIET), "simplex")
@@ -170,4 +197,6 @@ def test_ladder(new_points: New) -> None:
     series = drawn(new_points("ladder", points, noise=QUIET), "ladder")
     for name, truth in (("step", np.diff(losses)), ("total", np.array(losses[1:]) - losses[0])):
         assert series[name]["value"].dropna().to_numpy() == pytest.approx(truth, abs=10 * QUIET)
-    assert series["step"]["published"].tolist() == pytest.approx([math.nan, -0.006, -0.003, math.nan], nan_ok=True)  # arXiv 2411.12364
+    assert series["step"]["published"].tolist() == pytest.approx(
+        [math.nan, -0.006, -0.003, math.nan], nan_ok=True
+    )  # arXiv 2411.12364

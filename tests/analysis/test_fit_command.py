@@ -1,4 +1,6 @@
-"""`python -m analysis fit` and the tables that it reads: every law, both outputs, figures, and refusals that say what to do."""
+"""`python -m analysis fit` and the tables that it reads: every law, both outputs, figures, and refusals that say what
+to do.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def runs() -> pd.DataFrame:
     rng = np.random.default_rng(0)
     n, d = (x.ravel() for x in np.meshgrid(np.geomspace(2e7, 2e9, 6), np.geomspace(5e8, 2e11, 6)))
     loss = (1.7 + 400 * n**-0.34 + 410 * d**-0.28) * np.exp(0.005 * rng.standard_normal(36))
-    frame = pd.DataFrame({"trial_id": [f"t{i}" for i in range(36)], "params": n, "tokens": d, "flops": 6 * n * d, "loss": loss})
+    frame = pd.DataFrame(
+        {"trial_id": [f"t{i}" for i in range(36)], "params": n, "tokens": d, "flops": 6 * n * d, "loss": loss}
+    )
     return frame.assign(
         unique_tokens=np.minimum(d, 5e9),
         bits=np.tile([4, 8, 16], len(d) // 3),
@@ -76,9 +80,9 @@ def table(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """`runs`, or where the test has a law the table that it needs."""
     law = request.node.callspec.params.get("law") if hasattr(request.node, "callspec") else None
     path = tmp_path / "runs.csv"
-    {"allocation": lambda: shares(1e6), "allocation-joint": lambda: shares(1e6, 4e6), "slots": one_length}.get(law, runs)().to_csv(
-        path, index=False
-    )
+    {"allocation": lambda: shares(1e6), "allocation-joint": lambda: shares(1e6, 4e6), "slots": one_length}.get(
+        law, runs
+    )().to_csv(path, index=False)
     return path
 
 
@@ -97,13 +101,18 @@ def test_the_example_of_every_law_fits(law: str, table: Path, capsys: pytest.Cap
     assert ("50% low" in printed) == bool(record["parameters"])
     assert "95%" not in printed
     rows = {line.split("  ")[0]: line.split() for line in printed.splitlines()}
-    narrower = [float(rows[name][-2]) - float(rows[name][-3]) < each["high"] - each["low"] for name, each in record["parameters"].items()]
+    narrower = [
+        float(rows[name][-2]) - float(rows[name][-3]) < each["high"] - each["low"]
+        for name, each in record["parameters"].items()
+    ]
     assert all(narrower)
 
 
 def test_a_fit_keeps_its_level_whatever_is_asked_later() -> None:
     frame = runs()
-    wide, narrow = (fit_power(frame, x="flops", loss="loss", floor=False, resamples=200, level=level) for level in (None, 0.5))
+    wide, narrow = (
+        fit_power(frame, x="flops", loss="loss", floor=False, resamples=200, level=level) for level in (None, 0.5)
+    )
     assert narrow.parameters["alpha"].high < wide.parameters["alpha"].high
     assert narrow.parameters["alpha"].se == wide.parameters["alpha"].se
     bands = [fit.predict(1e20) for fit in (wide, narrow)]
@@ -125,7 +134,9 @@ def test_words_end_in_an_aligned_table(table: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("law", ["allocation", "allocation-joint", "slots"])
 def test_a_fit_of_a_study_comes_with_its_data_too(law: str, table: Path, tmp_path: Path) -> None:
-    assert main(["fit", "--law", law, str(table), *LAWS[law].example.split(), "--figure", str(tmp_path / "fit.svg")]) == 0
+    assert (
+        main(["fit", "--law", law, str(table), *LAWS[law].example.split(), "--figure", str(tmp_path / "fit.svg")]) == 0
+    )
     series = set(pd.read_csv(tmp_path / "fit.csv")["series"])
     assert (
         series
@@ -151,14 +162,19 @@ def test_a_figure_comes_with_its_data(suffix: str, table: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--law", "chinchilla", "--n", "params", "--loss", "loss"], "law chinchilla needs --d; for example: --n params"),
+        (
+            ["--law", "chinchilla", "--n", "params", "--loss", "loss"],
+            "law chinchilla needs --d; for example: --n params",
+        ),
         (["--law", "power", "--x", "flops", "--loss", "loss", "--seed", "seed"], "law power has no --seed"),
         (["--law", "power", "--x", "flop", "--loss", "loss"], "`flop` (is it `flops`?)"),
         (["--law", "power", "--x", "flops", "--loss", "loss", "--figure", "fit.pdf"], "a figure is .svg or .png"),
         (["--law", "allocation-joint", *NO_SHARES, "--figure", "fit.svg"], "nothing to draw"),
     ],
 )
-def test_refusals_say_what_to_do(arguments: list[str], words: str, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusals_say_what_to_do(
+    arguments: list[str], words: str, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["fit", str(table), *arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -194,7 +210,9 @@ def test_a_status_that_nobody_finished_is_told(table: Path, capsys: pytest.Captu
         ("State", ("finished", "crashed", "running", "failed", "", "finished")),
     ],
 )
-def test_rows_left_out_are_counted_and_told(heading: str, words: tuple[str, ...], table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_left_out_are_counted_and_told(
+    heading: str, words: tuple[str, ...], table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     frame = pd.read_csv(table).assign(**{heading: np.tile(words, 6)})
     frame["loss"] = frame["loss"].astype(object)
     frame.loc[[5, 6], "loss"] = ["diverged", "inf"]  # lines 7 and 8
@@ -202,7 +220,11 @@ def test_rows_left_out_are_counted_and_told(heading: str, words: tuple[str, ...]
     command = ["fit", "--law", "chinchilla", str(table), *LAWS["chinchilla"].example.split()]
     assert main([*command, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    lost = [] if heading == "status" else ["Left out: 24 of 36 rows, whose `status` says crashed (6), failed (6), nothing (6), running (6)"]
+    lost = (
+        []
+        if heading == "status"
+        else ["Left out: 24 of 36 rows, whose `status` says crashed (6), failed (6), nothing (6), running (6)"]
+    )
     assert [each.partition(":")[0] + ":" + each.split(":")[1] for each in record["left_out"]] == [
         *lost,
         "Left out: 2 of 36 rows, whose `loss` is no number",
@@ -221,14 +243,17 @@ def test_a_fit_from_python_tells_which_rows_it_leaves_out() -> None:
 
 
 def test_help_teaches_both_commands_and_every_law(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, expected in ((["--help"], ["RESULTS_DIR", "fit --law chinchilla runs.csv"]), (["fit", "--help"], list(LAWS))):
+    for arguments, expected in (
+        (["--help"], ["RESULTS_DIR", "fit --law chinchilla runs.csv"]),
+        (["fit", "--help"], list(LAWS)),
+    ):
         with pytest.raises(SystemExit):
             main(arguments)
         printed = capsys.readouterr().out
         assert all(each in printed for each in expected)
 
 
-# --- the reader -------------------------------------------------------------------------------------------------------------
+# --- the reader -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
@@ -244,12 +269,20 @@ def test_all_kinds_of_table_read_alike(suffix: str, tmp_path: Path) -> None:
     ("change", "words"),
     [
         (lambda frame: frame.drop(columns="loss"), "column `loss`"),
-        (lambda frame: frame.assign(loss=frame["loss"].astype(str).where(frame.index != 2, "low")), "column `loss` holds 'low'"),
-        (lambda frame: frame.assign(trial_id=frame["trial_id"].where(frame.index != 3, "t1")), "trial id t1 stands in several rows"),
+        (
+            lambda frame: frame.assign(loss=frame["loss"].astype(str).where(frame.index != 2, "low")),
+            "column `loss` holds 'low'",
+        ),
+        (
+            lambda frame: frame.assign(trial_id=frame["trial_id"].where(frame.index != 3, "t1")),
+            "trial id t1 stands in several rows",
+        ),
         (lambda frame: frame.iloc[:0], "holds no row|is missing; it has no column"),
     ],
 )
-def test_a_damaged_table_is_refused(suffix: str, change: Callable[[pd.DataFrame], pd.DataFrame], words: str, tmp_path: Path) -> None:
+def test_a_damaged_table_is_refused(
+    suffix: str, change: Callable[[pd.DataFrame], pd.DataFrame], words: str, tmp_path: Path
+) -> None:
     WRITERS[suffix](change(runs()), tmp_path / f"runs.{suffix}")
     with pytest.raises(AnalysisError, match=words):
         read_table(tmp_path / f"runs.{suffix}", ["loss"])
@@ -368,7 +401,10 @@ def test_a_row_is_named_by_its_line_or_counted_from_one(name: str, content: str,
 
 def test_words_for_no_number_are_empty_and_json_names_may_not_stand_twice(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    path.write_text('{"x": 1e9, "loss": "NaN"}\n{"x": "7b", "loss": NaN}\n{"x": 1e9, "loss": "Diverged"}\n{"x": 1e9, "loss": null}\n')
+    path.write_text(
+        '{"x": 1e9, "loss": "NaN"}\n{"x": "7b", "loss": NaN}\n{"x": 1e9, "loss": "Diverged"}\n{"x": 1e9, "loss": '
+        "null}\n"
+    )
     frame = read_table(path, ["x", "loss"])
     assert frame["loss"].isna().all()
     assert frame["x"].tolist() == [1e9, 7e9, 1e9, 1e9]
@@ -388,7 +424,9 @@ def test_marks_suffixes_and_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [pd.Timestamp("2024-01-01"), pd.Timedelta(days=1), True, np.datetime64("2024-01-01")])
 def test_dates_and_truth_values_are_no_numbers(value: object, tmp_path: Path) -> None:
-    frame = pd.DataFrame({"x": np.geomspace(1, 100, 6), "n": np.geomspace(1, 50, 6), "loss": [value] * 6, "seed": range(6)})
+    frame = pd.DataFrame(
+        {"x": np.geomspace(1, 100, 6), "n": np.geomspace(1, 50, 6), "loss": [value] * 6, "seed": range(6)}
+    )
     frame.to_parquet(tmp_path / "runs.parquet")
     with pytest.raises(AnalysisError, match=r"column `loss` holds .*; a number belongs there"):
         read_table(tmp_path / "runs.parquet", ["loss"])
@@ -400,7 +438,9 @@ def test_dates_and_truth_values_are_no_numbers(value: object, tmp_path: Path) ->
 
 def test_seeds_of_json_lines_may_be_text_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "runs.jsonl"
-    one_length().assign(seed=lambda frame: frame["seed"].map({0: "a", 1: 1})).to_json(path, orient="records", lines=True)
+    one_length().assign(seed=lambda frame: frame["seed"].map({0: "a", 1: 1})).to_json(
+        path, orient="records", lines=True
+    )
     assert main(["fit", "--law", "slots", str(path), *LAWS["slots"].example.split(), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["seeds"] == 2
 
@@ -493,15 +533,24 @@ def test_a_plain_number_that_lost_its_unit_is_refused_by_its_line(tmp_path: Path
 
 
 def sweep(spread: float, rows: int = 8) -> pd.DataFrame:
-    """A power law with `rows` runs at each size, of which the others lie up to `spread` above the best, ever more so for large sizes."""
+    """A power law with `rows` runs at each size, of which the others lie up to `spread` above the best, ever more so
+    for large sizes.
+    """
     x, k = np.meshgrid(np.geomspace(1e6, 1e9, 7), np.arange(rows), indexing="ij")
     rng = np.random.default_rng(0)
     above = spread * rng.random(x.shape) * (k > 0) * np.log10(x) / 9
-    return pd.DataFrame({"x": x.ravel(), "loss": ((1.5 + 40 * x**-0.2) * (1 + above) * (1 + 1e-4 * rng.standard_normal(x.shape))).ravel()})
+    return pd.DataFrame(
+        {
+            "x": x.ravel(),
+            "loss": ((1.5 + 40 * x**-0.2) * (1 + above) * (1 + 1e-4 * rng.standard_normal(x.shape))).ravel(),
+        }
+    )
 
 
 @pytest.mark.parametrize(("spread", "told"), [(0.03, True), (0.001, False)])
-def test_a_mild_sweep_is_told_from_seeds(spread: float, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mild_sweep_is_told_from_seeds(
+    spread: float, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sweep(spread).to_csv(tmp_path / "runs.csv", index=False)
     command = ["fit", "--law", "saturating-power", str(tmp_path / "runs.csv"), "--x", "x", "--loss", "loss"]
     assert main(command) == 0
@@ -511,24 +560,35 @@ def test_a_mild_sweep_is_told_from_seeds(spread: float, told: bool, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("factor", "told"), [(10.0, True), (1.0, False)])
-def test_losses_too_large_for_nats_are_doubted(factor: float, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_losses_too_large_for_nats_are_doubted(
+    factor: float, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sweep(0.0, 1).assign(loss=lambda each: each["loss"] * factor).to_csv(tmp_path / "runs.csv", index=False)
     assert main(["fit", "--law", "power", str(tmp_path / "runs.csv"), "--x", "x", "--loss", "loss"]) == 0
     assert ("perplexity" in capsys.readouterr().out) == told
 
 
 @pytest.mark.parametrize(("unit", "told"), [(1e15, True), (1.0, False)])
-def test_compute_far_from_six_n_d_is_doubted(unit: float, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compute_far_from_six_n_d_is_doubted(
+    unit: float, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     c, r = map(np.ravel, np.meshgrid(np.geomspace(1e17, 1e19, 4), np.geomspace(0.25, 4, 5)))
     n = r * np.sqrt(c / 120)
-    runs = pd.DataFrame({"flops": c / unit, "n": n, "tokens": c / 6 / n, "loss": 1.7 + 400 * n**-0.34 + 410 * (c / 6 / n) ** -0.28})
+    runs = pd.DataFrame(
+        {"flops": c / unit, "n": n, "tokens": c / 6 / n, "loss": 1.7 + 400 * n**-0.34 + 410 * (c / 6 / n) ** -0.28}
+    )
     runs.to_csv(tmp_path / "runs.csv", index=False)
-    assert main(["fit", "--law", "isoflop", str(tmp_path / "runs.csv"), "--flops", "flops", "--n", "n", "--loss", "loss"]) == 0
+    assert (
+        main(["fit", "--law", "isoflop", str(tmp_path / "runs.csv"), "--flops", "flops", "--n", "n", "--loss", "loss"])
+        == 0
+    )
     assert ("times 6 `n` `tokens`" in capsys.readouterr().out) == told
 
 
 @pytest.mark.parametrize("law", ["chinchilla", "moe-joint"])
-def test_one_diverged_run_is_named_and_does_not_set_the_scatter(law: str, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_diverged_run_is_named_and_does_not_set_the_scatter(
+    law: str, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     frame = pd.read_csv(table)
     frame.loc[11, "loss"] *= 1.6
     frame.to_csv(table, index=False)
@@ -542,12 +602,19 @@ def test_one_diverged_run_is_named_and_does_not_set_the_scatter(law: str, table:
     [
         (["fit", "--law", "chinchilla", "rnus.csv"], "rnus.csv: no such file; did you mean runs.csv?"),
         (["fti", "runs.csv"], "did you mean `fit`?"),
-        (["runs", "--detect", "1%"], "--detect is an option of sparsemem plan STUDY.yaml --detect 0.01 --noise RESULTS_DIR"),
+        (
+            ["runs", "--detect", "1%"],
+            "--detect is an option of sparsemem plan STUDY.yaml --detect 0.01 --noise RESULTS_DIR",
+        ),
         (["fit", "--law", "isoflp", "runs.csv"], "did you mean isoflop?"),
     ],
 )
 def test_a_mistyped_command_is_refused_with_the_nearest_name(
-    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs.csv").write_text("params,tokens,loss\n1,2,3\n")

@@ -29,7 +29,16 @@ def test_each_study_has_its_question_status_and_first_sentence(new_study: New, t
     assert "In doubt" not in one
     assert "In doubt" in two
     assert html.count('<img src="data:image/svg+xml;base64,') == 2
-    for part in ("16 of 16", "15 of 16", "converged", "no interior minimum", "1.24M", "135k", "500k", "<h1>2 studies</h1>"):
+    for part in (
+        "16 of 16",
+        "15 of 16",
+        "converged",
+        "no interior minimum",
+        "1.24M",
+        "135k",
+        "500k",
+        "<h1>2 studies</h1>",
+    ):
         assert part in html
 
 
@@ -48,7 +57,9 @@ def test_the_same_reports_give_the_same_bytes(study: Path) -> None:
 
 
 def test_a_study_without_a_report_is_refused_with_the_command(study: Path) -> None:
-    with pytest.raises(AnalysisError, match=r"fits.json: not the record of a report .*; run `python -m analysis .*one-budget`"):
+    with pytest.raises(
+        AnalysisError, match=r"fits.json: not the record of a report .*; run `python -m analysis .*one-budget`"
+    ):
         write_index([study])
     (study / "fits.json").write_text('{"study"')
     with pytest.raises(AnalysisError, match=r"fits.json: not the record"):

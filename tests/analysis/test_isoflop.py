@@ -17,7 +17,9 @@ from analysis.fits.isoflop import IsoflopFit
 BUDGETS = (1e17, 3e17, 1e18, 3e18, 1e19)
 
 
-def profiles(noise: float = 0.0, seeds: int = 1, random: int = 0, shift: float = 0.2, exponent: float = 0.52) -> pd.DataFrame:
+def profiles(
+    noise: float = 0.0, seeds: int = 1, random: int = 0, shift: float = 0.2, exponent: float = 0.52
+) -> pd.DataFrame:
     """Parabolas in log size, optimum 0.05 C^exponent, on grids whose middle lies `shift` above it."""
     rng = np.random.default_rng(random)
     rows = [
@@ -38,7 +40,9 @@ def test_noise_free_profiles_give_back_optima_and_exponent() -> None:
     found = fit(profiles())
     assert found.status is Status.CONVERGED
     assert found.parameters["exponent"].value == pytest.approx(0.52, abs=1e-9)
-    assert [each.optimum.value for each in found.budgets if each.optimum] == pytest.approx([0.05 * c**0.52 for c in BUDGETS], rel=1e-6)
+    assert [each.optimum.value for each in found.budgets if each.optimum] == pytest.approx(
+        [0.05 * c**0.52 for c in BUDGETS], rel=1e-6
+    )
     assert found.predict(1e20)["n"].iloc[0] == pytest.approx(0.05 * 1e20**0.52, rel=1e-6)
     json.loads(found.to_json())
 
@@ -90,7 +94,10 @@ def test_random_losses_are_never_converged() -> None:
     rng = np.random.default_rng(0)
     for seeds in (1, 2):
         found = [fit(profiles(seeds=seeds).assign(loss=lambda frame: rng.uniform(2, 3, len(frame)))) for _ in range(10)]
-        assert all(each.status is not Status.CONVERGED or "do not show that the best size grows" in each.message for each in found)
+        assert all(
+            each.status is not Status.CONVERGED or "do not show that the best size grows" in each.message
+            for each in found
+        )
         assert sum(each.status is Status.CONVERGED for each in found) <= 1
 
 

@@ -1,4 +1,6 @@
-"""A ladder of changes: steps with honest intervals, labels that say what changed, the published step beside the right one."""
+"""A ladder of changes: steps with honest intervals, labels that say what changed, the published step beside the right
+one.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,12 @@ def simulate(noise: float = 0.008, seeds: int = 2, random: int = 0) -> pd.DataFr
         for seed, together in enumerate(0.032 * rng.standard_normal(seeds))
         for rung, loss in enumerate(TRUE)
     ]
-    return pd.DataFrame(rows, columns=["rung", "seed", "val_loss"]).assign(trial_id=lambda frame: [f"t{i}" for i in frame.index])
+    return pd.DataFrame(rows, columns=["rung", "seed", "val_loss"]).assign(
+        trial_id=lambda frame: [f"t{i}" for i in frame.index]
+    )
 
 
-# --- fit --------------------------------------------------------------------------------------------------------------------
+# --- fit --------------------------------------------------------------------------------------------------------------
 
 
 def test_steps_and_totals_are_paired_differences() -> None:
@@ -43,7 +47,9 @@ def test_steps_and_totals_are_paired_differences() -> None:
     by_rung = runs.pivot(index="seed", columns="rung", values="val_loss")
     steps = by_rung.diff(axis=1)
     assert [rung.step.value for rung in fit.rungs if rung.step] == pytest.approx(steps.mean().dropna())
-    assert [rung.total.value for rung in fit.rungs if rung.total] == pytest.approx((by_rung - by_rung[[0]].to_numpy()).mean()[1:])
+    assert [rung.total.value for rung in fit.rungs if rung.total] == pytest.approx(
+        (by_rung - by_rung[[0]].to_numpy()).mean()[1:]
+    )
     centred = by_rung.sub(by_rung.mean(axis=1), axis=0)
     centred -= centred.mean()
     sd = np.sqrt((centred.to_numpy() ** 2).sum() / 4)  # 10 runs, 5 rungs, 1 free seed effect
@@ -76,7 +82,9 @@ def test_intervals_cover_and_few_null_steps_are_told() -> None:
     covered, false = [], []
     for random in range(200):
         fit = fit_ladder(simulate(random=random))
-        covered += [rung.step.low <= true <= rung.step.high for rung, true in zip(fit.rungs[1:], np.diff(TRUE), strict=True)]
+        covered += [
+            rung.step.low <= true <= rung.step.high for rung, true in zip(fit.rungs[1:], np.diff(TRUE), strict=True)
+        ]
         false.append(fit.rungs[2].told)
     assert 0.93 <= np.mean(covered) <= 0.97
     assert np.mean(false) <= 0.05
@@ -125,7 +133,7 @@ def test_a_table_that_cannot_be_meant_is_refused(change: Callable[[pd.DataFrame]
         fit_ladder(change(simulate()))
 
 
-# --- figure -----------------------------------------------------------------------------------------------------------------
+# --- figure -----------------------------------------------------------------------------------------------------------
 
 
 def drawn_fit() -> tuple[LadderFit, pd.DataFrame]:
@@ -140,7 +148,11 @@ def test_the_drawn_table_holds_every_rung_and_adds_up_what_is_published() -> Non
     totals = data[data["quantity"] == "total"].set_index("rung")
     assert totals["published"].tolist() == pytest.approx([np.nan, -0.006, -0.006, np.nan, np.nan], nan_ok=True)
     steps = data[data["quantity"] == "step"].set_index("rung")
-    assert steps.loc[1, ["value", "low", "high"]].tolist() == [fit.rungs[1].step.value, fit.rungs[1].step.low, fit.rungs[1].step.high]
+    assert steps.loc[1, ["value", "low", "high"]].tolist() == [
+        fit.rungs[1].step.value,
+        fit.rungs[1].step.low,
+        fit.rungs[1].step.high,
+    ]
     assert steps.loc[[0, 4], "value"].isna().all()
     assert set(steps["verdict"]) <= {"", "lowers the loss", "raises the loss", "not told from noise"}
 
@@ -156,13 +168,15 @@ def test_the_figure_draws_exactly_its_table() -> None:
         bars = {round(end, 9) for bar in axes.collections for segment in bar.get_segments() for end in segment[:, 0]}
         assert bars == {*own["low"].dropna().round(9), *own["high"].dropna().round(9)}
         assert "nats/token" in axes.get_xlabel()
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()][1].replace("\N{NO-BREAK SPACE}", " ") == "softmax: false"
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()][1].replace(
+        "\N{NO-BREAK SPACE}", " "
+    ) == "softmax: false"
     heights = figure.axes[0].get_yticks()
     assert (np.diff(heights) > 0).all()  # the axis runs downward
     assert figure.axes[0].get_ylim()[0] > figure.axes[0].get_ylim()[1]
 
 
-# --- study ------------------------------------------------------------------------------------------------------------------
+# --- study ------------------------------------------------------------------------------------------------------------
 
 LADDER: tuple[dict[str, Any], ...] = (
     {"softmax": True, "skip": 0, "layers": "[2]", "value_dim": None, "value_rate": "[10.0, 10.0]", "query_conv": 0},
@@ -179,7 +193,9 @@ def points() -> list[dict[str, Any]]:
     rungs, settings = [], {}
     for place, change in enumerate(LADDER):
         settings = settings | {f"model.pkm.{name}": value for name, value in change.items()}
-        rungs.append(settings | {"share_pkm": 1.0, "memory_rows_read": 32 * (1 + place // 3), "loss": 4.4 - 0.02 * place})
+        rungs.append(
+            settings | {"share_pkm": 1.0, "memory_rows_read": 32 * (1 + place // 3), "loss": 4.4 - 0.02 * place}
+        )
     return rungs
 
 
@@ -209,7 +225,9 @@ def test_the_report_says_each_change_and_what_is_told(new_points: New) -> None:
 
 
 def test_a_ladder_in_progress_has_a_report(new_points: New) -> None:
-    folder = new_points("ladder", points(), statuses={**dict.fromkeys(range(14), "pending"), 0: "finished", 7: "finished"})
+    folder = new_points(
+        "ladder", points(), statuses={**dict.fromkeys(range(14), "pending"), 0: "finished", 7: "finished"}
+    )
     write_report(folder)
     assert "too_few_points" in summarize(folder)
 
@@ -240,7 +258,9 @@ def test_trials_that_differ_in_no_model_field_are_refused(new_points: New) -> No
 
 def test_a_step_of_several_published_changes_has_their_sum_and_others_none() -> None:
     def step(**change: tuple[str, str]) -> float | None:
-        return published_change(*({f"model.pkm.{name}": values[end] for name, values in change.items()} for end in (0, 1)))
+        return published_change(
+            *({f"model.pkm.{name}": values[end] for name, values in change.items()} for end in (0, 1))
+        )
 
     assert step(tucker_rank=("0", "2"), tucker_penalty=("0", "0.001"), cores=("1", "2")) == pytest.approx(-0.011)
     assert step(projection=("none", "linear"), value_dim=("default", "32")) == -0.022
@@ -260,7 +280,9 @@ def test_the_sweep_makes_all_published_steps_in_their_order() -> None:
     """The sweep in the repository: every line of the ablation is one of its rungs."""
     study = load_study(Path(__file__).parents[2] / "sweeps" / "ultramem-ladder.yaml")
     rungs = list({json.dumps(pkm := point["model.pkm"]): pkm for point, _ in study.points()}.values())
-    trials = {json.dumps(point["model.pkm"]): trial.model.pkm.model_dump(mode="json") for point, trial in study.points()}
+    trials = {
+        json.dumps(point["model.pkm"]): trial.model.pkm.model_dump(mode="json") for point, trial in study.points()
+    }
     settings = [
         {
             f"model.pkm.{name}": written(f"model.pkm.{name}", json.dumps(value) if isinstance(value, list) else value)

@@ -14,7 +14,15 @@ from analysis.__main__ import main
 from analysis.fits.moe_joint import MoeJointFit
 
 PUBLISHED = {"A": 35.91, "alpha": -0.1889, "delta": -0.2285, "gamma": 0.0098}
-PUBLISHED |= {"B": 35.98, "beta": -0.1775, "omega": 0.5529, "zeta": -0.0259, "E_start": 2.0732, "E_max": 290.4521, "C": 1.3637}
+PUBLISHED |= {
+    "B": 35.98,
+    "beta": -0.1775,
+    "omega": 0.5529,
+    "zeta": -0.0259,
+    "E_start": 2.0732,
+    "E_max": 290.4521,
+    "C": 1.3637,
+}
 """Ludziejewski et al. 2025, arXiv 2502.05172, Table 3."""
 REDUCED = {
     1: (30.3640, -0.1817, 53.9838, -0.1965),
@@ -37,7 +45,9 @@ def runs(noise: float = 0.0, experts: tuple[int, ...] = (1, 2, 4, 8, 16, 32), ra
     grid = np.meshgrid(np.geomspace(8e7, 2.7e9, 4), np.geomspace(5e8, 8e10, 5), experts)
     n, d, e = (each.ravel() for each in grid)
     frame = pd.DataFrame({"n": n, "d": d, "e": e})
-    return frame.assign(loss=[loss_of(*each) * np.exp(noise * rng.standard_normal()) for each in zip(n, d, e, strict=True)])
+    return frame.assign(
+        loss=[loss_of(*each) * np.exp(noise * rng.standard_normal()) for each in zip(n, d, e, strict=True)]
+    )
 
 
 def fit(frame: pd.DataFrame, resamples: int = 20) -> MoeJointFit:
@@ -59,13 +69,17 @@ def test_at_one_number_of_experts_it_is_the_law_published_for_that_number(expert
     found = fit(runs(), 3)
     for size, tokens in ((1e8, 2e9), (1e9, 2e10)):
         loss = m * size**mu + n * tokens**nu + PUBLISHED["C"]
-        assert found.predict(size, tokens, experts)["loss"].iloc[0] == pytest.approx(loss, rel=2e-3)  # four digits are printed
+        assert found.predict(size, tokens, experts)["loss"].iloc[0] == pytest.approx(
+            loss, rel=2e-3
+        )  # four digits are printed
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
 def test_units_and_the_order_of_rows_change_nothing(unit: float) -> None:
     frame = runs(0.001)
-    scaled = frame.assign(n=unit * frame["n"], d=frame["d"] / unit, loss=3 * frame["loss"]).sample(frac=1, random_state=1)
+    scaled = frame.assign(n=unit * frame["n"], d=frame["d"] / unit, loss=3 * frame["loss"]).sample(
+        frac=1, random_state=1
+    )
     plain, other = fit(frame, 2), fit(scaled, 2)
     for name in ("alpha", "beta", "gamma", "zeta", "E_start", "E_max"):
         assert other.parameters[name].value == pytest.approx(plain.parameters[name].value, rel=1e-4)
@@ -112,7 +126,12 @@ def test_the_command_fits_and_draws_it(tmp_path: Path, capsys: pytest.CaptureFix
     table, figure = tmp_path / "runs.csv", tmp_path / "law.svg"
     runs(experts=(1, 2, 8, 32)).to_csv(table, index=False)
     columns = ["--n", "n", "--d", "d", "--experts", "e", "--loss", "loss"]
-    assert main(["fit", "--law", "moe-joint", str(table), *columns, "--interval", "0.9", "--json", "--figure", str(figure)]) == 0
+    assert (
+        main(
+            ["fit", "--law", "moe-joint", str(table), *columns, "--interval", "0.9", "--json", "--figure", str(figure)]
+        )
+        == 0
+    )
     said = json.loads(capsys.readouterr().out)
     assert said["parameters"]["E_max"]["value"] == pytest.approx(PUBLISHED["E_max"], rel=1e-4)
     assert said["conventions"]["interval"].startswith("90%")

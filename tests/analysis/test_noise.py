@@ -58,7 +58,9 @@ def test_the_power_is_that_of_simulated_studies() -> None:
         x, y, seed = balanced(0.02, 3, rng)
         model = seed_model(x, y - x + np.where(x == 0, 0, 0.05), seed)
         difference = model.mean_I[-1] - model.mean_I[0]
-        found.append(abs(difference) > 2.1448 * model.sd * np.sqrt(2 / 3))  # Student's t at 97.5%, 14 degrees of freedom
+        found.append(
+            abs(difference) > 2.1448 * model.sd * np.sqrt(2 / 3)
+        )  # Student's t at 97.5%, 14 degrees of freedom
     assert np.mean(found) == pytest.approx(power(0.05, 0.02, 3, 8), abs=0.04)
 
 

@@ -20,9 +20,14 @@ STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/study.yaml"))
 
 
 def both_forms(name: str, place: Path) -> tuple[Path, Path, Records]:
-    """Copies of a committed study, its trials in folders and in a pack that was made of them; and all its trials' files."""
+    """Copies of a committed study, its trials in folders and in a pack that was made of them; and all its trials'
+    files.
+    """
     source = TrialFiles(RESULTS / name)
-    records = {id_: {path.name: path.read_bytes() for path in (RESULTS / name / "trials").glob(f"{id_}/*")} for id_ in source.begun()}
+    records = {
+        id_: {path.name: path.read_bytes() for path in (RESULTS / name / "trials").glob(f"{id_}/*")}
+        for id_ in source.begun()
+    }
     records |= source.packed
     folders, packed = place / "folders" / name, place / "packed" / name
     shutil.copytree(RESULTS / name, folders, ignore=shutil.ignore_patterns(PACK, "trials", "lock"))
@@ -40,7 +45,9 @@ def reported(folder: Path) -> dict[str, bytes]:
         path.unlink()
     write_report(folder)
     return {
-        str(path.relative_to(folder)): path.read_bytes() for path in [*folder.glob("*.*"), *folder.glob("figures/*")] if path.name != PACK
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in [*folder.glob("*.*"), *folder.glob("figures/*")]
+        if path.name != PACK
     }
 
 
@@ -93,5 +100,7 @@ def test_a_damaged_file_in_a_pack_is_named_within_it(tmp_path: Path) -> None:
     curve = folders / "trials" / victim / "curve.csv"
     curve.write_text(curve.read_text().replace("train_loss", "train_los"))
     pack_study(folders, lambda line: None)
-    with pytest.raises(AnalysisError, match=rf"{PACK}.{victim}.curve.csv: column `train_loss` \(is it `train_los`\?\) is missing"):
+    with pytest.raises(
+        AnalysisError, match=rf"{PACK}.{victim}.curve.csv: column `train_loss` \(is it `train_los`\?\) is missing"
+    ):
         _ = Results(folders).curves

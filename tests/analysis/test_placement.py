@@ -63,6 +63,8 @@ def test_the_committed_figure_shows_the_committed_studies() -> None:
 def test_a_search_of_a_recorded_curve_reaches_the_full_grid_s_interval_with_three_quarters_of_its_trials() -> None:
     """Of the seven recorded curves this is the one that a search serves best; docs/searched-shares has all."""
     truth = recorded(ROOT / "results" / "allocation-cpu")[1]
-    shown = summary(pd.DataFrame([row for number in range(20) for row in simulate(truth, number, 2)])).set_index(["design", "trials"])
+    shown = summary(pd.DataFrame([row for number in range(20) for row in simulate(truth, number, 2)])).set_index(
+        ["design", "trials"]
+    )
     assert shown.loc[("search", 16), "length"] <= shown.loc[("grid", 22), "length"]
     assert shown.loc[("search", 16), "holds"] >= 0.9

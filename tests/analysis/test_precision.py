@@ -1,7 +1,7 @@
 """The law of precision: what it was made of comes back, its intervals cover, and tables that cannot tell have a status.
 
-The form is that of Kumar et al. 2024, arXiv 2411.04330. Its coefficients are not at hand in a public text, so the law is held to
-simulated runs.
+The form is that of Kumar et al. 2024, arXiv 2411.04330. Its coefficients are not at hand in a public text, so the law
+is held to simulated runs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def test_its_intervals_cover() -> None:
     for random in range(24):
         found = fit(runs(noise=0.005, random=random))
         assert found.status is Status.CONVERGED
-        inside += [found.parameters[name].low <= TRUE[name] <= found.parameters[name].high for name in ("gamma", "alpha", "beta", "E")]
+        inside += [
+            found.parameters[name].low <= TRUE[name] <= found.parameters[name].high
+            for name in ("gamma", "alpha", "beta", "E")
+        ]
     assert 0.88 <= np.mean(inside) <= 0.99
 
 

@@ -1,4 +1,6 @@
-"""Predictions of a budget: written down with what shows when they were made, and held against it only where they came before it."""
+"""Predictions of a budget: written down with what shows when they were made, and held against it only where they came
+before it.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,12 @@ def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 def points(lengths: tuple[int, ...], **columns: Any) -> list[dict[str, Any]]:
     return [
         {"rho": share, "share_moe": share, "share_engram": 1 - share, "tokens": tokens, "budget.tokens": tokens}
-        | {"total_params": 1_240_000, "active_params": 135_000, "loss": 4 + 0.3 * (share - BEST[tokens]) ** 2, **columns}
+        | {
+            "total_params": 1_240_000,
+            "active_params": 135_000,
+            "loss": 4 + 0.3 * (share - BEST[tokens]) ** 2,
+            **columns,
+        }
         for tokens in lengths
         for share in SHARES
     ]
@@ -69,12 +76,16 @@ def written(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "predictions.json").read_text())["predictions"]
 
 
-def test_a_prediction_is_written_down_with_what_shows_when_it_was_made(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prediction_is_written_down_with_what_shows_when_it_was_made(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["predict", str(small), "--at", AT]) == 0
     assert "best share" in (said := capsys.readouterr().out)
     assert "beyond the data" in said
     (made,) = written(small)
-    assert made["at"] == pytest.approx({"active_params": 135_000, "tokens_per_active_param": 59.26, "sparsity": 1_240_000 / 135_000})
+    assert made["at"] == pytest.approx(
+        {"active_params": 135_000, "tokens_per_active_param": 59.26, "sparsity": 1_240_000 / 135_000}
+    )
     ledger = Results(small)
     assert sorted(made["rows"]) == sorted(ledger.finished["trial_id"]) == made["studies"][0]["finished"]
     assert len(made["studies"][0]["trials_csv_sha256"]) == 64
@@ -112,12 +123,18 @@ BEFORE, AFTER = "2001-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"
         ({"finished": [LATE]}, AFTER, "1 of the budget's 12 runs had finished in the ledger that it was made from"),
         ({}, BEFORE, "12 of the budget's 12 runs had finished by then"),
         ({}, None, ""),  # the ledger that it was made from lists them as unfinished
-        ({"study": "other"}, None, "when the budget's runs finished is not recorded, and it was made from another ledger"),
+        (
+            {"study": "other"},
+            None,
+            "when the budget's runs finished is not recorded, and it was made from another ledger",
+        ),
         ({"study": "other"}, AFTER, ""),
         ({"trials_csv_sha256": "own"}, AFTER, "the ledger that it was made from holds the budget's results"),
     ],
 )
-def test_what_may_have_known_the_results_is_no_prediction(new_points: New, change: dict[str, Any], ended: str | None, why: str) -> None:
+def test_what_may_have_known_the_results_is_no_prediction(
+    new_points: New, change: dict[str, Any], ended: str | None, why: str
+) -> None:
     folder = new_points("allocation", points((500_000, 8_000_000)))
     results = Results(folder)
     cell = split_cells(results.trials)[1]
@@ -167,7 +184,9 @@ def test_studies_of_several_folders_make_one_law(new_study: New, new_points: New
         (["--at", "active_params=135k"], "give `tokens_per_active_param`"),
     ],
 )
-def test_what_cannot_be_predicted_is_refused(small: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_predicted_is_refused(
+    small: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["predict", str(small), *arguments]) == 2
     assert words in capsys.readouterr().err
     assert not (small / "predictions.json").exists()
@@ -181,12 +200,17 @@ def test_several_curves_at_one_budget_are_refused(new_points: New, capsys: pytes
 
 def test_a_damaged_file_is_refused_by_name(small: Path) -> None:
     (small / "predictions.json").write_text('{"predictions": [{"made": "today"}]}')
-    with pytest.raises(AnalysisError, match=r"predictions.json: prediction 1 is not what .* \(field `at`\); set the file aside"):
+    with pytest.raises(
+        AnalysisError, match=r"predictions.json: prediction 1 is not what .* \(field `at`\); set the file aside"
+    ):
         write_report(small)
 
 
 def test_units_are_read_as_people_write_them() -> None:
-    assert read_point("active_params=540k, tokens_per_active_param=15") == {"active_params": 540_000, "tokens_per_active_param": 15}
+    assert read_point("active_params=540k, tokens_per_active_param=15") == {
+        "active_params": 540_000,
+        "tokens_per_active_param": 15,
+    }
 
 
 def test_a_hit_is_a_difference_that_both_intervals_explain() -> None:

@@ -48,7 +48,9 @@ def test_a_study_leaves_fits_figures_and_a_page_that_needs_no_network(study: Pat
     report = write_report(study)
     assert report == study / "report.html"
     assert sorted(path.name for path in (study / "figures").iterdir()) == sorted(
-        f"{name}.{suffix}" for name in ("allocation", "differences", "curves", "diagnostics") for suffix in ("svg", "png", "csv")
+        f"{name}.{suffix}"
+        for name in ("allocation", "differences", "curves", "diagnostics")
+        for suffix in ("svg", "png", "csv")
     )
     page = Page(report.read_text())
     assert page.addresses
@@ -86,11 +88,17 @@ def test_the_fits_are_recorded_with_status_rows_and_provenance(new_study: New) -
 @pytest.mark.figures
 def test_the_same_ledger_gives_the_same_bytes_whatever_the_users_style(study: Path) -> None:
     write_report(study)
-    first = {path.name: path.read_bytes() for path in [*(study / "figures").iterdir(), study / "fits.json", study / "report.html"]}
+    first = {
+        path.name: path.read_bytes()
+        for path in [*(study / "figures").iterdir(), study / "fits.json", study / "report.html"]
+    }
     with matplotlib.rc_context({"lines.linewidth": 9, "font.family": "serif", "savefig.dpi": 50}):
         write_report(study)
         assert matplotlib.rcParams["lines.linewidth"] == 9
-    assert first == {path.name: path.read_bytes() for path in [*(study / "figures").iterdir(), study / "fits.json", study / "report.html"]}
+    assert first == {
+        path.name: path.read_bytes()
+        for path in [*(study / "figures").iterdir(), study / "fits.json", study / "report.html"]
+    }
 
 
 def test_failures_are_listed_and_their_messages_are_text(new_study: New) -> None:
@@ -117,7 +125,9 @@ def test_a_study_in_progress_has_a_report_with_a_status(new_study: New, unfinish
 def test_the_choice_of_the_learning_rate_is_told(new_study: New) -> None:
     folder = new_study(rates={0.005: 0.02, 0.01: 0.0})
     assert "Learning rate chosen per share" in Page(write_report(folder).read_text()).text
-    assert "chosen per share" in json.loads((folder / "fits.json").read_text())["fits"][0]["conventions"]["learning_rate"]
+    assert (
+        "chosen per share" in json.loads((folder / "fits.json").read_text())["fits"][0]["conventions"]["learning_rate"]
+    )
 
 
 def test_the_summary_says_optimum_interval_and_shift(new_study: New) -> None:
@@ -141,7 +151,7 @@ def test_fifty_trials_take_less_than_ten_seconds(new_study: New) -> None:
     assert time.process_time() - start < 10
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------------
+# --- figures ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_figure_draws_exactly_its_table(new_study: New) -> None:
@@ -180,7 +190,7 @@ def test_differences_and_curves_hold_every_share_once(new_study: New) -> None:
     assert len(curves_figure(curves).axes) == 4
 
 
-# --- command ----------------------------------------------------------------------------------------------------------------
+# --- command ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_command_writes_reports_and_prints_the_reading(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,7 +200,9 @@ def test_the_command_writes_reports_and_prints_the_reading(study: Path, capsys: 
     assert "report.html" in printed.err
 
 
-def test_the_command_over_several_studies_writes_their_index(new_study: New, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_over_several_studies_writes_their_index(
+    new_study: New, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     unfinished = dict.fromkeys(range(16), "pending")
     assert main([str(new_study("one", statuses=unfinished)), str(new_study("two", statuses=unfinished))]) == 0
     assert f"index: {tmp_path / 'index.html'}" in capsys.readouterr().err
@@ -207,7 +219,9 @@ def test_the_command_over_several_studies_writes_their_index(new_study: New, tmp
         (lambda record: [record], "field `counts`"),
     ],
 )
-def test_a_summary_of_a_report_that_is_not_whole_is_refused(new_study: New, change: Callable[[dict[str, Any]], Any], words: str) -> None:
+def test_a_summary_of_a_report_that_is_not_whole_is_refused(
+    new_study: New, change: Callable[[dict[str, Any]], Any], words: str
+) -> None:
     folder = write_report(new_study(statuses=dict.fromkeys(range(16), "pending"))).parent
     record = change(json.loads((folder / "fits.json").read_text()))
     (folder / "fits.json").unlink() if record is None else (folder / "fits.json").write_text(json.dumps(record))
@@ -238,16 +252,32 @@ def test_the_command_refuses_what_is_no_study(tmp_path: Path, study: Path, capsy
             lambda text: text.replace("data:\n", "data: text\nother:\n"),
             "field `data` has the value 'text'; fields belong there",
         ),
-        ("study.yaml", lambda text: text.replace("vary:\n", "vary: [1]\nother:\n"), r"field `vary` has the value \[1\]; a grid or a list"),
+        (
+            "study.yaml",
+            lambda text: text.replace("vary:\n", "vary: [1]\nother:\n"),
+            r"field `vary` has the value \[1\]; a grid or a list",
+        ),
         ("study.yaml", lambda text: text + "analysis: [ladder]\n", r"field `analysis` has the value \['ladder'\]"),
         ("study.yaml", lambda text: text + "analysis: laddder\n", "'laddder'; known: allocation"),
         ("data.json", lambda text: text[:99], "cannot be read as JSON"),
         ("data.json", lambda text: "[]", "not the manifest of a corpus"),
-        ("data.json", lambda text: text.replace("131072", '"many"'), "field `validation_tokens` has the value 'many'; a number"),
+        (
+            "data.json",
+            lambda text: text.replace("131072", '"many"'),
+            "field `validation_tokens` has the value 'many'; a number",
+        ),
         ("data.json", lambda text: text.replace("0.31", '"x"'), "field `4` has the value 'x'; a number"),
-        ("trials.csv", lambda text: text[: len(text) // 2], "trials.csv: trial 000000000007 is finished but its val_loss is not a number"),
+        (
+            "trials.csv",
+            lambda text: text[: len(text) // 2],
+            "trials.csv: trial 000000000007 is finished but its val_loss is not a number",
+        ),
         ("trials/000000000003/curve.csv", lambda text: text[:-20], "000000000003.curve.csv: its last line is cut off"),
-        ("trials/000000000003/curve.csv", lambda text: text.replace("train_loss", "train_los"), r"`train_loss` \(is it `train_los`\?\)"),
+        (
+            "trials/000000000003/curve.csv",
+            lambda text: text.replace("train_loss", "train_los"),
+            r"`train_loss` \(is it `train_los`\?\)",
+        ),
         (
             "trials/000000000003/curve.csv",
             lambda text: text.replace("31250,", "many,"),
@@ -269,9 +299,10 @@ def test_the_command_names_what_is_wrong_with_a_damaged_study(
 
 def test_neither_torch_nor_ray_is_imported(study: Path) -> None:
     code = (
-        "import sys, analysis.report; analysis.report.write_report(sys.argv[1]); print(sorted({'torch', 'ray'} & set(sys.modules)), "
-        "sorted(name for name in sys.modules if name.startswith('sparsemem.') and name.split('.')[1] not in "
-        "('accounting', 'config', 'files', 'locks', 'mechanisms', 'results', 'trial_files', 'values')))"
+        "import sys, analysis.report; analysis.report.write_report(sys.argv[1]); print(sorted({'torch', 'ray'} & "
+        "set(sys.modules)), sorted(name for name in sys.modules if name.startswith('sparsemem.') and "
+        "name.split('.')[1] not in ('accounting', 'config', 'files', 'locks', 'mechanisms', 'results', 'trial_files', "
+        "'values')))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(study)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] []"
@@ -284,7 +315,9 @@ def test_blank_columns_of_an_unfinished_study_survive_the_table(new_study: New) 
 
 
 def test_diagnostics_and_the_optimum_draw_their_tables(new_study: New) -> None:
-    drawings = {drawing.name: drawing for drawing in analyse(Results(new_study(tokens=(500_000, 2_000_000)))).drawings()}
+    drawings = {
+        drawing.name: drawing for drawing in analyse(Results(new_study(tokens=(500_000, 2_000_000)))).drawings()
+    }
     errors, figure = drawings["diagnostics"].data, drawings["diagnostics"].figure
     residuals = errors[errors["series"] == "residual"]
     assert len(residuals) == 16
@@ -304,7 +337,10 @@ def test_the_report_says_where_the_bytes_of_the_text_went_and_how_often_it_was_r
     manifest = json.loads((study / "data.json").read_text()) | {"text": text, "train_tokens": 100_000}
     (study / "data.json").write_text(json.dumps(manifest))
     page = write_report(study).read_text()
-    assert "Of 1,000 bytes of text 880 were trained on and 100 held out (10.0%), 20 were not used (20 near-copies)." in page
+    assert (
+        "Of 1,000 bytes of text 880 were trained on and 100 held out (10.0%), 20 were not used (20 near-copies)."
+        in page
+    )
     times = load_trials(study)["tokens"].max() / 100_000
     assert f"Trials read their text up to {times:.3g} times" in page
     (study / "data.json").write_text(json.dumps(manifest | {"text": {"total": "many"}}))
@@ -316,7 +352,10 @@ def test_the_report_says_where_the_bytes_of_the_text_went_and_how_often_it_was_r
     ("batches", "laws"),
     [
         ({500_000: (512,), 2_000_000: (1024,)}, ["All budgets"]),
-        (dict.fromkeys((500_000, 2_000_000), (512, 1024)), [f"All budgets, train.batch_tokens {batch}" for batch in (512, 1024)]),
+        (
+            dict.fromkeys((500_000, 2_000_000), (512, 1024)),
+            [f"All budgets, train.batch_tokens {batch}" for batch in (512, 1024)],
+        ),
     ],
 )
 def test_a_batch_that_grows_with_the_tokens_belongs_to_the_budget(

@@ -1,4 +1,5 @@
-"""The report and the index in a real browser: Chromium without a window, driven by its own protocol over two pipes, so without a package.
+"""The report and the index in a real browser: Chromium without a window, driven by its own protocol over two pipes, so
+without a package.
 
 Skipped where no Chromium is installed.
 """
@@ -21,7 +22,14 @@ from analysis import write_index, write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ),
     *("--disable-component-update", "--disable-sync", "--remote-debugging-pipe", "--window-size=1280,900"),
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: install Debian's `chromium` to run these")
@@ -46,7 +54,9 @@ class Browser:
 
     def send(self, method: str, **params: Any) -> Any:
         self.count += 1
-        message = {"id": self.count, "method": method, "params": params} | ({"sessionId": self.session} if self.session else {})
+        message = {"id": self.count, "method": method, "params": params} | (
+            {"sessionId": self.session} if self.session else {}
+        )
         os.write(self.to, json.dumps(message).encode() + b"\0")
         while (answer := self._next()).get("id") != self.count:
             self.events.append(answer)
@@ -79,17 +89,26 @@ class Browser:
         code = {"Enter": 13, "Tab": 9}.get(key, ord(key[0].upper()))
         for kind in ("keyDown", "keyUp"):
             typed = {"text": text} if text and kind == "keyDown" else {}
-            self.send("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, modifiers=8 * shift, **typed)
+            self.send(
+                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, modifiers=8 * shift, **typed
+            )
 
     def click(self, place: str) -> None:
         """Click into the middle of the element that an expression gives."""
         box = self.run(
-            f"(element => {{ element.scrollIntoView({{block: 'center'}}); return element.getBoundingClientRect().toJSON() }})({place})"
+            f"(element => {{ element.scrollIntoView({{block: 'center'}}); return "
+            f"element.getBoundingClientRect().toJSON() }})({place})"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.send(
                 "Input.dispatchMouseEvent",
-                **{"type": kind, "x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "button": "left", "clickCount": 1},
+                **{
+                    "type": kind,
+                    "x": box["x"] + box["width"] / 2,
+                    "y": box["y"] + box["height"] / 2,
+                    "button": "left",
+                    "clickCount": 1,
+                },
             )
 
     def close(self) -> None:
@@ -120,13 +139,18 @@ def page(browser: Browser, report: Path) -> Browser:
 
 
 HEAD = "[...document.querySelectorAll('#all th')].find(head => head.textContent.startsWith('val loss'))"
-LOSSES = f"[...document.querySelectorAll('#all tbody tr')].map(row => row.cells[{HEAD}.cellIndex].textContent).filter(text => text)"
+LOSSES = (
+    f"[...document.querySelectorAll('#all tbody tr')].map(row => row.cells[{HEAD}.cellIndex].textContent).filter(text "
+    f"=> text)"
+)
 SHOWN = "[...document.querySelectorAll('#all tbody tr')].filter(row => row.offsetParent).length"
 FOUND = "document.getElementById('found').textContent"
 
 
 def test_the_page_asks_for_nothing_and_logs_no_error(page: Browser) -> None:
-    asked = [event["params"]["request"]["url"] for event in page.events if event["method"] == "Network.requestWillBeSent"]
+    asked = [
+        event["params"]["request"]["url"] for event in page.events if event["method"] == "Network.requestWillBeSent"
+    ]
     assert asked
     assert all(address.startswith(("file:", "data:")) for address in asked)
     assert sum(address.startswith("file:") for address in asked) == 1  # the page itself
@@ -154,7 +178,12 @@ def test_the_keyboard_alone_reaches_filter_and_headings_and_sees_its_focus(page:
     for _ in range(30):
         page.key("Tab")
         reached.append(page.run("document.activeElement.textContent"))
-        assert page.run("document.activeElement.tagName === 'SELECT' || getComputedStyle(document.activeElement).outlineStyle") != "none"
+        assert (
+            page.run(
+                "document.activeElement.tagName === 'SELECT' || getComputedStyle(document.activeElement).outlineStyle"
+            )
+            != "none"
+        )
         if reached[-1].startswith("val loss"):
             break
     assert reached[0].startswith("any")  # the choice of the status comes next
@@ -184,7 +213,9 @@ def test_without_scripts_every_trial_is_there_and_no_dead_control(browser: Brows
     browser.send("Emulation.setScriptExecutionDisabled", value=True)
     try:
         browser.open(report)
-        text = browser.send("DOM.getOuterHTML", nodeId=browser.send("DOM.getDocument", depth=-1)["root"]["nodeId"])["outerHTML"]
+        text = browser.send("DOM.getOuterHTML", nodeId=browser.send("DOM.getDocument", depth=-1)["root"]["nodeId"])[
+            "outerHTML"
+        ]
     finally:
         browser.send("Emulation.setScriptExecutionDisabled", value=False)
     assert text.count("<tr data-status=") == 18
@@ -208,7 +239,11 @@ def test_the_index_asks_for_nothing_fits_a_phone_and_leads_to_the_report(browser
         browser.open(write_index([report.parent]))
         assert browser.run("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
         assert browser.run("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-        asked = [event["params"]["request"]["url"] for event in browser.events if event["method"] == "Network.requestWillBeSent"]
+        asked = [
+            event["params"]["request"]["url"]
+            for event in browser.events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
         assert sum(not address.startswith("data:") for address in asked) == 1
         assert browser.run("document.querySelector('h2 a').href") == report.as_uri()
     finally:
@@ -220,7 +255,8 @@ def test_text_stands_out_from_its_ground_by_the_ratio_that_wcag_asks(page: Brows
     least = page.run(
         """(() => {
           const parse = text => text.match(/[\\d.]+/g).map(Number);
-          const light = ([r, g, b]) => [r, g, b].map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+          const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
+            .map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
             .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
           const opaque = colour => colour.length < 4 || colour[3] > 0;
           const ground = element => {

@@ -21,7 +21,9 @@ def routed(noise: float = 0.0, **changes: float) -> pd.DataFrame:
     n, e = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 1e9, 5), 2.0 ** np.arange(0, 10)))
     z = saturating(e, np.log([[truth["E_start"]]]), np.log([[truth["E_max"] / truth["E_start"]]]))[0][0]
     log_loss = truth["a"] * np.log10(n) + truth["b"] * z + truth["c"] * np.log10(n) * z + truth["d"]
-    return pd.DataFrame({"n": n, "e": e, "loss": 10 ** (log_loss + noise * np.random.default_rng(0).standard_normal(len(n)))})
+    return pd.DataFrame(
+        {"n": n, "e": e, "loss": 10 ** (log_loss + noise * np.random.default_rng(0).standard_normal(len(n)))}
+    )
 
 
 def test_noise_free_losses_give_back_the_law() -> None:
@@ -40,9 +42,14 @@ def test_noise_free_losses_give_back_the_law() -> None:
 def test_slopes_are_those_of_the_objective() -> None:
     frame = routed(0.01)
     law = RoutingLaw(np.log10(frame["n"].to_numpy()) - 8, frame["e"].to_numpy(), np.log10(frame["loss"].to_numpy()))
-    theta, w = np.array([[-0.08, -0.1, 0.02, 0.4, 0.9, 4.0]]), np.random.default_rng(0).integers(0, 3, (1, len(frame))).astype(float)
+    theta, w = (
+        np.array([[-0.08, -0.1, 0.02, 0.4, 0.9, 4.0]]),
+        np.random.default_rng(0).integers(0, 3, (1, len(frame))).astype(float),
+    )
     beside = [[law.derivatives(theta + sign * step, w)[0][0] for sign in (1, -1)] for step in 1e-6 * np.eye(6)]
-    assert law.derivatives(theta, w)[1][0] == pytest.approx([(up - down) / 2e-6 for up, down in beside], rel=1e-5, abs=1e-6)
+    assert law.derivatives(theta, w)[1][0] == pytest.approx(
+        [(up - down) / 2e-6 for up, down in beside], rel=1e-5, abs=1e-6
+    )
 
 
 def clark(published: Path) -> pd.DataFrame:
@@ -50,7 +57,9 @@ def clark(published: Path) -> pd.DataFrame:
 
 
 def fit_clark(runs: pd.DataFrame) -> RoutingFit:
-    return fit_routing(runs, params="dense_parameter_count", experts="num_experts", loss="loss_validation", resamples=50)
+    return fit_routing(
+        runs, params="dense_parameter_count", experts="num_experts", loss="loss_validation", resamples=50
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,8 +73,9 @@ def fit_clark(runs: pd.DataFrame) -> RoutingFit:
 def test_published_coefficients_are_reached(published: Path, router: str, answer: tuple[float, ...]) -> None:
     """Clark et al. 2022, arXiv 2202.01169, table 3, from their rows of one expert a token.
 
-    Of a dense row k is no choice of a router: rows of k 2 and 4 are models with two and four times the feed-forward (`flop_increase`), yet
-    `dense_parameter_count` is that of the model they came from. The law takes them for that model, so they are left out with k != 1.
+    Of a dense row k is no choice of a router: rows of k 2 and 4 are models with two and four times the feed-forward
+    (`flop_increase`), yet `dense_parameter_count` is that of the model they came from. The law takes them for that
+    model, so they are left out with k != 1.
     """
     found = fit_clark(clark(published).query("k == 1 and router_type in [@router, 'Dense']"))
     assert found.status is Status.CONVERGED

@@ -1,4 +1,5 @@
-"""A thousand trials: their report is written within a gigabyte. The seconds are printed, not judged: a test machine is busy.
+"""A thousand trials: their report is written within a gigabyte. The seconds are printed, not judged: a test machine is
+busy.
 
 `python tests/analysis/test_scale.py FOLDER` measures the report of any study.
 """

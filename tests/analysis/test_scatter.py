@@ -1,4 +1,6 @@
-"""Tables that are no runs of one kind: sweeps, pooled experiments, single budgets, budgets in other units. Told, with what to do."""
+"""Tables that are no runs of one kind: sweeps, pooled experiments, single budgets, budgets in other units. Told, with
+what to do.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,26 @@ from analysis.fits.counting import by_heading, unit_of_flops
 def grid(noise: float = 0.0, repeats: int = 1, random: int = 0) -> pd.DataFrame:
     n, d = (np.repeat(x.ravel(), repeats) for x in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5)))
     loss = 1.7 + 400 * n**-0.34 + 410 * d**-0.28
-    return pd.DataFrame({"n": n, "d": d, "loss": loss * np.exp(noise * np.random.default_rng(random).standard_normal(len(n)))})
+    return pd.DataFrame(
+        {"n": n, "d": d, "loss": loss * np.exp(noise * np.random.default_rng(random).standard_normal(len(n)))}
+    )
 
 
 def sweep() -> pd.DataFrame:
     """Six settings of each cell, the first of them the best."""
     frame = grid(0.002, repeats=6)
-    return frame.assign(loss=frame["loss"] * np.tile([1, 1.01, 1.03, 1.1, 1.4, 2.5], 25), setting=np.tile(np.arange(6), 25))
+    return frame.assign(
+        loss=frame["loss"] * np.tile([1, 1.01, 1.03, 1.1, 1.4, 2.5], 25), setting=np.tile(np.arange(6), 25)
+    )
 
 
 def profiles(noise: float = 0.002) -> pd.DataFrame:
     rng = np.random.default_rng(0)
-    rows = [(c, 0.1 * c**0.5 * np.exp(z), 60 * c**-0.07 + 0.05 * z**2) for c in (1e18, 1e19, 1e20, 1e21) for z in np.linspace(-1, 1, 7)]
+    rows = [
+        (c, 0.1 * c**0.5 * np.exp(z), 60 * c**-0.07 + 0.05 * z**2)
+        for c in (1e18, 1e19, 1e20, 1e21)
+        for z in np.linspace(-1, 1, 7)
+    ]
     frame = pd.DataFrame(rows, columns=["flops", "n", "loss"])
     return frame.assign(loss=frame["loss"] * np.exp(noise * rng.standard_normal(len(frame))))
 
@@ -72,7 +82,11 @@ def test_seeds_are_no_sweep_and_one_odd_run_is_named() -> None:
     frame.loc[7, "loss"] *= 3
     status, message = surface(frame)
     assert status is Status.CONVERGED
-    assert "far off the law, which hardly heeds them: index 7 (+200%)" in message or "index 7 (+19" in message or "index 7 (+20" in message
+    assert (
+        "far off the law, which hardly heeds them: index 7 (+200%)" in message
+        or "index 7 (+19" in message
+        or "index 7 (+20" in message
+    )
 
 
 def test_a_law_that_repeats_refute_is_a_poor_fit() -> None:
@@ -90,7 +104,10 @@ def test_a_true_law_is_seldom_refuted() -> None:
     for random in range(30):
         noise = np.exp(0.01 * np.random.default_rng(random).standard_normal(24))
         refuted += (
-            fit_power(pd.DataFrame({"x": x, "loss": (2 + 30 * x**-0.2) * noise}), x="x", loss="loss", resamples=2).status is Status.POOR_FIT
+            fit_power(
+                pd.DataFrame({"x": x, "loss": (2 + 30 * x**-0.2) * noise}), x="x", loss="loss", resamples=2
+            ).status
+            is Status.POOR_FIT
         )
     assert refuted <= 2
 
@@ -101,14 +118,16 @@ def test_copied_rows_are_told() -> None:
 
 def test_sizes_that_hardly_differ_are_told_as_such() -> None:
     total = np.tile(2150612992 * np.array([1, 1.003, 1.006, 1.02, 1.04]), 5)
-    found = fit_surface(grid(0.001).assign(total=total), params="n", tokens="d", total="total", loss="loss", resamples=50)
+    found = fit_surface(
+        grid(0.001).assign(total=total), params="n", tokens="d", total="total", loss="loss", resamples=50
+    )
     assert found.status is Status.TOO_FEW_POINTS
     assert "`total`" in found.message
     assert "spans a factor of 1.04" in found.message
     assert "leave this column out" in found.message
 
 
-# --- IsoFLOP profiles -------------------------------------------------------------------------------------------------------
+# --- IsoFLOP profiles -------------------------------------------------------------------------------------------------
 
 
 def isoflop(frame: pd.DataFrame, flops: str = "flops") -> tuple[Status, str, list[float], float]:
@@ -117,7 +136,9 @@ def isoflop(frame: pd.DataFrame, flops: str = "flops") -> tuple[Status, str, lis
 
 
 def test_single_runs_at_other_budgets_are_no_failed_profiles() -> None:
-    single = pd.DataFrame({"flops": [3e18, 3e19, 3e20, 3e21, 3e22], "n": [2e8, 5e8, 2e9, 5e9, 2e10], "loss": [3.05, 2.6, 2.2, 1.9, 1.6]})
+    single = pd.DataFrame(
+        {"flops": [3e18, 3e19, 3e20, 3e21, 3e22], "n": [2e8, 5e8, 2e9, 5e9, 2e10], "loss": [3.05, 2.6, 2.2, 1.9, 1.6]}
+    )
     alone, both = isoflop(profiles()), isoflop(pd.concat([profiles(), single], ignore_index=True))
     assert both[0] is Status.CONVERGED
     assert both[3] == pytest.approx(alone[3])
@@ -125,10 +146,13 @@ def test_single_runs_at_other_budgets_are_no_failed_profiles() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heading", "unit"), [("train_gflops", 1e9), ("TFLOPs", 1e12), ("PF-days", 8.64e19), ("flops_1e18", 1e18), ("exaflop", 1e18)]
+    ("heading", "unit"),
+    [("train_gflops", 1e9), ("TFLOPs", 1e12), ("PF-days", 8.64e19), ("flops_1e18", 1e18), ("exaflop", 1e18)],
 )
 def test_a_budget_is_in_the_unit_of_its_heading(heading: str, unit: float) -> None:
-    status, message, budgets, exponent = isoflop(profiles().assign(**{heading: lambda frame: frame["flops"] / unit}), heading)
+    status, message, budgets, exponent = isoflop(
+        profiles().assign(**{heading: lambda frame: frame["flops"] / unit}), heading
+    )
     assert status is Status.CONVERGED
     assert budgets == pytest.approx([1e18, 1e19, 1e20, 1e21])
     assert f"units of {unit:g} FLOPs, by its heading" in message
@@ -141,7 +165,9 @@ def test_a_budget_that_cannot_be_flops_is_never_called_so() -> None:
     message = isoflop(pd.concat([frame, single], ignore_index=True), "c")[1]
     assert "not used: 3e+09 of `c`" in message
     assert "If it is GFLOPs, name it so" in message
-    with_tokens = profiles().assign(tokens=lambda frame: frame["flops"] / frame["n"] / 6, c=lambda frame: frame["flops"] / 1e9)
+    with_tokens = profiles().assign(
+        tokens=lambda frame: frame["flops"] / frame["n"] / 6, c=lambda frame: frame["flops"] / 1e9
+    )
     assert "units of 1e+09 FLOPs, as C = 6 N D asks" in isoflop(with_tokens, "c")[1]
     assert isoflop(with_tokens, "c")[2] == pytest.approx([1e18, 1e19, 1e20, 1e21])
 
@@ -154,7 +180,7 @@ def test_a_heading_that_contradicts_its_numbers_is_told() -> None:
     assert by_heading("model_flops") is None
 
 
-# --- the command ------------------------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------------------
 
 COLUMNS = ["--law", "chinchilla", "--n", "n", "--d", "d", "--loss", "loss"]
 
@@ -166,7 +192,21 @@ def test_the_best_of_each_cell_is_fitted(tmp_path: Path, capsys: pytest.CaptureF
     assert record["status"] == "converged"
     assert record["left_out"] == ["Left out: 125 of 150 rows, which are not the best of their cell (equal n, d)."]
     assert record["parameters"]["alpha"]["value"] == pytest.approx(0.34, abs=0.05)
-    assert main(["fit", str(tmp_path / "runs.csv"), "--law", "allocation", "--best-of-cell", "--share=n", "--loss=loss", "--seed=d"]) == 2
+    assert (
+        main(
+            [
+                "fit",
+                str(tmp_path / "runs.csv"),
+                "--law",
+                "allocation",
+                "--best-of-cell",
+                "--share=n",
+                "--loss=loss",
+                "--seed=d",
+            ]
+        )
+        == 2
+    )
     assert "repeats are seeds" in capsys.readouterr().err
 
 

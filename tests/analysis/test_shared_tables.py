@@ -22,7 +22,9 @@ def fit(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("*")) or ["plain.csv"])
-def test_every_way_to_write_a_table_gives_the_same_fit_or_says_what_was_left_out(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_way_to_write_a_table_gives_the_same_fit_or_says_what_was_left_out(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     if not FOLDER.is_dir():
         pytest.skip("needs shared/data/cases/tables beside the checkout")
     plain, found = fit(FOLDER / "plain.csv", capsys), fit(FOLDER / name, capsys)

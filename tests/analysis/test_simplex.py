@@ -1,4 +1,6 @@
-"""What a reader of a simplex fit relies on: it finds a known best mix, says truly whether a third pool helps, and doubts poor data."""
+"""What a reader of a simplex fit relies on: it finds a known best mix, says truly whether a third pool helps, and
+doubts poor data.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def loss(beta: Beta, mixes: np.ndarray) -> np.ndarray:
 
 
 def simulate(beta: Beta, noise: float, *, seeds: int = 2, random: int = 0, points: np.ndarray = POINTS) -> pd.DataFrame:
-    """Runs with effects of seeds twice the noise. Without noise the first two seeds differ a little, and their mean is exact."""
+    """Runs with effects of seeds twice the noise. Without noise the first two seeds differ a little, and their mean is
+    exact.
+    """
     rng = np.random.default_rng(random)
     tables, apart = [], 2e-6 * rng.standard_normal(len(points)) if noise == 0 and seeds > 1 else 0.0
     for seed in range(seeds):
@@ -38,7 +42,9 @@ def simulate(beta: Beta, noise: float, *, seeds: int = 2, random: int = 0, point
             + 2 * noise * rng.standard_normal()
             + noise * rng.standard_normal(len(points))
         )
-        tables.append(pd.DataFrame(points, columns=[f"share_{pool}" for pool in POOLS]).assign(seed=seed, val_loss=losses))
+        tables.append(
+            pd.DataFrame(points, columns=[f"share_{pool}" for pool in POOLS]).assign(seed=seed, val_loss=losses)
+        )
     return pd.concat(tables, ignore_index=True)
 
 
@@ -53,7 +59,7 @@ def best_of(fit: SimplexFit) -> np.ndarray:
     return np.array([share.value for share in fit.argmin.values()])
 
 
-# --- recovery ---------------------------------------------------------------------------------------------------------------
+# --- recovery ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [INSIDE, NEAR_EDGE, ON_EDGE, CORNER, (4.0, 4.0, 4.0, 0.3, -0.2, 0.1)])
@@ -98,11 +104,13 @@ def test_the_same_input_gives_the_same_fit() -> None:
     assert fit_simplex(runs, POOLS, resamples=50) == fit_simplex(runs.copy(), POOLS, resamples=50)
 
 
-# --- intervals --------------------------------------------------------------------------------------------------------------
+# --- intervals --------------------------------------------------------------------------------------------------------
 
 
 def coverage(beta: Beta, studies: int) -> tuple[float, float, float]:
-    """Part of the studies whose tied mixes hold the true best, whose interval holds the third pool's true gain, and that say it helps."""
+    """Part of the studies whose tied mixes hold the true best, whose interval holds the third pool's true gain, and
+    that say it helps.
+    """
     mix, value = least(beta)
     grid = lattice(1000)
     gain = min(loss(beta, grid[grid[:, k] == 0]).min() for k in range(3)) - value
@@ -139,7 +147,7 @@ def test_more_seeds_narrow_what_is_tied() -> None:
     assert parts[0] > 2 * parts[1] > 0
 
 
-# --- status -----------------------------------------------------------------------------------------------------------------
+# --- status -----------------------------------------------------------------------------------------------------------
 
 
 def test_three_pools_converge_and_the_summary_says_that_the_third_helps() -> None:
@@ -160,7 +168,10 @@ def test_a_best_mix_without_a_pool_is_no_interior_minimum(beta: Beta, place: str
 
 
 def test_a_flat_surface_is_tied_nearly_everywhere() -> None:
-    fits = [fit_simplex(simulate((4.0,) * 3 + (0.0,) * 3, 0.008, random=random), POOLS, resamples=200) for random in range(10)]
+    fits = [
+        fit_simplex(simulate((4.0,) * 3 + (0.0,) * 3, 0.008, random=random), POOLS, resamples=200)
+        for random in range(10)
+    ]
     assert np.mean([fit.tied_part for fit in fits]) > 0.5
     assert all(fit.third_pool_gain.low < 0.002 for fit in fits)
 
@@ -215,7 +226,9 @@ def test_left_out_errors_are_those_of_fits_without_the_point() -> None:
             kept = np.arange(len(mixes)) != i
             beta = np.linalg.lstsq(terms(mixes[kept], "quadratic"), means.to_numpy()[kept], rcond=None)[0]
             squares.append((loss(tuple(beta), mixes[i : i + 1])[0] - means.iloc[i]) ** 2)
-    assert {law.law: law.left_out_error for law in fit.candidates}["quadratic"] == pytest.approx(np.mean(squares) ** 0.5, rel=1e-6)
+    assert {law.law: law.left_out_error for law in fit.candidates}["quadratic"] == pytest.approx(
+        np.mean(squares) ** 0.5, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, -4.0])
@@ -227,7 +240,7 @@ def test_a_loss_that_is_none_has_a_status_and_names_the_run(bad: float) -> None:
     assert "t3" in fit.message
 
 
-# --- input and output -------------------------------------------------------------------------------------------------------
+# --- input and output -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -248,7 +261,17 @@ def test_a_table_that_cannot_be_meant_is_refused(change: Callable[[pd.DataFrame]
 def test_the_record_is_json_and_complete() -> None:
     runs = simulate(INSIDE, 0.01).assign(trial_id=lambda frame: [f"t{i}" for i in frame.index])
     record = json.loads(json.dumps(fit_simplex(runs, POOLS, resamples=50).to_dict(), allow_nan=False))
-    assert {"law", "status", "parameters", "objective", "rows", "conventions", "argmin", "places", "third_pool_gain"} <= set(record)
+    assert {
+        "law",
+        "status",
+        "parameters",
+        "objective",
+        "rows",
+        "conventions",
+        "argmin",
+        "places",
+        "third_pool_gain",
+    } <= set(record)
     assert sorted(record["rows"]) == sorted(runs["trial_id"])
     assert set(record["argmin"]["moe"]) == {"value", "low", "high", "se"}
     assert [candidate["law"] for candidate in record["candidates"]] == ["linear", "quadratic", "special-cubic"]

@@ -1,4 +1,6 @@
-"""Loss against a memory's rows: slopes that are right and cover, an honest word on whether the fall slows, one line a mechanism."""
+"""Loss against a memory's rows: slopes that are right and cover, an honest word on whether the fall slows, one line a
+mechanism.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,12 @@ CURVES = {"Engram": line(-0.03), "n-gram embedding": line(-0.02, 4.27), "UltraMe
 
 
 def simulate(
-    curves: dict[str, Curve] = CURVES, noise: float = 0.008, seeds: int = 2, random: int = 0, backbone: int = 2, rows: np.ndarray = ROWS
+    curves: dict[str, Curve] = CURVES,
+    noise: float = 0.008,
+    seeds: int = 2,
+    random: int = 0,
+    backbone: int = 2,
+    rows: np.ndarray = ROWS,
 ) -> pd.DataFrame:
     """Runs with effects of seeds four times the noise."""
     rng = np.random.default_rng(random)
@@ -53,7 +60,7 @@ def only(frame: pd.DataFrame, **options: int) -> MechanismFit:
     return fit
 
 
-# --- recovery ---------------------------------------------------------------------------------------------------------------
+# --- recovery ---------------------------------------------------------------------------------------------------------
 
 
 def test_noise_free_lines_and_gains_are_found_exactly() -> None:
@@ -96,7 +103,8 @@ def test_the_power_fit_is_as_good_as_a_search_from_many_starts() -> None:
 
     starts = [(4.0, 0.2, alpha) for alpha in (0.05, 0.2, 0.5, 1.5)]
     best = min(
-        minimize(squares, start, method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-16, "maxiter": 4000}).fun for start in starts
+        minimize(squares, start, method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-16, "maxiter": 4000}).fun
+        for start in starts
     )
     assert fit.laws[1].objective <= best * (1 + 1e-6)
 
@@ -110,8 +118,11 @@ def test_slopes_of_an_unbalanced_study_are_those_of_least_squares_over_its_runs(
         own = (runs["mechanism"] == name).to_numpy(float)
         design += [own, own * np.log10(runs["memory_rows"].fillna(1).to_numpy())]
     theta = np.linalg.lstsq(np.stack(design, axis=1), runs["val_loss"].to_numpy(), rcond=None)[0]
-    # Each mechanism alone leaves a little of the seeds' effects to the others' means, so the slopes agree closely, not to the last digit.
-    assert [fit.slope.value for fit in fit_slots(runs, resamples=20).mechanisms] == pytest.approx(theta[4::2], abs=0.001)
+    # Each mechanism alone leaves a little of the seeds' effects to the others' means, so the slopes agree closely, not
+    # to the last digit.
+    assert [fit.slope.value for fit in fit_slots(runs, resamples=20).mechanisms] == pytest.approx(
+        theta[4::2], abs=0.001
+    )
 
 
 def test_left_out_points_are_those_of_refits_without_them() -> None:
@@ -127,7 +138,9 @@ def test_seed_effects_change_nothing_but_the_level() -> None:
     moved = runs.assign(val_loss=runs["val_loss"] + runs["seed"].map({0: 0.4, 1: -0.1}))
     first, second = fit_slots(runs, resamples=20), fit_slots(moved, resamples=20)
     assert second.paired_sd == pytest.approx(first.paired_sd)
-    assert [fit.slope.value for fit in second.mechanisms] == pytest.approx([fit.slope.value for fit in first.mechanisms])
+    assert [fit.slope.value for fit in second.mechanisms] == pytest.approx(
+        [fit.slope.value for fit in first.mechanisms]
+    )
     assert [fit.gain.low for fit in second.mechanisms] == pytest.approx([fit.gain.low for fit in first.mechanisms])
 
 
@@ -138,14 +151,16 @@ def test_seeds_of_the_backbone_alone_change_nothing() -> None:
     assert fit.mechanisms == without.mechanisms
 
 
-# --- intervals --------------------------------------------------------------------------------------------------------------
+# --- intervals --------------------------------------------------------------------------------------------------------
 
 
 def test_intervals_cover_slopes_their_difference_and_the_gain() -> None:
     curves = {"Engram": line(-0.03), "n-gram embedding": line(-0.02)}
     hits = np.zeros(4)
     for random in range(150):
-        fit = fit_slots(simulate(curves, random=random, rows=ROWS[:4]))  # too few for the power law, which takes the time
+        fit = fit_slots(
+            simulate(curves, random=random, rows=ROWS[:4])
+        )  # too few for the power law, which takes the time
         first, second = fit.mechanisms
         estimates = (first.slope, second.slope, fit.differences[0].difference, first.gain)
         truth = (-0.03, -0.02, -0.01, BACKBONE - curves["Engram"](ROWS[3]))
@@ -180,7 +195,7 @@ def test_a_line_that_the_means_miss_is_said_to() -> None:
     assert "miss the line" in fit.message or fit.preferred == POWER
 
 
-# --- status and words -------------------------------------------------------------------------------------------------------
+# --- status and words -------------------------------------------------------------------------------------------------
 
 
 def test_one_seed_is_never_converged() -> None:
@@ -240,9 +255,15 @@ def test_a_line_that_the_noise_refutes_is_no_converged_fit() -> None:
 def test_seeds_are_codes_of_any_type() -> None:
     runs = simulate()
     plain = fit_slots(runs, resamples=20)
-    for seeds in (runs["seed"].map({0: "first", 1: "second"}), runs["seed"].map({0: "a", 1: 1}), runs["seed"].astype(float)):
+    for seeds in (
+        runs["seed"].map({0: "first", 1: "second"}),
+        runs["seed"].map({0: "a", 1: 1}),
+        runs["seed"].astype(float),
+    ):
         fit = fit_slots(runs.assign(seed=seeds), resamples=20)
-        assert [each.slope.value for each in fit.mechanisms] == pytest.approx([each.slope.value for each in plain.mechanisms])
+        assert [each.slope.value for each in fit.mechanisms] == pytest.approx(
+            [each.slope.value for each in plain.mechanisms]
+        )
         assert fit.drawn().shape == plain.drawn().shape
     with pytest.raises(AnalysisError, match="column `seed` is empty in trial t3"):
         fit_slots(runs.assign(seed=runs["seed"].where(runs.index != 3)))
@@ -285,9 +306,15 @@ def test_prediction_stays_inside_the_sampled_rows() -> None:
     [
         (lambda frame: frame.rename(columns={"mechanism": "mechanisms"}), r"`mechanism` \(is it `mechanisms`\?\)"),
         (lambda frame: frame.assign(trial_id="same"), "same stands in several rows"),
-        (lambda frame: frame.assign(memory_rows=frame["memory_rows"].where(frame.index != 5, 0)), "must hold positive row counts"),
+        (
+            lambda frame: frame.assign(memory_rows=frame["memory_rows"].where(frame.index != 5, 0)),
+            "must hold positive row counts",
+        ),
         (lambda frame: frame.assign(val_loss="low"), "trial t0, column `val_loss` holds 'low'"),
-        (lambda frame: frame.assign(memory_rows=frame["memory_rows"].where(frame.index != 5, np.inf)), "must hold positive row counts"),
+        (
+            lambda frame: frame.assign(memory_rows=frame["memory_rows"].where(frame.index != 5, np.inf)),
+            "must hold positive row counts",
+        ),
         (lambda frame: frame.assign(seed=0), "one cell at a time"),
     ],
 )
@@ -311,7 +338,9 @@ def test_parameters_have_the_covariance_of_their_errors_and_of_the_differences()
     assert np.diag(fit.covariance) == pytest.approx([each.se**2 for each in fit.parameters.values()])
     contrast = np.array([0, 1, 0, -1, 0, 0])  # slope of the first less that of the second
     assert contrast @ fit.covariance @ contrast == pytest.approx(fit.differences[0].difference.se ** 2)
-    assert json.loads(fit.to_json())["parameters"]["b of Engram"]["value"] == pytest.approx(fit.mechanisms[0].slope.value)
+    assert json.loads(fit.to_json())["parameters"]["b of Engram"]["value"] == pytest.approx(
+        fit.mechanisms[0].slope.value
+    )
 
 
 def test_a_fit_draws_itself() -> None:
@@ -323,7 +352,7 @@ def test_a_fit_draws_itself() -> None:
     fit_slots(simulate({})).plot(axes)  # no line: nothing to draw, and no error
 
 
-# --- figure -----------------------------------------------------------------------------------------------------------------
+# --- figure -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_figure_draws_exactly_its_table() -> None:
@@ -335,7 +364,9 @@ def test_the_figure_draws_exactly_its_table() -> None:
     assert counts[["run", "mean", "slope", "backbone", "published"]].tolist() == [36, 18, 3, 1, 1]
     assert sorted(data[data["series"] == "run"]["trial_id"]) == sorted(memories["trial_id"])
     assert data["params"].dropna().to_numpy() == pytest.approx(32 * data["rows"].dropna().to_numpy())
-    assert set(data[data["series"] == "power"]["mechanism"]) == {each.mechanism for each in fit.mechanisms if each.preferred == POWER}
+    assert set(data[data["series"] == "power"]["mechanism"]) == {
+        each.mechanism for each in fit.mechanisms if each.preferred == POWER
+    }
     figure = slots_figure(data)
     for axes, column in zip(figure.axes, ("rows", "params"), strict=True):
         drawn = {tuple(np.round(line.get_xydata(), 6).ravel()) for line in axes.lines}
@@ -357,11 +388,13 @@ def test_means_and_runs_agree_once_the_seeds_are_taken_off() -> None:
     assert (paired - means).to_numpy() == pytest.approx(0, abs=1e-9)
 
 
-# --- study ------------------------------------------------------------------------------------------------------------------
+# --- study ------------------------------------------------------------------------------------------------------------
 
 
 def points() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [{"rho": 1.0, "memory_rows": 0, "memory_rows_read": 0, "memory_params": 0, "loss": BACKBONE}]
+    found: list[dict[str, Any]] = [
+        {"rho": 1.0, "memory_rows": 0, "memory_rows_read": 0, "memory_params": 0, "loss": BACKBONE}
+    ]
     for pool, curve, read in (
         ("engram", CURVES["Engram"], 4),
         ("ngram_embedding", CURVES["n-gram embedding"], 4),
@@ -370,7 +403,12 @@ def points() -> list[dict[str, Any]]:
         for rows in ROWS:
             tables = 4 if read == 4 else 1
             grows = {"active_params": 135_000 + round(30 * rows**0.5)} if pool == "ultramem_v2" else {}
-            sizes = {"memory_rows": tables * rows, "memory_rows_read": read, "memory_params": rows * 32, f"model.{pool}.rows": rows}
+            sizes = {
+                "memory_rows": tables * rows,
+                "memory_rows_read": read,
+                "memory_params": rows * 32,
+                f"model.{pool}.rows": rows,
+            }
             found.append({"rho": 1.0, **sizes, **grows, "loss": float(curve(rows))})
     return found
 
@@ -425,7 +463,9 @@ def test_results_of_another_kind_are_refused_by_folder_and_remedy(new_points: Ne
 
 def test_two_memories_in_one_trial_are_refused_by_name(new_points: New) -> None:
     both = [point | {"model.pkm.rows": 4096} for point in points()]
-    with pytest.raises(AnalysisError, match=r"trial 000000000001, .* gives `rows` to several memories.*grid of its own"):
+    with pytest.raises(
+        AnalysisError, match=r"trial 000000000001, .* gives `rows` to several memories.*grid of its own"
+    ):
         write_report(new_points("slots", both))
 
 

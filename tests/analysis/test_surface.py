@@ -1,4 +1,6 @@
-"""Loss surfaces and power laws: exact recovery, published answers, minima no worse than SciPy's, intervals that cover, honest statuses."""
+"""Loss surfaces and power laws: exact recovery, published answers, minima no worse than SciPy's, intervals that cover,
+honest statuses.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,15 @@ TRUTH = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}
 
 
 def surface(
-    noise: float = 0.0, truth: dict[str, float] = TRUTH, random: int = 0, steps: int = 7, total: tuple[float, float] | None = None
+    noise: float = 0.0,
+    truth: dict[str, float] = TRUTH,
+    random: int = 0,
+    steps: int = 7,
+    total: tuple[float, float] | None = None,
 ) -> pd.DataFrame:
-    """A square grid of runs with log-normal noise; with a third term of the total parameters, C and gamma, where given."""
+    """A square grid of runs with log-normal noise; with a third term of the total parameters, C and gamma,
+    where given.
+    """
     rng = np.random.default_rng(random)
     n, d = (x.ravel() for x in np.meshgrid(np.geomspace(2e7, 2e9, steps), np.geomspace(5e8, 2e11, steps)))
     loss = truth["E"] + truth["A"] * n ** -truth["alpha"] + truth["B"] * d ** -truth["beta"]
@@ -43,11 +51,17 @@ def fit(frame: pd.DataFrame, **options: Any) -> SurfaceFit:
     return fit_surface(frame, params="n", tokens="d", loss="loss", **({"resamples": 200} | options))
 
 
-# --- recovery ---------------------------------------------------------------------------------------------------------------
+# --- recovery ---------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=12, deadline=None)
-@given(alpha=st.floats(0.1, 0.9), beta=st.floats(0.1, 0.9), floor=st.floats(0.5, 3), part=st.floats(0.05, 0.6), other=st.floats(0.05, 0.6))
+@given(
+    alpha=st.floats(0.1, 0.9),
+    beta=st.floats(0.1, 0.9),
+    floor=st.floats(0.5, 3),
+    part=st.floats(0.05, 0.6),
+    other=st.floats(0.05, 0.6),
+)
 def test_noise_free_surfaces_give_back_their_predictions_and_exponents(
     alpha: float, beta: float, floor: float, part: float, other: float
 ) -> None:
@@ -65,14 +79,20 @@ def test_noise_free_surfaces_give_back_their_predictions_and_exponents(
 def test_a_term_of_the_total_parameters_is_told_apart() -> None:
     found = fit(surface(total=(30.0, 0.2)), total="total", resamples=20)
     assert found.law == "chinchilla-total"
-    assert [found.parameters[name].value for name in ("alpha", "beta", "gamma")] == pytest.approx([0.34, 0.28, 0.2], abs=1e-6)
-    assert found.predict(1e9, 1e10, 1e11)["loss"].iloc[0] == pytest.approx(1.7 + 400e0 * 1e9**-0.34 + 410 * 1e10**-0.28 + 30 * 1e11**-0.2)
+    assert [found.parameters[name].value for name in ("alpha", "beta", "gamma")] == pytest.approx(
+        [0.34, 0.28, 0.2], abs=1e-6
+    )
+    assert found.predict(1e9, 1e10, 1e11)["loss"].iloc[0] == pytest.approx(
+        1.7 + 400e0 * 1e9**-0.34 + 410 * 1e10**-0.28 + 30 * 1e11**-0.2
+    )
 
 
 @pytest.mark.parametrize("floor", [True, False])
 def test_noise_free_power_laws_are_found_exactly(floor: bool) -> None:
     x = np.geomspace(1e16, 1e22, 9)
-    found = fit_power(pd.DataFrame({"c": x, "loss": 2.0 * floor + 300 * x**-0.12}), x="c", loss="loss", floor=floor, resamples=20)
+    found = fit_power(
+        pd.DataFrame({"c": x, "loss": 2.0 * floor + 300 * x**-0.12}), x="c", loss="loss", floor=floor, resamples=20
+    )
     assert found.status is Status.CONVERGED
     assert found.parameters["alpha"].value == pytest.approx(0.12, abs=1e-7)
     assert found.parameters["A"].value == pytest.approx(300, rel=1e-5)
@@ -90,7 +110,7 @@ def test_the_compute_optimal_model_has_the_least_loss_of_its_budget() -> None:
     assert (best["params"] < best["params_high"]).all()
 
 
-# --- published answers ------------------------------------------------------------------------------------------------------
+# --- published answers ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["hot", "cool_end", "cool_begin", "hot_100bplus"])
@@ -102,10 +122,12 @@ def test_published_surfaces_of_the_gemstones_are_reached(published: Path, name: 
     assert found.status is Status.CONVERGED
     assert found.objective is not None
     assert found.objective <= answer["loss"]["0"]
-    assert [found.parameters[each].value for each in ("alpha", "beta")] == pytest.approx(answer["exponents"]["0"], abs=2e-3)
+    assert [found.parameters[each].value for each in ("alpha", "beta")] == pytest.approx(
+        answer["exponents"]["0"], abs=2e-3
+    )
 
 
-# --- minima -----------------------------------------------------------------------------------------------------------------
+# --- minima -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("terms", "floor"), [(1, False), (1, True), (2, True), (3, True)])
@@ -136,7 +158,9 @@ def test_no_start_of_the_customary_grid_reaches_lower() -> None:
 
 
 def test_refits_reach_their_own_minima() -> None:
-    """50 resamples at random, each against SciPy from the minimum of the data, two other resamples' minima and two points of the grid."""
+    """50 resamples at random, each against SciPy from the minimum of the data, two other resamples' minima and two
+    points of the grid.
+    """
     frame = surface(noise=0.02, random=6)
     n, d, y = logs(frame)
     rng = np.random.default_rng(2)
@@ -166,18 +190,26 @@ def test_a_floor_that_does_not_show_is_held_at_zero_and_its_minimum_is_still_the
     def objective(theta: np.ndarray) -> float:
         return float(power_sum.huber(theta[0] - theta[1] * straight - np.log(loss)).sum())
 
-    least = min(minimize(objective, (1, start), method="Nelder-Mead", options={"xatol": 1e-12, "fatol": 1e-16}).fun for start in (0.0, 0.1))
+    least = min(
+        minimize(objective, (1, start), method="Nelder-Mead", options={"xatol": 1e-12, "fatol": 1e-16}).fun
+        for start in (0.0, 0.1)
+    )
     assert found.objective == pytest.approx(least, rel=1e-6)
 
 
 def test_a_minimum_that_is_not_one_point_is_told() -> None:
-    """Two repeats of each size, further apart than the Huber loss is curved: every law that passes between them fits alike."""
+    """Two repeats of each size, further apart than the Huber loss is curved: every law that passes between them fits
+    alike.
+    """
     x = np.repeat(np.geomspace(1e7, 1e10, 5), 2)
     frame = pd.DataFrame({"x": x, "loss": (2 + 30 * x**-0.2) * np.tile([0.98, 1.02], 5)})
     found = fit_power(frame, x="x", loss="loss", resamples=50)
     assert found.status is Status.NO_INTERIOR_MINIMUM
     assert "other parameters fit as well" in found.message
-    assert fit_power(frame.groupby("x", as_index=False).mean(), x="x", loss="loss", resamples=50).status is Status.CONVERGED
+    assert (
+        fit_power(frame.groupby("x", as_index=False).mean(), x="x", loss="loss", resamples=50).status
+        is Status.CONVERGED
+    )
 
 
 def test_the_same_input_gives_the_same_fit() -> None:
@@ -190,7 +222,7 @@ def test_the_fast_way_is_at_least_ten_times_faster_and_not_less_accurate() -> No
     assert measured["excess"] < 1e-9
 
 
-# --- intervals --------------------------------------------------------------------------------------------------------------
+# --- intervals --------------------------------------------------------------------------------------------------------
 
 
 def coverage(studies: int, steps: int, resamples: int) -> np.ndarray:
@@ -210,7 +242,9 @@ def test_intervals_of_the_exponents_cover() -> None:
 
 @pytest.mark.slow
 def test_intervals_of_the_exponents_cover_in_95_of_100_studies() -> None:
-    """225 rows. With 36 to 64 rows the bootstrap of this nearly absolute loss is cautious: it covers in 98 to 99 of 100."""
+    """225 rows. With 36 to 64 rows the bootstrap of this nearly absolute loss is cautious: it covers in 98 to 99 of
+    100.
+    """
     shares = coverage(200, 15, 400)
     assert (shares >= 0.90).all(), shares
     assert (shares <= 0.98).all(), shares
@@ -225,7 +259,7 @@ def test_checkpoints_of_one_run_are_drawn_together() -> None:
     assert runs.parameters["alpha"].se > 1.5 * rows.parameters["alpha"].se
 
 
-# --- statuses and refusals --------------------------------------------------------------------------------------------------
+# --- statuses and refusals --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -234,8 +268,16 @@ def test_checkpoints_of_one_run_are_drawn_together() -> None:
         (surface().iloc[:5], Status.TOO_FEW_POINTS, "5 rows"),
         (surface().query("n < 5e7"), Status.TOO_FEW_POINTS, "`n` has 2 distinct"),
         (surface().assign(d=lambda frame: 20 * frame["n"]), Status.TOO_FEW_POINTS, "n and d move together"),
-        (surface().assign(loss=lambda frame: frame["loss"].where(frame.index != 3)), Status.NOT_FINITE, "the loss of index 3 is not"),
-        (surface().assign(loss=lambda frame: frame["loss"].where(frame.index != 4, -1)), Status.NOT_FINITE, "the loss of index 4 is not"),
+        (
+            surface().assign(loss=lambda frame: frame["loss"].where(frame.index != 3)),
+            Status.NOT_FINITE,
+            "the loss of index 3 is not",
+        ),
+        (
+            surface().assign(loss=lambda frame: frame["loss"].where(frame.index != 4, -1)),
+            Status.NOT_FINITE,
+            "the loss of index 4 is not",
+        ),
         (surface().assign(loss=3.0), Status.TOO_FEW_POINTS, "all losses are equal"),
         (surface(noise=0.001, truth=TRUTH | {"A": -50.0}), Status.BOUND_HIT, "does not fall with n"),
     ],
@@ -267,7 +309,10 @@ def test_a_rising_loss_is_fitted_at_its_minimum_and_named() -> None:
     x = np.geomspace(1e6, 1e9, 8)
     loss = 2 + 0.05 * np.log(x / 1e6)
     found = fit_power(pd.DataFrame({"x": x, "loss": loss}), x="x", loss="loss", floor=False, resamples=200)
-    flattest = min(power_sum.huber(level - 1e-3 * np.log(x / x.mean()) - np.log(loss)).sum() for level in np.linspace(0.5, 1.2, 701))
+    flattest = min(
+        power_sum.huber(level - 1e-3 * np.log(x / x.mean()) - np.log(loss)).sum()
+        for level in np.linspace(0.5, 1.2, 701)
+    )
     assert found.objective is not None
     assert found.objective <= flattest * (1 + 1e-6)
     assert found.status is Status.BOUND_HIT
@@ -277,7 +322,9 @@ def test_a_rising_loss_is_fitted_at_its_minimum_and_named() -> None:
 
 def test_the_runs_are_restarted_from_the_minima_of_the_resamples() -> None:
     class Valleys:
-        """Two valleys, near 1 and, lower, below 0: the only start leads to the first, but a steeper resample slides to the second."""
+        """Two valleys, near 1 and, lower, below 0: the only start leads to the first, but a steeper resample slides to
+        the second.
+        """
 
         def bounds(self) -> tuple[np.ndarray, np.ndarray]:
             return np.array([-1.0]), np.array([2.0])
@@ -333,7 +380,10 @@ def test_sizes_that_are_counted_in_two_ways_are_told() -> None:
     mixed = frame.assign(n=np.where(odd, n + 5e7, n), total_params=n + 5e7, embedding_params=5e7)
     with pytest.raises(AnalysisError, match="column `n` counts embeddings in index 1 but not in index 0"):
         fit(mixed)
-    assert "are parameters counted in several ways?" in fit(frame.assign(n=np.where(odd, 2 * n, n), flops=6 * n * frame["d"])).message
+    assert (
+        "are parameters counted in several ways?"
+        in fit(frame.assign(n=np.where(odd, 2 * n, n), flops=6 * n * frame["d"])).message
+    )
     assert fit(frame.assign(flops=6 * n * frame["d"], total_params=n + 5e7, embedding_params=5e7)).message == ""
 
 
@@ -360,7 +410,7 @@ def test_a_missing_column_is_refused_with_the_nearest_name() -> None:
         fit_surface(surface(), params="n", tokens="d", loss="lost")
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------------
+# --- figures ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_figure_draws_the_runs_the_law_and_the_best_models() -> None:
@@ -385,7 +435,10 @@ def test_sizes_that_rounding_made_distinct_are_one() -> None:
     sizes = np.outer([1e18, 1e20], 1 + 1e-9 * np.arange(4)).ravel()
     runs = pd.DataFrame({"x": sizes, "loss": 2 + 300 * sizes**-0.15 + 0.001 * rng.standard_normal(8)})
     one = runs.assign(x=np.tile(sizes[:4], 2))
-    for fit in (fit_power(runs, x="x", loss="loss", resamples=20), fit_power(one, x="x", loss="loss", floor=False, resamples=20)):
+    for fit in (
+        fit_power(runs, x="x", loss="loss", resamples=20),
+        fit_power(one, x="x", loss="loss", floor=False, resamples=20),
+    ):
         assert fit.status is Status.TOO_FEW_POINTS
         assert "distinct value(s)" in fit.message
         assert not fit.parameters
@@ -404,6 +457,12 @@ def test_few_unsettled_resamples_are_told_by_their_number() -> None:
 def test_a_parameter_of_senseless_standard_error_is_not_identified(stray: float, told: bool) -> None:
     draws = np.r_[np.linspace(4, 6, 399), stray]
     fit = PowerFit(
-        status=Status.CONVERGED, message="", law="x", rows=(), conventions={}, columns=("x",), parameters={"A": Estimate.of(5.0, draws)}
+        status=Status.CONVERGED,
+        message="",
+        law="x",
+        rows=(),
+        conventions={},
+        columns=("x",),
+        parameters={"A": Estimate.of(5.0, draws)},
     )
     assert ("not identified: A" in fit.summary()) == ("not identified: A" in fit.to_dict()["message"]) == told

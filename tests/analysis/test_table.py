@@ -53,13 +53,17 @@ def test_trials_are_typed_and_unfinished_ones_kept(new_study: New) -> None:
         (lambda frame: frame.iloc[:0], "holds no trial"),
     ],
 )
-def test_a_damaged_table_is_refused_by_name(study: Path, change: Callable[[pd.DataFrame], pd.DataFrame], message: str) -> None:
+def test_a_damaged_table_is_refused_by_name(
+    study: Path, change: Callable[[pd.DataFrame], pd.DataFrame], message: str
+) -> None:
     rewrite(study, change)
     with pytest.raises(AnalysisError, match=message):
         load_trials(study)
 
 
-@pytest.mark.parametrize(("content", "message"), [("", "is empty"), ('a,b\n"1,2\n3,4\n', "cannot be read as CSV"), (None, "no such file")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "is empty"), ('a,b\n"1,2\n3,4\n', "cannot be read as CSV"), (None, "no such file")]
+)
 def test_a_file_that_is_no_table_is_refused(study: Path, content: str | None, message: str) -> None:
     (study / "trials.csv").unlink()
     if content is not None:
@@ -89,7 +93,9 @@ def test_differences_are_paired_by_seed_and_by_sequence(study: Path) -> None:
     by_sequence = losses[row["trial_id"]] - losses[row["reference_id"]]
     assert row["difference"] == pytest.approx(by_sequence.mean(), abs=1e-9)
     assert row["difference_se"] == pytest.approx(by_sequence.std() / 8)
-    assert row["difference_se"] < losses[row["trial_id"]].std() / 8 / 3  # pairing takes off what a sequence gives to both
+    assert (
+        row["difference_se"] < losses[row["trial_id"]].std() / 8 / 3
+    )  # pairing takes off what a sequence gives to both
     averages = average_differences(differences).set_index("rho")
     own = differences[differences["rho"] == 0.4]["difference"]
     assert averages.loc[0.4, "difference"] == pytest.approx(own.mean())
@@ -111,20 +117,25 @@ def test_budgets_are_cells_and_the_dense_baseline_stands_apart(new_study: New) -
 def test_a_trial_that_does_not_use_a_field_stands_in_every_cell(study: Path) -> None:
     def two_memories(frame: pd.DataFrame) -> pd.DataFrame:
         wide = frame.assign(**{"model.engram.row_dim": np.where(frame["rho"] == "1.0", None, "8")})
-        other = wide[wide["rho"] != "1.0"].assign(**{"model.engram.row_dim": "16", "trial_id": lambda inner: "x" + inner["trial_id"]})
+        other = wide[wide["rho"] != "1.0"].assign(
+            **{"model.engram.row_dim": "16", "trial_id": lambda inner: "x" + inner["trial_id"]}
+        )
         return pd.concat([wide, other])
 
     rewrite(study, two_memories)
     found = split_cells(load_trials(study))
     assert [cell.label for cell in found] == ["model.engram.row_dim 8", "model.engram.row_dim 16"]
-    assert [sorted(set(cell.trials["rho"])) for cell in found] == [sorted({1.0, 0.9, 0.75, 0.6, 0.4, 0.2, 0.1, 0.0})] * 2
+    assert [sorted(set(cell.trials["rho"])) for cell in found] == [
+        sorted({1.0, 0.9, 0.75, 0.6, 0.4, 0.2, 0.1, 0.0})
+    ] * 2
 
 
 def test_the_learning_rate_is_chosen_per_share_over_shared_seeds(new_study: New) -> None:
     folder = new_study(rates={0.005: 0.2, 0.01: 0.0})
 
     def unbalanced(frame: pd.DataFrame) -> pd.DataFrame:
-        # Share 0.4: the better rate has seed 0 only, and seed 1 of the other rate is far too good to be compared with it.
+        # Share 0.4: the better rate has seed 0 only, and seed 1 of the other rate is far too good to be compared with
+        # it.
         here = (frame["rho"] == "0.4") & (frame["seed"] == "1")
         frame.loc[here & (frame["train.lr"] == "0.005"), "val_loss"] = "1.0"
         return frame[~(here & (frame["train.lr"] == "0.01"))]

@@ -22,7 +22,13 @@ def words(folder: Path) -> str:
 
 def tuned_study(new_points: Callable[..., Path], winners: list[dict[str, Any]], rates: list[float]) -> Path:
     points = [
-        {"rho": rho, "share_moe": rho, "loss": 4.0, "train.lr": rate, **{f"share_{other}": (1 - rho) * (other == pool) for other in POOLS}}
+        {
+            "rho": rho,
+            "share_moe": rho,
+            "loss": 4.0,
+            "train.lr": rate,
+            **{f"share_{other}": (1 - rho) * (other == pool) for other in POOLS},
+        }
         for pool, rate in zip(POOLS, rates, strict=True)
         for rho in (0.75, 0.5)
     ]
@@ -60,14 +66,23 @@ def test_points_of_any_field_are_told(new_points: Callable[..., Path]) -> None:
 
 
 def test_one_tuned_rate_for_all_is_told_as_one(new_points: Callable[..., Path]) -> None:
-    page = words(tuned_study(new_points, [{"at": {}, "values": {"train.lr": 0.0071}, "tried": {"train.lr": 8}}], [0.0071, 0.0071]))
+    page = words(
+        tuned_study(
+            new_points, [{"at": {}, "values": {"train.lr": 0.0071}, "tried": {"train.lr": 8}}], [0.0071, 0.0071]
+        )
+    )
     assert "tuned once for every memory and share, on" in page
     assert "at the edge" not in page
 
 
 @pytest.mark.parametrize("described", [None, {"train": {"batch_tokens": 256, "lr": 0.0025}}])
-def test_an_untuned_study_says_that_one_rate_served_all(new_points: Callable[..., Path], described: dict[str, Any] | None) -> None:
-    points = [{"rho": 0.5, "share_moe": 0.5, "loss": 4.0, **{f"share_{other}": 0.5 * (other == pool) for other in POOLS}} for pool in POOLS]
+def test_an_untuned_study_says_that_one_rate_served_all(
+    new_points: Callable[..., Path], described: dict[str, Any] | None
+) -> None:
+    points = [
+        {"rho": 0.5, "share_moe": 0.5, "loss": 4.0, **{f"share_{other}": 0.5 * (other == pool) for other in POOLS}}
+        for pool in POOLS
+    ]
     page = words(new_points("memories", points, described=described))
     assert "One learning rate for every memory and share" in page
     assert "Tuned settings" not in page
@@ -82,7 +97,8 @@ def test_trials_that_learned_nothing_are_told(new_points: Callable[..., Path]) -
     folder = new_points("memories", points)
     page = words(folder)
     assert (
-        "2 of 4 trained trials, such as 000000000000, end above, or within 0.05 nats of, the loss of equally likely tokens (8.318" in page
+        "2 of 4 trained trials, such as 000000000000, end above, or within 0.05 nats of, the loss of equally likely "
+        "tokens (8.318" in page
     )
     assert "learned nothing" in summarize(folder).splitlines()[1]
     assert "2 of 4 trials finished; 2 learned nothing." in page
@@ -94,8 +110,21 @@ def test_trials_that_learned_nothing_are_told(new_points: Callable[..., Path]) -
 def test_each_doubt_of_a_tuned_rate_is_told_by_its_own_name(new_points: Callable[..., Path]) -> None:
     rate = {"train.lr": 0.01}
     winners = [
-        {"at": {"rho": 0.75}, "values": rate, "tried": {"train.lr": 8}, "edges": ["train.lr"], "unbracketed": ["train.lr"], "seed": 0},
-        {"at": {"rho": 0.5}, "values": rate, "tried": {"train.lr": 8}, "next_tried": {"train.lr": [0.0095, 0.025]}, "seed": 0},
+        {
+            "at": {"rho": 0.75},
+            "values": rate,
+            "tried": {"train.lr": 8},
+            "edges": ["train.lr"],
+            "unbracketed": ["train.lr"],
+            "seed": 0,
+        },
+        {
+            "at": {"rho": 0.5},
+            "values": rate,
+            "tried": {"train.lr": 8},
+            "next_tried": {"train.lr": [0.0095, 0.025]},
+            "seed": 0,
+        },
     ]
     page = words(tuned_study(new_points, winners, [0.01, 0.01]))
     assert "1 of 2 lies at the edge of what was searched; 1 of 2 has no value tried close to it on one side." in page
@@ -105,6 +134,9 @@ def test_each_doubt_of_a_tuned_rate_is_told_by_its_own_name(new_points: Callable
 
 def test_seeds_are_counted_for_each_memory(new_points: Callable[..., Path]) -> None:
     """Memories at one share have one rho: five seeds of the one are no five of the other."""
-    points = [{"rho": 0.5, "share_moe": 0.5, "loss": 4.0, **{f"share_{other}": 0.5 * (other == pool) for other in POOLS}} for pool in POOLS]
+    points = [
+        {"rho": 0.5, "share_moe": 0.5, "loss": 4.0, **{f"share_{other}": 0.5 * (other == pool) for other in POOLS}}
+        for pool in POOLS
+    ]
     page = words(new_points("memories", points, seeds=5, statuses=dict.fromkeys((5, 7, 9), "failed")))
     assert "2 to 5 seeds a memory and share" in page

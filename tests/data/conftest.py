@@ -36,7 +36,14 @@ def small() -> Callable[..., Data]:
 
     def make(**fields: object) -> Data:
         return Data.model_validate(
-            {"corpus": "files", "files": ["corpus/*"], "vocab_size": 400, "context": 16, "validation_tokens": 2000, **fields}
+            {
+                "corpus": "files",
+                "files": ["corpus/*"],
+                "vocab_size": 400,
+                "context": 16,
+                "validation_tokens": 2000,
+                **fields,
+            }
         )
 
     return make

@@ -12,7 +12,13 @@ from sparsemem.config import ConfigError
 from sparsemem.data import Batches, validation_windows
 
 
-@given(windows=st.integers(3, 40), rows=st.integers(1, 3), context=st.integers(1, 5), spare=st.integers(0, 4), seed=st.integers(0, 99))
+@given(
+    windows=st.integers(3, 40),
+    rows=st.integers(1, 3),
+    context=st.integers(1, 5),
+    spare=st.integers(0, 4),
+    seed=st.integers(0, 99),
+)
 def test_an_epoch_covers_each_window_once(windows: int, rows: int, context: int, spare: int, seed: int) -> None:
     tokens = np.arange(windows * context + 1 + min(spare, context - 1), dtype=np.uint16)
     batches = Batches(tokens, context, rows * context, seed)
@@ -71,6 +77,9 @@ def test_too_many_or_no_validation_windows_are_refused(count: int) -> None:
 
 def test_the_target_after_a_separator_may_be_none() -> None:
     tokens = np.array([5, 0, 6, 7, 0, 0, 8, 9, 1], dtype=np.uint16)
-    for inputs_BT, targets_BT in (Batches(tokens, 4, 8, 0, unscored_after=0).batch(0), validation_windows(tokens, 4, 2, unscored_after=0)):
+    for inputs_BT, targets_BT in (
+        Batches(tokens, 4, 8, 0, unscored_after=0).batch(0),
+        validation_windows(tokens, 4, 2, unscored_after=0),
+    ):
         assert sorted(inputs_BT.tolist()) == [[0, 0, 8, 9], [5, 0, 6, 7]]
         assert sorted(targets_BT.tolist()) == [[-1, -1, 9, 1], [0, -1, 7, 0]]

@@ -28,8 +28,12 @@ def prepared(base: Path, config: Data) -> Tokens:
     return Tokens.load(prepare(config, base, base / "cache"))
 
 
-@pytest.mark.parametrize("texts", [[70_000], [40_000, 9_000, 3_000], [6_000] * 9, [500] * 60, [30_000, *[400] * 40]], ids=len)
-def test_names_decide_nothing_and_at_most_a_tenth_is_held_out(tmp_path: Path, small: Settings, texts: list[int]) -> None:
+@pytest.mark.parametrize(
+    "texts", [[70_000], [40_000, 9_000, 3_000], [6_000] * 9, [500] * 60, [30_000, *[400] * 40]], ids=len
+)
+def test_names_decide_nothing_and_at_most_a_tenth_is_held_out(
+    tmp_path: Path, small: Settings, texts: list[int]
+) -> None:
     found = []
     for names in ("abcdefghij", "zyxwvutsrq"):
         base = tmp_path / names
@@ -46,26 +50,37 @@ def test_names_decide_nothing_and_at_most_a_tenth_is_held_out(tmp_path: Path, sm
         assert np.array_equal(getattr(found[0], name), getattr(found[1], name))
 
 
-def test_a_number_of_held_out_tokens_is_met_or_refused_with_the_number_there_is(text_folder: Path, small: Settings) -> None:
+def test_a_number_of_held_out_tokens_is_met_or_refused_with_the_number_there_is(
+    text_folder: Path, small: Settings
+) -> None:
     assert len(prepared(text_folder, small(validation_tokens="9k")).val) == 9000  # more than a tenth, as asked
-    with pytest.raises(ConfigError, match=r"the text held out has (\d+) tokens; write `validation_tokens: \1` or fewer"):
+    with pytest.raises(
+        ConfigError, match=r"the text held out has (\d+) tokens; write `validation_tokens: \1` or fewer"
+    ):
         prepare(small(validation_tokens="1M"), text_folder, text_folder / "cache")
 
 
 def test_text_that_repeats_itself_is_named_as_the_reason(tmp_path: Path, small: Settings) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "log.txt").write_text(prose(0, 6000) * 10)
-    near = r"since [\d,]+ bytes were copies or near-copies of other text .*; a text file is one document until `document_separator` "
+    near = (
+        r"since [\d,]+ bytes were copies or near-copies of other text .*; a text file is one document until "
+        r"`document_separator` "
+    )
     near += "divides it, such as `blank lines`; use more text that differs"
     with pytest.raises(ConfigError, match=rf"no text is left to train on .*{near}"):
         prepare(small(), tmp_path, tmp_path / "cache")
     (tmp_path / "corpus" / "log.txt").write_text(prose(0, 40_000) + prose(0, 9000))
-    with pytest.raises(ConfigError, match=rf"no text is left to hold out, {near}, or name texts to hold out by `validation_files`"):
+    with pytest.raises(
+        ConfigError, match=rf"no text is left to hold out, {near}, or name texts to hold out by `validation_files`"
+    ):
         prepare(small(), tmp_path, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
-    ("again", "separator", "told"), [(3, None, True), (0, None, False), (3, "blank lines", False)], ids=["copies", "none", "divided"]
+    ("again", "separator", "told"),
+    [(3, None, True), (0, None, False), (3, "blank lines", False)],
+    ids=["copies", "none", "divided"],
 )
 def test_paragraphs_that_stand_again_in_one_document_are_told(
     tmp_path: Path, small: Settings, again: int, separator: str | None, told: bool
@@ -85,19 +100,24 @@ def test_files_to_hold_out_can_be_named(text_folder: Path, small: Settings) -> N
     packages = {(p["name"], p["split"]) for p in tokens.manifest["packages"]}
     assert {name for name, split in packages if split == "validation"} == {"corpus/3.txt", "val[1].txt"}
     assert ("corpus/3.txt", "train") not in packages
-    assert tokens.manifest["text"]["validation"] == sum((text_folder / name).stat().st_size for name in ("corpus/3.txt", "val[1].txt"))
+    assert tokens.manifest["text"]["validation"] == sum(
+        (text_folder / name).stat().st_size for name in ("corpus/3.txt", "val[1].txt")
+    )
     with pytest.raises(ConfigError, match=r"`validation_files` holds all of these out"):
         prepare(small(validation_files=["corpus/*.txt"]), text_folder, text_folder / "cache")
 
 
 @pytest.mark.parametrize(
-    ("separator", "join"), [("<|endoftext|>", "<|endoftext|>\n"), ("blank lines", " \n\n"), (r"/^= \w+ =$/", " = Heading =\n")]
+    ("separator", "join"),
+    [("<|endoftext|>", "<|endoftext|>\n"), ("blank lines", " \n\n"), (r"/^= \w+ =$/", " = Heading =\n")],
 )
 def test_a_separator_makes_documents(tmp_path: Path, small: Settings, separator: str, join: str) -> None:
     (tmp_path / "a.txt").write_text(join.join(prose(i, 3000) for i in range(30)), encoding="utf-8")
     assert prepared(tmp_path, small(files=["a.txt"])).manifest["documents"] == 1  # on both sides
     tokens = prepared(tmp_path, small(files=["a.txt"], document_separator=separator))
-    whole = Tokenizer.from_file(str(tmp_path / "cache" / tokens.digest / "tokenizer.json")).decode(tokens.train.tolist())
+    whole = Tokenizer.from_file(str(tmp_path / "cache" / tokens.digest / "tokenizer.json")).decode(
+        tokens.train.tolist()
+    )
     assert 27 <= tokens.manifest["documents"] <= 60
     assert (join.strip() in whole) == separator.startswith("/") or not join.strip()
 
@@ -115,7 +135,7 @@ def test_what_separates_nothing_is_refused(fields: dict[str, object], words: str
         Data.model_validate(fields)
 
 
-# --- kinds of files ---------------------------------------------------------------------------------------------------------
+# --- kinds of files ---------------------------------------------------------------------------------------------------
 
 
 def json_lines(field: str = "text") -> bytes:
@@ -157,20 +177,31 @@ def test_rows_are_read_as_people_keep_them(tmp_path: Path, small: Settings, name
     assert first.manifest["remarks"] == (["d.jsonl: 1 rows skipped whose `text` is null"] if name == "d.jsonl" else [])
 
 
-@pytest.mark.parametrize(("suffix", "encoding"), [(".txt", "utf-16"), (".TXT", "utf-8-sig"), (".txt.gz", "utf-8"), (".md.zst", "utf-32")])
+@pytest.mark.parametrize(
+    ("suffix", "encoding"), [(".txt", "utf-16"), (".TXT", "utf-8-sig"), (".txt.gz", "utf-8"), (".md.zst", "utf-32")]
+)
 def test_plain_text_is_read_as_people_keep_it(tmp_path: Path, small: Settings, suffix: str, encoding: str) -> None:
     text = prose(0, 30_000)
     content = text.encode(encoding)
-    (tmp_path / f"a{suffix}").write_bytes({".gz": gzip.compress, ".zst": zstd}.get(Path(f"a{suffix}").suffix, bytes)(content))
+    (tmp_path / f"a{suffix}").write_bytes(
+        {".gz": gzip.compress, ".zst": zstd}.get(Path(f"a{suffix}").suffix, bytes)(content)
+    )
     (tmp_path / "plain.txt").write_text(text, encoding="utf-8")
-    first, second = (prepared(tmp_path, small(files=[file], validation_tokens=1000)) for file in (f"a{suffix}", "plain.txt"))
+    first, second = (
+        prepared(tmp_path, small(files=[file], validation_tokens=1000)) for file in (f"a{suffix}", "plain.txt")
+    )
     assert np.array_equal(first.train, second.train)
 
 
 def test_a_nested_column_of_parquet_is_read(tmp_path: Path, small: Settings) -> None:
     rows = [{"body": prose(i, 1500)} for i in range(20)]
     pyarrow.parquet.write_table(pyarrow.table({"text": rows, "n": [1] * 20}), tmp_path / "a.PARQUET")
-    assert prepared(tmp_path, small(files=["a.PARQUET"], text_field="text.body", validation_tokens=1000)).manifest["documents"] >= 18
+    assert (
+        prepared(tmp_path, small(files=["a.PARQUET"], text_field="text.body", validation_tokens=1000)).manifest[
+            "documents"
+        ]
+        >= 18
+    )
 
 
 def test_a_folder_with_a_pattern_in_its_name_is_no_pattern(text_folder: Path, small: Settings) -> None:
@@ -185,14 +216,22 @@ def test_a_folder_with_a_pattern_in_its_name_is_no_pattern(text_folder: Path, sm
         (["corpus"], r"'corpus': it is a folder; write the files in it, such as 'corpus/\*\*/\*.txt'"),
         (["link.txt"], r"it is a link to 'nowhere.txt', where there is no file; mend the link"),
         (["nulls.jsonl"], r"`data.text_field` has the value 'text': all 3 rows of nulls.jsonl are null there"),
-        (["nested.jsonl"], r"`data.text_field` has the value 'text': line 1 of nested.jsonl has no such column; it has meta.body, n"),
+        (
+            ["nested.jsonl"],
+            r"`data.text_field` has the value 'text': line 1 of nested.jsonl has no such column; it has meta.body, n",
+        ),
         (["wide.txt"], r"byte 0 is not UTF-8; it looks like UTF-16 without .*such as `iconv -f UTF-16LE"),
-        (["latin.jsonl"], r"'latin.jsonl': byte 13 is not UTF-8; convert the file to UTF-8 \(such as `iconv -f LATIN1 -t UTF-8"),
+        (
+            ["latin.jsonl"],
+            r"'latin.jsonl': byte 13 is not UTF-8; convert the file to UTF-8 \(such as `iconv -f LATIN1 -t UTF-8",
+        ),
         (["half.txt.gz"], r"'half.txt.gz': the file cannot be read \("),
         (["none.txt.gz"], r"'none.txt.gz': the file cannot be read \("),
     ],
 )
-def test_what_cannot_be_read_names_the_remedy(text_folder: Path, small: Settings, files: list[str], message: str) -> None:
+def test_what_cannot_be_read_names_the_remedy(
+    text_folder: Path, small: Settings, files: list[str], message: str
+) -> None:
     (text_folder / "link.txt").symlink_to("nowhere.txt")
     (text_folder / "nulls.jsonl").write_text('{"text": null}\n' * 3)
     (text_folder / "nested.jsonl").write_text('{"meta": {"body": "a"}, "n": 1}\n')
@@ -209,7 +248,8 @@ def test_training_text_that_is_held_out_is_named_as_the_reason(tmp_path: Path, s
     for name in ("a.txt", "same.txt"):
         (tmp_path / "corpus" / name).write_text(prose(0, 20_000))
     with pytest.raises(
-        ConfigError, match=r"no text is left to train on .* since [\d,]+ bytes are copies or near-copies of `validation_files`"
+        ConfigError,
+        match=r"no text is left to train on .* since [\d,]+ bytes are copies or near-copies of `validation_files`",
     ):
         prepare(small(files=["corpus/a.txt"], validation_files=["corpus/same.txt"]), tmp_path, tmp_path / "cache")
     (tmp_path / "corpus" / "b.txt").write_text(prose(1, 40_000))
@@ -240,7 +280,9 @@ def test_the_text_counts_and_not_its_file(tmp_path: Path, small: Settings) -> No
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_no_file_fills_max_bytes_alone_and_what_is_not_read_is_counted(tmp_path: Path, small: Settings, suffix: str) -> None:
+def test_no_file_fills_max_bytes_alone_and_what_is_not_read_is_counted(
+    tmp_path: Path, small: Settings, suffix: str
+) -> None:
     found = []
     sizes = {"large": 400_000, "small": 5_000, "middle": 30_000}
     for names in (("a", "b", "c"), ("c", "a", "b")):
@@ -255,7 +297,8 @@ def test_no_file_fills_max_bytes_alone_and_what_is_not_read_is_counted(tmp_path:
         assert text["train"] + text["validation"] + sum(text["unused"].values()) == text["total"]
         assert text["train"] + text["validation"] == pytest.approx(60_000, rel=0.05)
         used = {
-            name: sum(p["bytes"] for p in found[-1].manifest["packages"] if p["name"].endswith(f"{name}.txt{suffix}")) for name in names
+            name: sum(p["bytes"] for p in found[-1].manifest["packages"] if p["name"].endswith(f"{name}.txt{suffix}"))
+            for name in names
         }
         large, little, middle = (used[name] for name in names)
         assert little == pytest.approx(5_000, rel=0.2)

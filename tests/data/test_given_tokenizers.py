@@ -1,4 +1,6 @@
-"""Tokenizers as people bring them: bytes are those of the text, what is unknown is measured, the separator is found or named."""
+"""Tokenizers as people bring them: bytes are those of the text, what is unknown is measured, the separator is found or
+named.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def _unigram(fallback: bool, letters: list[str] = LETTERS) -> Tokenizer:
 def _llama() -> Tokenizer:
     pieces = ["<unk>", *BYTES, *LETTERS]
     tokenizer = Tokenizer(
-        models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+        models.BPE(
+            {piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True
+        )
     )
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     return tokenizer
@@ -98,7 +102,11 @@ def _saved(tokenizer: Tokenizer, folder: Path, separator: str | None = "</s>") -
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=30, deadline=None)
-@given(text=st.text(st.sampled_from("ka Lo\u00e9\u00df\u65e5\U0001f600\n\u0130.\u00a0e\u0302\u0301\u1112\u1161\u11ab"), min_size=1))
+@given(
+    text=st.text(
+        st.sampled_from("ka Lo\u00e9\u00df\u65e5\U0001f600\n\u0130.\u00a0e\u0302\u0301\u1112\u1161\u11ab"), min_size=1
+    )
+)
 def test_bytes_are_those_of_the_text(kind: str, text: str) -> None:
     document = next(encode(KINDS[kind](), [text.encode()]))
     assert document.sizes.sum() == len(text.encode())
@@ -110,16 +118,33 @@ def test_bytes_are_those_of_the_text(kind: str, text: str) -> None:
 
 def _pairs(tokenizer: Tokenizer, text: str) -> tuple[list[tuple[str, int]], Encoded]:
     document = next(encode(tokenizer, [text.encode()]))
-    return list(zip([*map(str, map(tokenizer.id_to_token, document.ids.tolist())), "end"], document.sizes.tolist(), strict=True)), document
+    return list(
+        zip([*map(str, map(tokenizer.id_to_token, document.ids.tolist())), "end"], document.sizes.tolist(), strict=True)
+    ), document
 
 
 def test_bytes_by_hand() -> None:
-    """A dropped space counts with the token after it; the bytes of a character that a fallback spells count one by one."""
-    assert _pairs(_words(["ka", "\u00e9t\u00e9"]), "ka \u00e9t\u00e9 ")[0] == [("ka", 2), ("\u00e9t\u00e9", 6), ("end", 1)]
+    """A dropped space counts with the token after it; the bytes of a character that a fallback spells
+    count one by one.
+    """
+    assert _pairs(_words(["ka", "\u00e9t\u00e9"]), "ka \u00e9t\u00e9 ")[0] == [
+        ("ka", 2),
+        ("\u00e9t\u00e9", 6),
+        ("end", 1),
+    ]
     spelt = [("\u2581", 0), ("k", 1), ("<0xE6>", 1), ("<0x97>", 1), ("<0xA5>", 1), ("\u2581", 1), ("k", 1), ("end", 0)]
     assert _pairs(_llama(), "k\u65e5 k")[0] == spelt
-    assert _pairs(_byte_level(runs=True), "k   \u00e9")[0] == [("k", 1), ("   ", 3), ("\u00c3", 1), ("\u00a9", 1), ("end", 0)]
-    assert _pairs(_byte_level(lower=True), "\u0130k")[0][-2:] == [("k", 1), ("end", 0)]  # the first turns into three bytes
+    assert _pairs(_byte_level(runs=True), "k   \u00e9")[0] == [
+        ("k", 1),
+        ("   ", 3),
+        ("\u00c3", 1),
+        ("\u00a9", 1),
+        ("end", 0),
+    ]
+    assert _pairs(_byte_level(lower=True), "\u0130k")[0][-2:] == [
+        ("k", 1),
+        ("end", 0),
+    ]  # the first turns into three bytes
 
 
 def test_unknown_bytes_by_hand() -> None:
@@ -129,8 +154,12 @@ def test_unknown_bytes_by_hand() -> None:
     assert (document.unknown, document.example) == (6, "\u65e5\u65e5")
     joining = _unigram(False, ["k", "\u1ebf", "\u2581"])
     joining.normalizer = normalizers.NFC()
-    assert _pairs(joining, "e\u0302\u0301k")[1].unknown == 0  # two marks on one letter, of which the vocabulary knows all
-    dropping = Tokenizer(models.BPE({"k": 0, "a": 1}, []))  # without an unknown token, what it does not know is left out
+    assert (
+        _pairs(joining, "e\u0302\u0301k")[1].unknown == 0
+    )  # two marks on one letter, of which the vocabulary knows all
+    dropping = Tokenizer(
+        models.BPE({"k": 0, "a": 1}, [])
+    )  # without an unknown token, what it does not know is left out
     dropping.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     assert _pairs(dropping, "ka \u00e9 ka")[1].unknown == 2
 
@@ -141,7 +170,9 @@ def test_a_held_out_set_has_the_bytes_of_its_text(kind: str, text_folder: Path, 
     path = _saved(KINDS[kind](), text_folder)
     size = Tokenizer.from_file(str(path)).get_vocab_size()
     tokens = Tokens.load(prepare(small(tokenizer="mine.json", vocab_size=size), text_folder, text_folder / "cache"))
-    trained, held_out = ([e for e in tokens.manifest["packages"] if e["split"] == split] for split in ("train", "validation"))
+    trained, held_out = (
+        [e for e in tokens.manifest["packages"] if e["split"] == split] for split in ("train", "validation")
+    )
     text, sizes = tokens.manifest["text"], [path.stat().st_size for path in (text_folder / "corpus").iterdir()]
     assert (text["total"], text["train"]) == (sum(sizes), sum(entry["bytes"] for entry in trained))
     assert sum(entry["bytes"] for entry in held_out) == tokens.val_bytes.sum()
@@ -151,13 +182,14 @@ def test_a_held_out_set_has_the_bytes_of_its_text(kind: str, text_folder: Path, 
     assert tokens.manifest["bytes_per_token"] == pytest.approx(tokens.val_bytes.mean(), rel=0.2)
 
 
-# --- what is unknown --------------------------------------------------------------------------------------------------------
+# --- what is unknown --------------------------------------------------------------------------------------------------
 
 
 def test_a_tokenizer_to_which_the_text_is_unknown_is_refused(text_folder: Path, small: Settings) -> None:
     _saved(_words(["ka"]), text_folder)
     with pytest.raises(
-        ConfigError, match=r"`data.tokenizer` has the value 'mine.json': 8\d\.\d% of the text is unknown to it, such as '\w"
+        ConfigError,
+        match=r"`data.tokenizer` has the value 'mine.json': 8\d\.\d% of the text is unknown to it, such as '\w",
     ):
         prepare(small(tokenizer="mine.json", vocab_size=3), text_folder, text_folder / "cache")
 
@@ -179,10 +211,12 @@ def test_a_tokenizer_that_fails_on_the_text_is_refused() -> None:
         list(tokenize(tokenizer, 1, [b"ka", b"Lo"], "mine.json"))
 
 
-# --- separator and size -----------------------------------------------------------------------------------------------------
+# --- separator and size -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("token", ["<\uff5cend\u2581of\u2581sentence\uff5c>", "<|end_of_text|>", "<EOS_TOKEN>", "[EOS]", "<eos>"])
+@pytest.mark.parametrize(
+    "token", ["<\uff5cend\u2581of\u2581sentence\uff5c>", "<|end_of_text|>", "<EOS_TOKEN>", "[EOS]", "<eos>"]
+)
 def test_an_end_of_a_common_name_is_found(tmp_path: Path, token: str) -> None:
     tokenizer, separator = load_tokenizer(_saved(_byte_level(), tmp_path, token), 257)
     assert tokenizer.id_to_token(separator) == token
@@ -195,13 +229,16 @@ def test_the_separator_may_be_named(tmp_path: Path) -> None:
     assert load_tokenizer(path, 258)[1] == 257
     assert load_tokenizer(path, 258, "<doc>")[1] == 256
     with pytest.raises(
-        ConfigError, match=r"`data.separator` has the value '<d>': mine.json has no such token; its special ones: <doc>, </s>"
+        ConfigError,
+        match=r"`data.separator` has the value '<d>': mine.json has no such token; its special ones: <doc>, </s>",
     ):
         load_tokenizer(path, 258, "<d>")
 
 
 def test_a_tokenizer_without_a_known_end_says_how_to_name_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"`data.tokenizer` has the value 'mine.json'.*name one as `data.separator`.*: <doc>"):
+    with pytest.raises(
+        ConfigError, match=r"`data.tokenizer` has the value 'mine.json'.*name one as `data.separator`.*: <doc>"
+    ):
         load_tokenizer(_saved(_byte_level(), tmp_path, "<doc>"), 257)
 
 
@@ -218,7 +255,9 @@ def test_a_separator_that_a_text_spells_is_refused() -> None:
     """A model of whole words or pieces reads it, however special the token is."""
     tokenizer = _words(["ka", "</s>"])
     tokenizer.add_special_tokens(["</s>"])
-    with pytest.raises(ConfigError, match=r"`data.separator` has the value '</s>': mine.json also finds it inside a text.*'ka </s> ka'"):
+    with pytest.raises(
+        ConfigError, match=r"`data.separator` has the value '</s>': mine.json also finds it inside a text.*'ka </s> ka'"
+    ):
         list(tokenize(tokenizer, 2, [b"ka ka", b"ka </s> ka"], "mine.json"))
 
 
@@ -229,21 +268,27 @@ def test_a_size_beyond_the_entries_is_padding(tmp_path: Path, vocab_size: int, r
         assert load_tokenizer(path, vocab_size)[1] == 256
     else:
         with pytest.raises(
-            ConfigError, match=rf"`data.vocab_size` has the value {vocab_size}: mine.json has 257 entries.* write `vocab_size: 257`"
+            ConfigError,
+            match=rf"`data.vocab_size` has the value {vocab_size}: mine.json has 257 entries.* write `vocab_size: 257`",
         ):
             load_tokenizer(path, vocab_size)
 
 
 def test_ids_far_apart_are_refused(tmp_path: Path) -> None:
     path = _saved(Tokenizer(models.WordLevel({"ka": 0, "Lo": 4_000_000})), tmp_path)
-    with pytest.raises(ConfigError, match=r"`data.tokenizer` has the value 'mine.json': its 3 entries have ids up to 4000000; number them"):
+    with pytest.raises(
+        ConfigError,
+        match=r"`data.tokenizer` has the value 'mine.json': its 3 entries have ids up to 4000000; number them",
+    ):
         load_tokenizer(path, 4_000_001)
 
 
 def test_a_padded_vocabulary_is_stated(text_folder: Path, small: Settings) -> None:
     _saved(_byte_level(), text_folder)
     said: list[str] = []
-    tokens = Tokens.load(prepare(small(tokenizer="mine.json", vocab_size=320), text_folder, text_folder / "cache", said.append))
+    tokens = Tokens.load(
+        prepare(small(tokenizer="mine.json", vocab_size=320), text_folder, text_folder / "cache", said.append)
+    )
     assert any("63 ids are padding" in line for line in said)
     assert tokens.vocab_size == len(tokens.canonical) == 320
     assert tokens.train.max() < 257
@@ -252,7 +297,9 @@ def test_a_padded_vocabulary_is_stated(text_folder: Path, small: Settings) -> No
 def test_ids_beyond_16_bits_are_kept() -> None:
     """Few entries, of which one has a large id."""
     tokenizer = Tokenizer(
-        models.WordLevel({**{f"w{i}": i for i in range(40_000)}, "far": 70_000, "</s>": 70_001, "[UNK]": 70_002}, "[UNK]")
+        models.WordLevel(
+            {**{f"w{i}": i for i in range(40_000)}, "far": 70_000, "</s>": 70_001, "[UNK]": 70_002}, "[UNK]"
+        )
     )
     ((ids, _),) = tokenize(tokenizer, 70_001, [b"far"], "mine.json")
     assert ids.tolist() == [70_000, 70_001]
@@ -273,7 +320,7 @@ def test_a_small_vocabulary_or_a_separator_needs_a_tokenizer(small: Settings) ->
         small(separator="</s>")
 
 
-# --- what a tokenizer does of its own accord ----------------------------------------------------------------------------------
+# --- what a tokenizer does of its own accord --------------------------------------------------------------------------
 
 
 def test_templates_and_dropout_are_left_out(tmp_path: Path) -> None:
@@ -287,10 +334,14 @@ def test_templates_and_dropout_are_left_out(tmp_path: Path) -> None:
     assert next(encode(tokenizer, [b"ab"])).ids.tolist() == [2]
 
 
-@pytest.mark.parametrize("content", [b"{}", b"not json", b"", b"\x0a\x0e\xff\xfe", b'{"version": "2.0", "model": {"type": "BPE"}}', b"[1]"])
+@pytest.mark.parametrize(
+    "content", [b"{}", b"not json", b"", b"\x0a\x0e\xff\xfe", b'{"version": "2.0", "model": {"type": "BPE"}}', b"[1]"]
+)
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "mine.json").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"`data.tokenizer` has the value 'mine.json': not a tokenizer of.*; give a `tokenizer.json`"):
+    with pytest.raises(
+        ConfigError, match=r"`data.tokenizer` has the value 'mine.json': not a tokenizer of.*; give a `tokenizer.json`"
+    ):
         load_tokenizer(tmp_path / "mine.json", 300)
 
 

@@ -44,11 +44,18 @@ def test_no_more_rows_are_streamed_than_needed(dataset: Path, tmp_path: Path, sm
     [
         ({"dataset": "/no/such/set"}, r"`data.dataset` has the value '/no/such/set': it cannot be read"),
         ({"split": "absent"}, r"`data.dataset`.*absent"),
-        ({"text_field": "body"}, r"`data.text_field` has the value 'body': row 1 of .* has no such column; it has text"),
+        (
+            {"text_field": "body"},
+            r"`data.text_field` has the value 'body': row 1 of .* has no such column; it has text",
+        ),
     ],
 )
-def test_bad_names_are_refused(dataset: Path, tmp_path: Path, small: Settings, fields: dict[str, object], message: str) -> None:
+def test_bad_names_are_refused(
+    dataset: Path, tmp_path: Path, small: Settings, fields: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         prepare(
-            small(**{"corpus": "hub", "dataset": str(dataset), "revision": "main", "files": [], **fields}), tmp_path, tmp_path / "cache"
+            small(**{"corpus": "hub", "dataset": str(dataset), "revision": "main", "files": [], **fields}),
+            tmp_path,
+            tmp_path / "cache",
         )

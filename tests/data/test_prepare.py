@@ -43,12 +43,19 @@ def test_the_folder_holds_the_text(text_folder: Path, small: Settings) -> None:
 
     files = {path.name: path.read_bytes() for path in (text_folder / "corpus").iterdir()}
     text = tokens.manifest["text"]
-    assert text["train"] + text["validation"] + sum(text["unused"].values()) == text["total"] == sum(map(len, files.values()))
+    assert (
+        text["train"] + text["validation"] + sum(text["unused"].values())
+        == text["total"]
+        == sum(map(len, files.values()))
+    )
     assert text["train"] >= 0.9 * text["total"]
     tokenizer = Tokenizer.from_file(str(text_folder / "cache" / tokens.digest / "tokenizer.json"))
     begins = tokenizer.decode(tokens.train.tolist(), skip_special_tokens=False).split("<|endoftext|>")[:-1]
     assert len(begins) == len(files)
-    rests = [next(content for content in files.values() if content.startswith(begin.encode()))[len(begin.encode()) :] for begin in begins]
+    rests = [
+        next(content for content in files.values() if content.startswith(begin.encode()))[len(begin.encode()) :]
+        for begin in begins
+    ]
     assert tokens.val[-1] == tokens.separator_id
     held = tokenizer.decode(tokens.val[:-1].tolist(), skip_special_tokens=False).split("<|endoftext|>")
     assert len(held) >= 4
@@ -69,7 +76,10 @@ def test_a_prepared_folder_is_found_again_whatever_the_context(text_folder: Path
 
 
 def test_other_text_or_settings_go_to_another_folder(text_folder: Path, small: Settings) -> None:
-    folders = [prepare(small(), text_folder, text_folder / "cache"), prepare(small(vocab_size=300), text_folder, text_folder / "cache")]
+    folders = [
+        prepare(small(), text_folder, text_folder / "cache"),
+        prepare(small(vocab_size=300), text_folder, text_folder / "cache"),
+    ]
     (text_folder / "corpus" / "0.txt").write_text(prose(99, 4000))
     folders.append(prepare(small(), text_folder, text_folder / "cache"))
     assert len(set(folders)) == 3
@@ -150,13 +160,22 @@ def test_one_file_is_cut_in_two(tmp_path: Path, small: Settings) -> None:
 def test_installed_packages_are_text(tmp_path: Path) -> None:
     config = Data.model_validate({"max_bytes": "600k", "validation_tokens": "20k", "vocab_size": 1024})
     manifest = Tokens.load(prepare(config, tmp_path, tmp_path)).manifest
-    names = {split: {p["name"] for p in manifest["packages"] if p["split"] == split} for split in ("train", "validation")}
+    names = {
+        split: {p["name"] for p in manifest["packages"] if p["split"] == split} for split in ("train", "validation")
+    }
     assert not names["train"] & names["validation"]
     assert len(names["validation"]) >= 4
     assert "sparsemem" not in names["train"] | names["validation"]
     assert all(p["version"] for p in manifest["packages"])
     assert manifest["bytes"] <= 600_000
-    assert 0 < manifest["overlap"]["8"] < manifest["overlap"]["5"] < manifest["overlap"]["3"] < manifest["overlap"]["2"] < 1
+    assert (
+        0
+        < manifest["overlap"]["8"]
+        < manifest["overlap"]["5"]
+        < manifest["overlap"]["3"]
+        < manifest["overlap"]["2"]
+        < 1
+    )
     assert str(Path.home()) not in json.dumps(manifest)
 
 
@@ -170,7 +189,7 @@ def test_overlap_by_hand() -> None:
     assert overlap(train, val, 8, separator=0) == 0
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------------
+# --- bad input --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -184,20 +203,31 @@ def test_overlap_by_hand() -> None:
         ({"files": ["bad/latin.txt"]}, r"'latin.txt': byte 3 is not UTF-8"),
         ({"files": ["bad/broken.jsonl"]}, r"'broken.jsonl': line 2 is not JSON"),
         ({"files": ["bad/broken.parquet"]}, r"'broken.parquet': not a Parquet file"),
-        ({"files": ["bad/rows.jsonl"]}, r"`data.text_field` has the value 'text': line 1 of rows.jsonl has no such column; it has body, n"),
+        (
+            {"files": ["bad/rows.jsonl"]},
+            r"`data.text_field` has the value 'text': line 1 of rows.jsonl has no such column; it has body, n",
+        ),
         ({"files": ["bad/list.jsonl"]}, r"`data.text_field`.*element 1 of list.jsonl has no such column; it has none"),
         ({"files": ["bad/rows.jsonl"], "text_field": "n"}, r"line 1 of rows.jsonl holds int there"),
-        ({"files": ["bad/rows.parquet"]}, r"`data.text_field` has the value 'text': rows.parquet has no such column; it has body"),
+        (
+            {"files": ["bad/rows.parquet"]},
+            r"`data.text_field` has the value 'text': rows.parquet has no such column; it has body",
+        ),
         ({"files": ["bad/blank.txt"]}, r"`data.files` .*: no text in bad/blank.txt; name files"),
         ({"vocab_size": 60_000}, r"`data.vocab_size` has the value 60000: the training text supports \d+ entries"),
         ({"context": 100_000}, r"`data.context` has the value 100000: the longest document has \d+ tokens"),
-        ({"validation_tokens": "10M"}, r"`data.validation_tokens` has the value 10000000: the text held out has \d+ tokens"),
+        (
+            {"validation_tokens": "10M"},
+            r"`data.validation_tokens` has the value 10000000: the text held out has \d+ tokens",
+        ),
         ({"files": ["bad/word.txt"]}, r"`data.vocab_size` has the value 400: .*or more text"),
         ({"tokenizer": "none.json"}, r"`data.tokenizer` has the value 'none.json': it cannot be read \(No such file"),
         ({"tokenizer": "bad/blank.txt"}, r"`data.tokenizer` has the value 'blank.txt': not a tokenizer"),
     ],
 )
-def test_bad_input_is_named_and_nothing_stays(text_folder: Path, small: Settings, fields: dict[str, object], message: str) -> None:
+def test_bad_input_is_named_and_nothing_stays(
+    text_folder: Path, small: Settings, fields: dict[str, object], message: str
+) -> None:
     bad = text_folder / "bad"
     bad.mkdir()
     (bad / "image.png").write_bytes(b"\x89PNG")
@@ -221,7 +251,9 @@ def test_a_cache_that_cannot_be_made_is_named(text_folder: Path, small: Settings
         prepare(small(), text_folder, text_folder / "file" / "cache")
 
 
-def test_hub_without_its_extra_names_the_remedy(tmp_path: Path, small: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_without_its_extra_names_the_remedy(
+    tmp_path: Path, small: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"`data.corpus` has the value 'hub'.*sparsemem\[hub\]"):
         prepare(small(corpus="hub", dataset="a/b", revision="main"), tmp_path, tmp_path / "cache")

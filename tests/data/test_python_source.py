@@ -15,19 +15,28 @@ from sparsemem.data.python_source import open_python_source, required_distributi
 SOURCE = "".join(f"def function_{number}(value):\n    return value + {number}\n" for number in range(12))
 
 
-def install(folder: Path, name: str, requires: Iterable[str] = (), pure: bool = True, record: bool = True, text: str = SOURCE) -> None:
+def install(
+    folder: Path, name: str, requires: Iterable[str] = (), pure: bool = True, record: bool = True, text: str = SOURCE
+) -> None:
     """A distribution as pip leaves it."""
     module = name.replace("-", "_")
     info = folder / f"{module}-1.0.dist-info"
     (folder / module).mkdir(parents=True, exist_ok=True)
     info.mkdir(exist_ok=True)
     (folder / module / "__init__.py").write_text(text)
-    metadata = [f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0+cpu", *(f"Requires-Dist: {line}" for line in requires)]
+    metadata = [
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0+cpu",
+        *(f"Requires-Dist: {line}" for line in requires),
+    ]
     (info / "METADATA").write_text("\n".join(metadata) + "\n")
     (info / "WHEEL").write_text(f"Wheel-Version: 1.0\nRoot-Is-Purelib: {str(pure).lower()}\nTag: py3-none-any\n")
     digest = python_source._recorded(text.encode()) if record else ""
     rows = [f"{module}/__init__.py,{digest},{len(text) if record else ''}", f"{info.name}/RECORD,,"]
-    rows += ["../../bin/tool.py,sha256=abc,9999", f"{module}/tests/test_it.py,sha256=abc,9999", f"{module}/__pycache__/a.pyc,,"]
+    rows += [
+        "../../bin/tool.py,sha256=abc,9999",
+        f"{module}/tests/test_it.py,sha256=abc,9999",
+        f"{module}/__pycache__/a.pyc,,",
+    ]
     (info / "RECORD").write_text("\n".join(rows) + "\n")
 
 
@@ -38,9 +47,13 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(python_source, "_standard_library", dict)
     requires = ["one>=1,<2", "Two_Packages[fast,slow]~=1.0", 'tensorboard; extra == "tensorboard"', "setuptools>=77"]
     install(tmp_path, "sparsemem", requires)
-    install(tmp_path, "one", ["three (>=1)", 'greenlet ; platform_machine == "x86_64"', 'four; python_version < "3.13"'])
     install(
-        tmp_path, "two-packages", ['five ; extra == "fast"', "six; extra == 'other'", "seven; python_version < '4' and extra == 'fast'"]
+        tmp_path, "one", ["three (>=1)", 'greenlet ; platform_machine == "x86_64"', 'four; python_version < "3.13"']
+    )
+    install(
+        tmp_path,
+        "two-packages",
+        ['five ; extra == "fast"', "six; extra == 'other'", "seven; python_version < '4' and extra == 'fast'"],
     )
     for name in ("three", "four", "five", "six", "seven", "greenlet", "setuptools"):
         install(tmp_path, name)
@@ -74,13 +87,25 @@ def test_a_build_for_one_platform_is_no_part_of_it(site: Path) -> None:
 
 def test_without_an_installation_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    with pytest.raises(ConfigError, match=r"`data.corpus` has the value 'python-source'.*not installed here; install it"):
+    with pytest.raises(
+        ConfigError, match=r"`data.corpus` has the value 'python-source'.*not installed here; install it"
+    ):
         open_python_source(Data(), tmp_path)
 
 
 def test_of_this_environment_it_holds_no_extra_and_no_developers_tool() -> None:
     corpus = open_python_source(Data(), Path())
-    only_extra = {"pytest", "hypothesis", "mypy", "flask", "moto", "mlflow-skinny", "transformers", "datasets", "tensorboard"}
+    only_extra = {
+        "pytest",
+        "hypothesis",
+        "mypy",
+        "flask",
+        "moto",
+        "mlflow-skinny",
+        "transformers",
+        "datasets",
+        "tensorboard",
+    }
     assert not only_extra & set(corpus.versions)
     assert {"jinja2", "optuna", "rich"} <= set(corpus.versions)
     parts = {part for document in corpus.documents() for part in document.name.split("/")[:-1]}

@@ -38,7 +38,9 @@ def packages() -> list[Document]:
 
 
 def names(selection: Selection) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    train, validation = ([(k.document.unit, k.document.name) for k in side] for side in (selection.train, selection.validation))
+    train, validation = (
+        [(k.document.unit, k.document.name) for k in side] for side in (selection.train, selection.validation)
+    )
     return train, validation
 
 
@@ -66,7 +68,11 @@ def test_a_new_package_moves_no_other_across_the_split() -> None:
 
 
 def test_units_of_moderate_size_are_held_out_first() -> None:
-    sizes = {f"big{i}": 10_000_000 for i in range(20)} | {f"tiny{i}": 300 for i in range(20)} | {f"mid{i}": 50_000 for i in range(5)}
+    sizes = (
+        {f"big{i}": 10_000_000 for i in range(20)}
+        | {f"tiny{i}": 300 for i in range(20)}
+        | {f"mid{i}": 50_000 for i in range(5)}
+    )
     assert choose_held_out(sizes, 100_000) < {f"mid{i}" for i in range(5)}
 
 
@@ -91,7 +97,9 @@ def test_copies_and_near_copies_are_dropped_across_the_split_and_within(packages
     text = held_out.read().decode()  # type: ignore[union-attr]
     words = text.split(" ")
     words[::60] = ["changed"] * len(words[::60])
-    own = next(d for d in packages if d.unit not in {k.document.unit for k in select(packages, 400_000, 60_000).validation})
+    own = next(
+        d for d in packages if d.unit not in {k.document.unit for k in select(packages, 400_000, 60_000).validation}
+    )
     # In units that are too large to be held out, so that all of these stand on the training side.
     bulk = [document("vendor", f"bulk{i}", prose(1000 + i, 60_000)) for i in range(5)]
     added = [
@@ -188,6 +196,8 @@ def test_of_many_long_documents_few_give_their_end_and_no_crumbs() -> None:
     texts = [prose(seed, 5000).encode() for seed in range(60)]
     documents = [Document("f", "f", str(i), len(text), text) for i, text in enumerate(texts)]
     train, held = hold_out_by_size(documents, 12_000)
-    assert min(document.size for document in held) >= 12_000 // MIN_UNITS // MIN_UNITS // 2  # a line's start may come later
+    assert (
+        min(document.size for document in held) >= 12_000 // MIN_UNITS // MIN_UNITS // 2
+    )  # a line's start may come later
     assert 4000 < sum(document.size for document in held) <= 12_000
     assert sum(document.size for document in (*train, *held)) == sum(map(len, texts))

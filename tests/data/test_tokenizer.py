@@ -30,7 +30,9 @@ def test_training_twice_gives_the_same_tokenizer(trained: Tokenizer) -> None:
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"`data.vocab_size` has the value 5000: the training text supports 2\d\d entries"):
+    with pytest.raises(
+        ConfigError, match=r"`data.vocab_size` has the value 5000: the training text supports 2\d\d entries"
+    ):
         train_tokenizer([b"one two one two"], 5000)
 
 
@@ -38,7 +40,9 @@ def test_a_vocabulary_that_the_text_cannot_fill_is_refused() -> None:
 def test_bytes_of_the_entries_are_those_of_the_text(trained: Tokenizer, text: str) -> None:
     """In a byte-level vocabulary each token's bytes are known, also those of a part of a character."""
     document = next(encode(trained, [text.encode()]))
-    entries = [0 if token == SEPARATOR else len(token) for token in map(str, map(trained.id_to_token, document.ids.tolist()))]
+    entries = [
+        0 if token == SEPARATOR else len(token) for token in map(str, map(trained.id_to_token, document.ids.tolist()))
+    ]
     assert document.sizes.tolist() == [*entries, 0]
     assert document.sizes.sum() == len(text.encode())
     assert document.unknown == 0

@@ -58,7 +58,9 @@ def steps(of: Trial) -> dict[str, Any]:
 
 
 def many_experts() -> dict[str, Any]:
-    """More experts than one grouped product takes. How many rows go to each part depends on data: to all but the first, one."""
+    """More experts than one grouped product takes. How many rows go to each part depends on data: to all but the first,
+    one.
+    """
     real = moe._together
 
     def together(load_E: torch.Tensor, rows: int) -> Any:
@@ -72,7 +74,10 @@ def many_experts() -> dict[str, Any]:
 
 def planted_mistakes() -> dict[str, Any]:
     """Mistakes that a CPU does not notice, and whether the fake device does."""
-    layer, x_SD = StepTimer(trial({"moe": 1.0}), threads=1, device="cuda").model.layers_of("moe")[0], torch.randn(4, 16, device="cuda")
+    layer, x_SD = (
+        StepTimer(trial({"moe": 1.0}), threads=1, device="cuda").model.layers_of("moe")[0],
+        torch.randn(4, 16, device="cuda"),
+    )
     chosen_SK, gates_SK = torch.zeros(4, 2, dtype=torch.int64, device="cuda"), torch.ones(4, 2, device="cuda")
     real = moe._product
 
@@ -84,7 +89,9 @@ def planted_mistakes() -> dict[str, Any]:
         "none": lambda: layer.routed(x_SD, gates_SK, chosen_SK),
         "ends on the processor": lambda: wrong_ends(lambda ends_E: ends_E.cpu()),
         "ends in int64": lambda: wrong_ends(lambda ends_E: ends_E.long()),
-        "weights in fp32": lambda: moe._Experts.apply(x_SD.bfloat16(), gates_SK.bfloat16(), chosen_SK, layer.gate_up_EDF, layer.down_EFD),
+        "weights in fp32": lambda: moe._Experts.apply(
+            x_SD.bfloat16(), gates_SK.bfloat16(), chosen_SK, layer.gate_up_EDF, layer.down_EFD
+        ),
     }
     with torch.autocast("cuda", torch.bfloat16):
         return {"caught": [name for name, mistake in mistakes.items() if _fails(mistake)]}
@@ -100,18 +107,42 @@ def bench(name: str) -> dict[str, Any]:
         "budget": {"total_params": "40k", "active_params": "9k", "tokens": "1k", "tolerance": "5%"},
         "train": {"batch_tokens": 64, "lr": 0.01},
     }
-    memories = {pool: fields | ({"placement": "parallel"} if pool in ("pkm", "peer") else {}) for pool, fields in MEMORIES.items()}
+    memories = {
+        pool: fields | ({"placement": "parallel"} if pool in ("pkm", "peer") else {})
+        for pool, fields in MEMORIES.items()
+    }
     memories["engram"] = memories["engram"] | {"layers": [1]}
     for pool in ("pkm", "memory_plus", "peer", "ultramem"):
         memories[pool] = {key: value for key, value in memories[pool].items() if key not in ("layers", "skip")}
-    layers = {"rounds": 2, "batch": (2, 16), "rows": 64, "model": MODEL | {"layers": 1, "moe": {"expert_width": 8, "top_k": 8}} | memories}
+    layers = {
+        "rounds": 2,
+        "batch": (2, 16),
+        "rows": 64,
+        "model": MODEL | {"layers": 1, "moe": {"expert_width": 8, "top_k": 8}} | memories,
+    }
     values = {
         "step.SHAPES": {"tiny": step_shape},
         **{f"{module}.SHAPES": {"tiny": step_shape} for module in ("profile", "moe", "data", "eval")},
         **{f"{module}.ROUNDS": {"tiny": 2} for module in ("step", "profile", "data", "eval")},
-        **{"moe.ROUNDS": 2, "measure.WARM_UP": 0, "measure.GPU_SIDE": 32, "eval.TOKENS_AT_ONCE": 64, "data.TEXT_TOKENS": 1000},
-        **{"memory.SHAPES": {"tiny": layers}, "memory.UPDATE_ROWS": (50, 500), "memory.UPDATE_READS": (4, 2), "memory.UPDATE_ROUNDS": 2},
-        **{"memory.CACHE_BYTES": 1000, "memory.GATHER_TABLES": ((1000, 4),), "memory.GATHER_READS": (4, 2), "memory.GATHER_ROUNDS": 2},
+        **{
+            "moe.ROUNDS": 2,
+            "measure.WARM_UP": 0,
+            "measure.GPU_SIDE": 32,
+            "eval.TOKENS_AT_ONCE": 64,
+            "data.TEXT_TOKENS": 1000,
+        },
+        **{
+            "memory.SHAPES": {"tiny": layers},
+            "memory.UPDATE_ROWS": (50, 500),
+            "memory.UPDATE_READS": (4, 2),
+            "memory.UPDATE_ROUNDS": 2,
+        },
+        **{
+            "memory.CACHE_BYTES": 1000,
+            "memory.GATHER_TABLES": ((1000, 4),),
+            "memory.GATHER_READS": (4, 2),
+            "memory.GATHER_ROUNDS": 2,
+        },
         "measure.default_device": lambda: "cuda",
     }
     with ExitStack() as held:

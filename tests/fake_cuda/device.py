@@ -1,10 +1,12 @@
-"""CUDA code paths without a GPU: fake tensors on a fake device, what is launched on it, and what the processor waits for.
+"""CUDA code paths without a GPU: fake tensors on a fake device, what is launched on it, and what the processor waits
+for.
 
-A fake tensor has a shape, a dtype and a device, and no numbers: every operation runs through the real dispatcher, autograd and autocast,
-and fails as it would on a GPU where devices or dtypes do not fit. What kernels compute is not seen, nor what only a kernel refuses.
+A fake tensor has a shape, a dtype and a device, and no numbers: every operation runs through the real dispatcher,
+autograd and autocast, and fails as it would on a GPU where devices or dtypes do not fit. What kernels compute is not
+seen, nor what only a kernel refuses.
 
-`guard.cpp` is compiled once for each version of torch and loaded into the process for good, so this is for processes of its own
-(`cases`).
+`guard.cpp` is compiled once for each version of torch and loaded into the process for good, so this is for processes of
+its own (`cases`).
 """
 
 from __future__ import annotations
@@ -40,12 +42,20 @@ _FREE = """
 _coalesced_ _has_compatible_shallow_copy_type _indices _nnz _reshape_alias _sparse_coo_tensor_unsafe
 _sparse_coo_tensor_with_dims_and_tensors _to_sparse _unsafe_view _values alias as_strided chunk dense_dim detach device
 diagonal dim empty empty_like empty_strided expand
-is_coalesced lift_fresh new_empty new_empty_strided numel permute prim_device prim_layout requires_grad_ reshape resize_ select slice
+is_coalesced lift_fresh new_empty new_empty_strided numel permute prim_device prim_layout requires_grad_ reshape
+resize_ select slice
 sparse_dim split split_with_sizes squeeze t transpose unbind unflatten unfold unsqueeze view
 """
 FREE = frozenset(_FREE.split())
 PRODUCTS = frozenset(("mm", "bmm", "addmm", "baddbmm", "_grouped_mm", "_scaled_dot_product_attention_math"))
-SYNCS = {"_local_scalar_dense": 1, "is_nonzero": 1, "nonzero": 1, "unique_consecutive": 1, "bincount": 2, "_linalg_svd": 1}
+SYNCS = {
+    "_local_scalar_dense": 1,
+    "is_nonzero": 1,
+    "nonzero": 1,
+    "unique_consecutive": 1,
+    "bincount": 2,
+    "_linalg_svd": 1,
+}
 """Operations whose result, or whether it is one, the processor waits for: in CUDA's own implementation."""
 
 
@@ -62,7 +72,13 @@ def compiled(folder: Path) -> Path:
         new = library.with_suffix(f".{id(library)}.tmp")
         command = [compiler() or "c++", "-O0", "-shared", "-fPIC", "-std=c++20", str(GUARD), "-o", str(new)]
         libraries = torch_folder / "lib"
-        command += [f"-I{torch_folder / 'include'}", f"-L{libraries}", f"-Wl,-rpath,{libraries}", "-lc10", "-ltorch_cpu"]
+        command += [
+            f"-I{torch_folder / 'include'}",
+            f"-L{libraries}",
+            f"-Wl,-rpath,{libraries}",
+            "-lc10",
+            "-ltorch_cpu",
+        ]
         subprocess.run(command, check=True)
         new.replace(library)
     return library
@@ -78,18 +94,27 @@ def fake_cuda() -> Iterator[None]:
             "torch.cuda.get_device_name": lambda *_: "fake",
             "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
             "torch.nn.Module.to": _moved,
-            "torch.Tensor.new_tensor": lambda self, number: torch.full((), number, dtype=self.dtype, device=self.device),
-            "sparsemem.mechanisms.product_key.retrieval.top_score_moments": lambda memory, keys: (1.0, 0.5),  # simulated with real numbers
+            "torch.Tensor.new_tensor": lambda self, number: torch.full(
+                (), number, dtype=self.dtype, device=self.device
+            ),
+            "sparsemem.mechanisms.product_key.retrieval.top_score_moments": lambda memory, keys: (
+                1.0,
+                0.5,
+            ),  # simulated with real numbers
             "sparsemem.mechanisms.product_key.layer.top_score_moments": lambda memory, keys: (1.0, 0.5),
         }.items():
             held.enter_context(patch(target, value))
-        held.enter_context(torch.autograd.set_multithreading_enabled(False))  # the backward pass in this thread, which is watched
+        held.enter_context(
+            torch.autograd.set_multithreading_enabled(False)
+        )  # the backward pass in this thread, which is watched
         held.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
 
 
 def _moved(module: nn.Module, device: torch.device) -> nn.Module:
-    """`nn.Module.to`, which swaps the data of parameters in place; fake ones are replaced. What is glued to them comes along."""
+    """`nn.Module.to`, which swaps the data of parameters in place; fake ones are replaced. What is glued to them comes
+    along.
+    """
     moved: dict[nn.Parameter, nn.Parameter] = {}
     for part in module.modules():
         for name, weight in part._parameters.items():
@@ -127,9 +152,13 @@ class Watch(TorchDispatchMode):
         by_line = {name: dict(getattr(self, name)) for name in ("launches", "syncs", "transfers", "fp32")}
         return {**by_line, "groups": self.groups}
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled() and function.namespace == "aten":  # where autograd does not take composite operations apart
+        if (
+            torch.is_inference_mode_enabled() and function.namespace == "aten"
+        ):  # where autograd does not take composite operations apart
             with self:
                 result = function.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -166,7 +195,11 @@ def _answer(function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, A
         return args[0].new_zeros(args[2] if len(args) > 2 else kwargs["minlength"])
     if name == "unique_consecutive":
         rows = max(1, args[0].numel() // READS_PER_ROW)
-        return args[0][:rows].clone(), args[0].new_zeros(0, dtype=torch.int64), args[0].new_zeros(rows, dtype=torch.int64)
+        return (
+            args[0][:rows].clone(),
+            args[0].new_zeros(0, dtype=torch.int64),
+            args[0].new_zeros(rows, dtype=torch.int64),
+        )
     if name == "nonzero":
         return args[0].new_zeros((max(1, args[0].numel() // 2), args[0].dim()), dtype=torch.int64)
     return function(*args, **kwargs)

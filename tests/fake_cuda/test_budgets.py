@@ -38,9 +38,11 @@ BUDGETS: dict[str, dict[str, tuple[int, int, int]]] = {
     "ultramem_v2": {"training": (1069, 12, 0), "evaluation": (428, 2, 11)},
     "many-experts": {"training": (759, 8, 0), "evaluation": (278, 4, 3)},
 }
-"""Case -> launches, host syncs and transfers between processor and GPU of a training step after the first, and of an evaluation.
+"""Case -> launches, host syncs and transfers between processor and GPU of a training step after the first, and of an
+evaluation.
 
-Launches are torch's operations as the fake device runs them: more than a GPU's kernels, where one kernel does the work of several.
+Launches are torch's operations as the fake device runs them: more than a GPU's kernels, where one kernel does the work
+of several.
 """
 IN_FP32 = {
     "layers/attention.py:forward": "the plain attention that a fake device takes in place of flash attention",
@@ -66,7 +68,9 @@ def on_fake_cuda(pytestconfig: pytest.Config) -> Callable[..., list[dict[str, An
 
     def run(*cases: str) -> list[dict[str, Any]]:
         command = [sys.executable, "-c", LOAD_FIRST, str(library), *cases]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -101,11 +105,19 @@ def _check(found: dict[str, Any]) -> None:
         counts = found[phase]
         for name, allowed in zip(("launches", "syncs", "transfers"), budget, strict=True):
             got = sum(counts[name].values())
-            assert got <= allowed, f"{case}, {phase}: {got} {name}, budget {allowed}; by line of sparsemem: {counts[name]}"
+            assert got <= allowed, (
+                f"{case}, {phase}: {got} {name}, budget {allowed}; by line of sparsemem: {counts[name]}"
+            )
             if name != "launches":  # torch's versions differ in those
-                assert got == allowed, f"{case}, {phase}: only {got} {name}, budget {allowed}; write the lower number into BUDGETS"
-        assert counts["fp32"].keys() <= IN_FP32.keys(), f"{case}, {phase}: products in fp32 under autocast: {counts['fp32']}"
-        assert counts["groups"] < 1024, f"{case}, {phase}: torch's grouped product refuses {counts['groups']} groups on a GPU"
+                assert got == allowed, (
+                    f"{case}, {phase}: only {got} {name}, budget {allowed}; write the lower number into BUDGETS"
+                )
+        assert counts["fp32"].keys() <= IN_FP32.keys(), (
+            f"{case}, {phase}: products in fp32 under autocast: {counts['fp32']}"
+        )
+        assert counts["groups"] < 1024, (
+            f"{case}, {phase}: torch's grouped product refuses {counts['groups']} groups on a GPU"
+        )
 
 
 def test_every_case_has_a_budget() -> None:

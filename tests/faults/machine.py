@@ -1,5 +1,6 @@
-"""Drivers as real processes, everything that descends from them, and what they must leave behind. Only processes of a driver under test
-are ever ended: they carry its mark in their environment, which their children inherit, whoever adopts them.
+"""Drivers as real processes, everything that descends from them, and what they must leave behind. Only processes of a
+driver under test are ever ended: they carry its mark in their environment, which their children inherit, whoever adopts
+them.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ run_study(load_study(Path(sys.argv[1])), Path(sys.argv[1]).parent, Path(sys.argv
 
 def undisturbed(study: Path, results: Path) -> list[dict[str, str]]:
     """The table of a run of the same study that nothing happens to."""
-    subprocess.run([sys.executable, "-c", IN_TURN, str(study), str(results)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [sys.executable, "-c", IN_TURN, str(study), str(results)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     return table(results / "tiny")
 
 
@@ -107,7 +110,12 @@ class Driver:
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ
-            | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "FAULTS": json.dumps(faults, default=str), MARK: self.mark},
+            | {
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(paths),
+                "FAULTS": json.dumps(faults, default=str),
+                MARK: self.mark,
+            },
         )
 
     def end(self) -> tuple[int, str, str]:
@@ -119,7 +127,11 @@ class Driver:
         """All that live and carry the mark, the driver included."""
         found = []
         for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and _carries(int(entry.name), self.mark) and (process := self._look(int(entry.name))):
+            if (
+                entry.name.isdigit()
+                and _carries(int(entry.name), self.mark)
+                and (process := self._look(int(entry.name)))
+            ):
                 found.append(process)
         return found
 
@@ -178,13 +190,19 @@ class Driver:
 
     def _look(self, pid: int) -> Process | None:
         try:
-            command = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").replace("\0", " ").strip()
-            parent = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
+            command = (
+                Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").replace("\0", " ").strip()
+            )
+            parent = int(
+                Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]
+            )
         except OSError:
             return None
         if pid == self.process.pid:
             return Process(pid, command, "driver")
-        server = parent == self.process.pid and re.search(r"sparsemem\.study\.worker \d+$", command)  # its forks are called alike
+        server = parent == self.process.pid and re.search(
+            r"sparsemem\.study\.worker \d+$", command
+        )  # its forks are called alike
         return Process(pid, command, "server" if server else _kind(command))
 
 
@@ -206,7 +224,9 @@ def drivers() -> Iterator[Callable[..., Driver]]:
 
 def _carries(pid: int, mark: str) -> bool:
     try:
-        return f"{MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes()  # empty for a dead one that waits to be reaped
+        return (
+            f"{MARK}={mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        )  # empty for a dead one that waits to be reaped
     except OSError:
         return False
 
@@ -238,7 +258,7 @@ def holder(lock: Path) -> int | None:
     return None
 
 
-# --- what is left ------------------------------------------------------------------------------------------------------------
+# --- what is left -----------------------------------------------------------------------------------------------------
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -249,7 +269,11 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 def leftovers(folder: Path) -> list[str]:
     """Files of an ended study that cannot be read or that should not be there, and why."""
-    return [f"{path.relative_to(folder)}: {wrong}" for path in sorted(folder.rglob("*")) if path.is_file() and (wrong := _wrong(path))]
+    return [
+        f"{path.relative_to(folder)}: {wrong}"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and (wrong := _wrong(path))
+    ]
 
 
 def _wrong(path: Path) -> str:
@@ -270,7 +294,9 @@ def _wrong(path: Path) -> str:
 
 
 class Audit:
-    """Counts how often each trial's result was written: every writing leaves another inode, or another time of the same one."""
+    """Counts how often each trial's result was written: every writing leaves another inode, or another time of the same
+    one.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -293,7 +319,9 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
         PermissionError: mounting is not allowed here.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True
+    ).returncode:
         raise PermissionError("mounting is not allowed here")
     try:
         yield

@@ -1,9 +1,11 @@
-"""Many short trials while a random process of the driver's is killed every few seconds; whenever the driver is gone, `sparsemem run` again.
+"""Many short trials while a random process of the driver's is killed every few seconds; whenever the driver is gone,
+`sparsemem run` again.
 
     python tests/faults/soak.py --engine local ray --results results/soak.json
 
-Writes a JSON record an engine: what was killed, how often the driver began again, and that every trial was finished exactly once, as in an
-undisturbed run. The undisturbed run trains the same trials in turn in one process, and is made once.
+Writes a JSON record an engine: what was killed, how often the driver began again, and that every trial was finished
+exactly once, as in an undisturbed run. The undisturbed run trains the same trials in turn in one process, and is made
+once.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ SPARED = 0.75  # of the kills that find a driver without a trial yet: on a slow 
 BUDGET = TINY["budget"] | {"tokens": 30_000}  # about a second a trial
 
 
-def soak(study: Path, engine: str, results: Path, every: float, seed: int, expected: Sequence[dict[str, str]]) -> dict[str, Any]:
+def soak(
+    study: Path, engine: str, results: Path, every: float, seed: int, expected: Sequence[dict[str, str]]
+) -> dict[str, Any]:
     """Run the study to its end, whatever is killed; see the module."""
     draw, kills, ends, begun = random.Random(seed), Counter[str](), Counter[int](), time.monotonic()
     audit, strays = Audit(results / "tiny"), 0
@@ -43,7 +47,11 @@ def soak(study: Path, engine: str, results: Path, every: float, seed: int, expec
                 if code == 0:
                     break
                 ends[code] += 1
-                print(f"driver ended with {code} after {len(counts)} results: {err.splitlines()[-1:]}", file=sys.stderr, flush=True)
+                print(
+                    f"driver ended with {code} after {len(counts)} results: {err.splitlines()[-1:]}",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 driver = Driver(study, engine, results)
                 last = time.monotonic()
             elif time.monotonic() - last > every:
@@ -84,7 +92,9 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=200, help="a multiple of 4 (default: 200)")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between kills (default: 10)")
     parser.add_argument("--seed", type=int, default=0, help="of what is killed")
-    parser.add_argument("--results", type=Path, help="a JSON file that receives a record an engine (default: they are only printed)")
+    parser.add_argument(
+        "--results", type=Path, help="a JSON file that receives a record an engine (default: they are only printed)"
+    )
     arguments = parser.parse_args()
     good = True
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch:

@@ -1,5 +1,5 @@
-"""What a study on one machine survives, with real processes. After each fault every trial is finished once and `trials.csv` is, times
-aside, that of a run to which nothing happened; no process and no file is left over.
+"""What a study on one machine survives, with real processes. After each fault every trial is finished once and
+`trials.csv` is, times aside, that of a run to which nothing happened; no process and no file is left over.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def ends_well(driver: Driver, expected: Rows) -> str:
     return err
 
 
-# --- a trial's process ------------------------------------------------------------------------------------------------------
+# --- a trial's process ------------------------------------------------------------------------------------------------
 
 MOMENTS = [
     *("half curve.csv", "step 30", "half checkpoint.pt", "after checkpoint.pt", "after checkpoint.previous.pt"),
@@ -73,7 +73,9 @@ MOMENTS = [
 
 
 @both_engines
-def test_a_trial_killed_at_any_moment_changes_no_result(tmp_path: Path, expected: Rows, begin: Begin, engine: str) -> None:
+def test_a_trial_killed_at_any_moment_changes_no_result(
+    tmp_path: Path, expected: Rows, begin: Begin, engine: str
+) -> None:
     driver = begin(write_study(tmp_path, run={"max_failures": len(MOMENTS)}), engine, moments=MOMENTS)
     for _ in MOMENTS:
         process = driver.at(MOMENTS)
@@ -93,7 +95,8 @@ def test_a_trial_that_is_killed_again_and_again_ends_as_failed_and_the_others_fi
     process, trial = driver.training()
     driver.kill(process)
     again = driver.wait_for(
-        lambda: (found := driver.training())[0].pid != process.pid and found[1] == trial and found[0], "not started again"
+        lambda: (found := driver.training())[0].pid != process.pid and found[1] == trial and found[0],
+        "not started again",
     )
     driver.kill(again)
     code, _, err = driver.end()
@@ -107,11 +110,13 @@ def test_a_trial_that_is_killed_again_and_again_ends_as_failed_and_the_others_fi
     ends_well(begin(study, engine), expected)
 
 
-# --- the driver -------------------------------------------------------------------------------------------------------------
+# --- the driver -------------------------------------------------------------------------------------------------------
 
 
 @both_engines
-def test_a_driver_killed_while_it_writes_leaves_a_folder_that_runs(study: Path, expected: Rows, begin: Begin, engine: str) -> None:
+def test_a_driver_killed_while_it_writes_leaves_a_folder_that_runs(
+    study: Path, expected: Rows, begin: Begin, engine: str
+) -> None:
     moments = ["half study.yaml", "half data.json", "half trial.yaml", "half trials.csv"]
     for moment in moments:
         driver = begin(study, engine, moments=moments)
@@ -147,9 +152,13 @@ def test_a_driver_interrupted_or_killed_while_it_trains_takes_its_processes_with
     assert not any(Path(folder).exists() for folder in scratch)
 
 
-def test_of_two_drivers_one_is_refused_by_name_also_when_both_begin_at_once(study: Path, expected: Rows, begin: Begin) -> None:
+def test_of_two_drivers_one_is_refused_by_name_also_when_both_begin_at_once(
+    study: Path, expected: Rows, begin: Begin
+) -> None:
     both = [begin(study, "local"), begin(study, "local")]
-    while not (trials := [(driver, process) for driver in both for process in driver.processes() if process.kind == "trial"]):
+    while not (
+        trials := [(driver, process) for driver in both for process in driver.processes() if process.kind == "trial"]
+    ):
         time.sleep(0.01)
     runs, trial = trials[0]
     runs.kill(trial, signal.SIGSTOP)  # or the study may be at its end before the other drivers are there
@@ -161,7 +170,7 @@ def test_of_two_drivers_one_is_refused_by_name_also_when_both_begin_at_once(stud
     ends_well(runs, expected)
 
 
-# --- Ray ------------------------------------------------------------------------------------------------------------------------
+# --- Ray --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["raylet", "gcs"])
@@ -180,7 +189,7 @@ def test_a_ray_that_is_killed_ends_the_driver_with_words_and_the_next_one_goes_o
     ends_well(begin(study, "ray"), expected)
 
 
-# --- the disk and the clock -----------------------------------------------------------------------------------------------------
+# --- the disk and the clock -------------------------------------------------------------------------------------------
 
 
 @both_engines
@@ -208,17 +217,32 @@ def test_a_full_disk_is_named_and_once_there_is_space_the_same_run_ends_alike(
 
 
 @both_engines
-def test_a_wall_clock_that_jumps_by_years_changes_nothing(study: Path, expected: Rows, begin: Begin, engine: str) -> None:
+def test_a_wall_clock_that_jumps_by_years_changes_nothing(
+    study: Path, expected: Rows, begin: Begin, engine: str
+) -> None:
     ends_well(begin(study, engine, clock=True), expected)
 
 
-# --- all at once ------------------------------------------------------------------------------------------------------------------
+# --- all at once ------------------------------------------------------------------------------------------------------
 
 
 @both_engines
 def test_a_small_soak_ends_as_the_undisturbed_run(tmp_path: Path, engine: str) -> None:
     study = write_study(tmp_path, vary={"rho": [1.0, 0.5], "seed": [0, 1, 2, 3]})
-    found = soak(study, engine, tmp_path / "runs", 5.0 if engine == "local" else 9.0, 0, undisturbed(study, tmp_path / "undisturbed"))
+    found = soak(
+        study,
+        engine,
+        tmp_path / "runs",
+        5.0 if engine == "local" else 9.0,
+        0,
+        undisturbed(study, tmp_path / "undisturbed"),
+    )
     assert found["equal_to_undisturbed"]
-    assert (found["finished"], found["twice"], found["lost"], found["processes_left"], found["files_left"]) == (8, 0, 0, 0, [])
+    assert (found["finished"], found["twice"], found["lost"], found["processes_left"], found["files_left"]) == (
+        8,
+        0,
+        0,
+        0,
+        [],
+    )
     assert found["killed"] > 0

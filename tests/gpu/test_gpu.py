@@ -1,4 +1,6 @@
-"""What only a GPU can show: `make test-gpu`. It needs torch, numpy, pydantic, yaml and pytest, and nothing of a study."""
+"""What only a GPU can show: `make test-gpu`. It needs torch, numpy, pydantic, yaml and pytest, and nothing
+of a study.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def _trial(pool: str | None = None, precision: str = "auto") -> Trial:
 
 @pytest.mark.parametrize("precision", ["auto", "fp32"])
 @pytest.mark.parametrize("pool", [None, "engram", *MEMORIES])
-def test_a_gpu_comes_to_the_loss_of_the_cpu(tokens_folder: Path, tmp_path: Path, pool: str | None, precision: str) -> None:
+def test_a_gpu_comes_to_the_loss_of_the_cpu(
+    tokens_folder: Path, tmp_path: Path, pool: str | None, precision: str
+) -> None:
     on_cpu = run_trial(_trial(pool), tokens_folder, tmp_path / "cpu", threads=1, device="cpu")
     on_gpu = run_trial(_trial(pool, precision), tokens_folder, tmp_path / "gpu", threads=1, device="cuda")
     assert on_gpu["val_loss"] == pytest.approx(on_cpu["val_loss"], abs=0.05)
@@ -112,7 +116,10 @@ def test_gradients_of_busy_and_idle_experts_are_those_of_a_loop(experts: int) ->
     for weight in (layer.gate_up_EDF, layer.down_EFD):
         torch.nn.init.normal_(weight, std=0.2)
     x_SD = torch.randn(64, config.width, device="cuda", requires_grad=True)
-    gates_SK, experts_SK = torch.rand(64, 2, device="cuda"), torch.tensor([[1, 3], [3, experts - 1]], device="cuda").repeat(32, 1)
+    gates_SK, experts_SK = (
+        torch.rand(64, 2, device="cuda"),
+        torch.tensor([[1, 3], [3, experts - 1]], device="cuda").repeat(32, 1),
+    )
     leaves = [x_SD, layer.gate_up_EDF, layer.down_EFD]
     filled = [torch.full_like(weight, torch.nan, dtype=torch.bfloat16) for weight in leaves for _ in range(4)]
     del filled
@@ -123,7 +130,9 @@ def test_gradients_of_busy_and_idle_experts_are_those_of_a_loop(experts: int) ->
     for place in range(2):
         gate_SF, up_SF = torch.einsum("sd,sdf->sf", x_SD, layer.gate_up_EDF[experts_SK[:, place]]).chunk(2, -1)
         inner_SF = torch.nn.functional.silu(gate_SF) * up_SF
-        expected_SD = expected_SD + gates_SK[:, place, None] * torch.einsum("sf,sfd->sd", inner_SF, layer.down_EFD[experts_SK[:, place]])
+        expected_SD = expected_SD + gates_SK[:, place, None] * torch.einsum(
+            "sf,sfd->sd", inner_SF, layer.down_EFD[experts_SK[:, place]]
+        )
     theirs = [expected_SD, *torch.autograd.grad(expected_SD.square().sum(), leaves)]
     for near, exact in zip(ours, theirs, strict=True):
         assert (near.float() - exact).norm() < 0.05 * exact.norm()

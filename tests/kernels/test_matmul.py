@@ -28,7 +28,9 @@ def _either_library(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("speed_up", "taken"), [(2.2, "onednn"), (1.1, "torch"), (0.9, "torch")])
-def test_onednn_is_taken_where_it_is_clearly_faster(speed_up: float, taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onednn_is_taken_where_it_is_clearly_faster(
+    speed_up: float, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(products, "_speed_up", lambda: speed_up)
     use_library(None)
     assert library() == taken
@@ -46,17 +48,26 @@ def test_a_choice_is_made_once_and_quickly(monkeypatch: pytest.MonkeyPatch) -> N
 @settings(max_examples=40, deadline=None)
 @given(S=SIZES, K=SIZES, N=SIZES, turned=st.tuples(st.booleans(), st.booleans()))
 def test_products_are_those_of_float64_whatever_the_strides(S: int, K: int, N: int, turned: tuple[bool, bool]) -> None:
-    x, weight = (torch.randn(b, a).T if turn else torch.randn(a, b) for (a, b), turn in zip(((S, K), (N, K)), turned, strict=True))
+    x, weight = (
+        torch.randn(b, a).T if turn else torch.randn(a, b)
+        for (a, b), turn in zip(((S, K), (N, K)), turned, strict=True)
+    )
     torch.testing.assert_close(matmul(x, weight).double(), x.double() @ weight.double().T, rtol=1e-4, atol=1e-4)
     gradient = torch.randn(S, N)
-    torch.testing.assert_close(weight_gradient(x, gradient).double(), gradient.double().T @ x.double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        weight_gradient(x, gradient).double(), gradient.double().T @ x.double(), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("built", [True, False])
 def test_a_linear_map_and_its_gradients_are_torchs(built: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not built:  # torch without oneDNN
         monkeypatch.setattr(products, "_ONEDNN", None)
-    x, weight, gradient = torch.randn(3, 5, 7, requires_grad=True), torch.randn(11, 7, requires_grad=True), torch.randn(3, 5, 11)
+    x, weight, gradient = (
+        torch.randn(3, 5, 7, requires_grad=True),
+        torch.randn(11, 7, requires_grad=True),
+        torch.randn(3, 5, 11),
+    )
     found = torch.autograd.grad(linear(x, weight), (x, weight), gradient)
     expected = torch.autograd.grad(F.linear(x, weight), (x, weight), gradient)
     torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
@@ -68,7 +79,9 @@ def test_products_of_several_pairs_are_those_of_each() -> None:
     x, weight = torch.randn(3, 5, 7, requires_grad=True), torch.randn(3, 11, 7, requires_grad=True)
     gradient = torch.randn(3, 5, 11)
     torch.testing.assert_close(linears(x, weight), x @ weight.mT)
-    for ours, theirs in zip(*(torch.autograd.grad(y, (x, weight), gradient) for y in (linears(x, weight), x @ weight.mT)), strict=True):
+    for ours, theirs in zip(
+        *(torch.autograd.grad(y, (x, weight), gradient) for y in (linears(x, weight), x @ weight.mT)), strict=True
+    ):
         torch.testing.assert_close(ours, theirs)
 
 

@@ -61,7 +61,11 @@ def test_a_whole_model_runs_on_the_formulas(pool: str) -> None:
     for kernels in ("fast", "reference"):
         environment = os.environ | {"SPARSEMEM_KERNELS": kernels}
         done = subprocess.run(
-            [sys.executable, "-m", "tests.kernels.whole_model", pool], capture_output=True, text=True, env=environment, check=True
+            [sys.executable, "-m", "tests.kernels.whole_model", pool],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=True,
         )
         found[kernels] = json.loads(done.stdout)
     assert found["fast"]["reference"] is False

@@ -12,7 +12,12 @@ from sparsemem.kernels.topk import topk
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(scores=st.integers(1, 700), top_m=st.integers(1, 80), levels=st.sampled_from([2, 50, 10**6]), seed=st.integers(0, 99))
+@given(
+    scores=st.integers(1, 700),
+    top_m=st.integers(1, 80),
+    levels=st.sampled_from([2, 50, 10**6]),
+    seed=st.integers(0, 99),
+)
 def test_the_best_scores_are_those_of_topk_with_ties(scores: int, top_m: int, levels: int, seed: int) -> None:
     drawn = torch.randint(levels, (2, 3, scores), generator=torch.Generator().manual_seed(seed)).float()
     values, places = topk(drawn, top_m)

@@ -18,14 +18,26 @@ POOLS = {
 
 
 def main(pool: str) -> None:
-    model = {"layers": 2, "width": 16, "heads": 2, "moe": {"expert_width": 8, "top_k": 2, "shared_experts": 1}, pool: POOLS[pool]}
+    model = {
+        "layers": 2,
+        "width": 16,
+        "heads": 2,
+        "moe": {"expert_width": 8, "top_k": 2, "shared_experts": 1},
+        pool: POOLS[pool],
+    }
     budget = {"total_params": "40k", "active_params": "9k", "tokens": "1k", "tolerance": "10%"}
-    fields = {"data": {"vocab_size": 300, "context": 16}, "model": model, "budget": budget, "train": {"batch_tokens": 128, "lr": 0.01}}
+    fields = {
+        "data": {"vocab_size": 300, "context": 16},
+        "model": model,
+        "budget": budget,
+        "train": {"batch_tokens": 128, "lr": 0.01},
+    }
     timer = StepTimer(Trial.model_validate(fields | {"shares": {"moe": 0.5, pool: 0.5}}), threads=1)
     windows = torch.randint(300, (8, 17), generator=torch.Generator().manual_seed(0))
     steps = range(1, 9)
     losses = [
-        train_step(timer.model, timer.optimizer, windows[:, :-1], windows[:, 1:], 128, 0.01, step / 8, torch.float32)[0] for step in steps
+        train_step(timer.model, timer.optimizer, windows[:, :-1], windows[:, 1:], 128, 0.01, step / 8, torch.float32)[0]
+        for step in steps
     ]
     print(json.dumps({"reference": kernels.REFERENCE, "losses": losses}))
 

@@ -17,7 +17,9 @@ from sparsemem.parameter import initialize
 
 def _model(heads: int = 4, kv_heads: int | None = None, **changes: Any) -> Model:
     moe = {"expert_width": 8, "top_k": 1, "normalize_gates": False}
-    return Model.model_validate({"layers": 2, "width": 32, "heads": heads, "kv_heads": kv_heads, "init_std": 0.3, "moe": moe} | changes)
+    return Model.model_validate(
+        {"layers": 2, "width": 32, "heads": heads, "kv_heads": kv_heads, "init_std": 0.3, "moe": moe} | changes
+    )
 
 
 def _rms(x: np.ndarray, gain: np.ndarray, eps: float) -> np.ndarray:
@@ -33,7 +35,8 @@ def _turned(x: np.ndarray, position: int, theta: float) -> np.ndarray:
 
 def _naive(layer: Attention, config: Model, x_BTD: np.ndarray) -> np.ndarray:
     project_in, project_out, query_gain, key_gain = (
-        weight.detach().double().numpy() for weight in (layer.project_in, layer.project_out, layer.query_norm.gain, layer.key_norm.gain)
+        weight.detach().double().numpy()
+        for weight in (layer.project_in, layer.project_out, layer.query_norm.gain, layer.key_norm.gain)
     )
     heads, groups = config.heads, config.kv_heads or config.heads
     width = config.head_dim or config.width // heads
@@ -43,7 +46,9 @@ def _naive(layer: Attention, config: Model, x_BTD: np.ndarray) -> np.ndarray:
         for h in range(heads):
             g = h * groups // heads  # consecutive query heads share a key-value head
             parts = [rows[:, start * width : (start + 1) * width] for start in (h, heads + g, heads + groups + g)]
-            q = [_turned(row, t, config.rope_theta) for t, row in enumerate(_rms(parts[0], query_gain, config.norm_eps))]
+            q = [
+                _turned(row, t, config.rope_theta) for t, row in enumerate(_rms(parts[0], query_gain, config.norm_eps))
+            ]
             k = [_turned(row, t, config.rope_theta) for t, row in enumerate(_rms(parts[1], key_gain, config.norm_eps))]
             for t in range(len(x_TD)):
                 scores = np.array([q[t] @ k[s] / math.sqrt(width) for s in range(t + 1)])
@@ -55,7 +60,16 @@ def _naive(layer: Attention, config: Model, x_BTD: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim"),
-    [(1, None, None), (4, None, None), (4, 4, None), (4, 2, None), (4, 1, None), (4, 2, 12), (4, None, 4), (3, None, 10)],
+    [
+        (1, None, None),
+        (4, None, None),
+        (4, 4, None),
+        (4, 2, None),
+        (4, 1, None),
+        (4, 2, 12),
+        (4, None, 4),
+        (3, None, 10),
+    ],
 )
 def test_equals_the_naive_loop(heads: int, kv_heads: int | None, head_dim: int | None) -> None:
     config = _model(heads, kv_heads, head_dim=head_dim, rope_theta=100.0)
@@ -66,7 +80,9 @@ def test_equals_the_naive_loop(heads: int, kv_heads: int | None, head_dim: int |
     layer.key_norm.gain.data.uniform_(0.5, 2)
     x = torch.randn(2, 9, config.width)
     turns = rotations(16, heads, config.head_width, config.rope_theta, x.device)[:, :9]
-    np.testing.assert_allclose(layer(x, turns).detach().numpy(), _naive(layer, config, x.double().numpy()), rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(
+        layer(x, turns).detach().numpy(), _naive(layer, config, x.double().numpy()), rtol=2e-4, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("theta", [100.0, 10_000.0])
@@ -126,6 +142,7 @@ def test_the_account_counts_the_tensors_and_the_causal_triangle(heads: int, kv_h
     layer, account = Attention(config), attention_account(config, context)
     assert account.total == account.active == sum(weight.numel() for weight in layer.parameters())
     matrices = layer.project_in.numel() + layer.project_out.numel()
-    # Every (query, key <= query) pair of every head: a product for the score and one for the weighted sum, two FLOPs an element.
+    # Every (query, key <= query) pair of every head: a product for the score and one for the weighted sum, two FLOPs an
+    # element.
     pairs = sum(t + 1 for t in range(context))
     assert account.flops * context == 2 * matrices * context + pairs * heads * (config.width // heads) * 4

@@ -14,14 +14,22 @@ from sparsemem.parameter import initialize
 @pytest.mark.parametrize(("width", "inner"), [(8, 12), (8, 1), (16, 33)])
 def test_equals_the_formula_and_its_account(width: int, inner: int) -> None:
     config = Model.model_validate(
-        {"layers": 2, "width": width, "heads": 1, "init_std": 0.5, "moe": {"expert_width": 8, "top_k": 1, "normalize_gates": False}}
+        {
+            "layers": 2,
+            "width": width,
+            "heads": 1,
+            "init_std": 0.5,
+            "moe": {"expert_width": 8, "top_k": 1, "normalize_gates": False},
+        }
     )
     layer = FeedForward(config, inner)
     initialize(layer, seed=0)
     x = torch.randn(3, 5, width)
     gate_up, down, exact = (t.detach().double().numpy() for t in (layer.gate_up, layer.down, x))
     gate, up = exact @ gate_up[:inner].T, exact @ gate_up[inner:].T
-    np.testing.assert_allclose(layer(x).detach().numpy(), (gate / (1 + np.exp(-gate)) * up) @ down, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        layer(x).detach().numpy(), (gate / (1 + np.exp(-gate)) * up) @ down, rtol=1e-4, atol=1e-5
+    )
 
     account = feed_forward_account(width, inner)
     assert account.total == account.active == sum(weight.numel() for weight in layer.parameters())
@@ -44,7 +52,13 @@ def test_the_residual_write_starts_smaller_the_deeper_the_model() -> None:
     """GPT-2's rule: matrices that write to the residual stream start at `init_std / sqrt(2 layers)`."""
     for layers in (1, 16):
         config = Model.model_validate(
-            {"layers": layers, "width": 64, "heads": 1, "init_std": 0.1, "moe": {"expert_width": 8, "top_k": 1, "normalize_gates": False}}
+            {
+                "layers": layers,
+                "width": 64,
+                "heads": 1,
+                "init_std": 0.1,
+                "moe": {"expert_width": 8, "top_k": 1, "normalize_gates": False},
+            }
         )
         layer = FeedForward(config, 256)
         initialize(layer, seed=1)

@@ -32,7 +32,9 @@ def test_the_gradient_is_exact() -> None:
     norm = RMSNorm(6, 1e-3).double()
     norm.gain.data = torch.linspace(-1, 2, 6, dtype=torch.float64)
     x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, gain: torch.func.functional_call(norm, {"gain": gain}, (x,)), (x, norm.gain))
+    assert torch.autograd.gradcheck(
+        lambda x, gain: torch.func.functional_call(norm, {"gain": gain}, (x,)), (x, norm.gain)
+    )
 
 
 def test_a_gain_that_bf16_cannot_hold_counts_all_the_same() -> None:

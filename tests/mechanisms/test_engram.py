@@ -25,7 +25,9 @@ ORDERS = [(2,), (3,), (2, 3), (2, 3, 4), (2, 5)]
 def _model(layers: int = 4, **engram: Any) -> Model:
     moe = {"expert_width": 8, "top_k": 1, "normalize_gates": False}
     fields = {"layers": layers, "width": WIDTH, "heads": 2, "init_std": 0.3, "moe": moe}
-    return Model.model_validate(fields | {"engram": {"layers": [1], "heads": 2, "row_dim": 4, "init_std": 0.5} | engram})
+    return Model.model_validate(
+        fields | {"engram": {"layers": [1], "heads": 2, "row_dim": 4, "init_std": 0.5} | engram}
+    )
 
 
 def _engram(**engram: Any) -> Engram:
@@ -47,7 +49,9 @@ def _big_integer_rows(tokens: list[int], config: Engram, layer: int, primes: tup
         for n, order in enumerate(config.orders):
             while seen < order:
                 place = t - seen
-                crossed = crossed or place < 0 or (config.reset_at_document_end and seen > 0 and tokens[place] == SEPARATOR)
+                crossed = (
+                    crossed or place < 0 or (config.reset_at_document_end and seen > 0 and tokens[place] == SEPARATOR)
+                )
                 identity = table[SEPARATOR] if crossed else table[tokens[place]]
                 mix ^= identity * multipliers[seen]
                 seen += 1
@@ -69,7 +73,14 @@ def _big_integer_rows(tokens: list[int], config: Engram, layer: int, primes: tup
     reset=st.booleans(),
 )
 def test_rows_equal_those_of_big_integers(
-    tokens: list[int], orders: tuple[int, ...], heads: int, layer: int, seed: int, start: int, compression: bool, reset: bool
+    tokens: list[int],
+    orders: tuple[int, ...],
+    heads: int,
+    layer: int,
+    seed: int,
+    start: int,
+    compression: bool,
+    reset: bool,
 ) -> None:
     config = _engram(orders=orders, heads=heads, hash_seed=seed, compression=compression, reset_at_document_end=reset)
     primes = distinct_primes(start, len(orders) * heads)
@@ -93,7 +104,8 @@ def test_a_document_reads_the_same_rows_whatever_stands_before_it() -> None:
 
 def test_without_reset_n_grams_read_through_a_separator() -> None:
     kept, through = (
-        [_hash([first, SEPARATOR, 20], orders=[3], reset_at_document_end=reset)[2] for first in (10, 40)] for reset in (True, False)
+        [_hash([first, SEPARATOR, 20], orders=[3], reset_at_document_end=reset)[2] for first in (10, 40)]
+        for reset in (True, False)
     )
     assert kept[0] == kept[1]
     assert through[0] != through[1]
@@ -130,7 +142,11 @@ def test_multipliers_are_those_of_the_released_code() -> None:
     """Values, so that a numpy that draws other numbers is noticed: rows of stored results must stay what they were."""
     draws = np.random.default_rng(0 + 10007 * 1).integers(0, (2**63 - 1) // 1000 // 2, size=3)
     assert hash_multipliers(_engram(orders=[2, 3]), 2, 1000).tolist() == (2 * draws + 1).tolist()
-    assert hash_multipliers(_engram(orders=[2, 3]), 2, 1000).tolist() == [7593627661414631, 479593001838623, 3563315849468963]
+    assert hash_multipliers(_engram(orders=[2, 3]), 2, 1000).tolist() == [
+        7593627661414631,
+        479593001838623,
+        3563315849468963,
+    ]
 
 
 @pytest.mark.parametrize(("start", "count"), [(0, 5), (2, 1), (8, 40), (2_262_400, 32), (7_239_680, 32)])
@@ -144,7 +160,7 @@ def test_primes_are_distinct_and_consecutive_from_the_start(start: int, count: i
     assert distinct_primes(start, count) == tuple(expected[expected >= start][:count].tolist())
 
 
-# --- the module -------------------------------------------------------------------------------------------------------------
+# --- the module -------------------------------------------------------------------------------------------------------
 
 
 def _memory(rows: tuple[int, ...] | None = None, **engram: Any) -> tuple[EngramMemory, Model]:
@@ -163,7 +179,9 @@ def _rms(x: np.ndarray, gain: np.ndarray) -> np.ndarray:
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * gain
 
 
-def _formula(memory: EngramMemory, config: Engram, hidden: np.ndarray, tokens: list[int], primes: tuple[int, ...]) -> np.ndarray:
+def _formula(
+    memory: EngramMemory, config: Engram, hidden: np.ndarray, tokens: list[int], primes: tuple[int, ...]
+) -> np.ndarray:
     """MECHANISMS 2.3 in float64, position by position."""
     weights = {name: weight.detach().double().numpy() for name, weight in memory.named_parameters()}
     first = np.cumsum([0, *primes[:-1]])
@@ -192,10 +210,16 @@ def _formula(memory: EngramMemory, config: Engram, hidden: np.ndarray, tokens: l
 
 @pytest.mark.parametrize("gate", ["signed-root", "plain"])
 @pytest.mark.parametrize("orders", ORDERS)
-@pytest.mark.parametrize(("bias", "conv", "kernel"), [(False, True, 4), (True, True, 3), (True, False, 4), (False, True, 1)])
+@pytest.mark.parametrize(
+    ("bias", "conv", "kernel"), [(False, True, 4), (True, True, 3), (True, False, 4), (False, True, 1)]
+)
 @pytest.mark.parametrize("reset", [False, True])
-def test_the_module_equals_its_formulas(gate: str, orders: tuple[int, ...], bias: bool, conv: bool, kernel: int, reset: bool) -> None:
-    memory, config = _memory(gate=gate, orders=orders, bias=bias, conv=conv, conv_kernel=kernel, conv_reset_at_document_end=reset)
+def test_the_module_equals_its_formulas(
+    gate: str, orders: tuple[int, ...], bias: bool, conv: bool, kernel: int, reset: bool
+) -> None:
+    memory, config = _memory(
+        gate=gate, orders=orders, bias=bias, conv=conv, conv_kernel=kernel, conv_reset_at_document_end=reset
+    )
     assert config.engram is not None
     if conv:
         memory.taps_KD.data.normal_()
@@ -210,7 +234,9 @@ def test_the_module_equals_its_formulas(gate: str, orders: tuple[int, ...], bias
 @torch.no_grad()
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_document_is_read_alike_whatever_stands_before_it(reset: bool) -> None:
-    """With the reset of the convolution too; without, the published module lets the end of one document into the next."""
+    """With the reset of the convolution too; without, the published module lets the end of one document
+    into the next.
+    """
     memory, _ = _memory(conv_reset_at_document_end=reset)
     memory.taps_KD.normal_()
     tokens, hidden = torch.randint(SEPARATOR + 1, VOCABULARY, (1, 12)), torch.randn(1, 12, WIDTH)
@@ -285,9 +311,13 @@ def test_the_accounts_count_the_tensors(bias: bool, conv: bool, kernel: int, ord
 
 @pytest.mark.parametrize(("rows", "billions"), [(2_262_400, 5.79), (7_239_680, 18.53)])
 def test_published_memory_sizes(rows: int, billions: float) -> None:
-    """Engram-27B and -40B (paper, table 1; MECHANISMS 2.5): 2 layers x 16 tables x rows x 80, with the primes that hashing needs."""
+    """Engram-27B and -40B (paper, table 1; MECHANISMS 2.5): 2 layers x 16 tables x rows x 80, with the primes that
+    hashing needs.
+    """
     engram = {"layers": [2, 15], "orders": [2, 3], "heads": 8, "row_dim": 80}
-    config = Model.model_validate({"layers": 30, "width": 2560, "heads": 32, "moe": {"expert_width": 1536, "top_k": 6}, "engram": engram})
+    config = Model.model_validate(
+        {"layers": 30, "width": 2560, "heads": 32, "moe": {"expert_width": 1536, "top_k": 6}, "engram": engram}
+    )
     primes = distinct_primes(rows, 32)
     account = engram_account(config, (primes[:16], primes[16:]))
     assert account.idle / 1e9 == pytest.approx(billions, abs=0.005)

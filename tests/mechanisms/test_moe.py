@@ -44,7 +44,9 @@ def _affinity(logits: np.ndarray, gate: str) -> np.ndarray:
 def _naive(layer: MixtureOfExperts, x_SD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Output and loads, token by token (DeepSeekMoE eq. 9-11, DeepSeek-V3's selection on `s + b`; MECHANISMS 4)."""
     config = layer.config
-    router, gate_up, down, bias = (t.detach().double().numpy() for t in (layer.router_ED, layer.gate_up_EDF, layer.down_EFD, layer.bias_E))
+    router, gate_up, down, bias = (
+        t.detach().double().numpy() for t in (layer.router_ED, layer.gate_up_EDF, layer.down_EFD, layer.bias_E)
+    )
     out, load = np.zeros_like(x_SD), np.zeros(len(router), int)
     for s, x in enumerate(x_SD):
         affinity = _affinity(router @ x, config.gate)
@@ -56,7 +58,9 @@ def _naive(layer: MixtureOfExperts, x_SD: np.ndarray) -> tuple[np.ndarray, np.nd
             load[expert] += 1
     if layer.shared is not None:
         weights, inner = layer.shared.gate_up.detach().double().numpy(), layer.shared.down.shape[0]
-        out += (_silu(x_SD @ weights[:inner].T) * (x_SD @ weights[inner:].T)) @ layer.shared.down.detach().double().numpy()
+        out += (
+            _silu(x_SD @ weights[:inner].T) * (x_SD @ weights[inner:].T)
+        ) @ layer.shared.down.detach().double().numpy()
     return out, load
 
 
@@ -98,7 +102,9 @@ def test_no_token_is_dropped_when_all_go_to_one_expert(favourite: int) -> None:
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("inner", [4, 6, 7, 8, 50])
 def test_any_expert_width_that_the_config_takes_can_be_trained(inner: int, precision: torch.dtype) -> None:
-    """torch's grouped product wants rows of a multiple of 16 bytes; a user's `expert_width` must not meet that in the first step."""
+    """torch's grouped product wants rows of a multiple of 16 bytes; a user's `expert_width` must not meet that in the
+    first step.
+    """
     try:
         layer = _layer(3, 1, expert_width=inner)
     except ValidationError as refused:  # the config may refuse such a width, if it says what would be right
@@ -174,10 +180,14 @@ def test_evaluation_leaves_loads_alone_and_the_bias_is_no_parameter() -> None:
 @pytest.mark.parametrize("gate", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("flushed", [True, False])
 def test_gates_that_underflow_are_numbers(gate: str, flushed: bool) -> None:
-    """Sigmoids at logits of -120, or softmax probabilities of experts that a bias chose against a preference of 120, are all zero."""
+    """Sigmoids at logits of -120, or softmax probabilities of experts that a bias chose against a preference of 120,
+    are all zero.
+    """
     torch.set_flush_denormal(flushed)  # as in training
     layer = _layer(4, 2, gate=gate, balance_loss=0.01, bias_rate=0.02)
-    layer.router_ED.data = torch.zeros(4, WIDTH).index_fill_(0, torch.arange(3) if gate == "softmax" else torch.arange(4), -120.0)
+    layer.router_ED.data = torch.zeros(4, WIDTH).index_fill_(
+        0, torch.arange(3) if gate == "softmax" else torch.arange(4), -120.0
+    )
     layer.bias_E.copy_(torch.tensor([9.0, 9, 0, 0]))
     x = torch.eye(1, WIDTH).requires_grad_()
     gates, _, auxiliary = layer.route(x)
@@ -190,7 +200,9 @@ def test_gates_that_underflow_are_numbers(gate: str, flushed: bool) -> None:
 
 @pytest.mark.parametrize("gate", ["sigmoid", "softmax"])
 def test_the_balance_loss_is_its_weight_at_perfect_balance(gate: str) -> None:
-    """Switch Transformer (arXiv 2101.03961, eq. 4): E * sum(share of assignments * mean probability) is 1 when both are uniform."""
+    """Switch Transformer (arXiv 2101.03961, eq. 4): E * sum(share of assignments * mean probability) is 1 when both are
+    uniform.
+    """
     layer = _layer(4, 1, gate=gate, balance_loss=0.01)
     layer.router_ED.data = 3 * torch.eye(4, WIDTH)
     x = torch.eye(4, WIDTH)  # token i prefers expert i
@@ -213,7 +225,9 @@ def test_the_auxiliary_losses_equal_their_formulas(gate: str, top_k: int) -> Non
     assert _layer(5, top_k, gate=gate).route(x)[2].item() == 0
 
 
-def _reference(layer: MixtureOfExperts, x_SD: torch.Tensor, weights: list[torch.Tensor], chosen_SK: torch.Tensor) -> torch.Tensor:
+def _reference(
+    layer: MixtureOfExperts, x_SD: torch.Tensor, weights: list[torch.Tensor], chosen_SK: torch.Tensor
+) -> torch.Tensor:
     """The same layer as plain float64 operations that autograd differentiates one by one."""
     router, gate_up, down = weights
     affinity = (x_SD @ router.T).sigmoid() if layer.config.gate == "sigmoid" else (x_SD @ router.T).softmax(-1)
@@ -222,7 +236,10 @@ def _reference(layer: MixtureOfExperts, x_SD: torch.Tensor, weights: list[torch.
     rows = []
     for s in range(len(x_SD)):
         hidden = [x_SD[s] @ gate_up[e] for e in chosen_SK[s]]
-        outputs = [(torch.nn.functional.silu(h[:INNER]) * h[INNER:]) @ down[e] for h, e in zip(hidden, chosen_SK[s], strict=True)]
+        outputs = [
+            (torch.nn.functional.silu(h[:INNER]) * h[INNER:]) @ down[e]
+            for h, e in zip(hidden, chosen_SK[s], strict=True)
+        ]
         rows.append(sum(gate * output for gate, output in zip(gates[s], outputs, strict=True)))
     return torch.stack(rows)
 
@@ -230,12 +247,16 @@ def _reference(layer: MixtureOfExperts, x_SD: torch.Tensor, weights: list[torch.
 @settings(max_examples=30, deadline=None)
 @given(data=st.data(), experts=st.integers(1, 7), tokens=st.integers(1, 13), seed=st.integers(0, 99))
 def test_gradients_equal_those_of_the_naive_loop(data: st.DataObject, experts: int, tokens: int, seed: int) -> None:
-    """Experts without a token and equal tokens included. torch's grouped product knows no float64 on a CPU, so gradcheck is replaced by
-    autograd through the per-token loop."""
+    """Experts without a token and equal tokens included. torch's grouped product knows no float64 on a CPU, so
+    gradcheck is replaced by autograd through the per-token loop.
+    """
     top_k, gate, normalize = (
-        data.draw(choice) for choice in (st.integers(1, experts), st.sampled_from(["sigmoid", "softmax"]), st.booleans())
+        data.draw(choice)
+        for choice in (st.integers(1, experts), st.sampled_from(["sigmoid", "softmax"]), st.booleans())
     )
-    wide, busy, step = data.draw(st.sampled_from([(moe.WIDE, moe.BUSY, moe.STEP), (1, 0, 1), (1, 0, 4)]))  # all at once, one by one
+    wide, busy, step = data.draw(
+        st.sampled_from([(moe.WIDE, moe.BUSY, moe.STEP), (1, 0, 1), (1, 0, 4)])
+    )  # all at once, one by one
     most = data.draw(st.sampled_from([{}, {"cpu": 1}, {"cpu": 2}, {"cpu": 5}]))  # experts of one grouped product
     layer = _layer(experts, top_k, seed=seed, gate=gate, normalize_gates=normalize)
     torch.manual_seed(seed)
@@ -275,14 +296,19 @@ def test_an_expert_without_tokens_gets_no_gradient_out_of_what_memory_held() -> 
 
 @pytest.mark.parametrize(("wide", "busy", "step"), [(moe.WIDE, moe.BUSY, moe.STEP), (1, 0, 4)])
 def test_experts_in_bf16_stay_near_those_in_fp32(wide: int, busy: int, step: int) -> None:
-    """All at once and, where the processor multiplies bf16, one by one: outputs and gradients within 2% of their norm."""
+    """All at once and, where the processor multiplies bf16, one by one: outputs and gradients within 2% of
+    their norm.
+    """
     layer = _layer(5, 2)
     x = torch.randn(60, WIDTH, requires_grad=True)
     gates, experts, _ = layer.route(x.detach())
     leaves = [x, gates.detach().requires_grad_(), layer.gate_up_EDF, layer.down_EFD]
     found: list[list[torch.Tensor]] = []
     for precision in (torch.float32, torch.bfloat16):
-        with patch.multiple(moe, WIDE=wide, BUSY=busy, STEP=step), torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        with (
+            patch.multiple(moe, WIDE=wide, BUSY=busy, STEP=step),
+            torch.autocast("cpu", precision, enabled=precision != torch.float32),
+        ):
             y = layer.routed(x, leaves[1], experts)
             weight = layer.gate_up_EDF.to(precision)
             assert (moe._sort(experts.flatten(), weight)[2].ends[0] is not None) == (wide > 1 or not fast(weight))

@@ -1,4 +1,6 @@
-"""N-gram embedding (OverEncoding, arXiv 2501.16975): the hash against big integers, the module against its formula in float64."""
+"""N-gram embedding (OverEncoding, arXiv 2501.16975): the hash against big integers, the module against its formula in
+float64.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def _rows(config: Model, start: int = 11) -> tuple[int, ...]:
     return distinct_primes(start, len(config.ngram_embedding.orders) * config.ngram_embedding.heads)
 
 
-def _big_integer_rows(tokens: list[int], config: Model, primes: tuple[int, ...], vocabulary: int = VOCABULARY) -> list[list[int]]:
+def _big_integer_rows(
+    tokens: list[int], config: Model, primes: tuple[int, ...], vocabulary: int = VOCABULARY
+) -> list[list[int]]:
     """`h_i mod m_ij`, position by position, in Python's unbounded integers."""
     memory = config.ngram_embedding
     assert memory is not None
@@ -62,7 +66,9 @@ def _hash(tokens: list[int], **memory: Any) -> list[list[int]]:
     start=st.sampled_from([2, 97, 12_800_000]),
     reset=st.booleans(),
 )
-def test_rows_equal_those_of_big_integers(tokens: list[int], orders: tuple[int, ...], heads: int, start: int, reset: bool) -> None:
+def test_rows_equal_those_of_big_integers(
+    tokens: list[int], orders: tuple[int, ...], heads: int, start: int, reset: bool
+) -> None:
     config = _config(orders=orders, heads=heads, reset_at_document_end=reset)
     primes = _rows(config, start)
     rows = PolynomialHash(config, primes, VOCABULARY, SEPARATOR)(torch.tensor([tokens, tokens[::-1]]))
@@ -95,7 +101,8 @@ def test_a_document_reads_the_same_rows_whatever_stands_before_it() -> None:
 
 def test_without_reset_n_grams_read_through_a_separator() -> None:
     kept, through = (
-        [_hash([first, SEPARATOR, 20], orders=[3], reset_at_document_end=reset)[2] for first in (10, 40)] for reset in (True, False)
+        [_hash([first, SEPARATOR, 20], orders=[3], reset_at_document_end=reset)[2] for first in (10, 40)]
+        for reset in (True, False)
     )
     assert kept[0] == kept[1]
     assert through[0] != through[1]
@@ -111,7 +118,7 @@ def test_longer_orders_look_further_back_and_not_beyond() -> None:
     assert _hash([10, 20, 30], orders=[3])[2] != _hash([11, 20, 30], orders=[3])[2]
 
 
-# --- the module -------------------------------------------------------------------------------------------------------------
+# --- the module -------------------------------------------------------------------------------------------------------
 
 
 def _build(**memory: Any) -> tuple[NgramEmbeddingLayer, Model]:
@@ -153,7 +160,9 @@ def _formula(module: NgramEmbeddingLayer, config: Model, embedded: np.ndarray, t
 @pytest.mark.parametrize("amplify", AMPLIFY)
 @pytest.mark.parametrize("orders", ORDERS)
 @pytest.mark.parametrize(("heads", "row_dim", "reset"), [(1, 4, True), (3, 8, False)])
-def test_the_module_equals_its_formula(amplify: str, orders: tuple[int, ...], heads: int, row_dim: int, reset: bool) -> None:
+def test_the_module_equals_its_formula(
+    amplify: str, orders: tuple[int, ...], heads: int, row_dim: int, reset: bool
+) -> None:
     module, config = _build(amplify=amplify, orders=orders, heads=heads, row_dim=row_dim, reset_at_document_end=reset)
     embedded, tokens = _inputs()
     out = module(embedded, tokens)
@@ -197,7 +206,10 @@ def test_gradients_pass_a_finite_difference_check(amplify: str) -> None:
     module, _ = _build(amplify=amplify, orders=[2, 3], heads=1, row_dim=3, init_std=0.5)
     module.double()
     weights = {name: weight.detach().clone().requires_grad_() for name, weight in module.named_parameters()}
-    embedded, tokens = torch.randn(1, 4, WIDTH, dtype=torch.float64, requires_grad=True), torch.tensor([[10, SEPARATOR, 20, 30]])
+    embedded, tokens = (
+        torch.randn(1, 4, WIDTH, dtype=torch.float64, requires_grad=True),
+        torch.tensor([[10, SEPARATOR, 20, 30]]),
+    )
 
     def forward(embedded_BTD: Tensor, *values: Tensor) -> Tensor:
         named = dict(zip(weights, values, strict=True))
@@ -239,7 +251,9 @@ def test_every_table_adds_something_of_its_own() -> None:
 
 @pytest.mark.parametrize("row_dim", [2, 8, 32])
 def test_a_table_starts_at_the_scale_of_the_vocabulary_embedding(row_dim: int) -> None:
-    """Every term of the mean weighs alike: 1 + H independent ones average to 1 / sqrt(1 + H) of one's deviation, times sqrt(D)."""
+    """Every term of the mean weighs alike: 1 + H independent ones average to 1 / sqrt(1 + H) of one's deviation, times
+    sqrt(D).
+    """
     width = 128
     config = _config(width=width, row_dim=row_dim, orders=[2, 3], heads=4, amplify="scale")
     module = NgramEmbeddingLayer(config, _rows(config, 997), VOCABULARY, SEPARATOR)
@@ -247,7 +261,9 @@ def test_a_table_starts_at_the_scale_of_the_vocabulary_embedding(row_dim: int) -
     tokens = torch.randint(VOCABULARY, (8, 256))
     embedded = torch.randn(8, 256, width) * config.init_std
     assert module(embedded, tokens).std().item() == pytest.approx(config.init_std * math.sqrt(width / 9), rel=0.05)
-    assert module(torch.zeros_like(embedded), tokens).std().item() == pytest.approx(config.init_std * math.sqrt(8 * width) / 9, rel=0.05)
+    assert module(torch.zeros_like(embedded), tokens).std().item() == pytest.approx(
+        config.init_std * math.sqrt(8 * width) / 9, rel=0.05
+    )
 
 
 @pytest.mark.parametrize("amplify", AMPLIFY)

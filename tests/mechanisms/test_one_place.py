@@ -1,10 +1,11 @@
 """A mechanism is one place: no code outside of `sparsemem/mechanisms` names a pool.
 
-The rule. In the syntax tree of every file of `sparsemem` and `analysis`, a pool's name may not stand as a word of a text, as a name, an
-attribute, an argument or a part of an import. Docstrings and comments may speak of anything. `share_moe` and `moe_bytes_...` are columns of
-result files and do not count as the word; nor do labels such as `Engram`, nor `experts`: what routed experts and memory share is what the
-project is about, and `mechanisms.EXPERTS` is how code speaks of the former. Exempt is one measurement, `sparsemem bench moe`, whose subject
-is how tokens are sent to experts: its file, and its name where measurements are listed.
+The rule. In the syntax tree of every file of `sparsemem` and `analysis`, a pool's name may not stand as a word of a
+text, as a name, an attribute, an argument or a part of an import. Docstrings and comments may speak of anything.
+`share_moe` and `moe_bytes_...` are columns of result files and do not count as the word; nor do labels such as
+`Engram`, nor `experts`: what routed experts and memory share is what the project is about, and `mechanisms.EXPERTS` is
+how code speaks of the former. Exempt is one measurement, `sparsemem bench moe`, whose subject is how tokens are sent to
+experts: its file, and its name where measurements are listed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from sparsemem.mechanisms import POOLS
 
 ROOT = Path(__file__).parents[2]
 EXEMPT = {("sparsemem/bench/moe.py", None), ("sparsemem/bench/__init__.py", "moe"), ("sparsemem/cli.py", "moe")}
-FILES = sorted(path for folder in ("sparsemem", "analysis") for path in (ROOT / folder).rglob("*.py") if "mechanisms" not in path.parts)
+FILES = sorted(
+    path
+    for folder in ("sparsemem", "analysis")
+    for path in (ROOT / folder).rglob("*.py")
+    if "mechanisms" not in path.parts
+)
 
 
 def named(code: str) -> Iterator[tuple[int, str]]:
@@ -33,7 +39,9 @@ def named(code: str) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             texts = [node.module or ""]
         else:
-            texts = [value for _, value in ast.iter_fields(node) if isinstance(value, str)]  # of names, attributes, arguments, aliases
+            texts = [
+                value for _, value in ast.iter_fields(node) if isinstance(value, str)
+            ]  # of names, attributes, arguments, aliases
         yield from ((getattr(node, "lineno", 0), found) for text in texts for found in word.findall(text))
 
 
@@ -48,7 +56,13 @@ def test_no_code_outside_of_it_names_a_pool(path: Path) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        *("model.moe.top_k", "x = {'engram': 1}", "from sparsemem.mechanisms.moe import layer", "import a.pkm as b", "def f(peer): 0"),
+        *(
+            "model.moe.top_k",
+            "x = {'engram': 1}",
+            "from sparsemem.mechanisms.moe import layer",
+            "import a.pkm as b",
+            "def f(peer): 0",
+        ),
         *("f(ultramem=1)", "x = f'model.moe.{name}'", "engram = 1"),
     ],
 )
@@ -57,4 +71,6 @@ def test_the_search_finds_each_way_to_name_one(code: str) -> None:
 
 
 def test_the_search_lets_prose_columns_and_labels_be() -> None:
-    assert not list(named('"""The moe pool."""\nx = ["share_moe", "moe-joint", "moe_bytes_1", "Engram", experts]  # moe'))
+    assert not list(
+        named('"""The moe pool."""\nx = ["share_moe", "moe-joint", "moe_bytes_1", "Engram", experts]  # moe')
+    )

@@ -1,4 +1,6 @@
-"""Product-key memories: values, pre-values, virtual tables and projections against their formulas in float64, row by row."""
+"""Product-key memories: values, pre-values, virtual tables and projections against their formulas in float64, row by
+row.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def _config(pool: str, width: int = WIDTH, layers: int = 4, init_std: float = 0.
     fields = {"placement": "parallel", "heads": 2, "top_m": 4, "key_dim": 8}
     if pool == "ultramem_v2":
         fields["heads"] = 1
-    return Model.model_validate({"layers": layers, "width": width, "heads": 2, "init_std": init_std, pool: fields | memory})
+    return Model.model_validate(
+        {"layers": layers, "width": width, "heads": 2, "init_std": init_std, pool: fields | memory}
+    )
 
 
 def _build(config: Model, pool: str, layer: int = 1, table: ValueTable | None = None) -> ProductKeyMemory:
@@ -85,14 +89,18 @@ def _formula(memory: ProductKeyMemory, x_BTD: Tensor) -> np.ndarray:
     groups = projected_groups(config)
     shuffle = memory.shuffle_A.tolist() if config.virtual_tables > 1 else list(range(rows))
     result = []
-    for x, address_HM, score_HMG in zip(x_BTD.flatten(0, 1).numpy(), addresses.tolist(), scores.detach().numpy(), strict=True):
+    for x, address_HM, score_HMG in zip(
+        x_BTD.flatten(0, 1).numpy(), addresses.tolist(), scores.detach().numpy(), strict=True
+    ):
         pooled = np.zeros((groups, width))
         for h in range(config.heads):
             for m in range(config.top_m):
                 table, row = divmod(shuffle[address_HM[h][m]], rows)
                 factor = 1.0
                 if pre_values is not None:
-                    factor = _activation(config.pre_values, pre_values[row] @ (weights["pre_KD"] @ x if "pre_KD" in weights else x))
+                    factor = _activation(
+                        config.pre_values, pre_values[row] @ (weights["pre_KD"] @ x if "pre_KD" in weights else x)
+                    )
                 for c in range(width):
                     core = c // (width // config.cores)
                     pooled[table if groups > 1 else 0, c] += score_HMG[h, m, core] * factor * values[row, c]
@@ -113,24 +121,31 @@ def test_the_layer_equals_its_formula(pool: str, fields: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("cores", [1, 2])
 def test_pooling_each_virtual_table_apart_equals_the_naive_virtual_tables(cores: int) -> None:
-    """UltraMem: `V~_p = V W_p` of N rows each, written out as E x N rows of the model's width (core g weights what slice g of V gives)."""
+    """UltraMem: `V~_p = V W_p` of N rows each, written out as E x N rows of the model's width (core g weights what
+    slice g of V gives).
+    """
     memory, x = _build(_config("ultramem", value_dim=8, cores=cores), "ultramem"), _input()
     addresses_SHM, scores_SHMG, _ = memory.retrieval(x)
     values_RC, out_DPC = memory.table.values.rows_RC, memory.out_DW.detach().view(WIDTH, 4, 8)
     virtual_GAD = torch.stack(
-        [torch.cat([values_RC[:, part] @ out_DPC[:, p, part].T for p in range(4)]) for part in torch.arange(8).chunk(cores)]
+        [
+            torch.cat([values_RC[:, part] @ out_DPC[:, p, part].T for p in range(4)])
+            for part in torch.arange(8).chunk(cores)
+        ]
     )
     read_GSHMD = virtual_GAD[:, memory.shuffle_A[addresses_SHM]]
     expected = (scores_SHMG.permute(3, 0, 1, 2).unsqueeze(-1) * read_GSHMD).sum((0, 2, 3)).view_as(x)
     torch.testing.assert_close(memory(x)[0], expected)
 
 
-# --- gradients --------------------------------------------------------------------------------------------------------------
+# --- gradients --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("pool", "fields"), CASES)
 def test_gradients_are_finite_differences(pool: str, fields: dict[str, Any]) -> None:
-    """Of the input entry by entry, of every parameter along a random direction; rows are chosen anew for each difference."""
+    """Of the input entry by entry, of every parameter along a random direction; rows are chosen anew for each
+    difference.
+    """
     memory, x = _build(_config(pool, **fields), pool), _input(2, 2).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: memory(x)[0], x, eps=1e-7, atol=1e-5)
     target, step = torch.randn(x.shape, dtype=torch.float64), 1e-6
@@ -153,7 +168,9 @@ def test_layers_that_share_a_table_add_their_gradients() -> None:
     layers = nn.ModuleList(_build(config, "memory_plus", layer, table) for layer in (1, 2))
     assert layers[0].table is layers[1].table
     assert sum("rows_RC" in name for name, _ in layers.named_parameters()) == 1
-    assert product_key_account(config, "memory_plus", (KEYS,)).total == sum(weight.numel() for weight in layers.parameters())
+    assert product_key_account(config, "memory_plus", (KEYS,)).total == sum(
+        weight.numel() for weight in layers.parameters()
+    )
 
     x, gradients = _input(), []
     for chosen in ([layers[0]], [layers[1]], list(layers)):
@@ -180,7 +197,7 @@ def test_autocast_stays_near_full_precision_and_trains(pool: str) -> None:
     assert memory.table.values.rows_RC.grad.dtype == torch.float32
 
 
-# --- virtual tables and rates -----------------------------------------------------------------------------------------------
+# --- virtual tables and rates -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tables", [4, 9])
@@ -204,12 +221,14 @@ def test_the_shuffle_follows_from_the_layer_and_is_not_saved() -> None:
 @pytest.mark.parametrize(("pool", "rate"), [("pkm", None), ("ultramem", (10.0, 1.0)), ("ultramem_v2", (4.0, 1.0))])
 def test_rows_carry_their_learning_rate(pool: str, rate: tuple[float, float] | None) -> None:
     memory = _build(_config(pool), pool)
-    rates = {name: weight.rate for name, weight in memory.named_parameters() if getattr(weight, "sparse_gradient", False)}
+    rates = {
+        name: weight.rate for name, weight in memory.named_parameters() if getattr(weight, "sparse_gradient", False)
+    }
     assert set(rates.values()) == {rate}
     assert len(rates) == (2 if pool == "ultramem_v2" else 1)
 
 
-# --- usage ------------------------------------------------------------------------------------------------------------------
+# --- usage ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pool", ["pkm", "ultramem", "ultramem_v2"])
@@ -244,7 +263,7 @@ def test_usage_is_no_part_of_the_state() -> None:
     assert set(memory.state_dict()) == before
 
 
-# --- initial scale ----------------------------------------------------------------------------------------------------------
+# --- initial scale ----------------------------------------------------------------------------------------------------
 
 
 def _silu_square(variance: float) -> float:
@@ -261,28 +280,35 @@ def test_the_scale_of_rows_is_the_published_formula() -> None:
     spread = top_score_moments(config.ultramem_v2, (30, 30))[1]
     variance = math.sqrt(0.2 * 2 * 768 / (32 * 1 * (1 + spread**2) * 192 * 192 * 20))
     assert row_stds(config, "ultramem_v2", (30, 30), 2 * 768) == pytest.approx((math.sqrt(variance),) * 2)
-    assert row_stds(_config("ultramem", layers=6, top_m=8), "ultramem", KEYS, 64)[0] == pytest.approx(math.sqrt(4 / (2 * 8 * 2 * 6)))
+    assert row_stds(_config("ultramem", layers=6, top_m=8), "ultramem", KEYS, 64)[0] == pytest.approx(
+        math.sqrt(4 / (2 * 8 * 2 * 6))
+    )
     assert row_stds(_config("pkm"), "pkm", KEYS, 64) == (0.02, 0.02)
     assert pytest.approx(_silu_square(0.4), abs=1e-6) == SILU_SQUARE
 
 
 def _output_square(memory: ProductKeyMemory, tokens: int, seeds: int, cores: int) -> float:
-    """Mean square of the output for inputs of unit variance, over `seeds` draws of all parameters and `cores` draws of the Tucker cores:
-    a layer has one core a head, and its scale alone moves the variance by a third."""
+    """Mean square of the output for inputs of unit variance, over `seeds` draws of all parameters and `cores` draws of
+    the Tucker cores: a layer has one core a head, and its scale alone moves the variance by a third.
+    """
     found = []
     for seed in range(seeds):
         initialize(memory, seed)
         for _ in range(cores):
             if memory.memory.tucker_rank:
                 memory.retrieval.cores_GHRR.data.uniform_()
-            x = nn.functional.rms_norm(torch.randn(1, tokens, memory.retrieval.query_FD.shape[1]), (memory.retrieval.query_FD.shape[1],))
+            x = nn.functional.rms_norm(
+                torch.randn(1, tokens, memory.retrieval.query_FD.shape[1]), (memory.retrieval.query_FD.shape[1],)
+            )
             with torch.no_grad():
                 found.append(float(memory(x)[0].square().mean()))
     return float(np.mean(found))
 
 
 def test_the_released_start_is_louder_than_the_flat_one_by_its_output_projection() -> None:
-    """Released code of UltraMemV2: projections of 1 / sqrt(inputs). At the shape of its 227M model, 20 times the flat start's."""
+    """Released code of UltraMemV2: projections of 1 / sqrt(inputs). At the shape of its 227M model, 20 times the flat
+    start's.
+    """
     fields = {"key_dim": 192, "top_m": 32, "value_dim": 192, "pre_value_dim": 192, "virtual_tables": 1}
     squares = {}
     for init in ("flat", "released"):
@@ -290,12 +316,16 @@ def test_the_released_start_is_louder_than_the_flat_one_by_its_output_projection
         table = ValueTable(config, "ultramem_v2", (24, 24), 64)
         torch.manual_seed(0)
         squares[init] = _output_square(ProductKeyMemory(config, "ultramem_v2", 1, (24, 24), table), 32, 1, 1)
-    assert math.sqrt(squares["released"] / squares["flat"]) == pytest.approx(192**-0.5 / (0.0228 / math.sqrt(2 * 20)), rel=0.05)
+    assert math.sqrt(squares["released"] / squares["flat"]) == pytest.approx(
+        192**-0.5 / (0.0228 / math.sqrt(2 * 20)), rel=0.05
+    )
 
 
 @pytest.mark.parametrize("width", [64, 256, 1024])
 def test_memory_and_feed_forward_start_with_the_output_variance_of_the_formula(width: int) -> None:
-    """T = 0.032 x inner / h / L for the memory; the feed-forward, whose silu the formula takes as linear, has E[silu(g)^2] / 0.4 of it."""
+    """T = 0.032 x inner / h / L for the memory; the feed-forward, whose silu the formula takes as linear, has
+    E[silu(g)^2] / 0.4 of it.
+    """
     layers, inner = 4, 2 * width
     config = _config(
         "ultramem_v2",
@@ -340,7 +370,7 @@ def test_every_variant_of_the_variance_matched_memory_meets_the_same_target(fiel
     assert _output_square(memory, tokens=16, seeds=8, cores=16) == pytest.approx(0.032 * 2 / 4, rel=0.1)
 
 
-# --- accounts ---------------------------------------------------------------------------------------------------------------
+# --- accounts ---------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)
@@ -354,18 +384,31 @@ def test_every_variant_of_the_variance_matched_memory_meets_the_same_target(fiel
     first=st.tuples(st.integers(3, 6), st.integers(3, 6)),
 )
 def test_the_account_counts_the_tensors(
-    case: tuple[str, dict[str, Any]], width: int, heads: int, top_m: int, norm: str, together: int, first: tuple[int, int]
+    case: tuple[str, dict[str, Any]],
+    width: int,
+    heads: int,
+    top_m: int,
+    norm: str,
+    together: int,
+    first: tuple[int, int],
 ) -> None:
     pool, given = case
     fields = given | {"layers_per_table": together}
-    fields |= {"heads": 2 if fields.get("shared_query", pool == "ultramem") else heads, "top_m": top_m, "norm": norm, "init": "flat"}
+    fields |= {
+        "heads": 2 if fields.get("shared_query", pool == "ultramem") else heads,
+        "top_m": top_m,
+        "norm": norm,
+        "init": "flat",
+    }
     if fields.get("projection") == "none":
         fields["value_dim"] = width // 4
     config = _config(pool, width=width, **fields)
     tables = tuple((first[0] + i, first[1]) for i in range(4 // together))
     with torch.device("meta"):
         shared = [ValueTable(config, pool, keys, 64) for keys in tables]
-        layers = nn.ModuleList(ProductKeyMemory(config, pool, 1 + i, tables[i // together], shared[i // together]) for i in range(4))
+        layers = nn.ModuleList(
+            ProductKeyMemory(config, pool, 1 + i, tables[i // together], shared[i // together]) for i in range(4)
+        )
     weights = dict(layers.named_parameters())
     assert all(weight.is_meta for weight in weights.values())
     rows = sum(weight.numel() for weight in weights.values() if getattr(weight, "sparse_gradient", False))
@@ -374,13 +417,17 @@ def test_the_account_counts_the_tensors(
     read = 4 * memory.heads * top_m * row_parameters(config, pool)
     assert rows == sum(map(math.prod, tables)) * row_parameters(config, pool)
     assert account.total == rows + others
-    touched = sum(min(together * memory.heads * top_m, math.prod(keys)) for keys in tables) * row_parameters(config, pool)
+    touched = sum(min(together * memory.heads * top_m, math.prod(keys)) for keys in tables) * row_parameters(
+        config, pool
+    )
     assert account.active == touched + others
     assert account.sparse_bytes == 4 * read
 
 
 def test_flops_of_one_layer_are_those_of_its_products() -> None:
-    """V2 by hand: pre-projection, a dot product and a sum for each row that is read, output projection, beside the retrieval."""
+    """V2 by hand: pre-projection, a dot product and a sum for each row that is read, output projection, beside the
+    retrieval.
+    """
     with_memory = _config("ultramem_v2", layers=1, value_dim=8, pre_value_dim=4, top_m=4)
     assert with_memory.ultramem_v2 is not None
     retrieval = retrieval_account(with_memory, with_memory.ultramem_v2, KEYS)

@@ -1,4 +1,5 @@
-"""Product-key retrieval: exact against brute force over every row, and the weights against the papers' formulas in float64.
+"""Product-key retrieval: exact against brute force over every row, and the weights against the papers' formulas in
+float64.
 
 Sources: PKM 1907.05242, PEER 2407.04153, UltraMem 2411.12364, UltraMemV2 2508.18756 (MECHANISMS 3).
 """
@@ -92,7 +93,7 @@ def _anything(draw: st.DrawFn) -> tuple[dict[str, Any], tuple[int, int]]:
     return fields, keys
 
 
-# --- the reference ----------------------------------------------------------------------------------------------------------
+# --- the reference ----------------------------------------------------------------------------------------------------
 
 
 def _layer_norm(x: np.ndarray, gain: np.ndarray) -> np.ndarray:
@@ -107,7 +108,12 @@ def _every_score(retrieval: ProductKeyRetrieval, x_BTD: torch.Tensor) -> np.ndar
     if memory.query_conv:
         taps = w["taps_JD"].copy()
         taps[0] += 1
-        x = np.stack([[sum(taps[j] * sequence[t - j] for j in range(len(taps)) if t >= j) for t in range(len(sequence))] for sequence in x])
+        x = np.stack(
+            [
+                [sum(taps[j] * sequence[t - j] for j in range(len(taps)) if t >= j) for t in range(len(sequence))]
+                for sequence in x
+            ]
+        )
     queries = np.stack([w["query_FD"] @ token for sequence in x for token in sequence])
     if memory.norm == "batch":
         assert retrieval.training
@@ -133,7 +139,9 @@ def _every_score(retrieval: ProductKeyRetrieval, x_BTD: torch.Tensor) -> np.ndar
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(drawn=_anything(), seed=st.integers(0, 99))
-def test_what_is_read_is_weighted_by_the_score_of_its_address(drawn: tuple[dict[str, Any], tuple[int, int]], seed: int) -> None:
+def test_what_is_read_is_weighted_by_the_score_of_its_address(
+    drawn: tuple[dict[str, Any], tuple[int, int]], seed: int
+) -> None:
     fields, keys = drawn
     retrieval = _retrieval("pkm", keys, seed, **fields)
     for name, weight in retrieval.named_parameters():
@@ -183,7 +191,13 @@ def test_the_top_m_of_sums_is_that_of_brute_force_with_ties(
 ) -> None:
     """PKM and PEER (shared keys). Whole numbers: sums are exact in fp32 and most of them tie; `spread` 0 ties all."""
     rows = keys[0] * keys[1] * virtual_tables
-    fields = {"heads": heads, "shared_keys": shared_keys, "shared_query": shared_query, "virtual_tables": virtual_tables, "value_dim": 4}
+    fields = {
+        "heads": heads,
+        "shared_keys": shared_keys,
+        "shared_query": shared_query,
+        "virtual_tables": virtual_tables,
+        "value_dim": 4,
+    }
     top_m = data.draw(st.integers(1, rows) | st.just(rows))
     retrieval = _retrieval("pkm", keys, norm="none", softmax=False, top_m=top_m, **fields)
     generator = torch.Generator().manual_seed(seed)
@@ -198,11 +212,15 @@ def test_the_top_m_of_sums_is_that_of_brute_force_with_ties(
     assert all(len(set(chosen)) == top_m for chosen in addresses.flatten(0, 1).tolist())
 
 
-# --- Tucker -----------------------------------------------------------------------------------------------------------------
+# --- Tucker -----------------------------------------------------------------------------------------------------------
 
 
-def _filter_scores(retrieval: ProductKeyRetrieval, x_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rank-one filter scores of both sides, (S, N), and every pair's exact score, (S, rows, columns), of a single head."""
+def _filter_scores(
+    retrieval: ProductKeyRetrieval, x_BTD: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rank-one filter scores of both sides, (S, N), and every pair's exact score, (S, rows, columns), of a
+    single head.
+    """
     row_HRSN, column_HRSN = retrieval._key_scores(retrieval._query(x_BTD))
     (u, t), core = retrieval.filters_2HR[:, 0], retrieval.cores_GHRR.sum(0)[0]
     row, column = torch.einsum("r,rsn->sn", u, row_HRSN[0]), torch.einsum("r,rsn->sn", t, column_HRSN[0])
@@ -211,9 +229,11 @@ def _filter_scores(retrieval: ProductKeyRetrieval, x_BTD: torch.Tensor) -> tuple
 
 @torch.no_grad()
 def test_recall_of_the_rank_one_filter() -> None:
-    """UltraMemV2 at the start, rank 2, 120 x 120 keys, top 16, 20 draws of 50 tokens: the filter finds 51% of the exact top-m.
+    """UltraMemV2 at the start, rank 2, 120 x 120 keys, top 16, 20 draws of 50 tokens: the filter finds 51% of the exact
+    top-m.
 
-    Nearly all of what it misses has two negative filter scores (49% of the exact top-m): of the top-m among the other pairs it finds 99.9%.
+    Nearly all of what it misses has two negative filter scores (49% of the exact top-m): of the top-m among the other
+    pairs it finds 99.9%.
     """
     found, found_without_negatives = [], []
     for seed in range(20):
@@ -233,9 +253,13 @@ def test_recall_of_the_rank_one_filter() -> None:
 @pytest.mark.parametrize("keys", [(12, 9), (5, 30)])
 @pytest.mark.parametrize("core", [0.7, -0.7])
 def test_at_rank_one_the_filter_is_exact_but_for_two_negatives(keys: tuple[int, int], core: float) -> None:
-    """Where both sides' best m filter scores are positive, the top-m is exact over all pairs that are not twice negative."""
+    """Where both sides' best m filter scores are positive, the top-m is exact over all pairs that are not twice
+    negative.
+    """
     top_m, tokens = 4, 200
-    retrieval = _retrieval("ultramem", keys, heads=2, cores=1, tucker_rank=1, tucker_penalty=0, top_m=top_m, shared_query=False)
+    retrieval = _retrieval(
+        "ultramem", keys, heads=2, cores=1, tucker_rank=1, tucker_penalty=0, top_m=top_m, shared_query=False
+    )
     retrieval.cores_GHRR.fill_(core)
     x = torch.randn(1, tokens, WIDTH)
     addresses, weights, _ = retrieval(x)
@@ -297,7 +321,9 @@ def test_the_filter_is_refreshed_by_training_and_kept_by_evaluation() -> None:
 
 @torch.no_grad()
 def test_the_filter_takes_the_sign_nearer_to_the_last_one() -> None:
-    """Cores turned by small steps through a full circle: u and t follow without a jump and end as their negatives after half of it."""
+    """Cores turned by small steps through a full circle: u and t follow without a jump and end as their negatives after
+    half of it.
+    """
     retrieval = _retrieval("ultramem_v2", cores=1, top_m=1)
     seen = []
     for angle in torch.linspace(0, math.pi, 41).tolist():
@@ -324,14 +350,16 @@ def test_the_penalty_is_that_of_the_paper() -> None:
     assert retrieval.cores_GHRR.grad.abs().max() > 0  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("fields", [{"tucker_penalty": 0}, {"tucker_rank": 1}, {"tucker_rank": 0, "tucker_penalty": 0, "cores": 1}])
+@pytest.mark.parametrize(
+    "fields", [{"tucker_penalty": 0}, {"tucker_rank": 1}, {"tucker_rank": 0, "tucker_penalty": 0, "cores": 1}]
+)
 def test_no_penalty_without_weight_or_without_a_second_value(fields: dict[str, Any]) -> None:
     retrieval = _retrieval("ultramem", top_m=2, **fields)
     assert retrieval(torch.randn(1, 3, WIDTH))[2] is None
     assert len(retrieval.singular_values()) == fields.get("tucker_rank", 2)
 
 
-# --- gradients --------------------------------------------------------------------------------------------------------------
+# --- gradients --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pool", DESIGNS)
@@ -378,7 +406,7 @@ def test_bf16_neither_scores_nor_chooses() -> None:
     assert cast_addresses.equal(addresses)
 
 
-# --- queries ----------------------------------------------------------------------------------------------------------------
+# --- queries ----------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -391,7 +419,9 @@ def test_the_convolution_is_torchs_and_starts_as_the_identity(length: int) -> No
     assert with_conv.taps_JD is not None
     with_conv.taps_JD.normal_()
     kernel = with_conv.taps_JD + F.one_hot(torch.tensor(0), 4).unsqueeze(1)
-    mixed = F.conv1d(F.pad(x.mT, (3, 0)), kernel.flip(0).T.unsqueeze(1), groups=WIDTH).mT  # conv1d's last tap is the present
+    mixed = F.conv1d(
+        F.pad(x.mT, (3, 0)), kernel.flip(0).T.unsqueeze(1), groups=WIDTH
+    ).mT  # conv1d's last tap is the present
     torch.testing.assert_close(with_conv._query(x), without._query(mixed))
 
 
@@ -436,7 +466,7 @@ def test_batch_norm_is_torchs() -> None:
     assert mine(x).equal(theirs(x))
 
 
-# --- initial scale ----------------------------------------------------------------------------------------------------------
+# --- initial scale ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("init", "power"), [("flat", -0.4), ("released", -0.4), ("ultramem", -0.33)])
@@ -448,7 +478,11 @@ def test_gains_of_the_released_code(init: str, power: float) -> None:
 
 MOMENTS = [
     ("ultramem_v2", (30, 30), {"top_m": 16, "key_dim": 16}),
-    ("ultramem_v2", (12, 20), {"top_m": 8, "key_dim": 8, "heads": 2, "cores": 1, "virtual_tables": 1, "query_per_rank": False}),
+    (
+        "ultramem_v2",
+        (12, 20),
+        {"top_m": 8, "key_dim": 8, "heads": 2, "cores": 1, "virtual_tables": 1, "query_per_rank": False},
+    ),
     ("ultramem_v2", (16, 16), {"top_m": 32, "key_dim": 32, "tucker_rank": 3, "cores": 4}),
     ("memory_plus", (40, 40), {"top_m": 8, "key_dim": 16, "init": "ultramem_v2", "softmax": False}),
 ]
@@ -457,8 +491,12 @@ MOMENTS = [
 @torch.no_grad()
 @pytest.mark.parametrize(("pool", "keys", "fields"), MOMENTS)
 def test_the_mean_weight_starts_at_one(pool: str, keys: tuple[int, int], fields: dict[str, Any]) -> None:
-    """UltraMemV2's norm gains: over 60 draws of keys, queries and cores, the mean weight is 1 and its spread the simulated one."""
-    weights = torch.cat([_retrieval(pool, keys, seed, **fields)(torch.randn(2, 16, WIDTH))[1].flatten() for seed in range(60)])
+    """UltraMemV2's norm gains: over 60 draws of keys, queries and cores, the mean weight is 1 and its spread the
+    simulated one.
+    """
+    weights = torch.cat(
+        [_retrieval(pool, keys, seed, **fields)(torch.randn(2, 16, WIDTH))[1].flatten() for seed in range(60)]
+    )
     mean, spread = top_score_moments(_config(pool, **fields)[1], keys)
     assert mean > 1
     assert float(weights.mean()) == pytest.approx(1, abs=0.1)
@@ -485,7 +523,9 @@ def test_the_moments_depend_on_nothing_but_their_arguments() -> None:
 
 
 def test_a_mean_score_of_zero_cannot_be_scaled_to_one() -> None:
-    """Reading every row, the mean over positive and negative scores is zero; which sign a simulation gives it is chance."""
+    """Reading every row, the mean over positive and negative scores is zero; which sign a simulation gives it is
+    chance.
+    """
     refused = 0
     for columns in range(2, 10):
         try:
@@ -496,13 +536,17 @@ def test_a_mean_score_of_zero_cannot_be_scaled_to_one() -> None:
     assert refused
 
 
-# --- accounts ---------------------------------------------------------------------------------------------------------------
+# --- accounts ---------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(drawn=_anything(), init=st.sampled_from(["flat", "ultramem"]))
-def test_the_account_counts_the_tensors_and_the_products(drawn: tuple[dict[str, Any], tuple[int, int]], init: str) -> None:
-    """FLOPs against torch's counter, which does not see elementwise products: taps, sums, the second product of each core's score."""
+def test_the_account_counts_the_tensors_and_the_products(
+    drawn: tuple[dict[str, Any], tuple[int, int]], init: str
+) -> None:
+    """FLOPs against torch's counter, which does not see elementwise products: taps, sums, the second product of each
+    core's score.
+    """
     fields, keys = drawn
     config, memory = _config("pkm", **fields, init=init)
     with torch.device("meta"):
@@ -515,7 +559,9 @@ def test_the_account_counts_the_tensors_and_the_products(drawn: tuple[dict[str, 
     assert key_parameters(memory, keys) == weights["row_keys_HRNK"].numel() + weights["column_keys_HRNK"].numel()
     tokens = 6
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        _retrieval("pkm", keys, **fields, init=init).double()(torch.randn(2, tokens // 2, WIDTH).double())  # the counter knows no oneDNN
+        _retrieval("pkm", keys, **fields, init=init).double()(
+            torch.randn(2, tokens // 2, WIDTH).double()
+        )  # the counter knows no oneDNN
     elementwise = 2 * memory.query_conv * WIDTH
     if memory.tucker_rank:
         elementwise += memory.heads * memory.cores * memory.top_m * 2 * memory.tucker_rank
@@ -539,7 +585,9 @@ def test_the_index_cost_by_hand() -> None:
     assert index_cost(pkm, (16, 8)) == Index(3 * 2 * 8 * 24, 3 * pairs, 3 * (16 * 2 + 8 * 2 + pairs * 2))
     _, ultramem = _config("ultramem_v2", top_m=4, key_dim=8)  # one head, rank 2, 2 cores, 4 virtual tables
     filtering, candidates, chosen = 2 * 2 * 48, 2 * 4 * 4 + 2 * 2 * 16, 2 * 4 * (8 + 4)
-    assert index_cost(ultramem, (16, 8)) == Index(2 * 8 * 2 * 48, filtering + candidates + chosen, 32 * 2 + 16 * 2 + 16 * 2)
+    assert index_cost(ultramem, (16, 8)) == Index(
+        2 * 8 * 2 * 48, filtering + candidates + chosen, 32 * 2 + 16 * 2 + 16 * 2
+    )
 
 
 def test_shared_keys_are_stored_once_and_scored_by_every_head() -> None:
@@ -575,4 +623,6 @@ def test_batch_norm_sums_over_the_parts_of_a_divided_batch(monkeypatch: pytest.M
 def test_a_start_too_large_to_simulate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "LARGEST_SIMULATION", 1)
     with pytest.raises(ValueError, match="too many to simulate its start"):
-        initial_gain(ProductKey.model_validate({"layers": [1], "key_dim": 4, "norm": "layer", "init": "ultramem_v2"}), (8, 8))
+        initial_gain(
+            ProductKey.model_validate({"layers": [1], "key_dim": 4, "norm": "layer", "init": "ultramem_v2"}), (8, 8)
+        )

@@ -97,7 +97,9 @@ def test_a_step_changes_touched_rows_only_without_decay() -> None:
 
 
 def test_equals_dense_adam_when_every_row_is_read_in_every_step() -> None:
-    """Same moments, same bias correction, table_lr_factor times the rate, no decay; repeated rows are summed before they are squared."""
+    """Same moments, same bias correction, table_lr_factor times the rate, no decay; repeated rows are summed before
+    they are squared.
+    """
     holder = _Holder()
     optimizer = Optimizer(holder, _train())
     dense = holder.table.rows_RC.detach().clone().requires_grad_()
@@ -128,7 +130,7 @@ def test_any_number_of_tables(rows: tuple[int, ...]) -> None:
     assert table.rows_RC.shape == (sum(rows), 4)
 
 
-# --- pooling and dot products -----------------------------------------------------------------------------------------------
+# --- pooling and dot products -----------------------------------------------------------------------------------------
 
 SHAPES = [  # tokens, reads a token, rows, width, slices, groups
     (1, 1, 1, 1, 1, 1),
@@ -139,7 +141,9 @@ SHAPES = [  # tokens, reads a token, rows, width, slices, groups
 ]
 
 
-def _pooling(tokens: int, count: int, rows: int, width: int, slices: int, groups: int) -> tuple[MemoryTable, Tensor, Tensor, Tensor]:
+def _pooling(
+    tokens: int, count: int, rows: int, width: int, slices: int, groups: int
+) -> tuple[MemoryTable, Tensor, Tensor, Tensor]:
     """A table in float64, row numbers, groups and weights."""
     table = MemoryTable((rows,), width, 1.0).double()
     initialize(table, seed=0)
@@ -147,7 +151,9 @@ def _pooling(tokens: int, count: int, rows: int, width: int, slices: int, groups
     return table, torch.randint(rows, (tokens, count)), torch.randint(groups, (tokens, count)), weights_SMG
 
 
-def _pooled_one_by_one(table_RC: Tensor, rows_SM: Tensor, groups_SM: Tensor, weights_SMG: Tensor, groups: int) -> Tensor:
+def _pooled_one_by_one(
+    table_RC: Tensor, rows_SM: Tensor, groups_SM: Tensor, weights_SMG: Tensor, groups: int
+) -> Tensor:
     (S, M, G), width = weights_SMG.shape, table_RC.shape[1]
     sums = [[torch.zeros(width, dtype=torch.float64) for _ in range(groups)] for _ in range(S)]
     for s in range(S):
@@ -208,7 +214,9 @@ def test_pooled_gradients_hold_the_rows_that_were_read_once_each_and_sorted() ->
     table, rows, _, weights = _pooling(30, 20, 400, 4, 2, 1)
     others = torch.randint(400, (30, 20))
     (
-        table.pool(Reads(rows), weights).sum() + table.pool(Reads(others), weights).sum() + table.dot(Reads(rows), torch.ones(30, 4)).sum()
+        table.pool(Reads(rows), weights).sum()
+        + table.pool(Reads(others), weights).sum()
+        + table.dot(Reads(rows), torch.ones(30, 4)).sum()
     ).backward()
     gradient = table.rows_RC.grad
     assert gradient is not None
@@ -231,7 +239,11 @@ def test_a_step_on_pooled_rows_changes_touched_rows_only(kind: str) -> None:
 
     def step(rows: Tensor) -> None:
         reads, ones = Reads(rows), torch.ones(len(rows), 4)
-        y = holder.table.pool(reads, ones[:, : rows.shape[1]].unsqueeze(-1)) if kind == "pool" else holder.table.dot(reads, ones)
+        y = (
+            holder.table.pool(reads, ones[:, : rows.shape[1]].unsqueeze(-1))
+            if kind == "pool"
+            else holder.table.dot(reads, ones)
+        )
         (y.square().sum() + holder.scale.sum()).backward()
         optimizer.step(0.01, done=0.0)
 
@@ -269,9 +281,14 @@ def test_a_table_may_have_a_rate_of_its_own() -> None:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    rows=st.integers(1, 30), width=st.integers(1, 9), reads=st.lists(st.integers(0, 12), min_size=1, max_size=4), seed=st.integers(0, 999)
+    rows=st.integers(1, 30),
+    width=st.integers(1, 9),
+    reads=st.lists(st.integers(0, 12), min_size=1, max_size=4),
+    seed=st.integers(0, 999),
 )
-def test_lookups_and_their_updates_equal_float64_adam_row_by_row(rows: int, width: int, reads: list[int], seed: int) -> None:
+def test_lookups_and_their_updates_equal_float64_adam_row_by_row(
+    rows: int, width: int, reads: list[int], seed: int
+) -> None:
     """Steps that read rows several times, once, or none at all; a row's moments move only in steps that read it."""
     table = MemoryTable((rows,), width, 0.5)
     initialize(table, seed)
@@ -290,23 +307,33 @@ def test_lookups_and_their_updates_equal_float64_adam_row_by_row(rows: int, widt
         touched = read.flatten().unique()
         mean[touched] = 0.9 * mean[touched] + 0.1 * gradient[touched]
         square[touched] = 0.95 * square[touched] + 0.05 * gradient[touched] ** 2
-        change = (mean / (1 - 0.9**number)) / ((square / (1 - 0.95**number)).sqrt() + 1e-8 / math.sqrt(1 - 0.95**number))
+        change = (mean / (1 - 0.9**number)) / (
+            (square / (1 - 0.95**number)).sqrt() + 1e-8 / math.sqrt(1 - 0.95**number)
+        )
         weights[touched] -= 0.01 * (2 - done) * change[touched]
         torch.testing.assert_close(table.rows_RC.detach().double(), weights, rtol=1e-4, atol=1e-6)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    rows=st.integers(1, 30), slices=st.integers(1, 3), width=st.integers(1, 5), tokens=st.integers(1, 6), reads=st.integers(1, 7),
-    groups=st.integers(1, 3), seed=st.integers(0, 999),
-)  # fmt: skip
+    rows=st.integers(1, 30),
+    slices=st.integers(1, 3),
+    width=st.integers(1, 5),
+    tokens=st.integers(1, 6),
+    reads=st.integers(1, 7),
+    groups=st.integers(1, 3),
+    seed=st.integers(0, 999),
+)
 def test_pooled_sums_and_products_equal_float64_loops(
     rows: int, slices: int, width: int, tokens: int, reads: int, groups: int, seed: int
 ) -> None:
     """With their gradients; more reads than rows repeat some, fewer leave some unread, as some groups stay empty."""
     table, stream = MemoryTable((rows,), slices * width, 0.5), torch.Generator().manual_seed(seed)
     initialize(table, seed)
-    read, group = torch.randint(rows, (tokens, reads), generator=stream), torch.randint(groups, (tokens, reads), generator=stream)
+    read, group = (
+        torch.randint(rows, (tokens, reads), generator=stream),
+        torch.randint(groups, (tokens, reads), generator=stream),
+    )
     weights = torch.randn(tokens, reads, slices, generator=stream).requires_grad_()
     x = torch.randn(tokens, slices * width, generator=stream).requires_grad_()
     up = torch.randn(tokens, groups, slices * width, generator=stream), torch.randn(tokens, reads, generator=stream)
@@ -324,7 +351,11 @@ def test_pooled_sums_and_products_equal_float64_loops(
     torch.testing.assert_close(pooled.double(), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(products.double(), dots, rtol=1e-4, atol=1e-5)
     assert table.rows_RC.grad is not None
-    for ours, theirs in ((table.rows_RC.grad.to_dense(), table_64.grad), (weights.grad, weights_64.grad), (x.grad, x_64.grad)):
+    for ours, theirs in (
+        (table.rows_RC.grad.to_dense(), table_64.grad),
+        (weights.grad, weights_64.grad),
+        (x.grad, x_64.grad),
+    ):
         assert ours is not None
         assert theirs is not None
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
@@ -353,7 +384,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the largest memory in KiB, and forgets it")
 def test_a_step_takes_no_memory_for_rows_that_it_did_not_read() -> None:
-    """The table is 128 MiB, and so would be a dense gradient or a pass over a moment, whose pages do not exist before they are written."""
+    """The table is 128 MiB, and so would be a dense gradient or a pass over a moment, whose pages do not exist before
+    they are written.
+    """
     script = STEP_IN_A_NEW_PROCESS.format(rows=2**22, width=8)
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(found.stdout) < 2**17 / 4

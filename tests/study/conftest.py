@@ -1,4 +1,6 @@
-"""A study small enough to train in a second, an engine that does not train at all, and places to store what several machines share."""
+"""A study small enough to train in a second, an engine that does not train at all, and places to store what several
+machines share.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,14 @@ class FakeEngine:
 def finish(folder: Path, **fields: Any) -> None:
     """Leave a whole result that depends on the trial alone."""
     loss = 3 + int(folder.name, 16) % 1000 / 1000
-    result = {"trial_id": folder.name, "status": "finished", "val_loss": loss, "val_loss_se": 0.01, "val_bpb": loss / 2, "train_loss": loss}
+    result = {
+        "trial_id": folder.name,
+        "status": "finished",
+        "val_loss": loss,
+        "val_loss_se": 0.01,
+        "val_bpb": loss / 2,
+        "train_loss": loss,
+    }
     measured = {"tokens": 4096, "tokens_per_second": 1e4, "peak_memory_bytes": 10**8, "seconds": 0.4}
     (folder / "val_losses.csv").write_text(f"sequence,nats_per_token\n0,{loss}\n", encoding="utf-8")
     (folder / "result.json").write_text(json.dumps(result | measured | fields), encoding="utf-8")
@@ -99,9 +108,14 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server of the S3 protocol on loopback, in a process of its own, and the options of an address there; it has a bucket `bucket`."""
+    """A server of the S3 protocol on loopback, in a process of its own, and the options of an address there; it has a
+    bucket `bucket`.
+    """
     pytest.importorskip("moto", reason="needs a server of the S3 protocol: pip install 'moto[server]'")
-    serve = "import time; from moto.server import ThreadedMotoServer; server = ThreadedMotoServer('127.0.0.1', 0, verbose=False)\n"
+    serve = (
+        "import time; from moto.server import ThreadedMotoServer; server = ThreadedMotoServer('127.0.0.1', 0, "
+        "verbose=False)\n"
+    )
     serve += "server.start(); print(server.get_host_and_port()[1], flush=True); time.sleep(1e6)"
     command = [sys.executable, "-c", serve]
     with pytest.MonkeyPatch.context() as patch:

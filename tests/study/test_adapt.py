@@ -43,9 +43,20 @@ class Curve:
             if rho in self.fail:
                 record_failure(job.trial_folder, "boo")
                 continue
-            loss = 4 + (rho - self.best) ** 2 / 2 + 0.01 * trial.seed + self.noise * (zlib.crc32(trial.id.encode()) % 2000 / 1000 - 1)
+            loss = (
+                4
+                + (rho - self.best) ** 2 / 2
+                + 0.01 * trial.seed
+                + self.noise * (zlib.crc32(trial.id.encode()) % 2000 / 1000 - 1)
+            )
             (job.trial_folder / "val_losses.csv").write_text(f"sequence,nats_per_token\n0,{loss}\n")
-            result = {"trial_id": trial.id, "status": "finished", "val_loss": loss, "val_loss_se": 0.01, "val_bpb": loss / 2}
+            result = {
+                "trial_id": trial.id,
+                "status": "finished",
+                "val_loss": loss,
+                "val_loss_se": 0.01,
+                "val_bpb": loss / 2,
+            }
             (job.trial_folder / "result.json").write_text(json.dumps(result | {"tokens": 4096, "seconds": 1.0}))
 
 
@@ -70,7 +81,9 @@ def table(ledger: Ledger) -> list[tuple[str, str, str]]:
         return [(row["trial_id"], row["rho"], row["val_loss"]) for row in csv.DictReader(file)]
 
 
-def test_it_trains_where_the_optimum_is_unsure_and_stops_within_the_tolerance(write_study: Callable[..., Path], curve: Curve) -> None:
+def test_it_trains_where_the_optimum_is_unsure_and_stops_within_the_tolerance(
+    write_study: Callable[..., Path], curve: Curve
+) -> None:
     said: list[str] = []
     ledger = run(write_study(budget=LEFT, vary={"rho": search()}), said)
     assert sorted(set(curve.batches[0])) == [0, 0.25, 0.5, 0.75, 1]
@@ -109,7 +122,9 @@ def test_an_optimum_at_the_end_ends_the_search_at_once(write_study: Callable[...
 def test_a_flat_curve_ends_at_the_most_trials_and_says_so(write_study: Callable[..., Path], curve: Curve) -> None:
     curve.noise = 2.0
     said: list[str] = []
-    assert len(table(run(write_study(budget=LEFT, vary={"rho": search(max_trials=13)}), said))) == 12  # both seeds or none
+    assert (
+        len(table(run(write_study(budget=LEFT, vary={"rho": search(max_trials=13)}), said))) == 12
+    )  # both seeds or none
     assert "not within the tolerance 0.1: no trial is left of 13" in said[-1]
 
 

@@ -26,17 +26,24 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("nobody")
 def test_a_user_without_a_home_is_told_where_to_keep_texts(
-    write_study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    write_study: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("SPARSEMEM_CACHE", raising=False)
     assert main(["run", str(write_study()), "--results", str(tmp_path / "runs")]) == 2
-    assert "there is no home folder to keep prepared texts in; set SPARSEMEM_CACHE to a folder" in capsys.readouterr().err
+    assert (
+        "there is no home folder to keep prepared texts in; set SPARSEMEM_CACHE to a folder" in capsys.readouterr().err
+    )
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.usefixtures("nobody")
 @pytest.mark.parametrize("home", [None, "file/home", "file"])
-def test_ray_has_a_home_where_the_user_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None) -> None:
+def test_ray_has_a_home_where_the_user_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None
+) -> None:
     (tmp_path / "file").touch()  # below a file even root makes no folder
     if home:
         monkeypatch.setenv("HOME", str(tmp_path / home))

@@ -52,7 +52,9 @@ def test_an_extended_study_goes_on_with_its_text_and_plan_says_so(
     change_text(file)
     file = write_study(**FOUR)
     assert main(["plan", str(file), "--diff", str(tmp_path / "runs" / "tiny")]) == 0
-    (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: the text of `data` has changed")]
+    (note,) = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("note: the text of `data` has changed")
+    ]
     ledger, said = run(file)
     assert note in said
     assert "corpus/00.txt" in note
@@ -75,7 +77,8 @@ def test_where_neither_text_nor_tokens_are_left_run_and_plan_refuse_alike(
         shutil.rmtree(cache_folder() / digest)
         before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
         with pytest.raises(
-            ConfigError, match=rf"its 3 finished trials .* corpus {digest}; .* not in the cache .* copy the folder {digest}"
+            ConfigError,
+            match=rf"its 3 finished trials .* corpus {digest}; .* not in the cache .* copy the folder {digest}",
         ) as one:
             run(file)
         assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()} == before
@@ -87,7 +90,9 @@ def test_where_neither_text_nor_tokens_are_left_run_and_plan_refuse_alike(
     assert [line for line in said if "goes on with the tokens that it began with" in line]
 
 
-def test_text_that_was_mended_before_a_trial_was_finished_is_taken(write_study: Callable[..., Path], engine: Any) -> None:
+def test_text_that_was_mended_before_a_trial_was_finished_is_taken(
+    write_study: Callable[..., Path], engine: Any
+) -> None:
     file = write_study(vary={"rho": [1.0]})
     engine.outcomes[0] = lambda folder: None
     first = digests(run(file)[0])
@@ -114,7 +119,9 @@ def test_plan_says_where_the_bytes_go_and_how_often_they_are_read(
     after, manifest = planned(), json.loads((ledger.folder / "data.json").read_text())
     assert {name: after[name] for name in manifest["text"]} == manifest["text"]
     assert after["repetition"] == round(200_000 / manifest["train_tokens"], 2) > 1
-    assert [line for line in said if line.startswith(f"note: trials read their text up to {after['repetition']:.3g} times")]
+    assert [
+        line for line in said if line.startswith(f"note: trials read their text up to {after['repetition']:.3g} times")
+    ]
     assert before["repetition"] == pytest.approx(after["repetition"], rel=0.5)
     assert before["train"] == after["train"]
 
@@ -124,7 +131,8 @@ def test_files_that_are_not_read_to_their_end_are_told(
 ) -> None:
     file = write_study(data=machine.TINY["data"] | {"max_bytes": "40k"})
     told = re.compile(
-        r"read [\d,]+ of about [\d,]+ bytes of corpus/\S+, .* and parts of \d+ more: what was read suffices for `data.max_bytes` 40,000"
+        r"read [\d,]+ of about [\d,]+ bytes of corpus/\S+, .* and parts of \d+ more: what was read suffices for "
+        r"`data.max_bytes` 40,000"
     )
     assert main(["plan", str(file)]) == 0
     assert told.search(capsys.readouterr().out)
@@ -150,7 +158,9 @@ def test_an_update_of_a_package_does_not_lock_a_study(
     began = digests(ledger)
     required = python_source.required_distributions
     monkeypatch.setattr(
-        python_source, "required_distributions", lambda name: {key: each for key, each in required(name).items() if key != "attrs"}
+        python_source,
+        "required_distributions",
+        lambda name: {key: each for key, each in required(name).items() if key != "attrs"},
     )
     ledger, said = run(write_study(data=text, vary={"rho": [1.0, 0.0]}))
     assert digests(ledger) == began
@@ -160,14 +170,18 @@ def test_an_update_of_a_package_does_not_lock_a_study(
 
 
 def test_the_report_names_the_files_and_counts_them_once(write_study: Callable[..., Path], engine: Any) -> None:
-    (write_study().parent / "mine.txt").write_bytes(b"\n".join(path.read_bytes() for path in write_study().parent.glob("corpus/*.txt")))
+    (write_study().parent / "mine.txt").write_bytes(
+        b"\n".join(path.read_bytes() for path in write_study().parent.glob("corpus/*.txt"))
+    )
     ledger, _ = run(write_study(data=machine.TINY["data"] | {"files": ["mine.txt"]}))
     results = Results(ledger.folder)
     assert prose.sources(results) == "1 document in 1 file"
     assert [line for line in prose.caveats(results) if line.startswith("One corpus, files mine.txt")]
 
 
-def test_bytes_are_not_counted_like_parameters(write_study: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bytes_are_not_counted_like_parameters(
+    write_study: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["plan", str(write_study())]) == 0
     out = capsys.readouterr().out
     assert re.search(r" [\d.]+ kB ", out)
@@ -175,13 +189,20 @@ def test_bytes_are_not_counted_like_parameters(write_study: Callable[..., Path],
 
 
 def test_plan_and_run_say_alike_that_the_text_has_changed_or_is_gone(
-    write_study: Callable[..., Path], engine: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    write_study: Callable[..., Path],
+    engine: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (began,) = digests(run(write_study())[0])
     capsys.readouterr()
     changes = {
-        "has changed since the study began (it comes to ": (change_text, "for the new text give the study another `study` name"),
+        "has changed since the study began (it comes to ": (
+            change_text,
+            "for the new text give the study another `study` name",
+        ),
         "cannot be read any more (field `data.files` has the value 'corpus/*.txt': no file matches it": (
             lambda file: shutil.rmtree(file.parent / "corpus"),
             "keep those tokens in the cache, or bring the text back as it was",
@@ -204,7 +225,11 @@ def test_plan_and_run_say_alike_that_the_text_has_changed_or_is_gone(
 
 
 def test_finished_trials_under_another_name_of_the_same_text_are_told(
-    write_study: Callable[..., Path], engine: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    write_study: Callable[..., Path],
+    engine: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run(write_study())

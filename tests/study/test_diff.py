@@ -83,13 +83,18 @@ def test_the_command_prints_it_in_words_and_as_json(
 
 
 def test_no_results_are_named_as_such(
-    write_study: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    write_study: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert main(["plan", str(write_study()), "--diff", str(tmp_path)]) == 2
     assert f"--diff needs the results of a study, and {tmp_path} holds none" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     assert main(["plan", str(write_study()), "--diff"]) == 2
-    words = "tiny has not been run yet: runs/tiny and results/tiny hold none; train it by `sparsemem run`, leave out --diff"
+    words = (
+        "tiny has not been run yet: runs/tiny and results/tiny hold none; train it by `sparsemem run`, leave out --diff"
+    )
     assert words in capsys.readouterr().err
 
 

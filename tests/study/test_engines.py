@@ -29,7 +29,10 @@ def test_a_study_runs_and_prints_its_trials(
 
 
 def test_a_ray_that_does_not_start_is_said_and_nothing_is_lost(
-    write_study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    write_study: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def time_out(**arguments: Any) -> None:
         raise Exception("the node timed out")

@@ -37,7 +37,9 @@ PATIENCE = 120.0
 
 
 class Elsewhere:
-    """An engine whose trials train in this process, as on a machine that knows neither the driver's folders nor its cache."""
+    """An engine whose trials train in this process, as on a machine that knows neither the driver's folders nor its
+    cache.
+    """
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache
@@ -51,7 +53,9 @@ class Elsewhere:
                 self.ran.append(job.trial_folder.name)
                 study, tokens = job.trial_folder.parents[1].name, job.tokens_folder.name
                 assert job.storage
-                run_job(Job(Path("/nowhere", study, "trials", self.ran[-1]), Path("/nowhere", tokens), job.storage), run)
+                run_job(
+                    Job(Path("/nowhere", study, "trials", self.ran[-1]), Path("/nowhere", tokens), job.storage), run
+                )
         assert not list((self.cache / "scratch").iterdir())
 
 
@@ -68,7 +72,9 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Elsewhere:
 
 
 def run(file: Path, results: str = "runs", said: list[str] | None = None) -> Ledger:
-    return run_study(load_study(file), file.parent, file.parent / results, say=(said if said is not None else []).append)
+    return run_study(
+        load_study(file), file.parent, file.parent / results, say=(said if said is not None else []).append
+    )
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +97,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def checkpoints(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """Checkpoints after every step; `checkpoints(n)` ends the process, as it were, at the n-th step of all. Returns the steps taken."""
+    """Checkpoints after every step; `checkpoints(n)` ends the process, as it were, at the n-th step of all. Returns the
+    steps taken.
+    """
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(loop, "CHECKPOINT_TIMES", 0)
     whole = loop.train_step
@@ -112,7 +120,7 @@ def checkpoints(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     return end_at
 
 
-# --- what arrives -----------------------------------------------------------------------------------------------------------
+# --- what arrives -----------------------------------------------------------------------------------------------------
 
 
 def test_a_study_over_a_storage_ends_as_one_without(
@@ -124,7 +132,12 @@ def test_a_study_over_a_storage_ends_as_one_without(
     there = Storage(place, "tiny").list()
     for id_ in elsewhere.ran:
         kept = {path.name for path in ledger.trial_folder(id_).iterdir()}
-        assert kept - {"usage.csv"} == {"trial.yaml", "curve.csv", "val_losses.csv", "result.json"}  # use, where there is a memory
+        assert kept - {"usage.csv"} == {
+            "trial.yaml",
+            "curve.csv",
+            "val_losses.csv",
+            "result.json",
+        }  # use, where there is a memory
         assert {name.rpartition("/")[2] for name in there if f"/{id_}/" in name} == kept
     assert "driver.json" not in there
     run(file)
@@ -172,7 +185,9 @@ def test_a_study_begun_without_a_storage_goes_on_with_one(
     ledger = run(write_study(run={"storage": "shared"}))
     assert elsewhere.ran == [last]
     assert table(ledger.folder) == table(undisturbed)
-    assert (tmp_path / "shared" / "tiny" / "trials" / first / "result.json").exists()  # for those who look from elsewhere
+    assert (
+        tmp_path / "shared" / "tiny" / "trials" / first / "result.json"
+    ).exists()  # for those who look from elsewhere
 
 
 def test_trials_of_another_corpus_are_not_mixed_in(
@@ -193,7 +208,7 @@ def test_trials_of_another_corpus_are_not_mixed_in(
         run(write_study(run={"storage": "shared"}))
 
 
-# --- what survives ----------------------------------------------------------------------------------------------------------
+# --- what survives ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", [pytest.param("none", marks=pytest.mark.slow), "cut short"])
@@ -240,7 +255,9 @@ def test_a_damaged_result_in_a_storage_is_trained_again(
     (tmp_path / "shared").mkdir()
     file = write_study(run={"storage": "shared"})
     run(file)
-    (tmp_path / "shared" / "tiny" / "trials" / elsewhere.ran[1] / "val_losses.csv").write_text("sequence,nats_per_token\n0,1.5\n")
+    (tmp_path / "shared" / "tiny" / "trials" / elsewhere.ran[1] / "val_losses.csv").write_text(
+        "sequence,nats_per_token\n0,1.5\n"
+    )
     ledger = run(file, "another machine")
     assert elsewhere.ran[3:] == elsewhere.ran[1:2]
     assert table(ledger.folder) == table(undisturbed)
@@ -287,7 +304,9 @@ def test_a_storage_that_goes_away_while_training_is_made_up_for(
 ) -> None:
     taken, (shared, away) = checkpoints(-1), (tmp_path / "shared", tmp_path / "unmounted")
     later = threading.Timer(1.0, lambda: away.rename(shared))
-    monkeypatch.setattr(loop, "train_step", _at(taken, {3: lambda: shared.rename(away), 15: later.start}))  # the worker waits at the end
+    monkeypatch.setattr(
+        loop, "train_step", _at(taken, {3: lambda: shared.rename(away), 15: later.start})
+    )  # the worker waits at the end
     shared.mkdir()
     ledger = run(write_study(vary={"rho": [1.0]}, run={"storage": "shared"}))
     assert [row["val_loss"] for row in table(ledger.folder)] == [table(undisturbed)[0]["val_loss"]]
@@ -318,7 +337,7 @@ def test_a_storage_that_stays_away_leaves_the_trial_to_go_on_later(
     assert len(taken) < 16
 
 
-# --- who holds it, and who looks ---------------------------------------------------------------------------------------------
+# --- who holds it, and who looks --------------------------------------------------------------------------------------
 
 
 def test_a_second_driver_is_refused_wherever_it_is_and_names_the_first(
@@ -326,13 +345,18 @@ def test_a_second_driver_is_refused_wherever_it_is_and_names_the_first(
 ) -> None:
     file, storage = write_study(run={"storage": place}), Storage(place, "tiny")
     storage.create()
-    with exchange.beating(storage, "driver.json"), pytest.raises(ConfigError, match=rf"is being run by process {os.getpid()} on "):
+    with (
+        exchange.beating(storage, "driver.json"),
+        pytest.raises(ConfigError, match=rf"is being run by process {os.getpid()} on "),
+    ):
         run(file)
     assert not (tmp_path / "runs").exists()
     assert not elsewhere.ran
 
 
-def test_the_place_of_a_driver_that_was_killed_is_taken(write_study: Callable[..., Path], elsewhere: Elsewhere, tmp_path: Path) -> None:
+def test_the_place_of_a_driver_that_was_killed_is_taken(
+    write_study: Callable[..., Path], elsewhere: Elsewhere, tmp_path: Path
+) -> None:
     (tmp_path / "shared" / "tiny").mkdir(parents=True)
     for left in ('{"process": 7, "machine": "gone", "beat": 7}', "{", ""):
         (tmp_path / "shared" / "tiny" / "driver.json").write_text(left)
@@ -390,7 +414,13 @@ def test_status_of_a_storage_is_that_of_its_study(
 
 
 def test_names_from_a_storage_do_not_leave_the_results_folder(tmp_path: Path) -> None:
-    names = ["../out.json", "trials/../../out.json", "/out.json", "trials/0123456789ab/../../../out.json", "trials/0123456789ab/a/b.csv"]
+    names = [
+        "../out.json",
+        "trials/../../out.json",
+        "/out.json",
+        "trials/0123456789ab/../../../out.json",
+        "trials/0123456789ab/a/b.csv",
+    ]
 
     class Hostile(Storage):
         def list(self, folder: str = "") -> dict[str, tuple[int, int]]:
@@ -406,18 +436,23 @@ def test_names_from_a_storage_do_not_leave_the_results_folder(tmp_path: Path) ->
     assert found == [Path("results/trials/0123456789ab/curve.csv")]
 
 
-# --- real processes ---------------------------------------------------------------------------------------------------------
+# --- real processes ---------------------------------------------------------------------------------------------------
 
 
 def _worker(job: Job, cache: Path) -> subprocess.Popen[bytes]:
-    train = "import sys; from pathlib import Path; from sparsemem.config import Run; from sparsemem.study import engine, worker\n"
+    train = (
+        "import sys; from pathlib import Path; from sparsemem.config import Run; from sparsemem.study import engine, "
+        "worker\n"
+    )
     train += "worker.run_job(engine.Job(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]), Run())"
     command = [sys.executable, "-c", train, str(job.trial_folder), str(job.tokens_folder), str(job.storage)]
     return subprocess.Popen(command, env=os.environ | {"SPARSEMEM_CACHE": str(cache)})
 
 
 @pytest.mark.slow
-def test_two_workers_on_one_trial_leave_one_whole_result(write_study: Callable[..., Path], elsewhere: Elsewhere, tmp_path: Path) -> None:
+def test_two_workers_on_one_trial_leave_one_whole_result(
+    write_study: Callable[..., Path], elsewhere: Elsewhere, tmp_path: Path
+) -> None:
     jobs = list[Job]()
     (tmp_path / "shared").mkdir()
     file = write_study(run={"storage": "shared"})
@@ -436,8 +471,13 @@ def _trainer(driver: Driver, storage: Storage) -> int:
 
     def there() -> int | None:
         for name in storage.list():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended, or is left of one that was killed
-                if name.endswith("/beat.json") and storage.read(f"{PurePosixPath(name).parent}/curve.csv").count(b"\n") > 3:
+            with contextlib.suppress(
+                FileNotFoundError, ProcessLookupError
+            ):  # it has ended, or is left of one that was killed
+                if (
+                    name.endswith("/beat.json")
+                    and storage.read(f"{PurePosixPath(name).parent}/curve.csv").count(b"\n") > 3
+                ):
                     os.kill(process := json.loads(storage.read(name))["process"], 0)
                     return int(process)
         return None
@@ -448,7 +488,10 @@ def _trainer(driver: Driver, storage: Storage) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_drivers_and_workers_and_a_server_that_stops_change_nothing(
-    write_study: Callable[..., Path], start: Callable[..., Driver], s3_server: tuple[subprocess.Popen[str], str], tmp_path: Path
+    write_study: Callable[..., Path],
+    start: Callable[..., Driver],
+    s3_server: tuple[subprocess.Popen[str], str],
+    tmp_path: Path,
 ) -> None:
     server, options = s3_server
     uri = f"s3://bucket/{tmp_path.name}?{options}"
@@ -479,4 +522,9 @@ def test_ray_trains_over_a_storage_too(
     code, _, err = start(write_study(run={"storage": "shared"}), "ray", tmp_path / "runs").end()
     assert code == 0, err
     assert table(tmp_path / "runs" / "tiny") == table(undisturbed)
-    assert {path.name for path in tmp_path.rglob("trials/*/*")} <= {"trial.yaml", "curve.csv", "val_losses.csv", "result.json"}
+    assert {path.name for path in tmp_path.rglob("trials/*/*")} <= {
+        "trial.yaml",
+        "curve.csv",
+        "val_losses.csv",
+        "result.json",
+    }

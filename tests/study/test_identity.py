@@ -30,7 +30,11 @@ def test_the_texts_of_committed_results_keep_their_ids(recorded: Path) -> None:
 
 def test_a_digest_rests_on_no_younger_field_at_its_default(tmp_path: Path) -> None:
     data = Data()
-    settings = {name: value for name, value in data.model_dump(mode="json").items() if name in FIRST_DATA_FIELDS - {"context", "tokenizer"}}
+    settings = {
+        name: value
+        for name, value in data.model_dump(mode="json").items()
+        if name in FIRST_DATA_FIELDS - {"context", "tokenizer"}
+    }
     text = json.dumps([FORMAT, tokenizers.__version__, settings, None, "text"], sort_keys=True)
     assert _digest(data, Corpus("text", {}, list), tmp_path) == hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -38,7 +42,9 @@ def test_a_digest_rests_on_no_younger_field_at_its_default(tmp_path: Path) -> No
 def test_only_tracked_files_and_code_make_a_checkout_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> None:
         subprocess.run(
-            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True, capture_output=True
+            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+            check=True,
+            capture_output=True,
         )
 
     module = tmp_path / "sparsemem" / "checkout.py"

@@ -44,7 +44,9 @@ def test_a_run_leaves_the_files_that_a_reader_expects(write_study: Callable[...,
     assert [row["rho"] for row in rows(file)] == ["1.0", "0.5", "0.0"]
     assert json.loads((folder / "data.json").read_text())["corpus"] == "files"
     kept = yaml.safe_load((folder / "study.yaml").read_text())
-    assert {"sparsemem", "python", "torch", "ray", "platform", "git_commit", "git_dirty", "started", "data"} == set(kept["provenance"])
+    assert {"sparsemem", "python", "torch", "ray", "platform", "git_commit", "git_dirty", "started", "data"} == set(
+        kept["provenance"]
+    )
     assert load_study(folder / "study.yaml") == load_study(file)
     for id_ in engine.ran:
         assert (folder / "trials" / id_ / "trial.yaml").exists()
@@ -53,15 +55,24 @@ def test_a_run_leaves_the_files_that_a_reader_expects(write_study: Callable[...,
     assert os.uname().nodename not in text
 
 
-def test_winners_and_searches_are_kept_with_the_study(write_study: Callable[..., Path], engine: Any, tmp_path: Path) -> None:
-    winners = [{"at": {"rho": rho}, "values": {"train.lr": lr, "train.warmup": lr}} for rho, lr in ((1.0, 0.02), (0.5, 0.03), (0.0, 0.03))]
+def test_winners_and_searches_are_kept_with_the_study(
+    write_study: Callable[..., Path], engine: Any, tmp_path: Path
+) -> None:
+    winners = [
+        {"at": {"rho": rho}, "values": {"train.lr": lr, "train.warmup": lr}}
+        for rho, lr in ((1.0, 0.02), (0.5, 0.03), (0.0, 0.03))
+    ]
     (tmp_path / "winners.yaml").write_text(yaml.safe_dump({"study": "tiny", "winners": winners}))
     tune = {"search": {"train.lr": {"low": 0.001, "high": 0.1}, "train.schedule": {"choices": ["wsd"]}}, "per": ["rho"]}
     file = write_study(tune=tune, tuned="winners.yaml")
     (tmp_path / "runs" / "tiny" / "tune").mkdir(parents=True)  # a search came first
     folder = run(file).folder
     assert load_study(folder / "study.yaml") == load_study(file)
-    assert [(row["train.lr"], row["tuned.train.warmup"]) for row in rows(file)] == [("0.02", "0.02"), ("0.03", "0.03"), ("0.03", "0.03")]
+    assert [(row["train.lr"], row["tuned.train.warmup"]) for row in rows(file)] == [
+        ("0.02", "0.02"),
+        ("0.03", "0.03"),
+        ("0.03", "0.03"),
+    ]
     from analysis import load_trials, split_cells
 
     (cell,) = split_cells(load_trials(folder))  # each share has its own rate and warmup, and all are one curve
@@ -94,7 +105,9 @@ def test_a_trial_that_is_no_longer_planned_keeps_its_folder(write_study: Callabl
 
 
 @pytest.mark.parametrize("damage", ["", '{"trial_id"', "[]", '{"trial_id": "0", "status": "finished"}', "NaN"])
-def test_a_damaged_result_is_named_set_aside_and_its_trial_run_again(write_study: Callable[..., Path], engine: Any, damage: str) -> None:
+def test_a_damaged_result_is_named_set_aside_and_its_trial_run_again(
+    write_study: Callable[..., Path], engine: Any, damage: str
+) -> None:
     file, said = write_study(), list[str]()
     folder = run(file).folder
     expected = rows(file)
@@ -150,7 +163,9 @@ def test_states_are_told_apart(write_study: Callable[..., Path], engine: Any) ->
     assert [row["status"] for row in rows(file)] == ["diverged"] + ["finished"] * 4
 
 
-def test_a_pending_trial_is_looked_at_again_once_its_process_has_begun(write_study: Callable[..., Path], engine: Any) -> None:
+def test_a_pending_trial_is_looked_at_again_once_its_process_has_begun(
+    write_study: Callable[..., Path], engine: Any
+) -> None:
     file = write_study(vary={"rho": [0.5]})
     engine.outcomes[0] = lambda folder: None
     ledger = run(file)

@@ -1,4 +1,6 @@
-"""Processes of the local engine: what they come to, and who dies with whom. Only processes that a test started are ended, by their id."""
+"""Processes of the local engine: what they come to, and who dies with whom. Only processes that a test started are
+ended, by their id.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def _end(workers: Workers) -> list[Job]:
 
 
 def _children(pid: int) -> list[int]:
-    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
 
 
 def _alive(pid: int) -> bool:
@@ -63,7 +67,9 @@ def _failure(job: Job) -> str:
     return str(json.loads((job.trial_folder / "failure.json").read_text())["message"])
 
 
-def test_trials_are_forked_one_after_another_from_a_process_with_one_thread(workers: Workers, make_job: Callable[..., Job]) -> None:
+def test_trials_are_forked_one_after_another_from_a_process_with_one_thread(
+    workers: Workers, make_job: Callable[..., Job]
+) -> None:
     server, first, second = workers._process.pid, make_job("first"), make_job("second")
     workers.start(first)
     _trained(first)
@@ -87,7 +93,9 @@ def test_a_diverged_trial_is_a_result(workers: Workers, make_job: Callable[..., 
     assert not (job.trial_folder / "failure.json").exists()
 
 
-def test_a_trial_that_fails_leaves_word_and_its_log_and_the_next_one_trains(workers: Workers, make_job: Callable[..., Job]) -> None:
+def test_a_trial_that_fails_leaves_word_and_its_log_and_the_next_one_trains(
+    workers: Workers, make_job: Callable[..., Job]
+) -> None:
     broken, unreadable, sound = make_job("broken"), make_job("unreadable"), make_job("sound")
     (broken.trial_folder / "result.json").mkdir()
     (unreadable.trial_folder / "trial.yaml").write_text("seed: -1")
@@ -120,7 +128,9 @@ def test_a_failing_trial_is_started_again_so_often(make_job: Callable[..., Job])
     assert (job.trial_folder / "log.txt").read_text().count("Traceback") >= 3
 
 
-def test_a_stopped_trial_is_gone_when_the_call_returns_and_its_slot_is_free(workers: Workers, make_job: Callable[..., Job]) -> None:
+def test_a_stopped_trial_is_gone_when_the_call_returns_and_its_slot_is_free(
+    workers: Workers, make_job: Callable[..., Job]
+) -> None:
     job, free = make_job(budget=ENDLESS), workers.free
     workers.start(job)
     _trained(job)
@@ -159,7 +169,9 @@ def test_a_killed_server_takes_its_trials_with_it_and_they_are_started_again(mak
         assert _failure(job) == "the process that starts trials was killed by signal 9, and this one with it"
 
 
-def test_a_server_that_cannot_start_is_an_error(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_server_that_cannot_start_is_an_error(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "torch.py").write_text("raise RuntimeError('broken installation')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path) + os.pathsep + os.environ.get("PYTHONPATH", ""))
     with Workers(Run()) as workers:

@@ -24,7 +24,11 @@ from sparsemem.study.ledger import Ledger
 from .conftest import finish
 
 HEADER = "step,tokens,train_loss,val_loss,lr,grad_norm,expert_load_max,tokens_per_second,seconds\n"
-ROWS = ["4,1024,5.5,,0.01,1.5,,10000,0.1\n", "8,2048,5.25,5.375,0.005,1.25,,10000,0.2\n", "16,4096,5.125,5.25,0.001,1,,10000,0.4\n"]
+ROWS = [
+    "4,1024,5.5,,0.01,1.5,,10000,0.1\n",
+    "8,2048,5.25,5.375,0.005,1.25,,10000,0.2\n",
+    "16,4096,5.125,5.25,0.001,1,,10000,0.4\n",
+]
 VAL_LOSS = [(8, 5.375), (16, 5.25)]
 TRAIN_LOSS = [(4, 5.5), (8, 5.25), (16, 5.125)]
 READERS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}  # the libraries that read what was told
@@ -32,7 +36,9 @@ READERS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}  
 every_tracker = pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.skipif(not importlib.util.find_spec(library), reason=f"{library} is not installed"))
+        pytest.param(
+            name, marks=pytest.mark.skipif(not importlib.util.find_spec(library), reason=f"{library} is not installed")
+        )
         for name, library in READERS.items()
     ],
 )
@@ -61,7 +67,7 @@ def _run(file: Path, said: list[str] | None = None) -> Ledger:
     return run_study(load_study(file), file.parent, file.parent / "runs", say=(said if said is not None else []).append)
 
 
-# --- reading back -----------------------------------------------------------------------------------------------------------
+# --- reading back -----------------------------------------------------------------------------------------------------
 
 
 Read = tuple[dict[str, list[tuple[int, float]]], dict[str, str], str, str, set[str]]
@@ -81,7 +87,9 @@ def _read_tensorboard(folder: Path, trial: str) -> Read:
     events.Reload()
     metrics = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     start = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
-    config = {path: str(value.string_value or value.number_value) for path, value in start.session_start_info.hparams.items()}
+    config = {
+        path: str(value.string_value or value.number_value) for path, value in start.session_start_info.hparams.items()
+    }
     (status,) = events.Tensors("status/text_summary")
     return metrics, config, status.tensor_proto.string_val[0].decode(), run.name.removesuffix(f" {trial}"), set()
 
@@ -92,7 +100,9 @@ def _read_mlflow(folder: Path, trial: str) -> Read:
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     (experiment,) = (e for e in client.search_experiments() if e.name == "tiny")
     (run,) = client.search_runs([experiment.experiment_id], f"tags.trial_id = '{trial}'")
-    metrics = {name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in run.data.metrics}
+    metrics = {
+        name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] for name in run.data.metrics
+    }
     assert run.info.status == "FINISHED"
     tags = {f"{name} {value}" for name, value in run.data.tags.items() if name in ("rho", "seed")}
     return metrics, run.data.params, run.data.tags["status"], run.info.run_name, tags
@@ -109,7 +119,9 @@ def _read_wandb(folder: Path, trial: str) -> Read:
         record = Record.FromString(content)
         if record.HasField("run"):
             run, tags = record.run.display_name or run, tags | set(record.run.tags)
-            config |= {item.key or item.nested_key[0]: str(json.loads(item.value_json)) for item in record.run.config.update}
+            config |= {
+                item.key or item.nested_key[0]: str(json.loads(item.value_json)) for item in record.run.config.update
+            }
         if record.HasField("history"):
             row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
             for name in row.keys() - {"_step", "_timestamp", "_runtime", "_wandb"}:
@@ -139,7 +151,7 @@ def _leveldb_records(content: bytes) -> list[bytes]:
     return records
 
 
-# --- what is told -----------------------------------------------------------------------------------------------------------
+# --- what is told -----------------------------------------------------------------------------------------------------
 
 
 @every_tracker
@@ -185,7 +197,9 @@ def test_each_trial_is_told_once_also_after_a_killed_driver(
 
 
 @every_tracker
-def test_a_tracker_that_fails_costs_one_line_and_no_trial(write_study: Callable[..., Path], engine: Any, name: str, tmp_path: Path) -> None:
+def test_a_tracker_that_fails_costs_one_line_and_no_trial(
+    write_study: Callable[..., Path], engine: Any, name: str, tmp_path: Path
+) -> None:
     def spoil(folder: Path) -> None:
         (folder.parents[1] / "logs").write_text("where a folder should be", encoding="utf-8")
         _train(folder)
@@ -234,15 +248,30 @@ def test_no_secret_of_the_environment_is_in_what_a_run_leaves(
 ) -> None:
     secret, home = "hunter2-never-to-be-seen", tmp_path / "home"
     home.mkdir()
-    for name, value in {"AWS_SECRET_ACCESS_KEY": secret, "HF_TOKEN": secret, "WANDB_API_KEY": 40 * "5", "HOME": str(home)}.items():
+    for name, value in {
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "HF_TOKEN": secret,
+        "WANDB_API_KEY": 40 * "5",
+        "HOME": str(home),
+    }.items():
         monkeypatch.setenv(name, value)
     installed = [name for name, library in READERS.items() if importlib.util.find_spec(library)]
     file = write_study(vary={"rho": [1.0, 0.5]}, run={"loggers": installed, "max_failures": 0})
     assert main(["run", str(file), "--engine", "local", "--results", str(tmp_path / "runs")]) == 0
     said = capfd.readouterr()
     assert "logger" not in said.err
-    left = {path: path.read_bytes() for folder in ("runs", "home") for path in (tmp_path / folder).rglob("*") if path.is_file()}
-    assert {path.name for path in left} >= {"study.yaml", "result.json", "report.html", *(["mlflow.db"] if "mlflow" in installed else [])}
+    left = {
+        path: path.read_bytes()
+        for folder in ("runs", "home")
+        for path in (tmp_path / folder).rglob("*")
+        if path.is_file()
+    }
+    assert {path.name for path in left} >= {
+        "study.yaml",
+        "result.json",
+        "report.html",
+        *(["mlflow.db"] if "mlflow" in installed else []),
+    }
     for text in [*left.values(), said.out.encode(), said.err.encode()]:
         assert secret.encode() not in text
         assert 40 * b"5" not in text

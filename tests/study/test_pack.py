@@ -1,4 +1,6 @@
-"""A study's trials in one file: every command finds in it what it found in folders, and no moment is a bad one to be killed in."""
+"""A study's trials in one file: every command finds in it what it found in folders, and no moment is a bad one to be
+killed in.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,8 @@ def _pack(folder: Path, said: list[str] | None = None) -> str:
 def _records(folder: Path) -> Records:
     """What the folders hold, read without the reader under test."""
     return {
-        own.name: {path.name: path.read_bytes() for path in own.iterdir() if path.name != "lock"} for own in (folder / "trials").iterdir()
+        own.name: {path.name: path.read_bytes() for path in own.iterdir() if path.name != "lock"}
+        for own in (folder / "trials").iterdir()
     }
 
 
@@ -71,11 +74,14 @@ def folder(write_study: Callable[..., Path], engine: Any) -> Path:
 def _shown(folder: Path, file: Path) -> list[Any]:
     """What status, plan --diff, trials.csv and each trial's files say."""
     study, ledger = load_study(file), Ledger.read(folder)
-    files = {id_: {name: ledger.files.read(id_, name) for name in ("trial.yaml", "curve.csv")} for id_ in ledger.files.begun()}
+    files = {
+        id_: {name: ledger.files.read(id_, name) for name in ("trial.yaml", "curve.csv")}
+        for id_ in ledger.files.begun()
+    }
     return [overview(look(ledger)), diff(study, plan(study), folder), ledger.table(), files, ledger.counts()]
 
 
-# --- both forms -------------------------------------------------------------------------------------------------------------
+# --- both forms -------------------------------------------------------------------------------------------------------
 
 
 def test_commands_find_in_a_pack_what_they_found_in_folders(
@@ -123,7 +129,9 @@ def test_packing_again_leaves_the_same_bytes(folder: Path, tmp_path: Path) -> No
     assert (folder / PACK).read_bytes() == once
 
 
-def test_trackers_are_told_of_packed_trials(folder: Path, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackers_are_told_of_packed_trials(
+    folder: Path, write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = []
 
     class Tracker:
@@ -157,7 +165,7 @@ def test_a_storage_gets_the_folders_of_packed_trials(folder: Path, tmp_path: Pat
         _pack(shared / "tiny")
 
 
-# --- what is left alone, and what is refused --------------------------------------------------------------------------------
+# --- what is left alone, and what is refused --------------------------------------------------------------------------
 
 
 def test_only_what_ended_is_packed_and_the_rest_is_named(write_study: Callable[..., Path], engine: Any) -> None:
@@ -182,7 +190,9 @@ def test_a_study_without_a_finished_trial_is_refused(write_study: Callable[..., 
 
 
 @pytest.mark.parametrize("lock", ["", "trials/{0}"])
-def test_a_study_that_is_being_run_is_refused(folder: Path, lock: str, engine: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_that_is_being_run_is_refused(
+    folder: Path, lock: str, engine: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = _records(folder)
     with study_lock(folder / lock.format(engine.ran[0])):
         assert main(["pack", str(folder)]) == 2
@@ -214,19 +224,25 @@ def test_another_file_than_that_in_the_pack_is_refused(folder: Path, engine: Any
     assert not (folder / "trials").exists()
     shutil.copytree(kept, folder / "trials")
     (folder / "trials" / engine.ran[0] / "curve.csv").write_text(CURVE.replace("5.125", "5.1"))
-    with pytest.raises(ConfigError, match=rf"{engine.ran[0]}/curve.csv: is another file than that of this trial in {PACK}"):
+    with pytest.raises(
+        ConfigError, match=rf"{engine.ran[0]}/curve.csv: is another file than that of this trial in {PACK}"
+    ):
         _pack(folder)
     assert len(_records(folder)) == 3
 
 
-# --- damage -----------------------------------------------------------------------------------------------------------------
+# --- damage -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "damage", [lambda raw: b"", lambda raw: raw[:-40], lambda raw: raw[:300] + b"?" + raw[301:], lambda raw: b"text\n"]
 )
 def test_a_damaged_pack_is_refused_by_name(
-    folder: Path, write_study: Callable[..., Path], engine: Any, damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    write_study: Callable[..., Path],
+    engine: Any,
+    damage: Callable[[bytes], bytes],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     _pack(folder)
     path, ran = folder / PACK, len(engine.ran)
@@ -262,14 +278,16 @@ def test_no_damaged_byte_changes_what_is_read(folder: Path, tmp_path: Path) -> N
     assert refused > len(raw) / 7 / 2
 
 
-# --- kills ------------------------------------------------------------------------------------------------------------------
+# --- kills ------------------------------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):
     pass
 
 
-def test_a_kill_at_any_moment_leaves_the_study_whole(folder: Path, write_study: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_leaves_the_study_whole(
+    folder: Path, write_study: Callable[..., Path], tmp_path: Path
+) -> None:
     file = write_study()
     expected, records = _shown(folder, file), _records(folder)
     for moment in range(200):
@@ -314,7 +332,9 @@ def test_a_disk_that_gives_back_something_else_costs_nothing(folder: Path, monke
     assert not (folder / PACK).exists()
 
 
-def test_a_checkpoint_that_a_kill_left_goes_with_the_next_run(folder: Path, write_study: Callable[..., Path], engine: Any) -> None:
+def test_a_checkpoint_that_a_kill_left_goes_with_the_next_run(
+    folder: Path, write_study: Callable[..., Path], engine: Any
+) -> None:
     (left := folder / "trials" / engine.ran[0] / "checkpoint.pt").write_bytes(b"tensors")
     aside = folder / "trials" / engine.ran[1] / "result.json"
     shutil.copyfile(aside, aside.with_name("curve.csv.old"))

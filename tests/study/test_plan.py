@@ -35,15 +35,21 @@ def test_shares_are_those_of_the_integer_sizes_and_rho_is_the_one_asked_for(writ
 
 
 def test_varied_units_and_groups_come_out_as_plain_numbers(write_study: Callable[..., Path]) -> None:
-    ladder = [{"total_params": "30k", "active_params": "7k", "tokens": tokens, "tolerance": "5%"} for tokens in ("4k", "16k")]
+    ladder = [
+        {"total_params": "30k", "active_params": "7k", "tokens": tokens, "tolerance": "5%"} for tokens in ("4k", "16k")
+    ]
     rows = [p.row() for p in plan(load_study(write_study(vary={"budget": ladder, "rho": [1.0]})))]
     assert [row["budget.tokens"] for row in rows] == [4000, 16000]
     assert [row["budget.total_params"] for row in rows] == [30000, 30000]
 
 
-def test_tokens_for_each_active_parameter_are_planned_as_the_tokens_that_they_come_to(write_study: Callable[..., Path]) -> None:
+def test_tokens_for_each_active_parameter_are_planned_as_the_tokens_that_they_come_to(
+    write_study: Callable[..., Path],
+) -> None:
     sizes = {"total_params": "30k", "active_params": "7k", "tolerance": "5%"}
-    written = load_study(write_study(budget=sizes, vary={"budget.tokens_per_active_param": [1, 2.5], "rho": [1.0, 0.5]}))
+    written = load_study(
+        write_study(budget=sizes, vary={"budget.tokens_per_active_param": [1, 2.5], "rho": [1.0, 0.5]})
+    )
     tokens = load_study(write_study(budget=sizes, vary={"budget.tokens": [7000, "17.5k"], "rho": [1.0, 0.5]}))
     assert [p.row() for p in plan(written)] == [p.row() for p in plan(tokens)]
     assert [p.row()["budget.tokens"] for p in plan(written)] == [7000, 7000, 17500, 17500]
@@ -82,20 +88,32 @@ def test_a_missed_budget_is_refused_with_its_point(write_study: Callable[..., Pa
 def test_what_a_refused_budget_is_offered_serves_every_point(
     write_study: Callable[..., Path], field: str, budget: dict[str, object]
 ) -> None:
-    """Three memories at one share need different least budgets; what is typed after the message must not be refused in its turn."""
+    """Three memories at one share need different least budgets; what is typed after the message must not be refused in
+    its turn.
+    """
     memories = {
         "engram": {"layers": [2], "orders": [2, 3], "heads": 4, "row_dim": 8},
         "ngram_embedding": {"orders": [2, 3], "heads": 4, "row_dim": 8},
         "ultramem_v2": {"layers": [2], "key_dim": 32, "heads": 1, "top_m": 8},
     }
-    model = {"layers": 3, "width": 64, "heads": 4, "moe": {"expert_width": 48, "top_k": 2, "shared_experts": 1}, **memories}
+    model = {
+        "layers": 3,
+        "width": 64,
+        "heads": 4,
+        "moe": {"expert_width": 48, "top_k": 2, "shared_experts": 1},
+        **memories,
+    }
     shares = [{"moe": 0.5, name: 0.5} for name in memories] + [{"moe": 1}]
 
     def refused(changed: dict[str, object], expert_width: int = 48) -> str:
         own = model | {"moe": {"expert_width": expert_width, "top_k": 2, "shared_experts": 1}}
         vary = {"shares": shares, "seed": [0, 1]}
         try:
-            plan(load_study(write_study(model=own, budget={"tokens": "8k", "tolerance": "1%"} | budget | changed, vary=vary)))
+            plan(
+                load_study(
+                    write_study(model=own, budget={"tokens": "8k", "tolerance": "1%"} | budget | changed, vary=vary)
+                )
+            )
         except ConfigError as error:
             return str(error)
         return ""
@@ -115,7 +133,10 @@ def test_a_trial_of_few_steps_is_foreseen(write_study: Callable[..., Path]) -> N
     for tokens, said in ((300, True), (100_000, False)):
         study = load_study(write_study(budget=budget | {"tokens": tokens}, vary={"rho": [1.0, 0.5]}))
         lines = foresee(study, plan(study))
-        assert any(f"`budget.tokens` {tokens:,} make 2 steps of `train.batch_tokens` 256" in line for line in lines) is said
+        assert (
+            any(f"`budget.tokens` {tokens:,} make 2 steps of `train.batch_tokens` 256" in line for line in lines)
+            is said
+        )
 
 
 def test_estimates_grow_with_the_tokens_and_share_the_slots(write_study: Callable[..., Path]) -> None:
@@ -155,7 +176,9 @@ def test_slots_are_what_processors_memory_gpus_and_the_study_allow(monkeypatch: 
     assert slots(Run(max_concurrent=7)) == 7
     assert slots(Run(gpus_per_trial=0.5)) == 8
     assert slots(Run(gpus_per_trial=2)) == 2
-    with pytest.raises(ConfigError, match=r"run.memory_per_trial.* 65,000,000,000: this machine offers 64,000,000,000 bytes; lower it"):
+    with pytest.raises(
+        ConfigError, match=r"run.memory_per_trial.* 65,000,000,000: this machine offers 64,000,000,000 bytes; lower it"
+    ):
         slots(Run.model_validate({"memory_per_trial": "65G"}))
 
 
@@ -168,7 +191,12 @@ def test_the_longest_trials_start_first_unless_the_study_says_otherwise(write_st
     budget = {"total_params": "30k", "active_params": "7k", "tolerance": "5%"}
     vary = {"budget": [budget | {"tokens": tokens} for tokens in (1024, 4096)], "seed": [0, 1]}
     planned = plan(load_study(write_study(vary=vary, rho=0.5)))
-    assert [(p.trial.budget.tokens, p.trial.seed) for p in in_order(planned, Run())] == [(4096, 0), (4096, 1), (1024, 0), (1024, 1)]
+    assert [(p.trial.budget.tokens, p.trial.seed) for p in in_order(planned, Run())] == [
+        (4096, 0),
+        (4096, 1),
+        (1024, 0),
+        (1024, 1),
+    ]
     assert in_order(planned, Run(priority="as-planned")) == planned
 
 
@@ -182,7 +210,9 @@ def test_a_step_too_large_to_try_has_no_estimate() -> None:
 
 def test_a_study_that_misses_its_flops_is_refused_before_training(write_study: Callable[..., Path]) -> None:
     budget = {"total_params": "30k", "active_params": "7k", "tokens": 4096, "tolerance": "5%", "flops_per_token": "1M"}
-    with pytest.raises(ConfigError, match=r"`budget.flops_per_token` has the value 1,000,000, but these sizes come to \d\d,\d\d\d"):
+    with pytest.raises(
+        ConfigError, match=r"`budget.flops_per_token` has the value 1,000,000, but these sizes come to \d\d,\d\d\d"
+    ):
         plan(load_study(write_study(budget=budget)))
 
 
@@ -195,7 +225,9 @@ def test_what_the_named_analysis_cannot_read_is_refused_before_training_with_the
         foresee(study, plan(study))
 
 
-def test_memories_at_too_few_shares_for_a_curve_are_told_of_the_kind_that_compares_them(write_study: Callable[..., Path]) -> None:
+def test_memories_at_too_few_shares_for_a_curve_are_told_of_the_kind_that_compares_them(
+    write_study: Callable[..., Path],
+) -> None:
     shares = [{"moe": 0.5, "engram": 0.5}, {"moe": 0.5, "ngram_embedding": 0.5}]
     study = load_study(write_study(vary={"shares": shares}), {"model.ngram_embedding": {"row_dim": 4, "heads": 1}})
     assert any("`analysis: memories` reports their differences" in line for line in foresee(study, plan(study)))

@@ -17,7 +17,10 @@ def ledger(tmp_path: Path) -> Ledger:
     """Four trials of 1,000 tokens: one finished, one running at 50 tokens/s and half done, one failed, one pending."""
     names = [name for name in COLUMNS if name not in (*MEASURED, "status")]
     given = {"seed": 0, "tokens": 1000, "flops_per_token_head": 10.0}
-    rows = [dict.fromkeys(names, 0) | given | {"trial_id": id_, "rho": rho} for id_, rho in zip("abcd", (1.0, 0.5, 0.0, None), strict=True)]
+    rows = [
+        dict.fromkeys(names, 0) | given | {"trial_id": id_, "rho": rho}
+        for id_, rho in zip("abcd", (1.0, 0.5, 0.0, None), strict=True)
+    ]
     for row in rows[:3]:
         (tmp_path / "trials" / str(row["trial_id"])).mkdir(parents=True)
     result = '{"trial_id": "a", "status": "finished", "val_loss": 3.5, "val_bpb": 1.5, "tokens": 1000, "seconds": 10}'

@@ -1,4 +1,6 @@
-"""Studies on Ray clusters of several nodes, all on 127.0.0.1, and what they survive. Only processes that a test started are ended."""
+"""Studies on Ray clusters of several nodes, all on 127.0.0.1, and what they survive. Only processes that a test started
+are ended.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ class Nodes:
         token = self.folder / "token"
         token.write_text(secrets.token_hex(32))
         self.mark = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        self.environment = os.environ | self.mark | {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        self.environment = (
+            os.environ
+            | self.mark
+            | {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        )
         self.port, self.dashboard = free_port(), free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.parents: dict[str, subprocess.Popen[bytes]] = {}
@@ -53,7 +59,14 @@ class Nodes:
         self._start(name, f"--address={self.address}")
 
     def _start(self, name: str, *options: str) -> None:
-        command = [sys.executable, str(ROOT / "sweeps/cluster/loopback.py"), "start", "--block", f"--node-name={name}", "--num-cpus=1"]
+        command = [
+            sys.executable,
+            str(ROOT / "sweeps/cluster/loopback.py"),
+            "start",
+            "--block",
+            f"--node-name={name}",
+            "--num-cpus=1",
+        ]
         with open(self.folder / f"{name}.log", "ab") as log:
             self.parents[name] = subprocess.Popen(
                 [*command, "--object-store-memory=80000000", *options],
@@ -73,7 +86,9 @@ class Nodes:
 
     def processes(self) -> list[int]:
         wanted = f"RAY_AUTH_TOKEN_PATH={self.mark['RAY_AUTH_TOKEN_PATH']}".encode()
-        return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ") if wanted in _read(path).split(b"\0")]
+        return [
+            int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ") if wanted in _read(path).split(b"\0")
+        ]
 
     def training(self) -> list[int]:
         return [pid for pid in self.processes() if b"TrialProcess" in _read(Path(f"/proc/{pid}/cmdline"))]
@@ -91,7 +106,9 @@ class Nodes:
 
     def run(self, study: Path, results: Path, *options: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "sparsemem", "run", str(study), "--results", str(results), *options]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment)
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment
+        )
 
 
 def free_port() -> int:
@@ -164,7 +181,10 @@ def test_an_address_that_cannot_be_is_refused(
 
 
 def test_a_cluster_that_is_not_there_is_said_at_once(
-    write_study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    write_study: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     address = f"127.0.0.1:{free_port()}"
@@ -201,7 +221,9 @@ def test_trials_spread_over_the_nodes_of_a_cluster_which_status_shows(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @needs_proc
-def test_what_ends_a_node_or_the_head_changes_no_result(write_study: Callable[..., Path], nodes: Nodes, tmp_path: Path) -> None:
+def test_what_ends_a_node_or_the_head_changes_no_result(
+    write_study: Callable[..., Path], nodes: Nodes, tmp_path: Path
+) -> None:
     study, runs = write_study(budget=LONG, vary=SIX), tmp_path / "runs"
     local = nodes.run(study, tmp_path / "undisturbed", "--engine", "local")
     local.communicate(timeout=PATIENCE)
@@ -234,9 +256,14 @@ def test_what_ends_a_node_or_the_head_changes_no_result(write_study: Callable[..
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(not importlib.util.find_spec("aiohttp"), reason="Ray's job client is not installed: pip install 'sparsemem[cluster]'")
+@pytest.mark.skipif(
+    not importlib.util.find_spec("aiohttp"),
+    reason="Ray's job client is not installed: pip install 'sparsemem[cluster]'",
+)
 @needs_proc
-def test_a_study_runs_as_a_job_which_is_followed_and_can_be_stopped(write_study: Callable[..., Path], nodes: Nodes, tmp_path: Path) -> None:
+def test_a_study_runs_as_a_job_which_is_followed_and_can_be_stopped(
+    write_study: Callable[..., Path], nodes: Nodes, tmp_path: Path
+) -> None:
     study, folder = write_study(budget=LONG, vary={"rho": [1.0, 0.5]}), tmp_path / "on-the-cluster" / "tiny"
     nodes.head(dashboard=True)
     where = ("--address", f"ray-job:http://127.0.0.1:{nodes.dashboard}")
@@ -255,13 +282,18 @@ def test_a_study_runs_as_a_job_which_is_followed_and_can_be_stopped(write_study:
 
 @pytest.mark.slow
 @needs_proc
-def test_a_process_that_ended_a_trial_well_is_given_another_one(write_study: Callable[..., Path], nodes: Nodes, tmp_path: Path) -> None:
+def test_a_process_that_ended_a_trial_well_is_given_another_one(
+    write_study: Callable[..., Path], nodes: Nodes, tmp_path: Path
+) -> None:
     study, folder = write_study(budget=LONG, vary={"seed": [0, 1]}, rho=0.5), tmp_path / "runs" / "tiny"
     nodes.head()
     driver = nodes.run(study, tmp_path / "runs", "--address", nodes.address)
     seen = set()
     while driver.poll() is None:
-        seen |= {(place.parent.name, json.loads(_read(place) or b'{"pid": 0}')["pid"]) for place in folder.glob("trials/*/worker.json")}
+        seen |= {
+            (place.parent.name, json.loads(_read(place) or b'{"pid": 0}')["pid"])
+            for place in folder.glob("trials/*/worker.json")
+        }
         time.sleep(0.05)
     driver.communicate()
     assert driver.returncode == 0

@@ -71,14 +71,22 @@ def test_the_kind_of_an_error_is_kept_and_nothing_of_the_machine(error: Exceptio
     ("cause", "status", "message"),
     [(MemoryError("no room"), "out_of_memory", "no room"), (AssertionError(), "failed", "AssertionError")],
 )
-def test_an_error_of_the_trials_own_is_told_in_its_words(tmp_path: Path, cause: Exception, status: str, message: str) -> None:
+def test_an_error_of_the_trials_own_is_told_in_its_words(
+    tmp_path: Path, cause: Exception, status: str, message: str
+) -> None:
     error = exceptions.RayTaskError("step", SAID, cause, pid=4711, ip="10.20.30.40")
     assert not record_ending(tmp_path, error)
-    assert json.loads((tmp_path / "failure.json").read_text()) == {"status": status, "message": message, "traceback": ""}
+    assert json.loads((tmp_path / "failure.json").read_text()) == {
+        "status": status,
+        "message": message,
+        "traceback": "",
+    }
 
 
 def test_a_process_that_could_not_begin_says_why(tmp_path: Path) -> None:
-    error = exceptions.RayActorError(NODE, f"{SAID}\nModuleNotFoundError: No module named 'sparsemem'\n", actor_init_failed=True)
+    error = exceptions.RayActorError(
+        NODE, f"{SAID}\nModuleNotFoundError: No module named 'sparsemem'\n", actor_init_failed=True
+    )
     record_ending(tmp_path, error)
     message = json.loads((tmp_path / "failure.json").read_text())["message"]
     assert message == "its process could not begin: ModuleNotFoundError: No module named 'sparsemem'"
@@ -95,4 +103,7 @@ def test_a_memory_monitor_that_kills_ends_its_trials_only(
     assert "Traceback" not in err
     folder = tmp_path / "runs" / "tiny"
     assert {row["status"] for row in table(folder)} == {"out_of_memory"}
-    assert all(re.search(r"the machine ran out of memory; let fewer", path.read_text()) for path in folder.glob("trials/*/failure.json"))
+    assert all(
+        re.search(r"the machine ran out of memory; let fewer", path.read_text())
+        for path in folder.glob("trials/*/failure.json")
+    )

@@ -1,4 +1,6 @@
-"""What `sweeps/cluster/` starts clusters with: each file is whole, holds no secret, and the script for Slurm really trains."""
+"""What `sweeps/cluster/` starts clusters with: each file is whole, holds no secret, and the script for Slurm really
+trains.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,21 @@ POD = _only(
 )
 PARAMS = {"type": "object", "additionalProperties": TEXT}  # numbers have to be quoted
 HEAD = _only(
-    "rayStartParams template", serviceType={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]}, rayStartParams=PARAMS, template=POD
+    "rayStartParams template",
+    serviceType={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
+    rayStartParams=PARAMS,
+    template=POD,
 )
 WORKER = _only(
     "groupName rayStartParams template",
-    **{"groupName": TEXT, "replicas": COUNT, "minReplicas": COUNT, "maxReplicas": COUNT, "rayStartParams": PARAMS, "template": POD},
+    **{
+        "groupName": TEXT,
+        "replicas": COUNT,
+        "minReplicas": COUNT,
+        "maxReplicas": COUNT,
+        "rayStartParams": PARAMS,
+        "template": POD,
+    },
 )
 CLUSTER = _only(
     "headGroupSpec",
@@ -51,7 +63,12 @@ CLUSTER = _only(
     workerGroupSpecs={"type": "array", "items": WORKER},
 )
 JOB = _only(
-    "entrypoint", entrypoint=TEXT, clusterSelector=PARAMS, rayClusterSpec=CLUSTER, backoffLimit=COUNT, shutdownAfterJobFinishes=FLAG
+    "entrypoint",
+    entrypoint=TEXT,
+    clusterSelector=PARAMS,
+    rayClusterSpec=CLUSTER,
+    backoffLimit=COUNT,
+    shutdownAfterJobFinishes=FLAG,
 )
 KUBERAY = {"RayCluster": CLUSTER, "RayJob": JOB}
 """The documented fields of KubeRay's resources (its API reference, ray.io/v1) that the manifest may use."""
@@ -71,7 +88,9 @@ def test_the_cluster_file_is_what_ray_up_takes() -> None:
 
     written = yaml.safe_load((FOLDER / "aws.yaml").read_text(encoding="utf-8"))
     validate_config(prepare_config(written))
-    starts = [line for name in ("head", "worker") for line in written[f"{name}_start_ray_commands"] if "ray start" in line]
+    starts = [
+        line for name in ("head", "worker") for line in written[f"{name}_start_ray_commands"] if "ray start" in line
+    ]
     assert ["--dashboard-host=127.0.0.1" in line for line in starts] == [True, False]
     with pytest.raises(jsonschema.ValidationError):
         validate_config(prepare_config(written | {"file_mount": {}}))
@@ -81,7 +100,11 @@ def test_the_manifest_is_what_kuberay_takes() -> None:
     cluster, job = yaml.safe_load_all((FOLDER / "kuberay.yaml").read_text(encoding="utf-8"))
     for document in (cluster, job):
         whole = _only(
-            "apiVersion kind metadata spec", apiVersion={"const": "ray.io/v1"}, kind=TEXT, metadata=NAMED, spec=KUBERAY[document["kind"]]
+            "apiVersion kind metadata spec",
+            apiVersion={"const": "ray.io/v1"},
+            kind=TEXT,
+            metadata=NAMED,
+            spec=KUBERAY[document["kind"]],
         )
         jsonschema.validate(document, whole)
     assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
@@ -115,7 +138,9 @@ STUBS = {
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc")
-def test_the_script_for_slurm_trains_a_study_on_the_nodes_of_its_allocation(write_study: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_script_for_slurm_trains_a_study_on_the_nodes_of_its_allocation(
+    write_study: Callable[..., Path], tmp_path: Path
+) -> None:
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     for name, body in STUBS.items():
@@ -127,7 +152,11 @@ def test_the_script_for_slurm_trains_a_study_on_the_nodes_of_its_allocation(writ
     script = re.sub(r"^study=\S+", f"study={study.name}", script, flags=re.M)  # what a user edits
     (tmp_path / "slurm.sh").write_text(script, encoding="utf-8")
     mark = f"SPARSEMEM_TEST={tmp_path}"
-    environment = os.environ | {"PATH": f"{bin_}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "SPARSEMEM_TEST": str(tmp_path)}
+    environment = os.environ | {
+        "PATH": f"{bin_}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "SPARSEMEM_TEST": str(tmp_path),
+    }
     with open(tmp_path / "said", "w+", encoding="utf-8") as said:
         batch = subprocess.Popen(["sbatch", "slurm.sh"], cwd=tmp_path, env=environment, stdout=said, stderr=said)
         nodes = set()

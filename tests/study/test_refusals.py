@@ -12,7 +12,9 @@ from sparsemem.api import run_study
 from sparsemem.config import ConfigError, load_study
 
 
-def test_a_text_shorter_than_one_batch_is_refused_and_nothing_is_written(write_study: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_text_shorter_than_one_batch_is_refused_and_nothing_is_written(
+    write_study: Callable[..., Path], tmp_path: Path
+) -> None:
     study = load_study(write_study(), {"train.batch_tokens": 2**20, "budget.tokens": 2**21})
     with pytest.raises(ConfigError, match="batch"):
         run_study(study, tmp_path, tmp_path / "out", "local", lambda line: None)
@@ -35,7 +37,9 @@ def test_precisions_are_not_mixed(write_study: Callable[..., Path], tmp_path: Pa
         run_study(study, tmp_path, tmp_path, "local", lambda line: None)
 
 
-def test_losses_that_do_not_make_the_result_are_damage(write_study: Callable[..., Path], tmp_path: Path, engine: object) -> None:
+def test_losses_that_do_not_make_the_result_are_damage(
+    write_study: Callable[..., Path], tmp_path: Path, engine: object
+) -> None:
     study = load_study(write_study())
     ledger = run_study(study, tmp_path, tmp_path, "local", lambda line: None)
     losses = sorted((ledger.folder / "trials").glob("*/val_losses.csv"))
@@ -43,6 +47,8 @@ def test_losses_that_do_not_make_the_result_are_damage(write_study: Callable[...
     losses[1].write_text("sequence,nats_per_token\n0,1.0\n")
     said: list[str] = []
     run_study(study, tmp_path, tmp_path, "local", said.append)
-    assert [path.parent.name for path in losses[:2] if any(path.parent.name in line and "set aside" in line for line in said)] == [
-        path.parent.name for path in losses[:2]
-    ]
+    assert [
+        path.parent.name
+        for path in losses[:2]
+        if any(path.parent.name in line and "set aside" in line for line in said)
+    ] == [path.parent.name for path in losses[:2]]

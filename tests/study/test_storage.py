@@ -28,7 +28,10 @@ def test_files_come_back_as_they_were_put(storage: Storage, tmp_path: Path) -> N
     storage.get("trials/a/checkpoint.pt", tmp_path / "there" / "again")
     assert (tmp_path / "there" / "again").read_bytes() == content
     assert storage.read("study.yaml") == b"another"
-    assert {name: size for name, (size, _) in storage.list().items()} == {"study.yaml": 7, "trials/a/checkpoint.pt": len(content)}
+    assert {name: size for name, (size, _) in storage.list().items()} == {
+        "study.yaml": 7,
+        "trials/a/checkpoint.pt": len(content),
+    }
     assert set(storage.list("trials/a")) == {"trials/a/checkpoint.pt"}
     assert storage.list("trials/b") == {}
 
@@ -87,7 +90,9 @@ def test_a_server_that_does_not_answer_is_given_up_in_time() -> None:
         ("7", "write a text"),
     ],
 )
-def test_an_address_that_cannot_be_is_refused_and_no_secret_is_repeated(tmp_path: Path, value: str, remedy: str) -> None:
+def test_an_address_that_cannot_be_is_refused_and_no_secret_is_repeated(
+    tmp_path: Path, value: str, remedy: str
+) -> None:
     yaml = Path("sweeps/allocation-quick.yaml").read_text(encoding="utf-8")
     (tmp_path / "study.yaml").write_text(yaml)
     with pytest.raises(ConfigError, match=r"run\.storage") as refused:
@@ -98,5 +103,12 @@ def test_an_address_that_cannot_be_is_refused_and_no_secret_is_repeated(tmp_path
 
 
 def test_addresses_of_folders_and_buckets_are_taken(tmp_path: Path) -> None:
-    for value in ("shared", "/shared/studies", "file:///shared", "s3://bucket", "s3://bucket/a/b?region=eu-central-1", "gs://bucket/a"):
+    for value in (
+        "shared",
+        "/shared/studies",
+        "file:///shared",
+        "s3://bucket",
+        "s3://bucket/a/b?region=eu-central-1",
+        "gs://bucket/a",
+    ):
         assert load_study("sweeps/allocation-quick.yaml", {"run.storage": value}).run.storage == value

@@ -1,4 +1,6 @@
-"""Tuning: what a search leaves behind and what it survives; mostly with workers that compute losses in place of training."""
+"""Tuning: what a search leaves behind and what it survives; mostly with workers that compute losses in place of
+training.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ VARY = {"rho": [1.0, 0.0], "seed": [0, 1]}
 
 
 class FakeWorkers:
-    """In place of training: the loss has its minimum at lr 0.004 with routed experts and at 0.02 with memory; above 0.09 it diverges."""
+    """In place of training: the loss has its minimum at lr 0.004 with routed experts and at 0.02 with memory; above
+    0.09 it diverges.
+    """
 
     def __init__(self, slots: int = 1) -> None:
         self.slots = slots
@@ -134,7 +138,11 @@ def searches(folder: Path) -> dict[str, optuna.Study]:
 def tried(folder: Path) -> dict[str, list[tuple[Any, ...]]]:
     """Point -> (place, rate, state, value) of what is done."""
     return {
-        name: sorted((t.user_attrs["place"], t.params["train.lr"], t.state.name, t.value) for t in study.trials if t.state.name != "FAIL")
+        name: sorted(
+            (t.user_attrs["place"], t.params["train.lr"], t.state.name, t.value)
+            for t in study.trials
+            if t.state.name != "FAIL"
+        )
         for name, study in searches(folder).items()
     }
 
@@ -192,7 +200,9 @@ def test_a_study_takes_over_the_winners_that_tune_has_trained(
     outcomes = run(trials=12)
     won = {str(outcome.winner.trial_id) for outcome in outcomes if outcome.winner}
     trained: list[str] = []
-    monkeypatch.setattr(launch, "find_engine", lambda *a: lambda jobs, run: trained.extend(job.trial_folder.name for job in jobs))
+    monkeypatch.setattr(
+        launch, "find_engine", lambda *a: lambda jobs, run: trained.extend(job.trial_folder.name for job in jobs)
+    )
     study = load_study(write_study(vary=VARY, tuned="runs/tiny/tune/winners.yaml"))
     planned = {p.trial.id for p in plan(study)}
     judged_bad, said = sorted(won)[0], list[str]()
@@ -203,7 +213,9 @@ def test_a_study_takes_over_the_winners_that_tune_has_trained(
     assert ledger.state(taken).status == "finished"
     assert any("1 of its trials were trained to their end by `sparsemem tune`" in line for line in said)
     other = load_study(write_study(vary=VARY, tuned="runs/tiny/tune/winners.yaml", study="other"))
-    assert run_study(other, tmp_path, tmp_path / "runs", say=said.append).counts()["finished"] == 0  # its own tuning alone
+    assert (
+        run_study(other, tmp_path, tmp_path / "runs", say=said.append).counts()["finished"] == 0
+    )  # its own tuning alone
 
 
 def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
@@ -258,9 +270,9 @@ def test_a_pruned_trial_is_stopped_and_stays_out_of_the_study(
         assert failure["status"] == "pruned"
         with open(folder / id_ / "curve.csv", newline="") as curve:
             assert len(list(csv.DictReader(curve))) in (2, 4)  # a quarter or half of its evaluations
-    assert sum("stopped at evaluation 2" in line for line in said) + sum("stopped at evaluation 4" in line for line in said) == len(
-        workers.stopped
-    )
+    assert sum("stopped at evaluation 2" in line for line in said) + sum(
+        "stopped at evaluation 4" in line for line in said
+    ) == len(workers.stopped)
     assert [outcome.winner is not None for outcome in outcomes] == [True, True]
     pruned = [t for study in searches(folder.parent).values() for t in study.trials if t.state.name == "PRUNED"]
     assert all(t.user_attrs["status"] == "pruned" and t.intermediate_values for t in pruned)
@@ -271,7 +283,9 @@ def test_hyperband_prunes_too(run: Callable[..., list[Outcome]], workers: FakeWo
     assert workers.stopped
 
 
-def test_a_diverged_trial_is_told_as_infinitely_bad(run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path) -> None:
+def test_a_diverged_trial_is_told_as_infinitely_bad(
+    run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path
+) -> None:
     outcomes = run(search={"train.lr": {"choices": [0.01, 0.095]}}, per=[], trials=8)
     (study,) = searches(tmp_path / "runs" / "tiny" / "tune").values()
     assert {t.value == math.inf for t in study.trials if t.params["train.lr"] == 0.095} == {True}
@@ -306,7 +320,9 @@ def test_a_failed_trial_is_told_and_tried_again_by_the_next_run(
     assert [sum(point["statuses"].values()) for point in json.loads(capsys.readouterr().out)] == [6, 6]
 
 
-def test_several_slots_are_spread_over_the_points(run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path) -> None:
+def test_several_slots_are_spread_over_the_points(
+    run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path
+) -> None:
     alone = run("alone")
     workers.slots = 2
     workers.most_at_once.clear()
@@ -316,24 +332,35 @@ def test_several_slots_are_spread_over_the_points(run: Callable[..., list[Outcom
     assert [sum(outcome.statuses.values()) for outcome in run("more")] == [6, 6]
 
 
-def test_winners_at_an_edge_and_movements_are_said(run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path) -> None:
-    search = {"train.lr": {"low": 1e-3, "high": 5e-3, "log": True}, "train.batch_tokens": {"choices": ["256", 512, 1024]}}
+def test_winners_at_an_edge_and_movements_are_said(
+    run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path
+) -> None:
+    search = {
+        "train.lr": {"low": 1e-3, "high": 5e-3, "log": True},
+        "train.batch_tokens": {"choices": ["256", 512, 1024]},
+    }
     outcomes = run(search=search, trials=16)
     text = describe_outcomes(outcomes, load_study(tmp_path / "tiny.yaml").tune)  # type: ignore[arg-type]
     winners = [outcome.winner for outcome in outcomes if outcome.winner]
     assert "train.lr" in winners[1].edges  # 0.02 is out of range
-    assert f"warning: train.lr {winners[1].values['train.lr']} at rho=0.0 lies at the edge of what was searched (0.001 to 0.005)" in text
+    assert (
+        f"warning: train.lr {winners[1].values['train.lr']} at rho=0.0 lies at the edge of what was searched (0.001 to "
+        f"0.005)" in text
+    )
     assert "widen it and tune again: --set 'tune.search={train.lr: {low: 0.001, high: 0.015, log: true}}'" in text
     assert "Runs of another seed scatter more" in text
     assert [winner.seed for winner in winners] == [0, 0]
     assert (
-        f"along rho: best train.lr between {winners[0].values['train.lr']} (rho=1.0) and {winners[1].values['train.lr']} (rho=0.0)" in text
+        f"along rho: best train.lr between {winners[0].values['train.lr']} (rho=1.0) and "
+        f"{winners[1].values['train.lr']} (rho=0.0)" in text
     )
     assert text.splitlines()[0].split()[:2] == ["rho", "trials"]
     assert all(winner.values["train.batch_tokens"] in (256, 512, 1024) for winner in winners)
 
 
-def test_winners_are_not_overwritten_without_a_word(run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path) -> None:
+def test_winners_are_not_overwritten_without_a_word(
+    run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path
+) -> None:
     run(trials=2)
     (written,) = tmp_path.rglob("winners.yaml")
     first = written.read_text(encoding="utf-8")
@@ -346,7 +373,9 @@ def test_winners_are_not_overwritten_without_a_word(run: Callable[..., list[Outc
     assert written.with_name("winners-before.yaml").read_text(encoding="utf-8") == first
 
 
-def test_the_better_of_two_values_is_no_best(run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path) -> None:
+def test_the_better_of_two_values_is_no_best(
+    run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path
+) -> None:
     settings = load_study(tmp_path / "tiny.yaml").tune if (outcomes := run(trials=2)) else None
     assert settings
     text = describe_outcomes(outcomes, settings)
@@ -355,7 +384,10 @@ def test_the_better_of_two_values_is_no_best(run: Callable[..., list[Outcome]], 
         assert outcome.winner.tried == {"train.lr": 2}
         assert outcome.winner.unbracketed == ("train.lr",)
         at = f"train.lr {outcome.winner.values['train.lr']} at rho={outcome.at['rho']}"
-        assert f"warning: {at} is the outermost of 2 values tried, so a better one may lie beyond; tune with more trials" in text
+        assert (
+            f"warning: {at} is the outermost of 2 values tried, so a better one may lie beyond; tune with more trials"
+            in text
+        )
     assert "--set tune.trials=4" in text
     assert "throughout" not in text
     assert [outcome.winner.unbracketed for outcome in run("more", trials=12) if outcome.winner] == [(), ()]
@@ -370,7 +402,9 @@ def test_movements_within_the_noise_are_called_that() -> None:
 
     settings = Tune.model_validate(TUNE)
     apart = [outcome(1.0, 0.004, (0.003, 0.006)), outcome(0.0, 0.02, (0.01, 0.02))]
-    assert movements(apart, settings, "train.lr") == ["along rho: best train.lr between 0.004 (rho=1.0) and 0.02 (rho=0.0), a factor of 5"]
+    assert movements(apart, settings, "train.lr") == [
+        "along rho: best train.lr between 0.004 (rho=1.0) and 0.02 (rho=0.0), a factor of 5"
+    ]
     tied = [outcome(1.0, 0.004, (0.003, 0.01)), outcome(0.0, 0.02, (0.008, 0.02))]
     assert movements(tied, settings, "train.lr")[0].endswith("overlap at all of them: no movement can be told")
     assert movements([apart[0], outcome(0.5, 0.004, (0.004, 0.004))], settings, "train.lr") == [
@@ -398,14 +432,21 @@ def test_what_is_searched_decides_which_trials_are_taken_up(
     ("fields", "words"),
     [
         ({"tune": None}, "field `tune` is missing"),
-        ({"tune": TUNE | {"search": {"train.batch_tokens": {"choices": [250]}}}}, "must be a multiple of `data.context` 16"),
+        (
+            {"tune": TUNE | {"search": {"train.batch_tokens": {"choices": [250]}}}},
+            "must be a multiple of `data.context` 16",
+        ),
         ({"tune": TUNE | {"search": {"train.schedule": {"choices": ["linear"]}}}}, "'linear'"),
         ({"tune": TUNE | {"search": {"train.batch_tokens": {"choices": [2**20]}}}}, "batch"),
         ({"run": {"cpus_per_trial": 4096}}, "lower it"),
     ],
 )
 def test_what_no_trial_can_have_is_refused_before_anything_is_written(
-    write_study: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], fields: dict[str, Any], words: str
+    write_study: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fields: dict[str, Any],
+    words: str,
 ) -> None:
     file = write_study(**{"vary": VARY, "tune": TUNE} | fields)
     assert main(["tune", str(file), "--results", str(tmp_path / "runs")]) == 2
@@ -413,12 +454,14 @@ def test_what_no_trial_can_have_is_refused_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
-# --- with real processes ----------------------------------------------------------------------------------------------------
+# --- with real processes ----------------------------------------------------------------------------------------------
 
 
 def _driver(file: Path, results: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "sparsemem", "tune", str(file), "--results", str(results), "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
 
 
 def test_a_real_search_trains_in_its_own_folders(write_study: Callable[..., Path], tmp_path: Path) -> None:
@@ -436,7 +479,9 @@ def test_a_real_search_trains_in_its_own_folders(write_study: Callable[..., Path
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_driver_repeats_no_finished_trial(write_study: Callable[..., Path], tmp_path: Path) -> None:
-    file = write_study(vary=VARY, tune=TUNE | {"trials": 4}, budget={"total_params": "30k", "active_params": "7k", "tokens": 20_000})
+    file = write_study(
+        vary=VARY, tune=TUNE | {"trials": 4}, budget={"total_params": "30k", "active_params": "7k", "tokens": 20_000}
+    )
     undisturbed = _driver(file, tmp_path / "undisturbed")
     out, err = undisturbed.communicate(timeout=300)
     assert undisturbed.returncode == 0, err
@@ -463,7 +508,9 @@ def test_a_killed_driver_repeats_no_finished_trial(write_study: Callable[..., Pa
 def test_a_bad_rate_is_stopped_before_its_end(write_study: Callable[..., Path], tmp_path: Path) -> None:
     budget = {"total_params": "30k", "active_params": "7k", "tokens": 200_000, "tolerance": "5%"}
     search = {"train.lr": {"low": 1e-6, "high": 0.02, "log": True}}
-    file = write_study(vary={"rho": [1.0]}, tune=TUNE | {"trials": 5, "pruner": "asha", "search": search}, budget=budget)
+    file = write_study(
+        vary={"rho": [1.0]}, tune=TUNE | {"trials": 5, "pruner": "asha", "search": search}, budget=budget
+    )
     process = _driver(file, tmp_path / "runs")
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
@@ -475,11 +522,16 @@ def test_a_bad_rate_is_stopped_before_its_end(write_study: Callable[..., Path], 
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("optuna_dashboard"), reason="optuna-dashboard is not installed")
-def test_optuna_dashboard_opens_the_journal(run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path) -> None:
+def test_optuna_dashboard_opens_the_journal(
+    run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path
+) -> None:
     run()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "optuna-dashboard"), str(tmp_path / "runs" / "tiny" / "tune" / "journal.log")]
+    command = [
+        str(Path(sys.executable).parent / "optuna-dashboard"),
+        str(tmp_path / "runs" / "tiny" / "tune" / "journal.log"),
+    ]
     dashboard = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
@@ -493,7 +545,9 @@ def test_optuna_dashboard_opens_the_journal(run: Callable[..., list[Outcome]], w
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
         assert sorted(each["study_name"].partition(" [")[0] for each in found) == ["rho=0.0", "rho=1.0"]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies/{found[0]['study_id']}?after=0", timeout=10) as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{port}/api/studies/{found[0]['study_id']}?after=0", timeout=10
+        ) as answer:
             trials = json.load(answer)["trials"]
         assert [trial["state"] for trial in trials] == ["Complete"] * TUNE["trials"]
     finally:

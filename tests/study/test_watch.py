@@ -24,7 +24,17 @@ TRIALS = [
     TrialProgress("aaaaaaaaaaaa", "rho 1.0, seed 0", "finished", "", 1000, 1000, 10.0, 1e3, 0.0, 3.5, 3600.0),
     TrialProgress("bbbbbbbbbbbb", "rho 0.5, seed 0", "pending", "", 0, 1000, 10.0, 0.0, 0.0, None, 0.0),
     TrialProgress(
-        "cccccccccccc", "rho 0.4, seed 0", "failed", "no space left on the device\nat line 3", 100, 1000, 10.0, 1e3, 0.0, None, 0.0
+        "cccccccccccc",
+        "rho 0.4, seed 0",
+        "failed",
+        "no space left on the device\nat line 3",
+        100,
+        1000,
+        10.0,
+        1e3,
+        0.0,
+        None,
+        0.0,
     ),
     TrialProgress("dddddddddddd", "rho 0.0, seed 0", "running", "", 500, 1000, 10.0, 1e3, 50.0, 4.25, 1800.0),
 ]
@@ -53,7 +63,9 @@ def test_what_does_not_fit_the_screen_is_counted() -> None:
     assert shown[-1] == "and 33 more: 13 finished, 20 pending"
 
 
-def test_a_study_that_has_ended_is_shown_once(write_study: Callable[..., Path], engine: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_that_has_ended_is_shown_once(
+    write_study: Callable[..., Path], engine: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = write_study()
     folder = run_study(load_study(file), file.parent, file.parent / "runs").folder
     assert main(["status", str(folder), "--watch"]) == 0
@@ -77,7 +89,11 @@ def test_a_study_is_watched_until_its_driver_ends(
 
 
 def test_a_study_that_has_not_begun_is_waited_for(
-    write_study: Callable[..., Path], engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    write_study: Callable[..., Path],
+    engine: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(watch, "REFRESH_SECONDS", 0.01)
     watching = threading.Thread(target=watch.watch, args=(tmp_path / "runs" / "tiny",), daemon=True)
@@ -100,7 +116,9 @@ def test_ctrl_c_leaves_a_watch_without_an_error(tmp_path: Path, monkeypatch: pyt
     assert main(["status", str(tmp_path), "--watch"]) == 0
 
 
-def test_a_failure_and_a_log_are_printed(write_study: Callable[..., Path], engine: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_and_a_log_are_printed(
+    write_study: Callable[..., Path], engine: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(trial: Path) -> None:
         record_failure(trial, "its process ended with exit code 1")
         (trial / "log.txt").write_text("Traceback: boo\n")

@@ -13,7 +13,8 @@ from sparsemem.study.engine import Job
 
 
 @pytest.mark.parametrize(
-    ("gpus", "device", "ranks", "share"), [(0.0, "cpu", 1, 1.0), (0.25, "cuda", 1, 0.25), (1.0, "cuda", 1, 1.0), (4.0, "cuda", 4, 1.0)]
+    ("gpus", "device", "ranks", "share"),
+    [(0.0, "cpu", 1, 1.0), (0.25, "cuda", 1, 0.25), (1.0, "cuda", 1, 1.0), (4.0, "cuda", 4, 1.0)],
 )
 def test_a_trial_gets_the_devices_that_the_study_says(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, gpus: float, device: str, ranks: int, share: float

@@ -34,7 +34,9 @@ def text(seed: int, length: int) -> np.ndarray:
     ids = np.empty(length, np.uint16)
     last = 1
     for i, (kind, jump) in enumerate(draws.tolist()):
-        last = SEPARATOR if kind < 0.02 else 1 + int(jump * 40) if kind < 0.2 or last == SEPARATOR else 1 + last * 7 % 41
+        last = (
+            SEPARATOR if kind < 0.02 else 1 + int(jump * 40) if kind < 0.2 or last == SEPARATOR else 1 + last * 7 % 41
+        )
         ids[i] = last
     return ids
 
@@ -47,7 +49,12 @@ def write_tokens(folder: Path, digest: str = "a corpus") -> Path:
     val_bytes = np.where(val == SEPARATOR, 0, val % 5 + 1).astype(np.int64)
     for name, array in {"train": text(0, 3000), "val": val, "val_bytes": val_bytes, "canonical": canonical}.items():
         np.save(folder / f"{name}.npy", array)
-    manifest = {"vocab_size": VOCABULARY, "separator_id": SEPARATOR, "canonical_size": int(canonical.max()) + 1, "digest": digest}
+    manifest = {
+        "vocab_size": VOCABULARY,
+        "separator_id": SEPARATOR,
+        "canonical_size": int(canonical.max()) + 1,
+        "digest": digest,
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

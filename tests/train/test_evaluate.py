@@ -20,7 +20,9 @@ from sparsemem.train.evaluate import sequence_losses
 def model(make_trial: Callable[..., Trial], tokens_folder: Path) -> Transformer:
     trial, tokens = make_trial(), Tokens.load(tokens_folder)
     sizes = solve(trial.model, trial.budget, trial.shares)
-    return Transformer(trial.model, sizes, trial.data.context, torch.from_numpy(tokens.canonical), tokens.separator_id).initialize(0)
+    return Transformer(
+        trial.model, sizes, trial.data.context, torch.from_numpy(tokens.canonical), tokens.separator_id
+    ).initialize(0)
 
 
 @pytest.mark.parametrize("count", [1, 32, 35])
@@ -43,7 +45,9 @@ def test_targets_that_do_not_count_leave_the_mean_over_tokens(model: Transformer
     scored = targets >= 0
     assert 1 < (~scored).sum() < 50
     each = model.losses(inputs, targets.clamp_min(0)).double()
-    assert sequence_losses(model, inputs, targets, torch.float32).mean().item() == pytest.approx(each[scored].mean().item(), rel=1e-6)
+    assert sequence_losses(model, inputs, targets, torch.float32).mean().item() == pytest.approx(
+        each[scored].mean().item(), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -1,16 +1,19 @@
-"""Losses of a fixed seed over 60 steps, for every mechanism: a change that moves them changes every stored result, and must mean to.
+"""Losses of a fixed seed over 60 steps, for every mechanism: a change that moves them changes every stored result, and
+must mean to.
 
 What is compared, and why it holds on every processor:
 
-- **In float64, the loss of each step, to one part in 10^10.** Processors differ in the last bit of a sum, an exponential or a
-  product of matrices: about 1e-16 in float64. A choice of experts or rows flips where two scores are closer than that, which in 60 steps
-  happens once in a billion. So the committed curves are those of the mathematics: model, gradients, optimisers, schedule, data order.
-- **In float32, given the choices of the float64 run, the loss of each step, to two parts in a million.** Rounding (6e-8) does flip a choice
-  now and then, and the curve is another one from there on; with the choices given, rounding moves a curve by two or three parts in ten
-  million. This run takes the kernels that training takes.
+- **In float64, the loss of each step, to one part in 10^10.** Processors differ in the last bit of a sum, an
+  exponential or a product of matrices: about 1e-16 in float64. A choice of experts or rows flips where two scores are
+  closer than that, which in 60 steps happens once in a billion. So the committed curves are those of the mathematics:
+  model, gradients, optimisers, schedule, data order.
+- **In float32, given the choices of the float64 run, the loss of each step, to two parts in a million.** Rounding
+  (6e-8) does flip a choice now and then, and the curve is another one from there on; with the choices given, rounding
+  moves a curve by two or three parts in ten million. This run takes the kernels that training takes.
 
 Initial weights are drawn by `_exact_draws`, since torch draws normal values by other instructions on other processors
-(`tests/test_parameter.py` compares those). Engram's gate is the plain one here: its signed root is infinitely steep at zero.
+(`tests/test_parameter.py` compares those). Engram's gate is the plain one here: its signed root is infinitely steep at
+zero.
 
 `python -m tests.train.test_golden` writes the file anew.
 """
@@ -66,12 +69,16 @@ Choices = list[tuple[Tensor, ...]]
 
 @contextmanager
 def _exact_draws() -> Iterator[None]:
-    """Random values that are the same bits on every processor and in both precisions: sums and quotients of integers."""
+    """Random values that are the same bits on every processor and in both precisions: sums and quotients
+    of integers.
+    """
 
     def sizes(shape: Any) -> tuple[int, ...]:
         return tuple(shape[0]) if isinstance(shape[0], (tuple, list, torch.Size)) else shape
 
-    def normal(*shape: Any, generator: torch.Generator, **_: Any) -> Tensor:  # a sum of twelve uniform values (Irwin-Hall)
+    def normal(
+        *shape: Any, generator: torch.Generator, **_: Any
+    ) -> Tensor:  # a sum of twelve uniform values (Irwin-Hall)
         draws = torch.randint(2**20, (12, *sizes(shape)), generator=generator).sum(0)
         return (draws / 2**20 - 6).to(torch.get_default_dtype())
 
@@ -103,7 +110,9 @@ def _choosing(kept: Choices, given: bool) -> Iterator[None]:
         yield
 
 
-def _curve(case: str, tokens: Tokens, dtype: torch.dtype, kept: Choices, given: bool = False, steps: int = STEPS) -> list[float]:
+def _curve(
+    case: str, tokens: Tokens, dtype: torch.dtype, kept: Choices, given: bool = False, steps: int = STEPS
+) -> list[float]:
     """Training losses of the first so many of all steps."""
     trial = Trial.model_validate(BASE | CASES[case] | {"train": BASE["train"] | {"lr": 0.002}})
     sizes = solve(trial.model, trial.budget, trial.shares)
@@ -113,13 +122,20 @@ def _curve(case: str, tokens: Tokens, dtype: torch.dtype, kept: Choices, given: 
         with _exact_draws():
             canonical = torch.from_numpy(tokens.canonical)
             model = Transformer(trial.model, sizes, trial.data.context, canonical, tokens.separator_id).initialize(0)
-        optimizer, batches = Optimizer(model, trial.train), Batches(tokens.train, trial.data.context, trial.train.batch_tokens, seed=0)
+        optimizer, batches = (
+            Optimizer(model, trial.train),
+            Batches(tokens.train, trial.data.context, trial.train.batch_tokens, seed=0),
+        )
         losses: list[float] = []
         with _choosing(kept, given):
             for step in range(steps):
                 done = (step + 1) / STEPS
                 rate = learning_rate(trial.train, done)
-                losses.append(train_step(model, optimizer, *batches.batch(step), trial.train.batch_tokens, rate, done, torch.float32)[0])
+                losses.append(
+                    train_step(
+                        model, optimizer, *batches.batch(step), trial.train.batch_tokens, rate, done, torch.float32
+                    )[0]
+                )
     finally:
         torch.set_default_dtype(usual)
     return losses
@@ -146,7 +162,9 @@ def test_every_step_gives_the_committed_loss(case: str, tokens_folder: Path) -> 
 
 
 @pytest.mark.parametrize("library", ["onednn", "torch"])
-def test_either_library_gives_the_committed_losses(library: str, tokens_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_either_library_gives_the_committed_losses(
+    library: str, tokens_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """oneDNN multiplies experts one by one, torch all at once."""
     tokens, kept, steps = Tokens.load(tokens_folder), Choices(), 20
     monkeypatch.setattr(matmul, "_chosen", library)

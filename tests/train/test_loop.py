@@ -76,21 +76,32 @@ def _interrupted(monkeypatch: pytest.MonkeyPatch, trial: Trial, tokens: Path, fo
                 run_trial(trial, tokens, folder, threads=1)
 
 
-# --- the way to the end -----------------------------------------------------------------------------------------------------
+# --- the way to the end -----------------------------------------------------------------------------------------------
 
 
-def test_a_result_says_what_was_trained_and_what_came_out(make_trial: Make, tokens_folder: Path, tmp_path: Path) -> None:
+def test_a_result_says_what_was_trained_and_what_came_out(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path
+) -> None:
     trial = make_trial()
     result = run_trial(trial, tokens_folder, tmp_path, threads=1)
     assert result == json.loads((tmp_path / "result.json").read_text())
-    fields = "trial_id status val_loss val_loss_se val_bpb train_loss tokens steps tokens_per_second peak_memory_bytes seconds ended device"
+    fields = (
+        "trial_id status val_loss val_loss_se val_bpb train_loss tokens steps tokens_per_second peak_memory_bytes "
+        "seconds ended device"
+    )
     assert list(result) == [*fields.split(), "threads", "precision", "versions"]
     assert abs((datetime.now(UTC) - datetime.fromisoformat(result["ended"])).total_seconds()) < 60
     assert (result["trial_id"], result["status"], result["threads"]) == (trial.id, "finished", 1)
     assert (result["tokens"], result["steps"]) == (2010, 16)
     assert 0 < result["val_loss"] < math.log(260) - 0.5  # it has learned something
     assert result["peak_memory_bytes"] > 1e6
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.csv", "lock", "result.json", "usage.csv", "val_losses.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "curve.csv",
+        "lock",
+        "result.json",
+        "usage.csv",
+        "val_losses.csv",
+    ]
 
 
 def test_the_curve_counts_every_token_of_the_budget_once(make_trial: Make, tokens_folder: Path, tmp_path: Path) -> None:
@@ -147,7 +158,9 @@ def test_a_masked_document_start_is_in_no_figure(make_trial: Make, tokens_folder
     losses = np.array([float(row["nats_per_token"]) for row in _rows(tmp_path / "val_losses.csv")])
     nats = losses.sum() * scored.sum() / count
     assert result["val_loss"] == pytest.approx(nats / scored.sum(), rel=1e-7)
-    assert result["val_bpb"] == pytest.approx(nats / tokens.val_bytes[1 : count * 16 + 1][scored].sum() / math.log(2), rel=1e-7)
+    assert result["val_bpb"] == pytest.approx(
+        nats / tokens.val_bytes[1 : count * 16 + 1][scored].sum() / math.log(2), rel=1e-7
+    )
 
 
 @pytest.mark.parametrize(("tokens", "last"), [(16, [1, 16]), (128, [8, 128]), (129, [1, 1]), (250, [8, 122])])
@@ -156,7 +169,9 @@ def test_the_last_batch_is_cut_to_the_budget(
 ) -> None:
     seen, real = [], loop.train_step
 
-    def watching(model: Any, optimizer: Any, inputs: torch.Tensor, targets: torch.Tensor, count: int, *rest: Any) -> tuple[float, float]:
+    def watching(
+        model: Any, optimizer: Any, inputs: torch.Tensor, targets: torch.Tensor, count: int, *rest: Any
+    ) -> tuple[float, float]:
         seen.append([len(inputs), count])
         return real(model, optimizer, inputs, targets, count, *rest)
 
@@ -175,7 +190,9 @@ def _after_a_step(trial: Trial, targets: torch.Tensor, count: int) -> list[torch
 
 
 def test_masked_targets_teach_nothing(make_trial: Make) -> None:
-    """The same step whatever the masked targets were, and one over the others' mean; without any target a step is finite."""
+    """The same step whatever the masked targets were, and one over the others' mean; without any target a step is
+    finite.
+    """
     targets = torch.randint(260, (4, 16), generator=torch.Generator().manual_seed(1))
     masked = targets.index_fill(1, torch.arange(8, 16), -1)
     trial = make_trial()
@@ -192,7 +209,9 @@ def test_targets_beyond_the_budget_teach_nothing(make_trial: Make) -> None:
     first, second = (_after_a_step(make_trial(), each.view(4, 16), 50) for each in (targets, changed))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     changed[49] = (changed[49] + 1) % 260
-    assert not all(torch.equal(a, b) for a, b in zip(first, _after_a_step(make_trial(), changed.view(4, 16), 50), strict=True))
+    assert not all(
+        torch.equal(a, b) for a, b in zip(first, _after_a_step(make_trial(), changed.view(4, 16), 50), strict=True)
+    )
 
 
 def test_all_shares_of_a_seed_meet_the_same_batches(
@@ -239,7 +258,7 @@ def test_the_time_of_a_step_is_measured(make_trial: Make) -> None:
     assert 0 < measure_step(make_trial(), threads=1, steps=2) < 5
 
 
-# --- interruptions ----------------------------------------------------------------------------------------------------------
+# --- interruptions ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rho", [1, 0.5, 0, "dense"])
@@ -288,7 +307,8 @@ def _flip(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda content: content[: len(content) // 2], _flip, lambda content: b"", lambda content: b"not a checkpoint"]
+    "damage",
+    [lambda content: content[: len(content) // 2], _flip, lambda content: b"", lambda content: b"not a checkpoint"],
 )
 def test_a_damaged_checkpoint_is_set_aside_and_the_trial_still_ends_alike(
     make_trial: Make,
@@ -314,14 +334,20 @@ def test_a_damaged_checkpoint_costs_one_interval_and_two_cost_the_trial(
 ) -> None:
     trial = make_trial()
     run_trial(trial, tokens_folder, tmp_path / "whole", threads=1)
-    for damaged, trained in ((["checkpoint.pt"], 12), (["checkpoint.previous.pt"], 11), (["checkpoint.pt", "checkpoint.previous.pt"], 16)):
+    for damaged, trained in (
+        (["checkpoint.pt"], 12),
+        (["checkpoint.previous.pt"], 11),
+        (["checkpoint.pt", "checkpoint.previous.pt"], 16),
+    ):
         folder = tmp_path / f"{trained}"
         _interrupted(monkeypatch, trial, tokens_folder, folder, 6)  # five steps done, a checkpoint after each
         for name in damaged:
             (folder / name).write_bytes(_flip((folder / name).read_bytes()))
         steps, real = [], loop.train_step
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "train_step", lambda *arguments, real=real, steps=steps: (steps.append(1), real(*arguments))[1])
+            patch.setattr(
+                loop, "train_step", lambda *arguments, real=real, steps=steps: (steps.append(1), real(*arguments))[1]
+            )
             run_trial(trial, tokens_folder, folder, threads=1)
         assert len(steps) == trained
         assert _ends(folder) == _ends(tmp_path / "whole")
@@ -330,7 +356,8 @@ def test_a_damaged_checkpoint_costs_one_interval_and_two_cost_the_trial(
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), OSError(5, "Input/output error"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [MemoryError(), OSError(5, "Input/output error"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
 )
 def test_a_checkpoint_that_cannot_be_read_at_the_moment_is_left_where_it_is(tmp_path: Path, error: Exception) -> None:
     checkpoint.save(tmp_path, {"trial_id": "a", "corpus": "b"})
@@ -364,7 +391,10 @@ def test_a_checkpoint_of_another_trial_or_corpus_is_not_used(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run_trial(make_trial(), tokens_folder, tmp_path / "whole", threads=1)
-    for name, trial, tokens in (("trial", make_trial(seed=1), tokens_folder), ("corpus", make_trial(), other_tokens_folder)):
+    for name, trial, tokens in (
+        ("trial", make_trial(seed=1), tokens_folder),
+        ("corpus", make_trial(), other_tokens_folder),
+    ):
         _interrupted(monkeypatch, trial, tokens, tmp_path / name, 5)
         run_trial(make_trial(), tokens_folder, tmp_path / name, threads=1)
         assert _ends(tmp_path / name) == _ends(tmp_path / "whole")
@@ -384,12 +414,14 @@ def test_a_checkpoint_of_other_code_is_set_aside_too(
     states[0]["model"]["renamed"] = states[0]["model"].pop("embedding")
     checkpoint.save(path.parent, states[0])
     states[0]["since"]["renamed"] = 0.0
-    checkpoint.save(path.parent, states[0])  # now neither generation can be used, and nothing of either may stay in the run
+    checkpoint.save(
+        path.parent, states[0]
+    )  # now neither generation can be used, and nothing of either may stay in the run
     run_trial(trial, tokens_folder, tmp_path / "parts", threads=1)
     assert _ends(tmp_path / "parts") == _ends(tmp_path / "whole")
 
 
-# --- bad ends ---------------------------------------------------------------------------------------------------------------
+# --- bad ends ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [1, 6, 16])
@@ -398,7 +430,9 @@ def test_a_loss_that_is_not_finite_ends_as_diverged_with_its_curve(
     make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, loss: float
 ) -> None:
     real, calls = loop.train_step, iter(range(1, 10**6))
-    monkeypatch.setattr(loop, "train_step", lambda *arguments: (loss, math.nan) if next(calls) == step else real(*arguments))
+    monkeypatch.setattr(
+        loop, "train_step", lambda *arguments: (loss, math.nan) if next(calls) == step else real(*arguments)
+    )
     result = run_trial(make_trial(), tokens_folder, tmp_path, threads=1)
     assert (result["status"], result["steps"], result["val_loss"]) == ("diverged", step, None)
     assert result["why"] == f"the loss of step {step} is {loss}"
@@ -427,19 +461,35 @@ def test_an_absurd_rate_ends_as_diverged_also_in_the_last_step(
         (MemoryError(), "out_of_memory"),
         (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
         # outside torch's allocator, for instance a context where others fill the GPU
-        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported ..."), "out_of_memory"),
+        (
+            RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported ..."),
+            "out_of_memory",
+        ),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out_of_memory"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), "failed"),
         # what torch raises on Linux and on other systems where a tensor does not fit into the memory
         (
-            RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."),
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+                "..."
+            ),
             "out_of_memory",
         ),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried ..."), "out_of_memory"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried ..."
+            ),
+            "out_of_memory",
+        ),
     ],
 )
 def test_failures_are_told_apart_and_the_trial_goes_on_from_its_checkpoint(
-    make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str
+    make_trial: Make,
+    tokens_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    status: str,
 ) -> None:
     trial = make_trial()
     with monkeypatch.context() as patch:
@@ -457,15 +507,24 @@ def test_failures_are_told_apart_and_the_trial_goes_on_from_its_checkpoint(
     assert json.loads((tmp_path / "result.json").read_text())["trial_id"] == trial.id
 
 
-def test_a_validation_loss_worse_than_guessing_is_diverged(make_trial: Make, tokens_folder: Path, tmp_path: Path) -> None:
+def test_a_validation_loss_worse_than_guessing_is_diverged(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path
+) -> None:
     """The exact end of such a trial; its held-out losses are kept, its loss is no result."""
     result = run_trial(make_trial(train={"lr": 3.0, "warmup": 0, "final_lr": 1.0}), tokens_folder, tmp_path, threads=1)
     assert result["status"] == "diverged"
-    assert re.fullmatch(r"the held-out loss ended at [\d.]+ nats, above chance \([\d.]+\), after a training loss of [\d.]+", result["why"])
+    assert re.fullmatch(
+        r"the held-out loss ended at [\d.]+ nats, above chance \([\d.]+\), after a training loss of [\d.]+",
+        result["why"],
+    )
 
 
-def test_a_trial_that_has_hardly_begun_to_learn_has_not_diverged(make_trial: Make, tokens_folder: Path, tmp_path: Path) -> None:
-    """Of a new model, the loss is a little above that of equally likely tokens, and a rate of next to nothing leaves it there."""
+def test_a_trial_that_has_hardly_begun_to_learn_has_not_diverged(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path
+) -> None:
+    """Of a new model, the loss is a little above that of equally likely tokens, and a rate of next to nothing leaves it
+    there.
+    """
     trial = make_trial(train={"lr": 1e-9, "warmup": 0}, budget={"tokens": 256})
     result = run_trial(trial, tokens_folder, tmp_path, threads=1)
     assert result["val_loss"] > math.log(trial.data.vocab_size)
@@ -474,14 +533,18 @@ def test_a_trial_that_has_hardly_begun_to_learn_has_not_diverged(make_trial: Mak
 
 
 def test_a_model_that_tells_no_token_from_another_is_dead() -> None:
-    """What a rate of 30 left of a small model: 5.70378 nats at every sequence of 300 entries, which reads like a result without noise."""
+    """What a rate of 30 left of a small model: 5.70378 nats at every sequence of 300 entries, which reads like a result
+    without noise.
+    """
     chance = math.log(300)
     assert "the model is dead; lower `train.lr`" in why_diverged(torch.full((8,), 5.70378256), best=5.7, chance=chance)
     spread = torch.linspace(-0.01, 0.01, 8)
     assert why_diverged(chance + spread, best=5.7, chance=chance) == ""
 
 
-def test_a_full_disk_leaves_no_half_result(make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_half_result(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = loop.write_json
 
     def full(path: Path, value: Any) -> None:
@@ -519,16 +582,24 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(
         _interrupted(monkeypatch, trial, tokens_folder, tmp_path / "parts", 9)
     assert f"disk full (No space left on device): '{tmp_path / 'parts' / name}'" in capsys.readouterr().err
     left = sorted(path.name for path in (tmp_path / "parts").glob("checkpoint*"))
-    assert left == (["checkpoint.previous.pt"] if name == "checkpoint.pt" else ["checkpoint.previous.pt", "checkpoint.pt"])
+    assert left == (
+        ["checkpoint.previous.pt"] if name == "checkpoint.pt" else ["checkpoint.previous.pt", "checkpoint.pt"]
+    )
     run_trial(trial, tokens_folder, tmp_path / "parts", threads=1)
     assert _ends(tmp_path / "parts") == _ends(tmp_path / "whole")
     assert not list((tmp_path / "parts").glob("*.corrupt-*"))
 
 
-def test_a_trial_that_begins_again_removes_what_kills_have_left(make_trial: Make, tokens_folder: Path, tmp_path: Path) -> None:
+def test_a_trial_that_begins_again_removes_what_kills_have_left(
+    make_trial: Make, tokens_folder: Path, tmp_path: Path
+) -> None:
     run_trial(make_trial(), tokens_folder, tmp_path, threads=1)
     names = sorted(path.name for path in tmp_path.iterdir())
-    for left in ("checkpoint.pt", "checkpoint.previous.pt", ".checkpoint.pt.0abc_d12.tmp"):  # killed between its result and its end
+    for left in (
+        "checkpoint.pt",
+        "checkpoint.previous.pt",
+        ".checkpoint.pt.0abc_d12.tmp",
+    ):  # killed between its result and its end
         (tmp_path / left).write_bytes(b"left")
     run_trial(make_trial(), tokens_folder, tmp_path, threads=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == names
@@ -538,7 +609,9 @@ def test_a_trial_that_was_promised_a_gpu_does_not_train_without_one(
     make_trial: Make, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with pytest.raises(RuntimeError, match=r"takes 2 GPUs, but PyTorch .* sees 1 here.*CUDA build of PyTorch.*`run.gpus_per_trial: 0`"):
+    with pytest.raises(
+        RuntimeError, match=r"takes 2 GPUs, but PyTorch .* sees 1 here.*CUDA build of PyTorch.*`run.gpus_per_trial: 0`"
+    ):
         run_trial(make_trial(), tokens_folder, tmp_path, threads=2, device="cuda", ranks=2)
     failure = json.loads((tmp_path / "failure.json").read_text())
     assert failure["status"] == "failed"

@@ -28,7 +28,9 @@ def _pool(trial: Trial) -> str:
 def test_an_interrupted_trial_ends_as_the_uninterrupted_one_bit_for_bit(
     memory_trial: Trial, tokens_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batch norm's statistics, the Tucker filter's signs, the moments of shared tables and the log of use are all part of a checkpoint."""
+    """Batch norm's statistics, the Tucker filter's signs, the moments of shared tables and the log of use are all part
+    of a checkpoint.
+    """
     whole = run_trial(memory_trial, tokens_folder, tmp_path / "whole", threads=1)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(loop, "CHECKPOINT_TIMES", 0)
@@ -52,14 +54,21 @@ def test_an_interrupted_trial_ends_as_the_uninterrupted_one_bit_for_bit(
         assert (tmp_path / "parts" / name).read_text() == (tmp_path / "whole" / name).read_text()
 
 
-def test_what_a_memory_reads_is_logged_at_every_evaluation(memory_trial: Trial, tokens_folder: Path, tmp_path: Path) -> None:
+def test_what_a_memory_reads_is_logged_at_every_evaluation(
+    memory_trial: Trial, tokens_folder: Path, tmp_path: Path
+) -> None:
     run_trial(memory_trial, tokens_folder, tmp_path, threads=1)
     pool = _pool(memory_trial)
     with open(tmp_path / "usage.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     layers = memory_layers(memory_trial.model, pool) if pool in PRODUCT_KEY else (0,)
-    assert [(int(row["layer"]), row["pool"]) for row in rows] == [(layer, pool) for layer in layers] * memory_trial.train.evaluations
-    assert all(0 < float(row["coverage"]) <= 1 and float(row["kl_uniform"]) >= 0 and float(row["output_std"]) > 0 for row in rows)
+    assert [(int(row["layer"]), row["pool"]) for row in rows] == [
+        (layer, pool) for layer in layers
+    ] * memory_trial.train.evaluations
+    assert all(
+        0 < float(row["coverage"]) <= 1 and float(row["kl_uniform"]) >= 0 and float(row["output_std"]) > 0
+        for row in rows
+    )
     assert all(row["gate_mean"] == "" for row in rows)
     if pool not in PRODUCT_KEY:
         assert all(row["top1_score"] == row["topm_score"] == row["singular_values"] == "" for row in rows)
@@ -69,7 +78,9 @@ def test_what_a_memory_reads_is_logged_at_every_evaluation(memory_trial: Trial, 
     assert all(len(row["singular_values"].split()) == ranks for row in rows)
 
 
-def test_what_engram_reads_is_counted_by_hand(make_trial: Callable[..., Trial], tokens_folder: Path, tmp_path: Path) -> None:
+def test_what_engram_reads_is_counted_by_hand(
+    make_trial: Callable[..., Trial], tokens_folder: Path, tmp_path: Path
+) -> None:
     """Coverage and divergence from the rows that its hash gives for the held-out text, and the mean of its gates."""
     rows, gates = Counter[int](), list[float]()
     trial = make_trial(train={"evaluations": 1})
@@ -79,7 +90,9 @@ def test_what_engram_reads_is_counted_by_hand(make_trial: Callable[..., Trial], 
         rows_BTH = real_hash(module, tokens_BT)
         if not torch.is_grad_enabled():
             first = [0, *accumulate(module.primes_NH.flatten().tolist())]
-            rows.update(first[h] + row for h in range(rows_BTH.shape[-1]) for row in rows_BTH[..., h].flatten().tolist())
+            rows.update(
+                first[h] + row for h in range(rows_BTH.shape[-1]) for row in rows_BTH[..., h].flatten().tolist()
+            )
         return rows_BTH
 
     def gated(module: engram.EngramMemory, *of: torch.Tensor) -> torch.Tensor:

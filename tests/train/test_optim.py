@@ -39,7 +39,11 @@ def test_wsd_is_flat_then_linear() -> None:
 
 
 @given(
-    done=st.floats(0, 1), warmup=st.floats(0, 1), decay=st.floats(0, 1), final=st.floats(0, 1), schedule=st.sampled_from(["cosine", "wsd"])
+    done=st.floats(0, 1),
+    warmup=st.floats(0, 1),
+    decay=st.floats(0, 1),
+    final=st.floats(0, 1),
+    schedule=st.sampled_from(["cosine", "wsd"]),
 )
 def test_the_rate_is_never_negative_nor_above_the_configured_one(
     done: float, warmup: float, decay: float, final: float, schedule: Any

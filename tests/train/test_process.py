@@ -24,6 +24,11 @@ print(big - before > 300, peak() - before < 40, bool(torch.rand(1) == random))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not Path("/proc/self/clear_refs").exists(), reason="peak memory is reset on Linux alone")
+@pytest.mark.skipif(
+    sys.platform != "linux" or not Path("/proc/self/clear_refs").exists(), reason="peak memory is reset on Linux alone"
+)
 def test_a_trial_leaves_neither_memory_nor_its_peak_nor_random_numbers_to_the_next() -> None:
-    assert subprocess.run([sys.executable, "-c", GROW], capture_output=True, text=True, check=True).stdout.split() == ["True"] * 3
+    assert (
+        subprocess.run([sys.executable, "-c", GROW], capture_output=True, text=True, check=True).stdout.split()
+        == ["True"] * 3
+    )

@@ -20,7 +20,9 @@ Make = Callable[..., Trial]
 SUMS = 5e-5
 """Relative, of the first steps: sums are taken in another order."""
 CHOICES = 2e-3
-"""Relative, of the losses at the end: sooner or later two near-equal scores are told apart the other way, and a token reads another row."""
+"""Relative, of the losses at the end: sooner or later two near-equal scores are told apart the other way, and a token
+reads another row.
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -49,12 +51,16 @@ def _both(trial: Trial, tokens: Path, folder: Path) -> None:
     run_trial(trial, tokens, folder / "one", threads=1, device="cpu")
     run_trial(trial, tokens, folder / "two", threads=2, device="cpu", ranks=2)
     _assert_alike(folder / "one", folder / "two")
-    assert sorted(path.name for path in (folder / "two").iterdir()) == sorted(path.name for path in (folder / "one").iterdir())
+    assert sorted(path.name for path in (folder / "two").iterdir()) == sorted(
+        path.name for path in (folder / "one").iterdir()
+    )
 
 
 @pytest.mark.parametrize("tokens", [2010, 1936])
 def test_experts_and_engram_on_two_ranks(make_trial: Make, tokens_folder: Path, tmp_path: Path, tokens: int) -> None:
-    """The last batch is cut to six sequences, the last one in part; or to a single one, which is trained whole by both."""
+    """The last batch is cut to six sequences, the last one in part; or to a single one, which is trained
+    whole by both.
+    """
     moe = {"expert_width": 8, "top_k": 2, "balance_loss": 0.1, "z_loss": 0.01, "bias_rate": 0.01}
     _both(make_trial(model={"moe": moe}, budget={"tokens": tokens}), tokens_folder, tmp_path)
 
@@ -108,7 +114,9 @@ def test_a_rank_that_is_killed_fails_the_trial_and_leaves_no_process(
 
     def killing(*arguments: Any) -> tuple[float, float]:
         if not ended:
-            ended.extend(pid for pid in _children() if b"sparsemem.train.rank" in Path(f"/proc/{pid}/cmdline").read_bytes())
+            ended.extend(
+                pid for pid in _children() if b"sparsemem.train.rank" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            )
             os.kill(ended[0], signal.SIGKILL)
         return real(*arguments)
 
@@ -120,4 +128,6 @@ def test_a_rank_that_is_killed_fails_the_trial_and_leaves_no_process(
 
 
 def _children() -> list[int]:
-    return [int(child) for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()]
+    return [
+        int(child) for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()
+    ]

@@ -37,7 +37,9 @@ class Engram(MemoryFields):
     conv_kernel: Few = 4
     """Taps of that convolution; its dilation is the largest order."""
     conv_reset_at_document_end: StrictBool = False
-    """Nor does the convolution reach across document separators. (The released code's does; attention always does, within a sequence.)"""
+    """Nor does the convolution reach across document separators. (The released code's does; attention always does,
+    within a sequence.)
+    """
     compression: StrictBool = True
     """Hash canonical tokens (case, accents and spaces folded) in place of raw ids."""
     reset_at_document_end: StrictBool = True
@@ -64,7 +66,9 @@ class EngramMechanism(Hashed):
     def check(self, model: Model) -> None:
         engram: Engram = self.of(model)
         if max(engram.layers) > model.layers:
-            raise ValueError(f"`engram.layers` {list(engram.layers)} names a block beyond the {model.layers} of the model")
+            raise ValueError(
+                f"`engram.layers` {list(engram.layers)} names a block beyond the {model.layers} of the model"
+            )
         super().check(model)
 
     def account(self, model: Model, sizes: Sizes) -> Account:

@@ -1,10 +1,12 @@
-"""Engram: conditional memory by hashed n-grams (arXiv 2601.07372), with each choice where paper and released code differ.
+"""Engram: conditional memory by hashed n-grams (arXiv 2601.07372), with each choice where paper and released code
+differ.
 
-- Row numbers depend on token ids alone: no router, no key scoring. Suffix n-grams of several orders, several hash heads an order,
-  every head with a table of its own and a distinct prime number of rows.
+- Row numbers depend on token ids alone: no router, no key scoring. Suffix n-grams of several orders, several hash heads
+  an order, every head with a table of its own and a distinct prime number of rows.
 - What is read is gated by the hidden state, smoothed by a short causal convolution, and added to the residual stream.
 
-Shape letters: B sequences, T positions, D model width, N orders, H tables (orders x heads), M memory width (H x row width).
+Shape letters: B sequences, T positions, D model width, N orders, H tables (orders x heads), M memory width (H x row
+width).
 """
 
 from __future__ import annotations
@@ -72,14 +74,18 @@ class NgramHash(nn.Module):
 
 
 def hash_multipliers(config: Engram, layer: int, vocabulary: int) -> Tensor:
-    """One odd multiplier a look-back, small enough that its product with an id stays within int64; `layer` is 1-based."""
+    """One odd multiplier a look-back, small enough that its product with an id stays within int64; `layer`
+    is 1-based.
+    """
     bound = max(1, np.iinfo(np.int64).max // vocabulary // 2)
     stream = np.random.default_rng(config.hash_seed + 10007 * (layer - 1))
     return torch.from_numpy(2 * stream.integers(0, bound, size=max(config.orders)) + 1)
 
 
 class EngramMemory(SparseLayer):
-    """The module at the entry of one block: hash, look up, gate, convolve. The caller adds its output to the residual stream."""
+    """The module at the entry of one block: hash, look up, gate, convolve. The caller adds its output to the residual
+    stream.
+    """
 
     def __init__(self, config: Model, layer: int, rows: tuple[int, ...], canonical: Tensor, separator: int) -> None:
         super().__init__(sum(rows))
@@ -113,13 +119,17 @@ class EngramMemory(SparseLayer):
 
     def gate(self, hidden_BTD: Tensor, key_BTD: Tensor) -> Tensor:
         """How much of the memory each position lets in, (B, T, 1) between 0 and 1 (Engram sec. 2)."""
-        score_BT1 = (self.hidden_norm(hidden_BTD) * self.key_norm(key_BTD)).sum(-1, keepdim=True) / math.sqrt(hidden_BTD.shape[-1])
+        score_BT1 = (self.hidden_norm(hidden_BTD) * self.key_norm(key_BTD)).sum(-1, keepdim=True) / math.sqrt(
+            hidden_BTD.shape[-1]
+        )
         if self.config.gate == "signed-root":
             score_BT1 = score_BT1.sign() * score_BT1.abs().clamp_min(1e-6).sqrt()
         return score_BT1.sigmoid()
 
     def _convolve(self, value_BTD: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        """SiLU of a depthwise causal convolution; tap j reads j x (largest order) positions back, given documents not out of its own."""
+        """SiLU of a depthwise causal convolution; tap j reads j x (largest order) positions back, given documents not
+        out of its own.
+        """
         x_BTD = self.conv_norm(value_BTD)
         T, dilation = x_BTD.shape[1], self.config.orders[-1]
         out_BTD = x_BTD * self.taps_KD[0]
@@ -129,7 +139,9 @@ class EngramMemory(SparseLayer):
 
 
 def engram_account(config: Model, rows: tuple[tuple[int, ...], ...]) -> Account:
-    """Closed form of all modules: what every token passes (projections, norms, convolution) and the rows; `rows` for each module."""
+    """Closed form of all modules: what every token passes (projections, norms, convolution) and the rows; `rows` for
+    each module.
+    """
     return sum((_module_account(config, config.pools["engram"], module) for module in rows), Account())
 
 

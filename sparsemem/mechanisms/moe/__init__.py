@@ -1,6 +1,8 @@
-"""Routed experts: DeepSeekMoE's shared and fine-grained ones (arXiv 2401.06066). The memories are weighed against them: rho is their share.
+"""Routed experts: DeepSeekMoE's shared and fine-grained ones (arXiv 2401.06066). The memories are weighed against them:
+rho is their share.
 
-Their size is the number of routed experts of a block; the shared experts' width is what the budget leaves of the activated parameters.
+Their size is the number of routed experts of a block; the shared experts' width is what the budget leaves of the
+activated parameters.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 
 class MoE(Strict):
-    """DeepSeekMoE layer (arXiv 2401.06066). The number of routed experts and the shared width are solved from the budget."""
+    """DeepSeekMoE layer (arXiv 2401.06066). The number of routed experts and the shared width are solved from the
+    budget.
+    """
 
     expert_width: Size = Field(examples=["48"])
     """Inner width of one routed expert (SwiGLU)."""
@@ -40,14 +44,17 @@ class MoE(Strict):
     bias_rate: Annotated[Real, Field(ge=0)] = 1e-3
     """Step of the loss-free balancing bias (arXiv 2408.15664); 0 turns it off."""
     balance_loss: Annotated[Real, Field(ge=0)] = 0.0
-    """Weight of the switch-style auxiliary balance loss, summed over the MoE blocks; trainers that take their mean, such as OLMoE's, write
-    so many times as much."""
+    """Weight of the switch-style auxiliary balance loss, summed over the MoE blocks; trainers that take their mean,
+    such as OLMoE's, write so many times as much.
+    """
     z_loss: Annotated[Real, Field(ge=0)] = 0.0
     """Weight of the router z-loss (mean squared logsumexp of the router logits), summed over the MoE blocks."""
 
 
 class RoutedExperts(Mechanism):
-    """They fill the feed-forwards of all blocks after the leading dense ones, but for those that a memory stands in place of."""
+    """They fill the feed-forwards of all blocks after the leading dense ones, but for those that a memory stands in
+    place of.
+    """
 
     name, label, fields = "moe", "routed experts", MoE
     called: ClassVar[Mapping[str, str]] = {
@@ -72,12 +79,16 @@ class RoutedExperts(Mechanism):
         return [block for block in range(1, model.layers + 1) if sizes.routed_experts and self.holds(model, block)]
 
     def activated_width(self, model: Model, sizes: Sizes) -> int:
-        """Inner width of a feed-forward that a token passes: all of a dense model's; with experts, of the shared and the top-k ones."""
+        """Inner width of a feed-forward that a token passes: all of a dense model's; with experts, of the shared and
+        the top-k ones.
+        """
         experts: MoE | None = self.of(model)
         return sizes.shared_width + (experts.top_k * experts.expert_width if experts and sizes.routed_experts else 0)
 
     def dense_width(self, model: Model, sizes: Sizes, block: int) -> int:
-        """Inner width of the dense feed-forward of this 1-based block; `dense_width` holds beside routed experts only."""
+        """Inner width of the dense feed-forward of this 1-based block; `dense_width` holds beside routed
+        experts only.
+        """
         experts: MoE | None = self.of(model)
         if experts and experts.dense_width and sizes.routed_experts and block <= experts.leading_dense:
             return experts.dense_width
@@ -87,7 +98,9 @@ class RoutedExperts(Mechanism):
         experts: MoE = self.of(model)
         refuse_partial_rows("moe.expert_width", experts.expert_width)
         if experts.leading_dense >= model.layers:
-            raise ValueError(f"`moe.leading_dense` {experts.leading_dense} leaves no MoE block among {model.layers} layers")
+            raise ValueError(
+                f"`moe.leading_dense` {experts.leading_dense} leaves no MoE block among {model.layers} layers"
+            )
         if experts.dense_width and not experts.leading_dense:
             raise ValueError(f"`moe.dense_width` {experts.dense_width} needs a `moe.leading_dense` of 1 or more")
 
@@ -95,7 +108,8 @@ class RoutedExperts(Mechanism):
         experts: MoE = self.of(trial.model)
         if experts.top_k == 1 and experts.normalize_gates and trial.shares:
             raise ValueError(
-                "`model.moe.top_k` 1 with `normalize_gates` makes every gate 1: the router learns nothing; set `normalize_gates: false`"
+                "`model.moe.top_k` 1 with `normalize_gates` makes every gate 1: the router learns nothing; set "
+                "`normalize_gates: false`"
             )
 
     def least(self, model: Model) -> int:
@@ -114,7 +128,8 @@ class RoutedExperts(Mechanism):
         if share > 0 and idle == 0:
             raise BudgetError(
                 "total_params",
-                f"field `budget.total_params` has the value {budget.total_params:,}: the routed experts' share does not hold one of them; "
+                f"field `budget.total_params` has the value {budget.total_params:,}: the routed experts' share does "
+                f"not hold one of them; "
                 "raise it to {} or more, or make `model.moe.expert_width` smaller",
                 budget.active_params + math.ceil(one_expert / share),
             )
@@ -141,7 +156,9 @@ class RoutedExperts(Mechanism):
         from sparsemem.mechanisms.moe.layer import MixtureOfExperts
 
         for block in self.blocks(model, sizes):
-            yield Placed(block, "feed_forward", "ffn", MixtureOfExperts(model, sizes.routed_experts, sizes.shared_width))
+            yield Placed(
+                block, "feed_forward", "ffn", MixtureOfExperts(model, sizes.routed_experts, sizes.shared_width)
+            )
 
 
 EXPERTS = RoutedExperts()

@@ -3,11 +3,12 @@
 Tokens are sorted by expert and multiplied in groups, so every token reaches all of its top-k experts whatever the load.
 
 - Gates: sigmoid affinities (DeepSeek-V3) or a softmax over experts (DeepSeekMoE, OLMoE).
-- Balance: a bias added for the selection only and moved against the load (arXiv 2408.15664), an auxiliary loss, or both.
+- Balance: a bias added for the selection only and moved against the load (arXiv 2408.15664), an auxiliary loss, or
+  both.
 - A router z-loss (arXiv 2202.08906) keeps the logits small.
 
-Shape letters: S tokens of the batch, D model width, E routed experts, K experts a token (top-k), A rows of assignments (S x K,
-or some more), F inner width of an expert.
+Shape letters: S tokens of the batch, D model width, E routed experts, K experts a token (top-k), A rows of assignments
+(S x K, or some more), F inner width of an expert.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class MixtureOfExperts(SparseLayer):
         self.register_buffer("load_E", torch.zeros(routed_experts, dtype=torch.int64))
 
     def forward(self, x_BTD: Tensor, tokens_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, T, D) -> the layer's output (B, T, D) and its weighted auxiliary loss, a scalar. Experts do not look at token ids."""
+        """(B, T, D) -> the layer's output (B, T, D) and its weighted auxiliary loss, a scalar. Experts do not look at
+        token ids.
+        """
         x_SD = x_BTD.flatten(0, -2)
         gates_SK, experts_SK, auxiliary = self.route(x_SD)
         y_BTD = self.routed(x_SD, gates_SK, experts_SK).view_as(x_BTD)
@@ -82,7 +85,9 @@ class MixtureOfExperts(SparseLayer):
         """Sum over each token's experts of gate times expert output, (S, D)."""
         device = x_SD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_SD.dtype
-        return grouped_experts(x_SD.to(dtype), gates_SK.to(dtype), experts_SK, self.gate_up_EDF.to(dtype), self.down_EFD.to(dtype))
+        return grouped_experts(
+            x_SD.to(dtype), gates_SK.to(dtype), experts_SK, self.gate_up_EDF.to(dtype), self.down_EFD.to(dtype)
+        )
 
     @torch.no_grad()
     def end_step(self) -> None:
@@ -109,7 +114,9 @@ class MixtureOfExperts(SparseLayer):
 
 
 def _normalized(affinity: Tensor) -> Tensor:
-    """Divided by their sum; those that have underflowed, as sigmoids at logits of -90 do, count alike in place of 0/0."""
+    """Divided by their sum; those that have underflowed, as sigmoids at logits of -90 do, count alike in
+    place of 0/0.
+    """
     affinity = affinity.clamp_min(1e-35)  # above the denormals, which may be flushed to zero
     return affinity / affinity.sum(-1, keepdim=True)
 

@@ -1,4 +1,6 @@
-"""Hashed n-grams added to the vocabulary embedding (OverEncoding, arXiv 2501.16975; amplified as in LongCat, arXiv 2601.21204)."""
+"""Hashed n-grams added to the vocabulary embedding (OverEncoding, arXiv 2501.16975; amplified as in LongCat, arXiv
+2601.21204).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class NgramEmbedding(MemoryFields):
-    """Hashed n-grams added to the vocabulary embedding (OverEncoding, arXiv 2501.16975; amplified as in LongCat, arXiv 2601.21204)."""
+    """Hashed n-grams added to the vocabulary embedding (OverEncoding, arXiv 2501.16975; amplified as in LongCat, arXiv
+    2601.21204).
+    """
 
     orders: tuple[Order, ...] = (2, 3)
     """Lengths of the suffix n-grams."""
@@ -27,7 +31,9 @@ class NgramEmbedding(MemoryFields):
     row_dim: Size = 8
     """Width of one row."""
     amplify: Literal["none", "scale", "norm"] = "none"
-    """So that the n-grams are not drowned in the residual stream: the sum times the root of the width, or its RMS norm."""
+    """So that the n-grams are not drowned in the residual stream: the sum times the root of the width, or
+    its RMS norm.
+    """
     reset_at_document_end: StrictBool = True
     """n-grams do not reach across document separators."""
     init_std: Annotated[Real, Field(ge=0)] = 0.02

@@ -1,12 +1,14 @@
-"""Hashed n-grams added to the vocabulary embedding: OverEncoding (arXiv 2501.16975), amplified as in LongCat (arXiv 2601.21204).
+"""Hashed n-grams added to the vocabulary embedding: OverEncoding (arXiv 2501.16975), amplified as in LongCat (arXiv
+2601.21204).
 
-- `e = (E[x_t] + sum_i sum_j W_ij E_ij[h_i mod m_ij]) / (1 + number of tables)`, with `h_i = x_t + x_{t-1} V + ... + x_{t-i+1} V^(i-1)`:
-  the i-gram read as one number in base V, whose digits are raw token ids. Each order has several tables, each with its own prime m.
-- Evaluated once, before the first block, without a gate. What a mean of many terms leaves is small beside what the blocks add, which is
-  why LongCat amplifies it.
+- `e = (E[x_t] + sum_i sum_j W_ij E_ij[h_i mod m_ij]) / (1 + number of tables)`, with `h_i = x_t + x_{t-1} V + ... +
+  x_{t-i+1} V^(i-1)`: the i-gram read as one number in base V, whose digits are raw token ids. Each order has several
+  tables, each with its own prime m.
+- Evaluated once, before the first block, without a gate. What a mean of many terms leaves is small beside what the
+  blocks add, which is why LongCat amplifies it.
 
-Shape letters: B sequences, T positions, D model width, N tokens of the longest n-gram, H tables (orders x heads), M memory width (H x row
-width).
+Shape letters: B sequences, T positions, D model width, N tokens of the longest n-gram, H tables (orders x heads), M
+memory width (H x row width).
 """
 
 from __future__ import annotations
@@ -50,13 +52,18 @@ class PolynomialHash(nn.Module):
         longest = order_H[-1]
         # V^j mod m for V^j leaves h mod m what it is, and each term of h below V m: its sum is exact in int64.
         assert longest * vocabulary * max(rows) < 2**63
-        powers = [[pow(vocabulary, j, m) if j < order else 0 for m, order in zip(rows, order_H, strict=True)] for j in range(longest)]
+        powers = [
+            [pow(vocabulary, j, m) if j < order else 0 for m, order in zip(rows, order_H, strict=True)]
+            for j in range(longest)
+        ]
         self.register_buffer("powers_NH", torch.tensor(powers), persistent=False)
         self.register_buffer("primes_H", torch.tensor(rows), persistent=False)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """(B, T) raw token ids -> (B, T, H) row numbers, int64."""
-        before_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)  # tokens before t, of its document
+        before_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(
+            tokens_BT
+        )  # tokens before t, of its document
         if self.reset:
             begins_BT = F.pad(tokens_BT[:, :-1] == self.separator, (1, 0))
             before_BT = before_BT - (before_BT * begins_BT).cummax(1).values
@@ -76,7 +83,8 @@ class NgramEmbeddingLayer(SparseLayer):
         memory: NgramEmbedding = config.pools["ngram_embedding"]
         self.hash = PolynomialHash(config, rows, vocabulary, separator)
         self.table = MemoryTable(rows, memory.row_dim, memory.init_std)
-        # Neither paper says how W starts. With this scale W E has the deviation of the rows, which by default is the embedding's too.
+        # Neither paper says how W starts. With this scale W E has the deviation of the rows, which by default is the
+        # embedding's too.
         self.projection = parameter(config.width, len(rows) * memory.row_dim, std=1 / math.sqrt(memory.row_dim))
         self.factor = (math.sqrt(config.width) if memory.amplify == "scale" else 1.0) / (1 + len(rows))
         self.norm = RMSNorm(config.width, config.norm_eps) if memory.amplify == "norm" else None
@@ -96,4 +104,8 @@ def ngram_embedding_account(config: Model, rows: tuple[int, ...]) -> Account:
     memory: NgramEmbedding = config.pools["ngram_embedding"]
     read = len(rows) * memory.row_dim
     norm = norm_account(config.width) if memory.amplify == "norm" else Account()
-    return always_active(config.width * read) + norm + Account(sum(rows) * memory.row_dim, read, 0, read * BYTES_PER_PARAMETER)
+    return (
+        always_active(config.width * read)
+        + norm
+        + Account(sum(rows) * memory.row_dim, read, 0, read * BYTES_PER_PARAMETER)
+    )

@@ -1,4 +1,6 @@
-"""The product-key family: PKM, Memory+, PEER, UltraMem, UltraMemV2. One mechanism, whose fields have five published sets of defaults."""
+"""The product-key family: PKM, Memory+, PEER, UltraMem, UltraMemV2. One mechanism, whose fields have five published
+sets of defaults.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,11 @@ if TYPE_CHECKING:
 
 
 class ProductKeyMechanism(Mechanism):
-    """A layer in place of the feed-forward of its blocks or beside it. A table is told by its row keys and column keys, whose product is
-    its rows.
+    """A layer in place of the feed-forward of its blocks or beside it. A table is told by its row keys and column keys,
+    whose product is its rows.
 
-    A size is a number of keys, which are activated. They are spread as evenly as whole numbers allow over the tables and their two sides.
+    A size is a number of keys, which are activated. They are spread as evenly as whole numbers allow over the tables
+    and their two sides.
     """
 
     coarse = True
@@ -46,16 +49,22 @@ class ProductKeyMechanism(Mechanism):
             beyond = f"`{pool}.layers` {list(layers)}" + (f" with `{pool}.skip` {memory.skip}" if memory.skip else "")
             raise ValueError(f"{beyond} reaches beyond the {model.layers} blocks of the model")
         if len(layers) % together:
-            raise ValueError(f"`{pool}.layers_per_table` {together} does not divide the {len(layers)} memory layers {list(layers)}")
-        value_dim = memory.value_dim or model.width
-        if memory.projection == "none" and value_dim * (memory.virtual_tables if memory.projection_per_table else 1) != model.width:
             raise ValueError(
-                f"`{pool}.value_dim` {value_dim} with {memory.virtual_tables} virtual tables is not the model's `width` {model.width}; "
-                f"set `{pool}.projection: linear`"
+                f"`{pool}.layers_per_table` {together} does not divide the {len(layers)} memory layers {list(layers)}"
+            )
+        value_dim = memory.value_dim or model.width
+        if (
+            memory.projection == "none"
+            and value_dim * (memory.virtual_tables if memory.projection_per_table else 1) != model.width
+        ):
+            raise ValueError(
+                f"`{pool}.value_dim` {value_dim} with {memory.virtual_tables} virtual tables is not the model's "
+                f"`width` {model.width}; set `{pool}.projection: linear`"
             )
         if value_dim % memory.cores:
             raise ValueError(
-                f"`{pool}.value_dim` {value_dim} must be a multiple of `{pool}.cores` {memory.cores}: each core weights a slice"
+                f"`{pool}.value_dim` {value_dim} must be a multiple of `{pool}.cores` {memory.cores}: each core "
+                f"weights a slice"
             )
         if memory.rows:
             key_counts(memory, pool)
@@ -102,7 +111,9 @@ class ProductKeyMechanism(Mechanism):
         return len(memory_layers(model, self.name)) * self._picks(model)
 
     def row_bytes(self, model: Model, sizes: Sizes, batch: int) -> float:
-        read = sum(min(batch * self._picks(model), math.prod(keys)) for keys in self._keys(sizes)) * layers_per_table(model, self.name)
+        read = sum(min(batch * self._picks(model), math.prod(keys)) for keys in self._keys(sizes)) * layers_per_table(
+            model, self.name
+        )
         return read * self.row_width(model) * BYTES_PER_PARAMETER / batch
 
     def key_bytes(self, model: Model, sizes: Sizes, batch: int) -> float:
@@ -114,7 +125,10 @@ class ProductKeyMechanism(Mechanism):
     def index(self, model: Model, sizes: Sizes) -> Index:
         from sparsemem.mechanisms.product_key.retrieval import index_cost
 
-        costs, together = [index_cost(self.of(model), keys) for keys in self._keys(sizes)], layers_per_table(model, self.name)
+        costs, together = (
+            [index_cost(self.of(model), keys) for keys in self._keys(sizes)],
+            layers_per_table(model, self.name),
+        )
         return Index(*(together * sum(each) for each in zip(*costs, strict=True)))
 
     def build(self, model: Model, sizes: Sizes, vocabulary: Vocabulary) -> Iterator[Placed]:

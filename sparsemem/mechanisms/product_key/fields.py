@@ -1,4 +1,6 @@
-"""Fields of the product-key memories, with unit, default and bounds; and which layers read which table. It must not know torch."""
+"""Fields of the product-key memories, with unit, default and bounds; and which layers read which table. It must not
+know torch.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,17 @@ Rank = Annotated[Count, Field(le=64)]
 class ProductKey(MemoryFields):
     """A memory whose rows are retrieved by product keys. Every published design is a point in these fields.
 
-    The subclasses are five of those points, by their defaults, and the pools that `shares` names; one becomes the next field by field.
+    The subclasses are five of those points, by their defaults, and the pools that `shares` names; one becomes the next
+    field by field.
     """
 
     layers: tuple[Few, ...] | None = None
     """1-based blocks that hold a memory layer; default: every block."""
     layers_per_table: Few | Literal["all"] = 1
-    """Memory layers, counted from the first, that read one table of values (Memory+): groups without overlap. In UltraMemV2's released code
-    each layer reads a window of all values that slides from layer to layer; that is not built."""
+    """Memory layers, counted from the first, that read one table of values (Memory+): groups without overlap. In
+    UltraMemV2's released code each layer reads a window of all values that slides from layer to layer; that is not
+    built.
+    """
     placement: Literal["replace", "parallel"] = "replace"
     """`replace`: in place of the block's feed-forward; `parallel`: beside it, fed by its normed input."""
     skip: Count = 0
@@ -36,7 +41,9 @@ class ProductKey(MemoryFields):
     top_m: Annotated[Size, Field(le=2**16)] = 32
     """Rows that one head reads."""
     key_dim: Size = Field(examples=["16"])
-    """Width of a key, and of the query of one side and one Tucker rank: UltraMem's D_k / r, the released code's `kdim`."""
+    """Width of a key, and of the query of one side and one Tucker rank: UltraMem's D_k / r, the released
+    code's `kdim`.
+    """
     shared_keys: StrictBool = False
     """All heads score the same keys (PEER)."""
     shared_query: StrictBool = False
@@ -58,9 +65,13 @@ class ProductKey(MemoryFields):
     tucker_threshold: Annotated[Real, Field(ge=0)] = 0.15
     """Singular values below it are free."""
     cores: Few = 1
-    """Tucker cores: rows are chosen by their sum, and slice i of a value is weighted by the score of core i (multi-core scoring)."""
+    """Tucker cores: rows are chosen by their sum, and slice i of a value is weighted by the score of core i (multi-core
+    scoring).
+    """
     virtual_tables: Size = 1
-    """Addresses a row, a square number E: sqrt(E) times the keys a side, shuffled over the rows (implicit value expansion)."""
+    """Addresses a row, a square number E: sqrt(E) times the keys a side, shuffled over the rows (implicit value
+    expansion).
+    """
     projection_per_table: StrictBool = True
     """Each virtual table has its own projection (UltraMem); otherwise one serves all (UltraMemV2)."""
     value_dim: Size | None = None
@@ -72,23 +83,34 @@ class ProductKey(MemoryFields):
     pre_value_dim: Size | None = None
     """Width of a pre-value, to which the input is projected; default: the model's, without a projection."""
     init: Literal["flat", "released", "ultramem", "ultramem_v2"] = "flat"
-    """Scale at the start. `flat`: values of 0.02 and an output projection as small as a feed-forward's; `released`: values of 0.02 and
-    projections of 1 / sqrt(inputs), which UltraMemV2's released code has had and which speak louder; otherwise the values' scale by the
-    paper of that name. That of `ultramem_v2` matches the memory to a feed-forward whose `model.init_std` is sqrt(2 / (5 width)): set that
-    too."""
+    """Scale at the start. `flat`: values of 0.02 and an output projection as small as a feed-forward's; `released`:
+    values of 0.02 and projections of 1 / sqrt(inputs), which UltraMemV2's released code has had and which speak louder;
+    otherwise the values' scale by the paper of that name. That of `ultramem_v2` matches the memory to a feed-forward
+    whose `model.init_std` is sqrt(2 / (5 width)): set that too.
+    """
     value_rate: tuple[Annotated[Real, Field(gt=0)], Annotated[Real, Field(gt=0)]] | None = None
-    """Learning rate of the values over `train.lr` at the start and at the end, linear between; default: `train.table_lr_factor`."""
+    """Learning rate of the values over `train.lr` at the start and at the end, linear between; default:
+    `train.table_lr_factor`.
+    """
 
     @model_validator(mode="after")
     def _shapes(self) -> ProductKey:
         if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
             raise ValueError(f"`layers` must be a rising list without repeats, such as [2, 3]; got {list(self.layers)}")
         if self.skip and self.placement == "replace":
-            raise ValueError(f"`skip` {self.skip} needs `placement: parallel`: what replaces a feed-forward is added in its own block")
+            raise ValueError(
+                f"`skip` {self.skip} needs `placement: parallel`: what replaces a feed-forward is added in its own "
+                f"block"
+            )
         if self.rows and self.placement == "replace":
-            raise ValueError(f"`rows` {self.rows:,} puts the memory on top of a fixed backbone: set `placement: parallel`")
+            raise ValueError(
+                f"`rows` {self.rows:,} puts the memory on top of a fixed backbone: set `placement: parallel`"
+            )
         if math.isqrt(self.virtual_tables) ** 2 != self.virtual_tables:
-            raise ValueError(f"`virtual_tables` {self.virtual_tables} must be a square number (1, 4, 9, ...): its root multiplies the keys")
+            raise ValueError(
+                f"`virtual_tables` {self.virtual_tables} must be a square number (1, 4, 9, ...): its root multiplies "
+                f"the keys"
+            )
         if self.shared_query and self.heads % 2:
             raise ValueError(f"`heads` {self.heads} must be even with `shared_query`: pairs of heads share a query")
         if self.norm == "layer" and self.key_dim < 2:
@@ -101,7 +123,9 @@ class ProductKey(MemoryFields):
         if self.cores > 1 and not self.tucker_rank:
             raise ValueError(f"`cores` {self.cores} needs a `tucker_rank` of 1 or more")
         if self.cores > 1 and self.softmax:
-            raise ValueError(f"`cores` {self.cores} needs `softmax: false`: each core's own score weights its slice of the value")
+            raise ValueError(
+                f"`cores` {self.cores} needs `softmax: false`: each core's own score weights its slice of the value"
+            )
         if self.pre_value_dim and self.pre_values == "none":
             raise ValueError(f"`pre_value_dim` {self.pre_value_dim} needs `pre_values: linear` or `gelu`")
         return self
@@ -179,7 +203,8 @@ def key_counts(memory: ProductKey, pool: str) -> tuple[int, int]:
     """Row keys and column keys of a table of given rows: the two factors nearest to each other.
 
     Raises:
-        ValueError: the rows are not the product of two key counts of which one is at most twice the other, or are fewer than a token reads.
+        ValueError: the rows are not the product of two key counts of which one is at most twice the other, or are fewer
+            than a token reads.
     """
     assert memory.rows
     columns = next(n for n in range(math.isqrt(memory.rows), 0, -1) if memory.rows % n == 0)
@@ -191,6 +216,7 @@ def key_counts(memory: ProductKey, pool: str) -> tuple[int, int]:
         )
     if memory.heads * memory.top_m > memory.rows:
         raise ValueError(
-            f"`{pool}.top_m` {memory.top_m} of {memory.heads} heads is more than the {memory.rows:,} candidate rows of a table"
+            f"`{pool}.top_m` {memory.top_m} of {memory.heads} heads is more than the {memory.rows:,} candidate rows of "
+            f"a table"
         )
     return memory.rows // columns, columns

@@ -2,15 +2,18 @@
 
 Facts (PKM = arXiv 1907.05242, Memory+ = 2412.09764, PEER = 2407.04153, UltraMem = 2411.12364, UltraMemV2 = 2508.18756):
 
-- The output is the sum over heads and slots of weight x value. Memory+ multiplies it by silu of a projection of the input.
-- Pre-values (PEER, UltraMemV2) make each row an expert of one neuron: its weight is multiplied by (an activation of) pre-value x input.
+- The output is the sum over heads and slots of weight x value. Memory+ multiplies it by silu of a projection of the
+  input.
+- Pre-values (PEER, UltraMemV2) make each row an expert of one neuron: its weight is multiplied by (an activation of)
+  pre-value x input.
 - Multi-core scoring (UltraMem): slice g of a value is weighted by the score of Tucker core g.
-- Implicit value expansion (UltraMem): E virtual tables `V_p = V W_p` of N addresses each. Addresses are shuffled once; rows are pooled for
-  each virtual table apart, then projected: `o = sum_p W_p^T pooled_p`. UltraMemV2 pools all together and projects once.
+- Implicit value expansion (UltraMem): E virtual tables `V_p = V W_p` of N addresses each. Addresses are shuffled once;
+  rows are pooled for each virtual table apart, then projected: `o = sum_p W_p^T pooled_p`. UltraMemV2 pools all
+  together and projects once.
 
-Shape letters: B sequences, T positions, S = B x T tokens, D model width, H heads, M rows that a head reads (all heads, once they are
-joined), G cores, P projected groups (virtual tables with a projection of their own, otherwise one), C width of a value, W = P x C, K width
-of a pre-value, A addresses, or reads, N rows.
+Shape letters: B sequences, T positions, S = B x T tokens, D model width, H heads, M rows that a head reads (all heads,
+once they are joined), G cores, P projected groups (virtual tables with a projection of their own, otherwise one), C
+width of a value, W = P x C, K width of a pre-value, A addresses, or reads, N rows.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ if TYPE_CHECKING:
 
 
 class ValueTable(nn.Module):
-    """The rows of one table: values and, where configured, pre-values. Built once, shared by the layers that read it."""
+    """The rows of one table: values and, where configured, pre-values. Built once, shared by the layers
+    that read it.
+    """
 
     def __init__(self, config: Model, pool: str, keys: tuple[int, int], ffn_inner: int) -> None:
         """
@@ -57,12 +62,15 @@ class ProductKeyMemory(SparseLayer):
     """One memory layer: retrieve, weight, pool, project. The block decides where its output is added.
 
     Buffers:
-        shuffle_A: address -> place among the virtual tables, the same in every run; only with more than one virtual table.
+        shuffle_A: address -> place among the virtual tables, the same in every run; only with more than one virtual
+        table.
     """
 
     shuffle_A: Tensor
 
-    def __init__(self, config: Model, pool: str, layer: int, keys: tuple[int, int], table: ValueTable, separator: int = 0) -> None:
+    def __init__(
+        self, config: Model, pool: str, layer: int, keys: tuple[int, int], table: ValueTable, separator: int = 0
+    ) -> None:
         """
         Args:
             layer: 1-based block; the seed of the shuffle.
@@ -114,8 +122,9 @@ class ProductKeyMemory(SparseLayer):
                 yield table.rows_RC, self.memory.heads * self.memory.top_m
 
     def usage(self) -> dict[str, Any]:
-        """Also `top1_score` and `topm_score`, the means of a head's first and last weight, cores summed, pre-values aside; and
-        `singular_values` of the Tucker core."""
+        """Also `top1_score` and `topm_score`, the means of a head's first and last weight, cores summed, pre-values
+        aside; and `singular_values` of the Tucker core.
+        """
         return {**super().usage(), "singular_values": self.retrieval.singular_values()}
 
     def _reads(self, addresses_SHM: Tensor) -> Reads:
@@ -127,32 +136,34 @@ class ProductKeyMemory(SparseLayer):
         return Reads(places_SM % self.rows, places_SM // self.rows if groups > 1 else None, groups)
 
 
-# --- initial scale ----------------------------------------------------------------------------------------------------------
+# --- initial scale ----------------------------------------------------------------------------------------------------
 
 
 def row_stds(config: Model, pool: str, keys: tuple[int, int], ffn_inner: int) -> tuple[float, float]:
     """Standard deviations of values and pre-values at the start.
 
     - `flat`, `released`: 0.02 (UltraMemV2's released code).
-    - `ultramem`: the values' variance is E / (2 k H L), with E projected groups, top-k, H heads and L memory layers; with weights of mean
-      square one the output's is then 1 / (2 L) (recalled from UltraMem, not re-read). Pre-values, which UltraMem does not have, multiply
-      the weights by products of unit variance.
-    - `ultramem_v2`: the output of a memory layer gets the variance T = 0.032 r / L, with L blocks and r the feed-forward's inner width over
-      the model's h. Linears are N(0, 2 / (5 h)) and inputs have unit variance. T is the output variance of a feed-forward with its output
-      matrix divided by sqrt(2 L) and its silu taken as linear: 0.4 x 0.4 x 0.4 r / (2 L); with silu it is less, by E[silu(g)^2] / 0.4 =
-      0.31. With C and K the widths of value and pre-value and w^2 the weights' mean square, 1 + ss^2 at a mean of one, a value of variance
-      v and a pre-value of variance u give
+    - `ultramem`: the values' variance is E / (2 k H L), with E projected groups, top-k, H heads and L memory layers;
+      with weights of mean square one the output's is then 1 / (2 L) (recalled from UltraMem, not re-read). Pre-values,
+      which UltraMem does not have, multiply the weights by products of unit variance.
+    - `ultramem_v2`: the output of a memory layer gets the variance T = 0.032 r / L, with L blocks and r the
+      feed-forward's inner width over the model's h. Linears are N(0, 2 / (5 h)) and inputs have unit variance. T is the
+      output variance of a feed-forward with its output matrix divided by sqrt(2 L) and its silu taken as linear: 0.4 x
+      0.4 x 0.4 r / (2 L); with silu it is less, by E[silu(g)^2] / 0.4 = 0.31. With C and K the widths of value and
+      pre-value and w^2 the weights' mean square, 1 + ss^2 at a mean of one, a value of variance v and a pre-value of
+      variance u give
 
-          T = k H w^2 v (0.4 K u) (0.4 C / h), hence, with u = v, v = sqrt(0.2 r h / (k H w^2 K C L)), UltraMemV2's formula.
+          T = k H w^2 v (0.4 K u) (0.4 C / h), hence, with u = v, v = sqrt(0.2 r h / (k H w^2 K C L)), UltraMemV2's
+          formula.
 
-      Without pre-values 0.4 K u drops out: v = 0.08 r h / (k H w^2 C L). Without a pre-projection its 0.4 does; without an output
-      projection 0.4 C / h does, and each of E groups, which then stand side by side, holds 1 / E of the reads; a gated one adds
-      E[silu(g)^2], g ~ N(0, 0.4). Projecting virtual tables apart changes nothing: a row in another group meets other columns of the same
-      scale. A gelu of the neuron is taken as linear, as the silu is.
+      Without pre-values 0.4 K u drops out: v = 0.08 r h / (k H w^2 C L). Without a pre-projection its 0.4 does; without
+      an output projection 0.4 C / h does, and each of E groups, which then stand side by side, holds 1 / E of the
+      reads; a gated one adds E[silu(g)^2], g ~ N(0, 0.4). Projecting virtual tables apart changes nothing: a row in
+      another group meets other columns of the same scale. A gelu of the neuron is taken as linear, as the silu is.
 
-    The last two take the rows that a token reads as distinct. A row that two heads read, or that is read at two virtual addresses which
-    are projected together, counts with (w1 + w2)^2 in place of w1^2 + w2^2: k addresses without preference give about (k - 1) (1 - 1 / E)
-    / rows more.
+    The last two take the rows that a token reads as distinct. A row that two heads read, or that is read at two virtual
+    addresses which are projected together, counts with (w1 + w2)^2 in place of w1^2 + w2^2: k addresses without
+    preference give about (k - 1) (1 - 1 / E) / rows more.
     """
     memory: ProductKey = config.pools[pool]
     value_dim, pre_value_dim = _row_widths(config, memory)
@@ -163,7 +174,9 @@ def row_stds(config: Model, pool: str, keys: tuple[int, int], ffn_inner: int) ->
         return math.sqrt(groups / (2 * reads * len(memory_layers(config, pool)))), 1 / math.sqrt(pre_value_dim or 1)
     after = 1 / groups if memory.projection == "none" else 0.4 * value_dim / config.width
     after *= SILU_SQUARE if memory.projection == "gated" else 1.0
-    square = 0.032 * ffn_inner / config.width / config.layers / (reads * _weight_square(memory, keys) * after)  # of neuron x value
+    square = (
+        0.032 * ffn_inner / config.width / config.layers / (reads * _weight_square(memory, keys) * after)
+    )  # of neuron x value
     if not pre_value_dim:
         return math.sqrt(square), 0.0
     std = (square / (pre_value_dim * (0.4 if memory.pre_value_dim else 1.0))) ** 0.25
@@ -192,7 +205,7 @@ def _projection_stds(config: Model, memory: ProductKey) -> tuple[float, float, f
     return (math.sqrt(0.4) * fan_in,) * 3
 
 
-# --- what it costs ----------------------------------------------------------------------------------------------------------
+# --- what it costs ----------------------------------------------------------------------------------------------------
 
 
 def product_key_account(config: Model, pool: str, tables: tuple[tuple[int, int], ...]) -> Account:
@@ -206,11 +219,15 @@ def product_key_account(config: Model, pool: str, tables: tuple[tuple[int, int],
     row, read = row_parameters(config, pool), memory.heads * memory.top_m
     pooled, projections = projected_groups(memory) * value_dim, {"none": 0, "linear": 1, "gated": 2}[memory.projection]
     layer = always_active(config.width * (projections * pooled + (memory.pre_value_dim or 0)))
-    layer += Account(0, 0, 2 * read * row, read * row * BYTES_PER_PARAMETER)  # each value read is multiplied and added once
+    layer += Account(
+        0, 0, 2 * read * row, read * row * BYTES_PER_PARAMETER
+    )  # each value read is multiplied and added once
     together, account = layers_per_table(config, pool), Account()
     for keys in tables:
         rows = math.prod(keys)  # of a table that several layers read, a token cannot touch more than all
-        account += (layer + retrieval_account(config, memory, keys)) * together + Account(rows * row, min(together * read, rows) * row)
+        account += (layer + retrieval_account(config, memory, keys)) * together + Account(
+            rows * row, min(together * read, rows) * row
+        )
     return account
 
 

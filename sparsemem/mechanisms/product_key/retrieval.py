@@ -3,22 +3,25 @@
 Facts (PKM = arXiv 1907.05242, PEER = 2407.04153, UltraMem = 2411.12364, UltraMemV2 = 2508.18756):
 
 - A row is a pair of a row key and a column key: n_row + n_column keys address n_row x n_column rows.
-- PKM, PEER: a row's score is the sum of its two key scores. The best m sums lie among the best m row keys and the best m column keys, so
-  the top-m is exact. Of those pairs, that of the i-th row key and the j-th column key has i j - 1 others at least as good: only i j <= m
-  are summed.
-- UltraMem: a row's score is `row^T C column` with r scores a key and a learned r x r Tucker core C for each head. Candidates come from a
-  filter of rank one: the best m of `u . row` and of `t . column`, u and t being C's leading singular vectors. Candidates are then scored
-  exactly. The filter is an approximation: it does not see pairs of two negative filter scores, though their product is positive. At the
-  start those are half of the best m; of the others the filter finds 99.9% at rank two, all at rank one.
-- Multi-core scoring: rows are chosen by the sum of the cores, C = sum of C_g; slice g of what is read is weighted by the score of C_g.
-- Implicit value expansion: with E virtual tables a side holds sqrt(E) times the keys of the table, and addresses run to E x rows.
+- PKM, PEER: a row's score is the sum of its two key scores. The best m sums lie among the best m row keys and the best
+  m column keys, so the top-m is exact. Of those pairs, that of the i-th row key and the j-th column key has i j - 1
+  others at least as good: only i j <= m are summed.
+- UltraMem: a row's score is `row^T C column` with r scores a key and a learned r x r Tucker core C for each head.
+  Candidates come from a filter of rank one: the best m of `u . row` and of `t . column`, u and t being C's leading
+  singular vectors. Candidates are then scored exactly. The filter is an approximation: it does not see pairs of two
+  negative filter scores, though their product is positive. At the start those are half of the best m; of the others the
+  filter finds 99.9% at rank two, all at rank one.
+- Multi-core scoring: rows are chosen by the sum of the cores, C = sum of C_g; slice g of what is read is weighted by
+  the score of C_g.
+- Implicit value expansion: with E virtual tables a side holds sqrt(E) times the keys of the table, and addresses run to
+  E x rows.
 
-Rows are chosen without a gradient, and only the chosen ones are scored with one: the gradient is the same, and no graph of candidates
-is kept.
+Rows are chosen without a gradient, and only the chosen ones are scored with one: the gradient is the same, and no graph
+of candidates is kept.
 
-Shape letters: B sequences, T positions, S = B x T tokens, D model width, H heads, Q distinct queries, F features of all queries,
-K width of a key, R Tucker ranks (one without Tucker), N keys of a side, P candidates of a side, M rows that a head reads, G cores, J taps
-of the convolution; X and Y: several of them flattened.
+Shape letters: B sequences, T positions, S = B x T tokens, D model width, H heads, Q distinct queries, F features of all
+queries, K width of a key, R Tucker ranks (one without Tucker), N keys of a side, P candidates of a side, M rows that a
+head reads, G cores, J taps of the convolution; X and Y: several of them flattened.
 """
 
 from __future__ import annotations
@@ -65,7 +68,9 @@ class ProductKeyRetrieval(nn.Module):
         sets, ranks, width = 1 if memory.shared_keys else memory.heads, max(memory.tucker_rank, 1), memory.key_dim
         row_keys, self.column_keys = logical_keys(memory, keys)
         features = _query_features(memory)
-        self.taps_JD = parameter(memory.query_conv, config.width) if memory.query_conv else None  # beyond the identity, hence zero
+        self.taps_JD = (
+            parameter(memory.query_conv, config.width) if memory.query_conv else None
+        )  # beyond the identity, hence zero
         self.query_FD = parameter(features, config.width, std=config.width**-0.5)
         self.row_keys_HRNK = parameter(sets, ranks, row_keys, width, std=width**-0.5)
         self.column_keys_HRNK = parameter(sets, ranks, self.column_keys, width, std=width**-0.5)
@@ -82,7 +87,8 @@ class ProductKeyRetrieval(nn.Module):
             self.register_buffer("filters_2HR", start_2HR)
 
     def forward(self, x_BTD: Tensor, documents_BT: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What each token reads, best row first. Given documents, the query's convolution stays in its own where that is configured.
+        """What each token reads, best row first. Given documents, the query's convolution stays in its own where that
+        is configured.
 
         Returns:
             addresses (S, H, M), int64: row key x column keys + column key, below E x rows;
@@ -90,7 +96,9 @@ class ProductKeyRetrieval(nn.Module):
             the weighted penalty on the cores' singular values, a scalar, or None without one.
         """
         memory, cores_GHRR = self.memory, self.cores_GHRR if self.memory.tucker_rank else None
-        query_SF = self._query(x_BTD, documents_BT if memory.conv_reset_at_document_end else None).to(self.row_keys_HRNK.dtype)
+        query_SF = self._query(x_BTD, documents_BT if memory.conv_reset_at_document_end else None).to(
+            self.row_keys_HRNK.dtype
+        )
         with torch.autocast(x_BTD.device.type, enabled=False):  # in bf16 near-equal scores would tie
             row_HRSN, column_HRSN = self._key_scores(query_SF)
             if cores_GHRR is not None and (self.training or not self.filters_2HR[1].any()):
@@ -122,7 +130,11 @@ class ProductKeyRetrieval(nn.Module):
         if memory.norm == "layer":
             query_SQ2RK = F.layer_norm(query_SQ2RK, width, self.query_gain_K, eps=self.eps)
             sides = [F.layer_norm(keys_HRNK, width, self.key_gain_K, eps=self.eps) for keys_HRNK in sides]
-        query_2HRSK = query_SQ2RK.permute(2, 1, 3, 0, 4).repeat_interleave(heads // queries, 1).expand(-1, -1, sides[0].shape[1], -1, -1)
+        query_2HRSK = (
+            query_SQ2RK.permute(2, 1, 3, 0, 4)
+            .repeat_interleave(heads // queries, 1)
+            .expand(-1, -1, sides[0].shape[1], -1, -1)
+        )
         row_XSN, column_XSN = (
             linears(query_HRSK.flatten(0, 1), keys_HRNK.expand(heads, -1, -1, -1).flatten(0, 1))
             for query_HRSK, keys_HRNK in zip(query_2HRSK, sides, strict=True)
@@ -131,7 +143,9 @@ class ProductKeyRetrieval(nn.Module):
 
     @torch.no_grad()
     def refresh_filter(self) -> None:
-        """Leading singular vectors of each head's summed core, of the two signs the one nearer to what was there (released code)."""
+        """Leading singular vectors of each head's summed core, of the two signs the one nearer to what was there
+        (released code).
+        """
         new_2HR = _leading_vectors(self.cores_GHRR)
         same_H, other_H = ((self.filters_2HR - sign * new_2HR).abs().sum((0, 2)) for sign in (1, -1))
         self.filters_2HR.copy_(torch.where(same_H <= other_H, 1.0, -1.0).unsqueeze(-1) * new_2HR)
@@ -151,7 +165,8 @@ class ProductKeyRetrieval(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Each feature to zero mean and unit variance over the tokens, then gain and bias; evaluation uses the running statistics.
+    """Each feature to zero mean and unit variance over the tokens, then gain and bias; evaluation uses the running
+    statistics.
 
     That of torch, with parameters that know how they start.
     """
@@ -170,7 +185,9 @@ class BatchNorm(nn.Module):
         """(S, F) -> (S, F); training needs at least two tokens."""
         if parallel.is_divided():
             return self._over_all_parts(x_SF)
-        return F.batch_norm(x_SF, self.running_mean, self.running_var, self.gain, self.bias, self.training, momentum=0.1, eps=1e-5)
+        return F.batch_norm(
+            x_SF, self.running_mean, self.running_var, self.gain, self.bias, self.training, momentum=0.1, eps=1e-5
+        )
 
     def _over_all_parts(self, x_SF: Tensor) -> Tensor:
         """In training on a batch that ranks have divided: the statistics are those of the whole."""
@@ -183,7 +200,7 @@ class BatchNorm(nn.Module):
         return (x_SF - mean_F) * (var_F + 1e-5).rsqrt() * self.gain + self.bias
 
 
-# --- choosing and scoring ---------------------------------------------------------------------------------------------------
+# --- choosing and scoring ---------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -204,12 +221,16 @@ def choose_pairs(
         chosen = [_choose_sums(row_HRYN.squeeze(1), column_HRYN.squeeze(1), top_m) for row_HRYN, column_HRYN in parts]
     else:
         core_HRR = cores_GHRR.sum(0)
-        chosen = [_choose_products(row_HRYN, column_HRYN, core_HRR, filters_2HR, top_m) for row_HRYN, column_HRYN in parts]
+        chosen = [
+            _choose_products(row_HRYN, column_HRYN, core_HRR, filters_2HR, top_m) for row_HRYN, column_HRYN in parts
+        ]
     rows, columns = zip(*chosen, strict=True)
     return torch.cat(rows, 1), torch.cat(columns, 1)
 
 
-def _choose_products(row_HRSN: Tensor, column_HRSN: Tensor, core_HRR: Tensor, filters_2HR: Tensor, top_m: int) -> tuple[Tensor, Tensor]:
+def _choose_products(
+    row_HRSN: Tensor, column_HRSN: Tensor, core_HRR: Tensor, filters_2HR: Tensor, top_m: int
+) -> tuple[Tensor, Tensor]:
     rows_HSP, columns_HSP = (
         topk((filter_HR.unsqueeze(1) @ side_HRSN.flatten(2)).view_as(side_HRSN[:, 0]), top_m)[1]
         for filter_HR, side_HRSN in zip(filters_2HR, (row_HRSN, column_HRSN), strict=True)
@@ -240,10 +261,14 @@ def _undominated(rows: int, columns: int, top_m: int) -> tuple[tuple[int, int], 
 
 
 def score_pairs(row_HRSM: Tensor, column_HRSM: Tensor, cores_GHRR: Tensor | None) -> Tensor:
-    """Scores of chosen pairs from the key scores of their two sides, one for each core (one in all without): (S, H, M, G)."""
+    """Scores of chosen pairs from the key scores of their two sides, one for each core (one in all without): (S, H, M,
+    G).
+    """
     if cores_GHRR is None:
         return (row_HRSM + column_HRSM).permute(2, 0, 3, 1)
-    left_HXY = cores_GHRR.permute(1, 0, 3, 2).flatten(1, 2) @ row_HRSM.flatten(2)  # X: cores x ranks of a column, Y: tokens x pairs
+    left_HXY = cores_GHRR.permute(1, 0, 3, 2).flatten(1, 2) @ row_HRSM.flatten(
+        2
+    )  # X: cores x ranks of a column, Y: tokens x pairs
     left_HGRSM = left_HXY.view(len(left_HXY), len(cores_GHRR), *row_HRSM.shape[1:])
     return (left_HGRSM * column_HRSM.unsqueeze(1)).sum(2).permute(2, 0, 3, 1)
 
@@ -259,11 +284,12 @@ def _leading_vectors(cores_GHRR: Tensor) -> Tensor:
     return torch.stack((left_HRR[..., 0], right_HRR[..., 0, :]))
 
 
-# --- initial scale ----------------------------------------------------------------------------------------------------------
+# --- initial scale ----------------------------------------------------------------------------------------------------
 
 
 def initial_gain(memory: ProductKey, keys: tuple[int, int]) -> float:
-    """Of the layer norms of query and keys: the released code's (V2 and v1), or such that the mean weight is one (UltraMemV2).
+    """Of the layer norms of query and keys: the released code's (V2 and v1), or such that the mean weight is one
+    (UltraMemV2).
 
     Raises:
         ValueError: no gain brings the mean weight to one.
@@ -273,23 +299,32 @@ def initial_gain(memory: ProductKey, keys: tuple[int, int]) -> float:
     if memory.init == "ultramem":
         return memory.key_dim**-0.33
     ranks, pairs = max(memory.tucker_rank, 1), math.prod(_candidates(memory, keys))
-    if max(8 * ranks * sum(logical_keys(memory, keys)) * memory.key_dim, 128 * ranks * memory.cores * pairs) > LARGEST_SIMULATION:
-        raise ValueError("so many keys and candidates are too many to simulate its start; hold or read fewer rows, or set `init: flat`")
+    if (
+        max(8 * ranks * sum(logical_keys(memory, keys)) * memory.key_dim, 128 * ranks * memory.cores * pairs)
+        > LARGEST_SIMULATION
+    ):
+        raise ValueError(
+            "so many keys and candidates are too many to simulate its start; hold or read fewer rows, or set `init: "
+            "flat`"
+        )
     mean, _ = top_score_moments(memory, keys)
     if mean <= 0:
         raise ValueError("the mean score of so many of so few rows is not positive; read fewer, or set `init: flat`")
-    return mean ** (-1 / 4 if memory.tucker_rank else -1 / 2)  # a key score has both gains; Tucker multiplies two key scores
+    return mean ** (
+        -1 / 4 if memory.tucker_rank else -1 / 2
+    )  # a key score has both gains; Tucker multiplies two key scores
 
 
 @functools.cache
 @torch.no_grad()
 def top_score_moments(memory: ProductKey, keys: tuple[int, int]) -> tuple[float, float]:
-    """Mean, and standard deviation over the mean, of the scores that weight the values at the start, with norm gains of one and no softmax.
+    """Mean, and standard deviation over the mean, of the scores that weight the values at the start, with norm gains of
+    one and no softmax.
 
-    A simulation of the forward pass: every token has its own query and cores, drawn as at the start, and one of eight sets of keys; without
-    a layer norm, queries of unit variance meet the keys as drawn. The moments are over tokens, the top-m rows and the cores: with several
-    cores, over each core's own score, as that is what weights its slice of the value. They are expectations over what may be drawn: a
-    single layer is off by the scale of its own cores.
+    A simulation of the forward pass: every token has its own query and cores, drawn as at the start, and one of eight
+    sets of keys; without a layer norm, queries of unit variance meet the keys as drawn. The moments are over tokens,
+    the top-m rows and the cores: with several cores, over each core's own score, as that is what weights its slice of
+    the value. They are expectations over what may be drawn: a single layer is off by the scale of its own cores.
 
     Args:
         keys: row keys and column keys of the table, before its virtual expansion.
@@ -307,7 +342,9 @@ def top_score_moments(memory: ProductKey, keys: tuple[int, int]) -> tuple[float,
         keys_XRNK = draw(sets, ranks, count, width) * width**-0.5
         if memory.norm == "layer":
             query_XRSK, keys_XRNK = F.layer_norm(query_XRSK, (width,)), F.layer_norm(keys_XRNK, (width,))
-        sides.append((query_XRSK @ keys_XRNK.mT).transpose(1, 2).flatten(0, 1).unsqueeze(2))  # each token stands as a head of its own
+        sides.append(
+            (query_XRSK @ keys_XRNK.mT).transpose(1, 2).flatten(0, 1).unsqueeze(2)
+        )  # each token stands as a head of its own
     row_HRSN, column_HRSN = sides
     cores_GHRR = filters_2HR = None
     if memory.tucker_rank:
@@ -318,7 +355,7 @@ def top_score_moments(memory: ProductKey, keys: tuple[int, int]) -> tuple[float,
     return float(mean), float(std / mean)
 
 
-# --- what it costs ----------------------------------------------------------------------------------------------------------
+# --- what it costs ----------------------------------------------------------------------------------------------------
 
 
 def index_cost(memory: ProductKey, keys: tuple[int, int]) -> Index:
@@ -327,9 +364,9 @@ def index_cost(memory: ProductKey, keys: tuple[int, int]) -> Index:
     For each head, with p_row = min(m, n_row) and p_column alike:
 
     - scoring: 2 x key width x max(r, 1) x (n_row + n_column);
-    - candidates: one sum for each pair of the i-th row key and the j-th column key with i j <= m. With Tucker, p_row p_column pairs:
-      `2 r (n_row + n_column)` for the filter, `2 r^2 p_row + 2 r p_row p_column` for the summed core, and `cores x m x (2 r^2 + 2 r)`
-      for each core's score of the chosen rows;
+    - candidates: one sum for each pair of the i-th row key and the j-th column key with i j <= m. With Tucker, p_row
+      p_column pairs: `2 r (n_row + n_column)` for the filter, `2 r^2 p_row + 2 r p_row p_column` for the summed core,
+      and `cores x m x (2 r^2 + 2 r)` for each core's score of the chosen rows;
     - sorting: n_row log2 p_row + n_column log2 p_column + pairs x log2 m.
     """
     rank, top_m = memory.tucker_rank, memory.top_m
@@ -345,14 +382,19 @@ def index_cost(memory: ProductKey, keys: tuple[int, int]) -> Index:
 
 def key_parameters(memory: ProductKey, keys: tuple[int, int]) -> int:
     """Values of all keys of one layer, of both sides and all heads and ranks."""
-    return (1 if memory.shared_keys else memory.heads) * max(memory.tucker_rank, 1) * memory.key_dim * sum(logical_keys(memory, keys))
+    return (
+        (1 if memory.shared_keys else memory.heads)
+        * max(memory.tucker_rank, 1)
+        * memory.key_dim
+        * sum(logical_keys(memory, keys))
+    )
 
 
 def retrieval_account(config: Model, memory: ProductKey, keys: tuple[int, int]) -> Account:
     """Closed form of one layer's retrieval; every token is multiplied with all of it.
 
-    FLOPs: query projection `2 D F`, convolution `2 J D`, and `scoring` and `candidates` of `index_cost`; keys that heads share are scored
-    by each. Of the candidates, only the chosen rows' weights have a backward pass.
+    FLOPs: query projection `2 D F`, convolution `2 J D`, and `scoring` and `candidates` of `index_cost`; keys that
+    heads share are scored by each. Of the candidates, only the chosen rows' weights have a backward pass.
     """
     features, index = _query_features(memory), index_cost(memory, keys)
     norms = {"none": 0, "batch": 2 * features, "layer": 2 * memory.key_dim}[memory.norm]

@@ -1,4 +1,6 @@
-"""The compute-ratio study: the optimum over memory's share of the compute, proof of what is held, and the published share marked."""
+"""The compute-ratio study: the optimum over memory's share of the compute, proof of what is held, and the published
+share marked.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ SHARES = (0.081, 0.122, 0.168, 0.213, 0.262, 0.318, 0.402)
 def points(best: float = 0.2, **columns: Any) -> list[dict[str, Any]]:
     return [
         {
-            **{"rho": 0.0, "share_moe": 0.0, "memory_flops_share": share, "flops_per_token": 9.1e5 * (1 + 0.001 * (place % 3))},
+            **{
+                "rho": 0.0,
+                "share_moe": 0.0,
+                "memory_flops_share": share,
+                "flops_per_token": 9.1e5 * (1 + 0.001 * (place % 3)),
+            },
             **{"model.ultramem_v2.key_dim": 8 + 8 * place, "model.ultramem_v2.top_m": 4 + 4 * place},
             "loss": 4.0 + 2.5 * (share - best) ** 2,
             **columns,
@@ -75,7 +82,10 @@ def test_the_published_share_is_not_drawn_where_it_was_not_sampled(new_points: N
 
 
 def test_the_rate_is_chosen_per_share(new_points: New) -> None:
-    worse = [point | {"train.lr": 0.01, "loss": point["loss"] + (0.05 if place else -0.05)} for place, point in enumerate(points())]
+    worse = [
+        point | {"train.lr": 0.01, "loss": point["loss"] + (0.05 if place else -0.05)}
+        for place, point in enumerate(points())
+    ]
     folder = new_points("compute-ratio", [point | {"train.lr": 0.005} for point in points()] + worse)
     (cell,) = ComputeRatio(Results(folder)).cells
     assert cell.trials.groupby("memory_flops_share")["train.lr"].unique().map(list).tolist() == [[0.01], *[[0.005]] * 6]
@@ -83,7 +93,9 @@ def test_the_rate_is_chosen_per_share(new_points: New) -> None:
 
 
 def test_budgets_are_cells(new_points: New) -> None:
-    both = [point | {"budget.tokens": tokens, "tokens": tokens} for tokens in (500_000, 2_000_000) for point in points()]
+    both = [
+        point | {"budget.tokens": tokens, "tokens": tokens} for tokens in (500_000, 2_000_000) for point in points()
+    ]
     found = ComputeRatio(Results(new_points("compute-ratio", both)))
     assert [cell.label for cell in found.cells] == ["500k training tokens", "2M training tokens"]
     assert len(found.drawings()[0].figure.axes) == 2
@@ -101,11 +113,17 @@ def test_a_study_in_progress_has_a_report(new_points: New, unfinished: range) ->
     [
         ({"memory_flops_share": 0.2}, "compute-ratio: column `memory_flops_share` is the same in all trials"),
         ({"flops_per_token": None}, "FLOPs/token of a training step differs by 30.0% between the points"),
-        ({"active_params": None}, "P_act differs by 30.0% between the points, but a compute-ratio study holds it within 2%; hold it"),
+        (
+            {"active_params": None},
+            "P_act differs by 30.0% between the points, but a compute-ratio study holds it within 2%; hold it",
+        ),
     ],
 )
 def test_what_is_no_compute_ratio_study_is_refused(new_points: New, change: dict[str, Any], message: str) -> None:
-    made = [point | {name: value or 1e5 * (1 + 0.05 * place) for name, value in change.items()} for place, point in enumerate(points())]
+    made = [
+        point | {name: value or 1e5 * (1 + 0.05 * place) for name, value in change.items()}
+        for place, point in enumerate(points())
+    ]
     with pytest.raises(AnalysisError, match=message):
         write_report(new_points("compute-ratio", made))
 

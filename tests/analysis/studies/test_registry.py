@@ -31,5 +31,7 @@ def test_a_study_that_names_none_is_an_allocation_study(study: Path) -> None:
 
 
 def test_an_unknown_kind_is_refused_by_name(new_points: New) -> None:
-    with pytest.raises(AnalysisError, match=r"unheard-of/study.yaml: field `analysis` has the value 'unheard-of'; known: allocation, "):
+    with pytest.raises(
+        AnalysisError, match=r"unheard-of/study.yaml: field `analysis` has the value 'unheard-of'; known: allocation, "
+    ):
         write_report(new_points("unheard-of", [{"rho": 1.0, "loss": 4.0}]))

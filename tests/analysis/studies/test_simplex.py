@@ -51,13 +51,21 @@ def test_the_figure_draws_its_table(new_points: New) -> None:
     (drawing,) = Simplex(Results(new_points("simplex", points()))).drawings()
     data, axes = drawing.data, drawing.figure.axes[0]
     series = dict(list(data.groupby("series")))
-    assert {name: len(group) for name, group in series.items() if name != "tie"} == {"surface": 1326, "mean": 15, "two": 3, "best": 1}
+    assert {name: len(group) for name, group in series.items() if name != "tie"} == {
+        "surface": 1326,
+        "mean": 15,
+        "two": 3,
+        "best": 1,
+    }
     assert np.allclose(data[NAMES].sum(axis=1), 1)
     offsets = [np.asarray(collection.get_offsets()) for collection in axes.collections]
     assert any(xy.shape == (15, 2) and np.allclose(xy, to_plane(series["mean"][NAMES].to_numpy())) for xy in offsets)
     lines = [np.array(line.get_xydata()) for line in axes.lines]
     for name in ("two", "best"):
-        assert any(xy.shape[0] == len(series[name]) and np.allclose(xy, to_plane(series[name][NAMES].to_numpy())) for xy in lines)
+        assert any(
+            xy.shape[0] == len(series[name]) and np.allclose(xy, to_plane(series[name][NAMES].to_numpy()))
+            for xy in lines
+        )
     assert series["best"]["loss"].iloc[0] <= series["surface"]["loss"].min() + 1e-9
     written = [text.get_text() for text in axes.texts]
     assert {"routed experts", "Engram", "UltraMemV2"} <= set(written)
@@ -86,7 +94,9 @@ def test_a_best_mix_of_two_is_drawn_as_in_doubt(new_points: New) -> None:
 
 
 def test_budgets_are_triangles_of_their_own(new_points: New) -> None:
-    both = [point | {"budget.tokens": tokens, "tokens": tokens} for tokens in (500_000, 2_000_000) for point in points()]
+    both = [
+        point | {"budget.tokens": tokens, "tokens": tokens} for tokens in (500_000, 2_000_000) for point in points()
+    ]
     found = Simplex(Results(new_points("simplex", both)))
     (drawing,) = found.drawings()
     assert [axes.get_title() for axes in drawing.figure.axes[:2]] == ["500k training tokens", "2M training tokens"]
@@ -101,7 +111,9 @@ def test_a_study_in_progress_has_a_report(new_points: New, unfinished: range) ->
 
 def test_the_rate_is_chosen_per_mix(new_points: New) -> None:
     tried = [
-        point | {"train.lr": rate, "loss": point["loss"] + penalty} for rate, penalty in ((0.005, 0.0), (0.01, 0.1)) for point in points()
+        point | {"train.lr": rate, "loss": point["loss"] + penalty}
+        for rate, penalty in ((0.005, 0.0), (0.01, 0.1))
+        for point in points()
     ]
     html = write_report(new_points("simplex", tried)).read_text()
     assert "Learning rate chosen per mix" in html
@@ -111,8 +123,14 @@ def test_the_rate_is_chosen_per_mix(new_points: New) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"share_ultramem_v2": 0.0}, r"simplex: the shares of 2 pools vary \(moe, engram\), but a simplex study has exactly three; vary"),
-        ({"share_pkm": 0.2}, r"simplex: the shares of moe, engram, ultramem_v2 do not sum to 1 in trial 000000000002; leave"),
+        (
+            {"share_ultramem_v2": 0.0},
+            r"simplex: the shares of 2 pools vary \(moe, engram\), but a simplex study has exactly three; vary",
+        ),
+        (
+            {"share_pkm": 0.2},
+            r"simplex: the shares of moe, engram, ultramem_v2 do not sum to 1 in trial 000000000002; leave",
+        ),
     ],
 )
 def test_what_is_no_simplex_study_is_refused(new_points: New, change: dict[str, float], message: str) -> None:

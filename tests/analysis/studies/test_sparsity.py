@@ -23,8 +23,17 @@ BEND = 0.15
 def points(order: tuple[int, ...] = (40, 4, 10, 20), **columns: Any) -> list[dict[str, Any]]:
     return [
         {
-            **{"rho": share, "share_moe": share, "share_engram": 1 - share, "total_params": 135_100 * ratio, "active_params": 135_000},
-            **{"budget.total_params": 135_000 * ratio, "loss": 4.2 - 0.1 * np.log(ratio) + BEND * (share - BEST[ratio]) ** 2},
+            **{
+                "rho": share,
+                "share_moe": share,
+                "share_engram": 1 - share,
+                "total_params": 135_100 * ratio,
+                "active_params": 135_000,
+            },
+            **{
+                "budget.total_params": 135_000 * ratio,
+                "loss": 4.2 - 0.1 * np.log(ratio) + BEND * (share - BEST[ratio]) ** 2,
+            },
             **columns,
         }
         for ratio in order
@@ -44,7 +53,9 @@ def test_the_curves_stand_in_the_order_of_their_sparsity(new_points: New) -> Non
 def test_it_says_where_memory_begins_to_pay_and_that_the_optimum_moves(new_points: New) -> None:
     lines = summarize(write_report(new_points("sparsity", points())).parent).splitlines()
     (pays,) = [line for line in lines if "to pay" in line]
-    assert pays.startswith("Memory begins to pay between P_tot/P_act 4 (pure experts are best) and P_tot/P_act 10 (gain 0.0")
+    assert pays.startswith(
+        "Memory begins to pay between P_tot/P_act 4 (pure experts are best) and P_tot/P_act 10 (gain 0.0"
+    )
     (moves,) = [line for line in lines if line.startswith("All budgets: ")]
     assert moves.startswith("All budgets: Status ")  # at one budget the optimum is an end
     assert "From 4 to 40 of sparsity the best share shifts by -0." in moves
@@ -81,13 +92,21 @@ def test_the_figure_draws_its_table_and_opens_what_is_in_doubt(new_points: New) 
 
 
 def test_the_allocation_curves_are_drawn_too_one_panel_a_sparsity(new_points: New) -> None:
-    drawings = {drawing.name: drawing for drawing in Sparsity(Results(new_points("sparsity", points((40, 10))))).drawings()}
+    drawings = {
+        drawing.name: drawing for drawing in Sparsity(Results(new_points("sparsity", points((40, 10))))).drawings()
+    }
     assert set(drawings) == {"sparsity", "allocation", "optimum-sparsity", "differences", "curves", "diagnostics"}
-    assert [axes.get_title() for axes in drawings["allocation"].figure.axes] == [f"P_tot/P_act {ratio}" for ratio in (10, 40)]
+    assert [axes.get_title() for axes in drawings["allocation"].figure.axes] == [
+        f"P_tot/P_act {ratio}" for ratio in (10, 40)
+    ]
 
 
 def test_another_varied_field_makes_another_line(new_points: New) -> None:
-    both = [point | {"budget.tokens": tokens, "tokens": tokens} for tokens in (500_000, 2_000_000) for point in points((10, 20))]
+    both = [
+        point | {"budget.tokens": tokens, "tokens": tokens}
+        for tokens in (500_000, 2_000_000)
+        for point in points((10, 20))
+    ]
     found = Sparsity(Results(new_points("sparsity", both)))
     assert found.points.groupby("series", sort=False)["sparsity"].apply(list).to_dict() == {
         "500k training tokens": [10, 20],
@@ -108,10 +127,18 @@ def test_a_study_in_progress_has_a_report(new_points: New, unfinished: range) ->
     ("order", "wider", "message"),
     [
         ((10,), 1.0, r"sparsity: `budget.total_params` is the same in all trials.*; vary `budget.total_params`"),
-        ((10, 20), 1.3, r"P_act differs by 30\.0% between the trials, but a sparsity study holds it within 5%; give all trials one"),
+        (
+            (10, 20),
+            1.3,
+            r"P_act differs by 30\.0% between the trials, but a sparsity study holds it within 5%; give all trials one",
+        ),
     ],
 )
-def test_what_is_no_sparsity_study_is_refused(new_points: New, order: tuple[int, ...], wider: float, message: str) -> None:
-    made = [point | {"active_params": 135_000 * (wider if place > 6 else 1)} for place, point in enumerate(points(order))]
+def test_what_is_no_sparsity_study_is_refused(
+    new_points: New, order: tuple[int, ...], wider: float, message: str
+) -> None:
+    made = [
+        point | {"active_params": 135_000 * (wider if place > 6 else 1)} for place, point in enumerate(points(order))
+    ]
     with pytest.raises(AnalysisError, match=message):
         write_report(new_points("sparsity", made))

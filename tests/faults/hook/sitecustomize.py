@@ -1,9 +1,10 @@
-"""Python imports this before anything else in every process of a driver under test: it makes the bad moment certain, and short trials
-write checkpoints. The package knows nothing of it.
+"""Python imports this before anything else in every process of a driver under test: it makes the bad moment certain,
+and short trials write checkpoints. The package knows nothing of it.
 
-The variable FAULTS holds JSON: `checkpoint_seconds`; `clock`: true has the wall clock jump by a year, backwards and forwards, every
-second; `moments`: at each of them, once in a test, the process that comes to it writes its id into a file of that name in `marks`
-and waits to be killed. A moment is `half NAME` (that file is half written), `after NAME` (it is in place just now) or `step N`.
+The variable FAULTS holds JSON: `checkpoint_seconds`; `clock`: true has the wall clock jump by a year, backwards and
+forwards, every second; `moments`: at each of them, once in a test, the process that comes to it writes its id into a
+file of that name in `marks` and waits to be killed. A moment is `half NAME` (that file is half written), `after NAME`
+(it is in place just now) or `step N`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""A mechanism from outside of the package plans with its budget held, trains, resumes, is reported; and what is not one is refused."""
+"""A mechanism from outside of the package plans with its budget held, trains, resumes, is reported; and what is not one
+is refused.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ from sparsemem.train import loop, run_trial
 HERE = Path(__file__).parent
 SHARES = [{"moe": 1.0}, {"moe": 0.5, "unigram": 0.5}, {"unigram": 1.0}]
 STUDY: dict[str, Any] = TINY | {
-    "model": {name: group for name, group in TINY["model"].items() if name != "engram"} | {"unigram": {"layers": [1, 2]}},
+    "model": {name: group for name, group in TINY["model"].items() if name != "engram"}
+    | {"unigram": {"layers": [1, 2]}},
     "budget": TINY["budget"] | {"tokens": 4096},
     "vary": {"shares": SHARES},
 }
@@ -66,7 +69,9 @@ def test_it_is_one_file_of_at_most_120_lines() -> None:
     assert len((HERE / "unigram.py").read_text(encoding="utf-8").splitlines()) <= 120
 
 
-def test_its_plan_holds_the_budget_and_its_account_is_that_of_real_tensors(registered: None, write: Callable[..., Path]) -> None:
+def test_its_plan_holds_the_budget_and_its_account_is_that_of_real_tensors(
+    registered: None, write: Callable[..., Path]
+) -> None:
     study: Study = load_study(write())
     for planned, shares in zip(plan(study), SHARES, strict=True):  # plans hold accounts against meta tensors
         row, account = planned.row(), planned.account
@@ -84,7 +89,9 @@ def test_its_plan_holds_the_budget_and_its_account_is_that_of_real_tensors(regis
     assert "unigram" in describe_access(memory_access(plan(study)))
 
 
-def test_it_resumes_bit_for_bit(registered: None, write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_resumes_bit_for_bit(
+    registered: None, write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trial = load_study(write()).trials()[1]
     tokens = prepare(trial.data, tmp_path)
     whole = run_trial(trial, tokens, tmp_path / "whole", threads=1)
@@ -110,13 +117,19 @@ def test_it_resumes_bit_for_bit(registered: None, write: Callable[..., Path], tm
 def test_installed_it_trains_in_workers_and_is_reported(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the entry point of its `pyproject.toml`, as pip would write it down; no line of the study or the command speaks of it."""
+    """By the entry point of its `pyproject.toml`, as pip would write it down; no line of the study or the command
+    speaks of it.
+    """
     project = tomllib.loads((HERE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     ((group, points),) = project["entry-points"].items()
     installed = tmp_path / "site" / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     installed.mkdir(parents=True)
-    (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    (installed / "entry_points.txt").write_text(f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points.items()))
+    (installed / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    (installed / "entry_points.txt").write_text(
+        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points.items())
+    )
     monkeypatch.setenv("PYTHONPATH", f"{installed.parent}:{HERE}")
     with drivers() as start:
         code, _, err = start(write(), "local", tmp_path / "runs").end()
@@ -137,14 +150,23 @@ def test_one_that_cannot_be_loaded_is_told_and_left_out(tmp_path: Path, monkeypa
     monkeypatch.setenv(VARIABLE, "broken:IT,absent:IT")
     done = subprocess.run([sys.executable, "-m", "sparsemem", "--help"], capture_output=True, text=True, check=True)
     told = done.stderr.splitlines()
-    assert told[0] == "warning: the mechanism `broken:IT` cannot be loaded: RuntimeError('broken'); mend it, or uninstall what brings it"
+    assert (
+        told[0]
+        == "warning: the mechanism `broken:IT` cannot be loaded: RuntimeError('broken'); mend it, or uninstall what "
+        "brings it"
+    )
     assert len(told) == 2
 
 
-def test_what_is_registered_reaches_the_processes_that_start_later(registered: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_registered_reaches_the_processes_that_start_later(
+    registered: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(HERE))
     code = "from sparsemem.config import POOLS, Trial; print(POOLS['unigram'].label)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "Unigram memory\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "Unigram memory\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +177,9 @@ def test_what_is_registered_reaches_the_processes_that_start_later(registered: N
         ({}, r"field `model\.unigram\.layers` is missing; add layers: \[1\]"),
     ],
 )
-def test_its_fields_are_refused_by_name(registered: None, write: Callable[..., Path], change: dict[str, Any], message: str) -> None:
+def test_its_fields_are_refused_by_name(
+    registered: None, write: Callable[..., Path], change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         load_study(write(model=STUDY["model"] | {"unigram": change})).trials()
 
@@ -168,7 +192,11 @@ def test_without_it_the_study_is_refused(write: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("text", "kind", "message"),
     [
-        ("raise RuntimeError('broken')", ImportError, r"`other:OTHER` cannot be loaded: RuntimeError\('broken'\); mend it"),
+        (
+            "raise RuntimeError('broken')",
+            ImportError,
+            r"`other:OTHER` cannot be loaded: RuntimeError\('broken'\); mend it",
+        ),
         ("OTHER = 1", ImportError, "is a int; name an instance of a subclass"),
         (
             "import unigram\nclass Other(unigram.UnigramMechanism):\n    name = 'width'\nOTHER = Other()",

@@ -1,7 +1,7 @@
 """A memory from outside of the package: a row a token id, gated into the residual stream at the entry of some blocks.
 
-It is the smallest conditional memory, a bag of single tokens. `sparsemem` knows it by the entry point in `pyproject.toml`, or by
-`sparsemem.register("unigram:UNIGRAM")`. CONTRIBUTING.md walks through this file.
+It is the smallest conditional memory, a bag of single tokens. `sparsemem` knows it by the entry point in
+`pyproject.toml`, or by `sparsemem.register("unigram:UNIGRAM")`. CONTRIBUTING.md walks through this file.
 
 Shape letters: B sequences, T positions, D model width.
 """
@@ -38,11 +38,14 @@ class Unigram(MemoryFields):
     """Standard deviation of the rows at the start."""
 
 
-# 2. The layer. Its parameters say how they start; the rows lie in a `MemoryTable`, whose gradient and update are sparse.
+# 2. The layer. Its parameters say how they start; the rows lie in a `MemoryTable`, whose gradient and update are
+# sparse.
 
 
 class UnigramLayer(SparseLayer):
-    """A table with a gate: a token reads the row of its id, or of its id modulo the rows where the budget affords fewer."""
+    """A table with a gate: a token reads the row of its id, or of its id modulo the rows where the budget affords
+    fewer.
+    """
 
     def __init__(self, width: int, rows: int, std: float) -> None:
         super().__init__(rows)
@@ -58,7 +61,8 @@ class UnigramLayer(SparseLayer):
         return out_BTD
 
 
-# 3. What the harness asks: sizes from one integer, the closed form of what `build` makes, and the layers with their places.
+# 3. What the harness asks: sizes from one integer, the closed form of what `build` makes, and the layers with their
+# places.
 
 
 class UnigramMechanism(Mechanism):
@@ -69,7 +73,9 @@ class UnigramMechanism(Mechanism):
     def check(self, model: Model) -> None:
         layers = self.of(model).layers
         if not layers or list(layers) != sorted(set(layers)) or layers[-1] > model.layers:
-            raise ValueError(f"`unigram.layers` {list(layers)} must be a rising list of blocks from 1 to {model.layers}, such as [1]")
+            raise ValueError(
+                f"`unigram.layers` {list(layers)} must be a rising list of blocks from 1 to {model.layers}, such as [1]"
+            )
 
     def least(self, model: Model) -> int:
         return 1
@@ -82,7 +88,11 @@ class UnigramMechanism(Mechanism):
 
     def account(self, model: Model, sizes: Sizes) -> Account:
         tables, width = sizes.of(self.name), model.width
-        rows = Account(total=self.rows(tables) * width, active=len(tables) * width, sparse_bytes=len(tables) * width * BYTES_PER_PARAMETER)
+        rows = Account(
+            total=self.rows(tables) * width,
+            active=len(tables) * width,
+            sparse_bytes=len(tables) * width * BYTES_PER_PARAMETER,
+        )
         return rows + always_active(width) * len(tables)
 
     def build(self, model: Model, sizes: Sizes, vocabulary: Vocabulary) -> Iterator[Placed]:
