@@ -96,9 +96,8 @@ class _Search:
     @cached_property
     def label(self) -> str:
         """What sets it apart, as `budget.tokens=500000`; '' where nothing does."""
-        return ", ".join(
-            f"{path}={values[0]}" for path, values in self.first.vary[0].items() if path not in ("rho", "seed")
-        )  # type: ignore[index]
+        varied = self.first.vary[0]
+        return ", ".join(f"{path}={values[0]}" for path, values in varied.items() if path not in ("rho", "seed"))  # type: ignore[index]
 
     def advance(self, ledger: Ledger, judge: Judge) -> str:
         """Judge the batches so far and choose the next one; '' while a trial of theirs has not ended, and once the
