@@ -14,9 +14,7 @@ from sparsemem.config.reading import read_value
 TEXT = """\
 study: {name}
 data: {{corpus: python-source, vocab_size: 4096, context: 128}}
-model:
-  {{layers: 3, width: 64, heads: 4, moe: {{expert_width: 48, top_k: 2}},
-   engram: {{layers: [2], orders: [2], heads: 4, row_dim: 8}}}}
+model: {{layers: 3, width: 64, heads: 4, moe: {{expert_width: 48, top_k: 2}}, engram: {{layers: [2], row_dim: 8}}}}
 budget: {{total_params: 1.24M, active_params: 135k, tokens: {tokens}}}
 train: {{batch_tokens: 2048, lr: 2.5e-3}}
 vary: {{rho: [1.0, 0.5, 0.0], seed: [{seed}]}}
