@@ -27,12 +27,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m analysis",
         usage="%(prog)s RESULTS_DIR [RESULTS_DIR ...]\n       %(prog)s fit --law LAW TABLE --COLUMN NAME ... [--json] "
-        "[--figure FILE]"
-        "\n       %(prog)s predict RESULTS_DIR [RESULTS_DIR ...] --at FACTOR=VALUE,... [--into DIR]",
+        "[--figure FILE]\n       %(prog)s predict RESULTS_DIR [RESULTS_DIR ...] --at FACTOR=VALUE,... [--into DIR]",
         description="Write fits.json, figures/ and report.html of finished or running studies, and over several an "
-        "index.html in the "
-        "deepest folder that holds them; fit a law to any table of runs; or predict the share curve of a budget that "
-        "is not trained yet.",
+        "index.html in the deepest folder that holds them; fit a law to any table of runs; or predict the share curve "
+        "of a budget that is not trained yet.",
         epilog="for example:\n"
         "  python -m analysis results/allocation-cpu\n"
         "  python -m analysis fit --law chinchilla runs.csv --n params --d tokens --loss loss\n"

@@ -98,7 +98,7 @@ def describe_detect(found: dict[str, Any]) -> str:
     lines = [
         f"noise of one run once its seed's common effect is off: {noise['paired_sd']:.4f} nats/token (sd, {of})",
         f"one paired difference of two points, two-sided test at {found['level']:.0%} (reports of several correct for "
-        f"their number):",
+        "their number):",
     ]
     sizes = [cell["paired_sd"] for cell in noise["cells"]]
     if max(sizes) > UNEVEN * min(sizes):

@@ -43,8 +43,8 @@ def of_units(frame: pd.DataFrame, columns: dict[str, str], tokens: str | None) -
     if median > MOST_NATS:
         doubts.append(
             f"`{loss}` is {median:.3g} in the median run, more than the {MOST_NATS:g} nats of a guess: it may be "
-            f"perplexity (add a column of its natural logarithm) or a sum (divide by the number of tokens), then name "
-            f"the new column with --loss."
+            "perplexity (add a column of its natural logarithm) or a sum (divide by the number of tokens), then name "
+            "the new column with --loss."
         )
     if tokens and {"flops", "n"} <= columns.keys():
         with np.errstate(all="ignore"):
@@ -55,8 +55,8 @@ def of_units(frame: pd.DataFrame, columns: dict[str, str], tokens: str | None) -
         if ratio > 0 and abs(np.log(ratio)) > np.log(FAR):
             doubts.append(
                 f"`{columns['flops']}` is {ratio:.3g} times 6 `{columns['n']}` `{tokens}` in the median run, where "
-                f"about 1 is usual: write all three in plain units (FLOPs, parameters, tokens), or name the columns "
-                f"that are."
+                "about 1 is usual: write all three in plain units (FLOPs, parameters, tokens), or name the columns "
+                "that are."
             )
     return doubts
 
@@ -109,6 +109,6 @@ def of_sweep(frame: pd.DataFrame, sizes: list[str], loss: str, fit: Any, best: C
         return []
     return [
         f"the best of each cell (equal {', '.join(sizes)}) gives {', '.join(moved)}: where the rows of a cell are a "
-        f"sweep of settings, add --best-of-cell; where they are of several kinds, add --group COLUMN; where they are "
-        f"seeds, keep this fit."
+        "sweep of settings, add --best-of-cell; where they are of several kinds, add --group COLUMN; where they are "
+        "seeds, keep this fit."
     ]

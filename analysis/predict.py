@@ -58,7 +58,7 @@ def predict(
         if text != texts[0]:
             raise AnalysisError(
                 f"{results.folder}: has another `data` than {studies[0].folder}, so no law holds for both; name "
-                f"studies of one text"
+                "studies of one text"
             )
     kept = [name for name in BUDGET if all(name in own for own in curves)]
     runs = pd.concat(
@@ -101,7 +101,7 @@ def _curves(results: Results) -> pd.DataFrame:
         held = "; ".join(analysis.over)
         raise AnalysisError(
             f"{results.folder}: has several curves at one budget ({held}); predict from a study that varies its budget "
-            f"alone"
+            "alone"
         )
     (places,) = analysis.over.values()
     return pd.concat([analysis.cells[place].trials for place in places])
@@ -159,8 +159,7 @@ def main(arguments: list[str]) -> int:
     parser = Parser(
         prog="python -m analysis predict",
         description="Predict the share curve of a budget that is not trained yet from the results of others, and write "
-        "it down in "
-        "predictions.json; the report of a study that holds that budget later compares the two.",
+        "it down in predictions.json; the report of a study that holds that budget later compares the two.",
         epilog="for example:\n"
         "  python -m analysis predict runs/allocation-tpp --at active_params=34k,tokens_per_active_param=960\n"
         "  python -m analysis predict runs/small runs/middle --at active_params=540k,tokens_per_active_param=15 --into "

@@ -20,7 +20,7 @@ MOST_LISTED = 6
 
 DIFFERENCES_CAPTION = (
     f"Loss less that of the pure mixture of experts ({RHO} = 1) with the same seed, mean over seeds; bars are one "
-    f"standard error between seeds, where there are two. Below zero, memory helps."
+    "standard error between seeds, where there are two. Below zero, memory helps."
 )
 DIAGNOSTICS_CAPTION = (
     "Left: mean of each share less the fitted curve, with its paired standard error. Right: mean of each inner share "
@@ -30,11 +30,11 @@ OPTIMUM_CAPTION = (
     "The best share of each budget by a curve of its own (orange, 95% interval; white where in doubt or at an end of "
     "the sampled shares), and by the law over all budgets (blue, pointwise 95% band; the model is chosen anew in every "
     f"resample). Hatched: the published optimum, {PUBLISHED[0]:.0%} to {PUBLISHED[1]:.0%} (Engram, arXiv 2601.07372), "
-    f"at far larger scale."
+    "at far larger scale."
 )
 CURVES_CAPTION = (
     f"Top: validation loss while training, mean over seeds. Bottom: the same less that of {RHO} = 1 with the same seed "
-    f"at the same token; bands are one standard error between seeds."
+    "at the same token; bands are one standard error between seeds."
 )
 
 
@@ -55,7 +55,7 @@ def allocation_caption(series: set[str]) -> str:
             "Open markers: single runs.",
             *(sentence for name, sentence in known.items() if name in series),
             f"Hatched: the published optimum, {PUBLISHED[0]:.0%} to {PUBLISHED[1]:.0%} (Engram, arXiv 2601.07372), at "
-            f"far larger scale.",
+            "far larger scale.",
         )
     )
 
@@ -103,7 +103,7 @@ def remarks(results: Results) -> list[str]:
             f"Warning: {len(idle)} of {len(idle) + len(results.finished)} trained trials, such as "
             f"{idle['trial_id'].iloc[0]}, end above, or within {LEARNED_NATS:g} nats of, the loss of equally likely "
             f"tokens ({results.chance(idle).max():.3f} nats). They learned nothing and are left out of every fit and "
-            f"comparison: lower `train.lr`, or train longer."
+            "comparison: lower `train.lr`, or train longer."
         )
     return lines
 
@@ -120,7 +120,7 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
     if len(finished) < len(trials):
         lines.append(
             f"{len(trials) - len(finished)} of {len(trials)} planned trials have no result, so every number here may "
-            f"still move."
+            "still move."
         )
     if len(finished):
         lines.append(_scale(finished))
@@ -130,19 +130,19 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
     elif lengths[-1] < 10 * lengths[0]:
         lines.append(
             f"Training lengths a factor of {lengths[-1] / lengths[0]:.3g} apart: only a fast movement of the answer "
-            f"would show."
+            "would show."
         )
     if results.tuned and RATE in results.tuned.fields:
         lines.append(_rates_tuned(results.tuned, finished, noun))
     elif RATE in varied:
         lines.append(
             f"The learning rate was chosen per {noun} on the held-out set itself: a {noun} with more rates tried is "
-            f"flattered by a little."
+            "flattered by a little."
         )
     else:
         lines.append(
             f"One learning rate for every {noun}: part of the differences between them may be one of tuning, unless "
-            f"checked elsewhere."
+            "checked elsewhere."
         )
     if not {"train.table_lr_factor", "tuned.train.table_lr_factor"} & set(varied):
         lines.append("One learning-rate factor of the memory tables.")
@@ -161,7 +161,7 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
         ):
             lines.append(
                 f"Trials read their text up to {times:.3g} times: a model that can remember it, as memory does, is "
-                f"favoured."
+                "favoured."
             )
     seeds = pd.concat(
         [cell.trials.groupby(list(axis), dropna=False)["seed"].nunique() for cell in split_cells(trials, axis)]
@@ -214,19 +214,19 @@ def _rates_tuned(tuned: Tuned, finished: pd.DataFrame, noun: str) -> str:
     own = f"apart for each value of {' and '.join(paths)}," if paths else f"once for every {noun},"
     line = (
         f"The learning rate was tuned {own} on the held-out set itself (`sparsemem tune`, one seed a trial): see Tuned "
-        f"settings."
+        "settings."
     )
     found = Counter(why for winner in tuned.winners if (why := _rate_doubt(winner)))
     if found:
         each = "; ".join(f"{number} of {len(tuned.winners)} {why[number != 1]}" for why, number in found.items())
         line += (
             f" Rates to doubt: {each}. A better one may lie there, and part of the differences between {plural(noun)} "
-            f"may be one of tuning."
+            "may be one of tuning."
         )
     if seeds := {winner.seed for winner in tuned.winners if winner.seed is not None} & set(finished["seed"]):
         line += (
             f" Seed {', '.join(map(str, sorted(seeds)))} served the search and is compared too: its runs are flattered "
-            f"by a little."
+            "by a little."
         )
     return line
 
@@ -249,10 +249,10 @@ def _searched(results: Results) -> list[str]:
     vary = results.described.get("vary") or {}
     rho = [grid.get("rho") for grid in (vary if isinstance(vary, list) else [vary])]
     return [
-        f"The shares were chosen by a search: each where it was expected to shorten the interval of the best share "
+        "The shares were chosen by a search: each where it was expected to shorten the interval of the best share "
         f"most, until that was no longer than {search.get('tolerance')} or no trial was left. The fit takes the shares "
-        f"as given, and a search stops at an interval that came out short, which noise may have helped: "
-        f"`docs/searched-shares` measures how often it holds the truth."
+        "as given, and a search stops at an interval that came out short, which noise may have helped: "
+        "`docs/searched-shares` measures how often it holds the truth."
         for search in rho
         if isinstance(search, dict)
     ]
@@ -286,5 +286,5 @@ def _scale(finished: pd.DataFrame) -> str:
     each = low if low == high else f"{low} to {high}"
     return (
         f"Scale: {si(finished['active_params'].median())} activated parameters and {each} training tokens for each. "
-        f"Published results come from models thousands of times larger; nothing here says what holds there."
+        "Published results come from models thousands of times larger; nothing here says what holds there."
     )

@@ -93,7 +93,7 @@ def read_table(path: Path | str, numbers: Iterable[str] = (), others: Iterable[s
         if again.any():
             raise AnalysisError(
                 f"{path}: {frame.index[int(again.argmax())]}: trial id {frame['trial_id'][again].iloc[0]} stands in "
-                f"several rows; keep one of each, or name the column that says which rows are one run"
+                "several rows; keep one of each, or name the column that says which rows are one run"
             )
     return frame
 
@@ -187,7 +187,7 @@ def _csv(text: str, path: Path, separators: Sequence[str], numbers: Sequence[str
             raise AnalysisError(
                 f"{path}: line {place} has {len(row)} fields, but there are {len(heading)} headings; mend the line, "
                 f"quote text that holds a {'tab' if mark == chr(9) else mark}, and begin a comment above the headings "
-                f"with #"
+                "with #"
             )
     wanted = {*numbers, *_as_asked(heading, numbers)}
     _write_points(rows[1:], [i for i, name in enumerate(heading) if name in wanted], path, mark)

@@ -170,7 +170,7 @@ class Results:
             if wrong := [name for name, right in parts.items() if not right(each.get(name))]:
                 raise AnalysisError(
                     f"{path}: prediction {place} is not what `python -m analysis predict` writes (field `{wrong[0]}`); "
-                    f"set the file aside"
+                    "set the file aside"
                 )
         return listed
 

@@ -68,7 +68,7 @@ def typed_trials(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     if len(broken):
         raise AnalysisError(
             f"{path}: trial {', '.join(broken)} is finished but its val_loss is not a number; set its result aside and "
-            f"run it again"
+            "run it again"
         )
     if frame["seed"].isna().any():
         raise AnalysisError(f"{path}: trial {frame['trial_id'][frame['seed'].isna()].iloc[0]} has no seed")

@@ -2,13 +2,12 @@
 
 P_sparse = P_tot - P_act is divided among the pools. Then, in this order:
 
-1. routed experts: as many idle ones as their share of P_sparse comes to, rounded; likewise the rows of every memory but
-the last; 2. the shared experts' width (without experts, the feed-forward's): whatever P_act leaves after attention,
-router, top-k experts and the
-   memories' own activated part, so that P_act holds at every share;
+1. routed experts: as many idle ones as their share of P_sparse comes to, rounded; likewise the rows of every memory
+   but the last;
+2. the shared experts' width (without experts, the feed-forward's): whatever P_act leaves after attention, router, top-k
+   experts and the memories' own activated part, so that P_act holds at every share;
 3. rows of the last memory: whatever P_tot leaves, so that all rounding ends in the rows and P_tot holds too. Coarse
-memories come
-   first. Where what a memory activates rises with its size, steps 2 and 3 are repeated.
+   memories come first. Where what a memory activates rises with its size, steps 2 and 3 are repeated.
 
 Memories of given rows come on top of that. Pure integer arithmetic over the closed forms of `model.count_model`;
 nothing is built.
@@ -46,7 +45,7 @@ def solve(config: Model, budget: Budget, shares: Mapping[str, float]) -> Sizes:
     if experts and experts.shared_experts == 0 and memories:
         raise ConfigError(
             f"field `{EXPERTS.field('shared_experts')}` is 0: the memory's activated part is taken off the shared "
-            f"experts; set it to 1"
+            "experts; set it to 1"
         )
     for pool in memories[:-1]:
         sizes = _fit_share(config, budget, shares[pool], pool, sizes)
@@ -121,8 +120,7 @@ def _fit_rows(config: Model, budget: Budget, pool: str, sizes: Sizes) -> Sizes:
         raise BudgetError(
             "total_params",
             f"field `budget.total_params` has the value {budget.total_params:,}: the share of the memory leaves it no "
-            f"rows; "
-            "raise it to {} or more, or give the memory a larger share",
+            "rows; raise it to {} or more, or give the memory a larger share",
             feasible,
         )
     return _with_tables(config, pool, _nearest(low, excess), sizes)

@@ -1,9 +1,8 @@
 """The files that training leaves of each trial, read alike where each trial has a folder and where `sparsemem pack` put
 them into one.
 
-    <study>/trials/<id>/trial.yaml  curve.csv  usage.csv  val_losses.csv  result.json      while it runs, and until it
-    is packed <study>/trials.parquet                                                                 a row a finished
-    trial, a column a file
+    <study>/trials/<id>/trial.yaml  curve.csv  usage.csv  val_losses.csv  result.json    until it is packed
+    <study>/trials.parquet                    a row a finished trial, a column a file    from then on
 
 A column holds the files' text, to the byte: whatever reads it finds the same numbers in both forms. Pages carry
 checksums.
@@ -101,7 +100,7 @@ def read_pack(path: Path) -> Records:
 def damaged(path: Path, why: str) -> ConfigError:
     return ConfigError(
         f"{path}: is damaged ({why}); bring it back from git (`git checkout -- {path}`) or a copy: it is the only "
-        f"place of its trials' results, and if you move it away `sparsemem run` trains them again"
+        "place of its trials' results, and if you move it away `sparsemem run` trains them again"
     )
 
 

@@ -119,7 +119,7 @@ def parse_storage(value: Any) -> Any:
         if name not in known:
             remedy = (
                 f"known here: {', '.join(known) or 'none'}; credentials come from the environment, such as "
-                f"AWS_ACCESS_KEY_ID"
+                "AWS_ACCESS_KEY_ID"
             )
             raise ValueError(f"the option {brief(name)} is unknown; {remedy}")
     if (parts.scheme in ("s3", "gs") and not parts.netloc) or not value.strip():

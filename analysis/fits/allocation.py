@@ -216,7 +216,7 @@ def fit_allocation(
 
 
 _CHOICE = (
-    f"least Cp (Mallows, with the paired noise; AICc where nothing is repeated) among the laws that the noise does not "
+    "least Cp (Mallows, with the paired noise; AICc where nothing is repeated) among the laws that the noise does not "
     f"refute (p > {REFUTED}); where it refutes all, least left-out error"
 )
 
@@ -321,7 +321,7 @@ def _verdict(
         status = Status.POOR_FIT
         doubts.append(
             f"the curve misses the share means by more than noise explains (p = {lack:.1g}): trust the tied shares "
-            f"before the argmin."
+            "before the argmin."
         )
     bound = law.at_bound(theta_K)
     if bound:
@@ -347,7 +347,7 @@ def _verdict(
         else:
             doubts.append(
                 f"the curve turns at {vertex:.2f}, but only {p_interior:.0%} of the resamples have their minimum "
-                f"inside."
+                "inside."
             )
     elif p_interior < 0.95:
         doubts.append(f"only {p_interior:.0%} of the resamples have their minimum inside the sampled range.")
@@ -357,7 +357,7 @@ def _verdict(
         which = ", ".join(f"{share:.2f}" for share in louder)
         doubts.append(
             f"the noise is not alike at all shares: {which} scatters more, so the intervals, which pool it, may be too "
-            f"short."
+            "short."
         )
     if refuted:
         doubts.append(

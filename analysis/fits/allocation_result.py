@@ -134,7 +134,7 @@ class AllocationFit(Fit):
         if not ((x_X >= low) & (x_X <= high)).all():
             raise AnalysisError(
                 f"a share in {x_X.tolist()} lies outside the sampled range {low:g} to {high:g}; train trials there to "
-                f"say more"
+                "say more"
             )
         curves_BX = self._curves.at(x_X)
         bounds = np.quantile(curves_BX[1:], ends(), axis=0)
@@ -189,19 +189,19 @@ class AllocationFit(Fit):
             what = "The fitted curve" if len(self.tied) == len(self.shares) else "The loss"
             lines.append(
                 f"{what} is least at a {noun} of {value} ({percent()} interval {low} to {high}; {called(self.law)} "
-                f"curve)."
+                "curve)."
             )
         elif self.best_end is not None and (self.p_interior or 0) < 0.5 and open_ended:
             lines.append(
                 f"Which {noun} is best cannot be told; of the fitted curve's ends {self.best_end:.2f} has the lower "
-                f"loss."
+                "loss."
             )
         elif self.best_end is not None and (self.p_interior or 0) < 0.5:
             lines.append(f"No minimum inside the sampled {noun}s: the loss is least at the end {self.best_end:.2f}.")
         elif self.best_end is not None:
             lines.append(
                 f"A minimum inside the sampled {noun}s is not established; of their ends, {self.best_end:.2f} has the "
-                f"lower loss."
+                "lower loss."
             )
         if self.depth and self.best_end != self.shares[-1]:
             there = "That is" if self.argmin else "That end is"

@@ -63,7 +63,7 @@ def unit_of_flops(column: str, c_N: Array, n_N: Array, d_N: Array | None = None)
             return (
                 None,
                 f"`{column}` says units of {headed:g} FLOPs, but C = 6 N D asks for units of {checked:g}: rename or "
-                f"convert it.",
+                "convert it.",
             )
     unit = headed or checked
     if unit:
@@ -101,7 +101,7 @@ def ways_of_counting(frame: pd.DataFrame, params: str, tokens: str) -> str:
             rows = [places(used)[int(np.argmax(each))] for each in (with_N, without_N)]
             raise AnalysisError(
                 f"fit_surface: column `{params}` counts embeddings in {rows[0]} but not in {rows[1]}, by "
-                f"`total_params` and `embedding_params`; count them alike"
+                "`total_params` and `embedding_params`; count them alike"
             )
     if "flops" in used:
         columns = np.array([pd.to_numeric(used[name], errors="coerce") for name in ("flops", params, tokens)], float)
@@ -114,6 +114,6 @@ def ways_of_counting(frame: pd.DataFrame, params: str, tokens: str) -> str:
                 factor = f"{np.exp(np.ptp(rest_N)):.2g}"
                 return (
                     f"`flops` over {params} x {tokens} scatters by a factor of {factor}: are parameters counted in "
-                    f"several ways?"
+                    "several ways?"
                 )
     return ""

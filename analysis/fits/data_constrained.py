@@ -128,8 +128,7 @@ def fit_data_constrained(
         "columns": {"N": params, "D": tokens, "U": unique},
         "loss": loss,
         "form": "loss = E + A N'^-alpha + B D'^-beta; D' = U (1 + R_D (1 - exp(-(D/U - 1) / R_D))), and N' alike with "
-        "R_N and "
-        "min(N, N_opt(U)) in place of U",
+        "R_N and min(N, N_opt(U)) in place of U",
         "objective": "sum over rows of (log fitted loss - log loss)^2, natural logarithms",
         "admissible": ", ".join(
             (
@@ -162,7 +161,7 @@ def _refusal(points: Points, columns: tuple[str, str, str]) -> tuple[Status, str
     if (d_N > 2 * u_N).sum() < 3:
         words = (
             f"fewer than 3 runs see `{columns[2]}` more than twice, so nothing says what repeats are worth: repeat "
-            f"more, or use chinchilla."
+            "more, or use chinchilla."
         )
         return Status.TOO_FEW_POINTS, words
     return None

@@ -269,7 +269,7 @@ def fit_density(
         status = Status.POOR_FIT
         doubts.append(
             f"the means miss the surface by more than noise explains (p = {drawn.lack_of_fit_p:.1g}): trust the points "
-            f"first."
+            "first."
         )
     if model.df == 0:
         status = Status.TOO_FEW_POINTS
@@ -320,7 +320,7 @@ def _refusal(runs: Runs, points_I2: Array) -> tuple[Status, str] | None:
         return (
             Status.TOO_FEW_POINTS,
             f"too small a grid (points: {len(points_I2)}, row counts: {sizes}, counts of rows read: {reads}): cross at "
-            f"least two of each.",
+            "least two of each.",
         )
     return None
 

@@ -198,7 +198,7 @@ def fit_isoflop(
         "noise": f"column {loss_se}" if loss_se else "repeats: runs of one budget and size",
         "unit_of_C": None,
         "interval": f"{percent()}; optima: percentile; exponent: Student's t, errors widened where the optima scatter "
-        f"more (Birge ratio)",
+        "more (Birge ratio)",
         "resampling": "Gaussian noise of the measured size on every run",
         "resamples": resamples,
         "random_seed": random_seed,
@@ -378,7 +378,7 @@ def _verdict(
     if lack is not None and lack < REFUTED:
         words = (
             f"the profiles miss the runs by more than noise explains (p = {lack:.1g}): keep to sizes nearer the "
-            f"optimum."
+            "optimum."
         )
         reasons.append((Status.POOR_FIT, words))
     if len(kept) < len(profiles):

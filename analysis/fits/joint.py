@@ -146,9 +146,9 @@ def fit_joint(
         "z": "decimal logarithm less its mean over the budgets",
         "objective": "sum of squared deviations of the share means from the law, in units of their noise",
         "settled": f"a further full Newton step would lower half of that by less than {SETTLED:g} of it; unsettled "
-        f"resamples are counted",
+        "resamples are counted",
         "starts": f"the {VALLEYS} lowest minima of the data, the best point known, and any lower minimum of another "
-        f"resample",
+        "resample",
         "prior": f"normal, sd {PRIOR_SD:g} in each parameter's own unit: one answer where the data give none",
         "bounds": f"parameters of the shape near {BOUNDS} smoothly, within about {SOFT:.0%} of the range",
         "noise": "residuals of runs after share and seed effects, a level for each budget",
@@ -157,8 +157,7 @@ def fit_joint(
         "choice_of_model": "least AICc, chosen anew in every resample; cubic or two-power by AICc of the fullest "
         "model, once",
         "moves": f"{percent()} interval of the shift without 0 and F test p < {LEVEL:g} after Holm's correction for "
-        f"the number of "
-        "factors, in the fullest model; the budgets' own curves agree",
+        "the number of factors, in the fullest model; the budgets' own curves agree",
         "interval": f"{percent()} percentile",
         "resamples": resamples,
         "random_seed": random_seed,
@@ -246,7 +245,7 @@ def _refusal(budgets: Sequence[Mapping[str, float]], factors: tuple[str, ...], m
     if len(budgets) < 2:
         return (
             f"{len(budgets)} of the budgets with {LEAST_SHARES} shares or more; a law over budgets needs two: train "
-            f"more shares."
+            "more shares."
         )
     if not factors:
         return (

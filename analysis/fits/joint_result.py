@@ -249,7 +249,7 @@ class JointFit(Fit):
             )
             lines.append(
                 f"AICc prefers {what}{'' if self.moves_with else best}; {self.law} curves, {chosen.df} degrees of "
-                f"freedom."
+                "freedom."
             )
             tests = [
                 f"{together(model.moves_with)} p = {model.same_optimum_p:.2g}"
@@ -264,10 +264,10 @@ class JointFit(Fit):
             )
             note = f" ({left.note})" if left.note else ""
             lines.append(
-                f"The largest budget, predicted without it{note}: best {noun} {left.predicted.value:.2f}, "
-                f"measured {left.measured.value:.2f}; the {percent()} interval of the error, "
-                f"{left.error.low:+.2f} to {left.error.high:+.2f}, "
-                f"{verdict} 0. Differences between {noun}s are off by {left.rms:.4f} nats/token (rms)."
+                f"The largest budget, predicted without it{note}: best {noun} {left.predicted.value:.2f}, measured "
+                f"{left.measured.value:.2f}; the {percent()} interval of the error, {left.error.low:+.2f} to "
+                f"{left.error.high:+.2f}, {verdict} 0. Differences between {noun}s are off by {left.rms:.4f} "
+                "nats/token (rms)."
             )
         return with_doubt(self.status, self.message, lines)
 

@@ -187,9 +187,8 @@ def fit_moe_joint(
         "1/E^ = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max",
         "objective": "sum over rows of (log fitted loss - log loss)^2, natural logarithms",
         "admissible": f"at the means of log N, log D and log E: powers of N and D {POWERS[0]:g} to {POWERS[1]:g}, "
-        f"other exponents "
-        f"{BENDS[0]:g} to {BENDS[1]:g}; E_start {START[0]:g} to {START[1]:g}, E_max / E_start {RATIO[0]:g} to "
-        f"{RATIO[1]:g}; C not negative",
+        f"other exponents {BENDS[0]:g} to {BENDS[1]:g}; E_start {START[0]:g} to {START[1]:g}, E_max / E_start "
+        f"{RATIO[0]:g} to {RATIO[1]:g}; C not negative",
         **of_bootstrap(run, resamples, random_seed),
     }
     common: dict[str, Any] = {"law": "moe-joint", "columns": columns, "rows": points.rows, "conventions": conventions}

@@ -118,7 +118,7 @@ def read_points(frame: pd.DataFrame, x: Sequence[str], loss: str, run: str | Non
         if repeated:
             raise AnalysisError(
                 f"{caller}: trial id {listed(repeated)} stands in several rows; keep one of each, or say which rows "
-                f"are one run"
+                "are one run"
             )
     numbers = {name: floats(frame[name], lambda row: f"{caller}: {at[row]}") for name in (*x, loss)}
     for name in x:
@@ -126,7 +126,7 @@ def read_points(frame: pd.DataFrame, x: Sequence[str], loss: str, run: str | Non
         if len(wrong):
             raise AnalysisError(
                 f"{caller}: column `{name}` holds {numbers[name][wrong[0]]:g} in {at[wrong[0]]}; a positive number "
-                f"belongs there"
+                "belongs there"
             )
     runs_N = frame[run].to_numpy(object) if run else np.arange(len(frame))
     unnamed = np.flatnonzero(pd.isna(runs_N))

@@ -67,8 +67,8 @@ class PrecisionFit(SizedFit):
         gamma = self.parameters["gamma"]
         shares = ", ".join(f"{counted(np.array(bits), np.array(gamma.value)):.1%} in {bits}" for bits in (4, 8, 16))
         return (
-            f"Of the parameters {shares} bits count as they would in full precision "
-            f"(gamma {gamma.value:.3g} bits, {percent()} interval {gamma.low:.3g} to {gamma.high:.3g})."
+            f"Of the parameters {shares} bits count as they would in full precision (gamma {gamma.value:.3g} bits, "
+            f"{percent()} interval {gamma.low:.3g} to {gamma.high:.3g})."
         )
 
 
@@ -112,7 +112,7 @@ def fit_precision(
         "form": "loss = E + A (N (1 - exp(-P / gamma)))^-alpha + B D^-beta",
         "objective": "sum over rows of (log fitted loss - log loss)^2, natural logarithms",
         "admissible": f"{ranged('exponents', PrecisionLaw.POWERS)}, {ranged('gamma', PrecisionLaw.FURTHER)} bits, E "
-        f"not negative",
+        "not negative",
         **of_bootstrap(run, resamples, random_seed),
     }
     common: dict[str, Any] = {"law": "precision", "columns": columns, "rows": points.rows, "conventions": conventions}

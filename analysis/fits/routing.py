@@ -149,10 +149,10 @@ class RoutingFit(Fit):
         if self.parameters:
             b, c, most = (self.parameters[name] for name in ("b", "c", "E_max"))
             lines.append(
-                f"log10 loss changes by {b.value:+.3f} ({percent()} interval {b.low:+.3f} to {b.high:+.3f}) "
-                "per tenfold of effective experts, "
-                f"and by {c.value:+.4f} ({c.low:+.4f} to {c.high:+.4f}) more for every tenfold of {self.columns[0]}; "
-                f"experts saturate at {most.value:.3g} ({most.low:.3g} to {most.high:.3g})."
+                f"log10 loss changes by {b.value:+.3f} ({percent()} interval {b.low:+.3f} to {b.high:+.3f}) per "
+                f"tenfold of effective experts, and by {c.value:+.4f} ({c.low:+.4f} to {c.high:+.4f}) more for every "
+                f"tenfold of {self.columns[0]}; experts saturate at {most.value:.3g} ({most.low:.3g} to "
+                f"{most.high:.3g})."
             )
         if self._points and self.scatter is not None:
             lines.append(around(self._points, self.residuals()["predicted"].to_numpy()))

@@ -84,7 +84,7 @@ def read_runs(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, calle
         clash = listed([row for row, same in zip(rows, twice, strict=True) if same])
         raise AnalysisError(
             f"{caller}: {clash} agree in {names} and `{seed}`; fit one cell at a time, as `analysis.split_cells` gives "
-            f"them"
+            "them"
         )
     order = np.lexsort((rows, y_N, seeds_N, *x_NK.T[::-1]))
     return Runs(x_NK[order], y_N[order], seeds_N[order], tuple(rows[i] for i in order))
@@ -187,8 +187,8 @@ def require_one_budget(frame: pd.DataFrame, x: str, caller: str, columns: Sequen
             if most > least * (MIXED if column not in LENGTH else 1 + 1e-6):
                 raise AnalysisError(
                     f"{caller}: column `{column}` runs from {least:,.0f} to {most:,.0f}, so the losses cannot be "
-                    f"compared; fit one cell at a time, as `analysis.split_cells` gives them, or all budgets at once "
-                    f"with `analysis.fit_joint`"
+                    "compared; fit one cell at a time, as `analysis.split_cells` gives them, or all budgets at once "
+                    "with `analysis.fit_joint`"
                 )
 
 

@@ -98,7 +98,7 @@ def judge_scatter(points: Points, rest_N: Array, slopes_NK: Array | None = None)
         if p < REFUTED:
             reason = (
                 f"the law misses the runs by more than repeats of a size differ (p = {p:.1g}): fit a narrower range, "
-                f"or another law."
+                "or another law."
             )
             return reason, " ".join(doubts)
     return "", " ".join(doubts)

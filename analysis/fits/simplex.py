@@ -87,7 +87,7 @@ def fit_simplex(
     if off:
         raise AnalysisError(
             f"fit_simplex: the shares of {', '.join(pools)} do not sum to 1 in {listed(off)}; name every pool that has "
-            f"a share"
+            "a share"
         )
     points_I3, point_N = np.unique(runs.x_NK, axis=0, return_inverse=True)
     conventions = {
@@ -301,7 +301,7 @@ def _verdict(
         chance = f"p = {own.lack_of_fit_p:.1g}"
         doubts.append(
             f"the surface misses the means by more than noise explains ({chance}): trust the tied points before the "
-            f"best mix."
+            "best mix."
         )
     if place != everything or inside < (0.95 if tied_I.all() else 0.5):
         status = Status.NO_INTERIOR_MINIMUM
@@ -319,7 +319,7 @@ def _verdict(
         against = f"{better.left_out_error:.4f} against {errors[LAW]:.4f} nats/token"
         doubts.append(
             f"the {better.law} law predicts left-out mixes better ({against}): see where it is least before trusting "
-            f"this surface."
+            "this surface."
         )
     if seeds < 2 or model.df == 0:
         status = Status.TOO_FEW_POINTS

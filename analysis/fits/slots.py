@@ -1,8 +1,8 @@
 """How far the loss falls with every tenfold of a memory's rows, in each kind of memory, and whether the kinds differ.
 
-    log-linear        L = a + b log10(rows)       the published form (Engram, arXiv 2601.07372; OverEncoding, arXiv
-    2501.16975) power with floor  L = E + A rows^-alpha       becomes the line as alpha goes to 0, so the line is nested
-    in it
+    log-linear        L = a + b log10(rows)       the published form (Engram, arXiv 2601.07372; OverEncoding,
+                                                  arXiv 2501.16975)
+    power with floor  L = E + A rows^-alpha       becomes the line as alpha goes to 0, so the line is nested in it
 
 The slope b is the answer; the power law is fitted beside it, to say whether the fall slows within the rows that were
 tried. A line is linear in its parameters, so its intervals are Student's; those of the power law are percentiles over
@@ -104,7 +104,7 @@ def fit_slots(
         "objective": "weighted sum of squares of the means around the lines; a weight is the number of runs that a "
         "mean is worth",
         "interval": f"{percent()}: Student's t for all that is linear in the losses, percentiles over resamples for "
-        f"the power law",
+        "the power law",
         "noise": "residuals of runs after point and seed effects, pooled over mechanisms and the backbone",
         "runs_left_out": "those of a seed that stands at one point only, where that point has others: they say nothing "
         "of differences",
@@ -232,7 +232,7 @@ def _fit_one(
     if distinct(sizes_I) < LEAST_SIZES:
         words = (
             f"row counts with a finished run: {distinct(sizes_I)}; a line that can be checked needs {LEAST_SIZES}: "
-            f"train more."
+            "train more."
         )
         return MechanismFit(status=Status.TOO_FEW_POINTS, message=words, **common)
     status, doubts = Status.CONVERGED, []
@@ -319,7 +319,7 @@ def _with_laws(
     elif chance is not None and chance < REFUTED:
         doubts.append(
             f"the means miss the line by more than noise explains (p = {chance:.1g}): the slope is a mean over the "
-            f"rows tried."
+            "rows tried."
         )
     return replace(
         fit,

@@ -116,12 +116,12 @@ class MechanismFit:
             gap = f"{abs(self.laws[1].aicc - self.laws[0].aicc):.1f}"
             lines.append(
                 {
-                    LINE: f"A straight line in log rows describes it better than a power law with a floor (AICc lower "
+                    LINE: "A straight line in log rows describes it better than a power law with a floor (AICc lower "
                     f"by {gap}).",
-                    POWER: f"The fall slows: a power law with a floor describes it better than a straight line (AICc "
+                    POWER: "The fall slows: a power law with a floor describes it better than a straight line (AICc "
                     f"lower by {gap}).",
                     "": f"A straight line in log rows and a power law with a floor cannot be told apart (AICc {gap} "
-                    f"apart).",
+                    "apart).",
                 }[self.preferred]
             )
         return with_doubt(self.status, self.message, lines)

@@ -164,7 +164,7 @@ class Fit(ABC):
         loose = [name for name, each in self.parameters.items() if not each.identified]
         words = (
             f"not identified: {', '.join(loose)}, whose error a few resamples make: quote the interval, or train at "
-            f"more sizes."
+            "more sizes."
         )
         if loose and not wrong and words not in self.message:
             object.__setattr__(self, "message", f"{self.message} {words}".strip())

@@ -40,11 +40,11 @@ _LAWS = (
 )
 _JOINT = (
     "One law for the curves of all budgets, each with a level of its own and a depth that follows size, tokens per "
-    "activated parameter and sparsity where these vary: level + "
-    "exp(s + s' z) H(x; m + m' z), z the logarithms of what varies, H a cubic or a two-power curve whose form may "
-    "follow them too. The models differ in what moves the optimum (m'). F test: chance of so much better a fit than "
-    "with the same optimum everywhere if that were true. Left-out error: rms of the differences between shares at the "
-    "largest budget, predicted from the others, where those determine the model."
+    "activated parameter and sparsity where these vary: level + exp(s + s' z) H(x; m + m' z), z the logarithms of what "
+    "varies, H a cubic or a two-power curve whose form may follow them too. The models differ in what moves the "
+    "optimum (m'). F test: chance of so much better a fit than with the same optimum everywhere if that were true. "
+    "Left-out error: rms of the differences between shares at the largest budget, predicted from the others, where "
+    "those determine the model."
 )
 
 
@@ -220,7 +220,7 @@ class Allocation(Analysis):
         )
         beside = (
             f"{', '.join(self.carried)}: another value at each budget, so what it does cannot be told from what the "
-            f"budget does."
+            "budget does."
         )
         many = f"More than {MOST} curves: the differences between them are not tested."
         return [

@@ -80,7 +80,7 @@ class Comparison:
             )
             lines.append(
                 f"{lead}Warning: {name} leaves the shared experts a width of {each}. What it activates itself (keys, "
-                f"projections) takes the rest, so its loss is also that of a smaller shared part. "
+                "projections) takes the rest, so its loss is also that of a smaller shared part. "
                 f"{_smaller(name, model)}"
             )
         return lines

@@ -102,7 +102,7 @@ class ComputeRatio(Allocation):
         path = [name for name in varied_fields(self.results.trials) if name.startswith("model.")]
         moved = (
             f"The compute share was moved by {', '.join(path)} and the feed-forward width: another path may have "
-            f"another optimum."
+            "another optimum."
         )
         return [*super().caveats(), *([moved] if path else [])]
 

@@ -96,10 +96,9 @@ class Density(Analysis):
                 beside = "holds" if fit.exchange.low <= PUBLISHED <= fit.exchange.high else "does not hold"
                 lines.append(
                     (f"{cell.label}: " if cell.label else "")
-                    + f"In print, half the table with three times the rows read raised the pre-training loss by "
-                    f"{PUBLISHED:.3f} and "
-                    f"yet won downstream (UltraMemV2 60B top-768 against 120B top-256); the interval measured here "
-                    f"{beside} that rise. Nothing here measures downstream tasks."
+                    + "In print, half the table with three times the rows read raised the pre-training loss by "
+                    f"{PUBLISHED:.3f} and yet won downstream (UltraMemV2 60B top-768 against 120B top-256); the "
+                    f"interval measured here {beside} that rise. Nothing here measures downstream tasks."
                 )
         return lines
 
@@ -154,9 +153,9 @@ class Density(Analysis):
                 for own in (least, same)
             )
             lines.append(
-                f"Neither is free: at the fewest rows read, more rows take the memory's share of the blocks' FLOPs "
-                f"from {size} (keys), at the fewest rows, reading more takes it from {reading}. Gains are not "
-                f"corrected for that."
+                "Neither is free: at the fewest rows read, more rows take the memory's share of the blocks' FLOPs from "
+                f"{size} (keys), at the fewest rows, reading more takes it from {reading}. Gains are not corrected for "
+                "that."
             )
         low, high = planned["active_params"].min(), planned["active_params"].max()
         if high > 1.02 * low:

@@ -68,7 +68,7 @@ _CAPTION = (
 _NOTE = (
     "Step: loss less that of the rung before; total: less that of the first rung; both for the average seed with 95% "
     f"intervals. p: two-sided t test with Holm's correction over all steps; below {LEVEL:g} the step is told from "
-    f"noise. Published: UltraMem's ablation on PKM-151M (arXiv 2411.12364); steps without a number have none in print."
+    "noise. Published: UltraMem's ablation on PKM-151M (arXiv 2411.12364); steps without a number have none in print."
 )
 
 
@@ -158,7 +158,7 @@ class Ladder(Analysis):
                 lines.append(
                     (f"{cell.label}: " if cell.label else "")
                     + f"Of {len(beside)} steps that are in print {held} have the printed value inside the interval "
-                    f"measured here."
+                    "measured here."
                 )
         return lines
 
@@ -205,7 +205,7 @@ class Ladder(Analysis):
                 moved.append(f"{words} ({write(low)} to {write(high)})")
         if moved:
             lines.append(
-                f"P_tot and P_act are held, so a step also moves what pays for it. Along the ladder there change "
+                "P_tot and P_act are held, so a step also moves what pays for it. Along the ladder there change "
                 f"{', '.join(moved)}."
             )
         return lines

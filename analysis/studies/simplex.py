@@ -37,7 +37,7 @@ class Simplex(Analysis):
         pools = [name.removeprefix(SHARE) for name in trials if name.startswith(SHARE) and trials[name].nunique() > 1]
         problem = (
             f"the shares of {len(pools)} pools vary ({', '.join(pools) or 'none'}), but a simplex study has exactly "
-            f"three"
+            "three"
         )
         self.require(len(pools) == 3, problem, "vary `shares` over three pools, or give study.yaml another `analysis`")
         off = trials["trial_id"][(trials[[SHARE + pool for pool in pools]].sum(axis=1) - 1).abs() > 1e-6]

@@ -183,21 +183,21 @@ class Slots(Analysis):
             words = ", ".join(f"{name} {width:.4g}" for name, width in widths.items())
             lines.append(
                 f"A row is not the same in every memory (parameters a row: {words}): compare levels at equal "
-                f"parameters."
+                "parameters."
             )
         for name, own in planned.groupby("mechanism", sort=False):
             low, high = own["active_params"].min(), own["active_params"].max()
             if high > 1.02 * low:
                 lines.append(
                     f"{name}: P_act grows from {si(low)} to {si(high)} with the rows (keys), so part of its slope is "
-                    f"compute."
+                    "compute."
                 )
             reads = own["memory_rows_read"] * own["tokens"]
             if (short := own["memory_rows"] > reads).any():
                 worst = (reads / own["memory_rows"])[short].min()
                 lines.append(
                     f"{name}: the training reads too few rows to touch all of the largest tables ({worst:.0%} of them "
-                    f"at most)."
+                    "at most)."
                 )
         return lines
 

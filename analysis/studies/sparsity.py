@@ -143,7 +143,7 @@ _CAPTION = (
     f"Bottom: what it gains over pure experts ({RHO} = 1). Open markers: the optimum is in doubt or at an end of the "
     f"sampled shares. Grey bar: the published optimum at a sparsity of about {ENGRAM_SPARSITY} (Engram, arXiv "
     f"2601.07372); dotted: the sparsity of about {LONGCAT} beyond which n-gram memory was found to beat experts "
-    f"(LongCat-Flash-Lite, arXiv 2601.21204); both at far larger scale."
+    "(LongCat-Flash-Lite, arXiv 2601.21204); both at far larger scale."
 )
 
 

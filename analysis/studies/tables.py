@@ -77,7 +77,7 @@ def tuned_sections(tuned: Tuned | None) -> list[Section]:
     table = pd.DataFrame(rows).fillna("")
     note = (
         f"Found by `sparsemem tune` for the study {tuned.study}, on the held-out set, with one seed. Each trial took "
-        f"the values of its own point."
+        "the values of its own point."
     )
     return [Section("Tuned settings", (Table(table.loc[:, (table != "").any()], "", wide=True),), note)]
 
@@ -105,6 +105,6 @@ def rates_sections(cells: Sequence[Cell], noun: str) -> list[Section]:
             tables.append(Table(pd.concat([point, pd.DataFrame(measured)], axis=1), cell.label, wide=True))
     note = (
         f"Where several rates were tried at a {noun}, the one with the least mean validation loss over the seeds that "
-        f"all have is used."
+        "all have is used."
     )
     return [Section(f"Learning rate chosen per {noun}", tuple(tables), note)] if tables else []

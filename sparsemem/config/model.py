@@ -76,7 +76,7 @@ class Model(Strict):
                 if (other := first.setdefault(block, pool)) != pool:
                     raise ValueError(
                         f"`{other}` and `{pool}` both replace the feed-forward of block {block}; set one to "
-                        f"`placement: parallel`"
+                        "`placement: parallel`"
                     )
         if not any(EXPERTS.holds(self, block) for block in range(1, self.layers + 1)):
             raise ValueError(
@@ -98,7 +98,7 @@ def add_fields(mechanism: Mechanism) -> None:
     if not name.isidentifier() or name.startswith("_") or hasattr(Model, name) or name in Model.model_fields:
         raise ValueError(
             f"a mechanism is named {brief(name)}, which `model` cannot have or has already as a field; choose another "
-            f"name"
+            "name"
         )
     if mechanism is not EXPERTS and not issubclass(fields, MemoryFields):
         raise ValueError(

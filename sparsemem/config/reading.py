@@ -184,7 +184,7 @@ def _written_out(node: yaml.Node | None, place: str, counted: dict[yaml.Node, in
             if not isinstance(key, yaml.ScalarNode):
                 raise ConfigError(
                     f"the name of a field in `{place.rstrip('.')}` is a group (line {key.start_mark.line + 1}); names "
-                    f"are text"
+                    "are text"
                 )
             if key.value in seen:
                 raise ConfigError(

@@ -57,14 +57,14 @@ class Study(Strict):
         for path in (path for grid in self.vary for path, values in grid.items() if not values):
             raise ValueError(
                 f"field `vary.{path}` is an empty list, which leaves no trial; give it at least one value or leave it "
-                f"out"
+                "out"
             )
         for grid in self.vary:
             for path, values in grid.items():
                 if path in REPLACED_BY and REPLACED_BY[path] in grid:
                     raise ValueError(
                         f"field `vary.{path}` stands beside `vary.{REPLACED_BY[path]}`, which sets the same; leave out "
-                        f"one of them"
+                        "one of them"
                     )
                 twice = (
                     [value for place, value in enumerate(values) if value in values[:place]]
@@ -77,7 +77,7 @@ class Study(Strict):
         if points > MOST_POINTS:
             raise ValueError(
                 f"field `vary` spans {points:.3g} points, more than {MOST_POINTS:,}; shorten its lists, or split the "
-                f"study"
+                "study"
             )
         return self
 
@@ -138,7 +138,7 @@ class Study(Strict):
                     if path != "rho":
                         raise ValueError(
                             f"field `vary.{path}` is a search, and only `vary.rho` can be searched; write a list of "
-                            f"values"
+                            "values"
                         )
                     with named_errors("", Optimum, given={}, within="vary.rho."):
                         Optimum.model_validate(values)
@@ -271,7 +271,7 @@ def _assign(raw: dict[str, Any], path: str, value: Any) -> None:
         if not isinstance(inner, dict):
             raise ConfigError(
                 f"field `{'.'.join(parents[: depth + 1])}` in `vary.{path}`: it is {brief(inner)}, not a group of "
-                f"fields"
+                "fields"
             )
         raw[name] = dict(inner)
         raw = raw[name]

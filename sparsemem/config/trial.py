@@ -117,12 +117,12 @@ class Data(Strict):
         if self.vocab_size < SMALLEST_BPE and not self.tokenizer:
             raise ValueError(
                 f"`vocab_size` is {self.vocab_size}; a byte-level BPE takes at least {SMALLEST_BPE}; only a "
-                f"`tokenizer` may have fewer"
+                "`tokenizer` may have fewer"
             )
         if self.separator and not self.tokenizer:
             raise ValueError(
                 f"`separator` {brief(self.separator)} names a token of `tokenizer`, which is not given; give both or "
-                f"leave it out"
+                "leave it out"
             )
         if self.corpus == "files" and not self.files:
             raise ValueError("corpus 'files' needs `files`: a list of globs such as ['corpus/*.txt']")
@@ -187,7 +187,7 @@ class Budget(Strict):
         if "tokens" in raw:
             raise ValueError(
                 f"`tokens` {brief(raw['tokens'])} and `{TOKENS_PER_ACTIVE_PARAM}` {brief(written)} both say how long "
-                f"to train; leave out one of them"
+                "to train; leave out one of them"
             )
         try:
             ratio = parse_real(written)
@@ -343,7 +343,7 @@ class Trial(Strict):
             if pool in self.model.on_top:
                 raise ValueError(
                     f"`shares` gives {self.shares[pool]:g} to {pool}, whose `rows` are given: it comes on top of the "
-                    f"budget; leave out one of them"
+                    "budget; leave out one of them"
                 )
         for pool in self.model.pools:
             POOLS[pool].check_trial(self)

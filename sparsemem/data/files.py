@@ -158,7 +158,7 @@ def _read(
         more = f" and {len(others)} more" if others else ""
         remarks.append(
             f"{sum(copied.values()):,} bytes of paragraphs stand again in one document, {first}{more}; copies are "
-            f"dropped by document, and `data.document_separator: blank lines` makes each paragraph one"
+            "dropped by document, and `data.document_separator: blank lines` makes each paragraph one"
         )
     if cut := sorted((name for name in paths if name in unread), key=lambda name: (-unread[name], digests[name])):
         parts = ", ".join(

@@ -119,7 +119,7 @@ def check_context(config: Data, folder: Path) -> None:
     if manifest["longest_document"] <= config.context:
         remedy = (
             f"the longest document has {manifest['longest_document']} tokens; use a context below that, or longer "
-            f"documents"
+            "documents"
         )
         raise refused("context", config.context, remedy)
     check_held_out(manifest["validation_tokens"], config)

@@ -102,7 +102,7 @@ def required_distributions(name: str) -> dict[str, importlib.metadata.Distributi
             if wanted[0] == name:
                 remedy = (
                     f"it is made of what `{name}` requires, which is not installed here; install it, or name texts of "
-                    f"your own"
+                    "your own"
                 )
                 raise refused("corpus", "python-source", f"{remedy} (`corpus: files`)") from None
             continue

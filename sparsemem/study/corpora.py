@@ -199,7 +199,7 @@ def _repetition(trials: Sequence[Trial], manifest: Mapping[str, Any]) -> str:
     )
     return (
         f"note: trials read their text up to {about}{times:.3g} times, which favours memory; {more}, or fewer "
-        f"`budget.tokens`"
+        "`budget.tokens`"
     )
 
 
@@ -324,9 +324,9 @@ def _kept(data: Data, base: Path, begun: Begun, fetch: Fetch | None) -> _Kept | 
         return None
     trained = f"{begun.trials} finished trial{'s were' if begun.trials != 1 else ' was'}"
     raise ConfigError(
-        f"{begun.where}: its {trained} trained on the corpus {digest}; the text of `data` {change}, "
-        f"and those tokens are not in the cache {cache_folder()}; run it where it began, copy the folder {digest} from "
-        f"the cache there into this one, bring the text back as it was, or begin anew with another `study` name"
+        f"{begun.where}: its {trained} trained on the corpus {digest}; the text of `data` {change}, and those tokens "
+        f"are not in the cache {cache_folder()}; run it where it began, copy the folder {digest} from the cache there "
+        "into this one, bring the text back as it was, or begin anew with another `study` name"
     )
 
 

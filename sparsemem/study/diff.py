@@ -45,7 +45,7 @@ def diff(study: Study, planned: Sequence[PlannedTrial], folder: Path | None) -> 
         raise ConfigError(
             f"--diff needs the results of a study, and {study.study} has not been run yet: "
             f"{' and '.join(map(str, usual))} hold none; train it by `sparsemem run`, leave out --diff to see its "
-            f"plan, or name other results by --diff DIR"
+            "plan, or name other results by --diff DIR"
         )
     axes = list(planned[0].varied) or ["rho", "seed"]
     ledger = Ledger(found, [p.row() for p in planned])

@@ -65,7 +65,7 @@ def slots(run: Run) -> int:
         if wanted > gpus:
             raise ConfigError(
                 f"field `run.gpus_per_trial` has the value {wanted:g}: PyTorch sees {gpus} GPUs here; lower it, 0 for "
-                f"none"
+                "none"
             )
         bounds.append(int(gpus // wanted) if wanted > 1 else gpus * int(1 / wanted))
     return min(bounds)

@@ -1,12 +1,11 @@
 """What a driver, a worker on another machine and an onlooker pass to each other through a storage. It must not know
 engines or torch.
 
-    <study>/study.yaml  trials.csv  data.json      as in the results folder, for onlookers and for drivers on other
-    machines
+    <study>/study.yaml  trials.csv  data.json      as in the results folder, for onlookers and for other drivers
             driver.json                            renewed every few seconds by the driver
             data/<digest>/                         prepared corpora
-            trials/<id>/                           as in the results folder, with checkpoints; and beat.json, renewed
-            while it is trained
+            trials/<id>/                           as in the results folder, with checkpoints; and beat.json,
+                                                   renewed while it is trained
 
 The results folder stays the driver's, and what a person reads; the storage is how files get there. Two orders make any
 moment a good one to be killed in: a worker sends `result.json` after everything else, and a checkpoint is deleted only
@@ -164,7 +163,7 @@ def driving(storage: Storage, ledger: Ledger, say: Callable[[str], None]) -> Ite
         if found := _sign_of(first):
             say(
                 f"{storage.uri}: {_holder(found)} has not ended its run of {storage.study}; watching whether it is "
-                f"alive ..."
+                "alive ..."
             )
             for _ in range(WATCHED_BEATS):
                 time.sleep(BEAT_SECONDS)
@@ -180,7 +179,7 @@ def driving(storage: Storage, ledger: Ledger, say: Callable[[str], None]) -> Ite
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"field `run.storage` has the value {storage.uri!r}, which cannot be used: {error}; make the folder or "
-            f"bucket first, give credentials by the environment, and an address that every machine reaches"
+            "bucket first, give credentials by the environment, and an address that every machine reaches"
         ) from None
     with beating(storage, "driver.json"):
         yield Driver(storage, ledger)
@@ -228,7 +227,7 @@ class Driver:
                 raise ConfigError(
                     f"{self.storage.uri}: its trials of {self.storage.study} were trained on the corpus {there[id_]}, "
                     f"those in {self.ledger.folder} on {digest}; give `--results` another folder, or the study another "
-                    f"`study` name"
+                    "`study` name"
                 )
         if not here.exists():
             self._follower.pull(self.storage, lambda name: name == "study.yaml" or name.startswith("data"))
@@ -253,7 +252,7 @@ class Driver:
             if missing:
                 say(
                     f"{self.storage.uri}: sending the corpus, {sum(path.stat().st_size for path in missing) / 1e6:.1f} "
-                    f"MB"
+                    "MB"
                 )
             for path in missing:
                 self.storage.put(path, f"data/{folder.name}/{path.name}")
@@ -308,7 +307,7 @@ class Driver:
         for name in sorted(set(filter(_is_aside, listed)) - aside):
             say(
                 f"{storage.uri}: {storage.study}/{name}: a damaged checkpoint was found and set aside; its trial went "
-                f"on without it"
+                "on without it"
             )
 
     def pull(self, storage: Storage) -> set[str]:

@@ -92,7 +92,7 @@ def train_study(
         if taken := _take_over(study, ledger, trials, corpora):
             say(
                 f"{study.study}: {taken} of its trials were trained to their end by `sparsemem tune`; their results "
-                f"are taken over"
+                "are taken over"
             )
             waiting = ledger.unfinished()
         ledger.begin(study, trials, corpora, say)
@@ -130,7 +130,7 @@ def train_study(
             for path in sorted(set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*")) - damaged):
                 say(
                     f"{path}: a damaged checkpoint was found and set aside; its trial went on from the one before, or "
-                    f"started again"
+                    "started again"
                 )
     return ledger
 
@@ -193,7 +193,7 @@ def find_engine(name: str, address: str | None = None) -> Engine:
         if address is not None and not re.fullmatch(r"auto|[^/:]+:\d+|\[[0-9a-fA-F:]+\]:\d+", address):
             raise ConfigError(
                 f"--address has the value {address!r}: give HOST:PORT of a cluster's head, or auto on one of its "
-                f"machines; from elsewhere, submit the study as a job: ray-job:http://HOST:8265"
+                "machines; from elsewhere, submit the study as a job: ray-job:http://HOST:8265"
             )
         return partial(ray, address=address)
     if address is not None:

@@ -234,7 +234,7 @@ class Ledger:
                 raise ConfigError(
                     f"{self.folder}: trial {id_} was trained in {found}, but `run.gpus_per_trial` "
                     f"{study.run.gpus_per_trial:g} with `train.precision: auto` means {wanted}; set `train.precision` "
-                    f"in the study or give `--results` another folder"
+                    "in the study or give `--results` another folder"
                 )
 
     def begin(
@@ -272,13 +272,13 @@ class Ledger:
         if result.exists():
             say(
                 f"{result}: not the whole result of trial {trial.id}; set aside as {set_aside(result).name}, the trial "
-                f"runs again"
+                "runs again"
             )
         written = self.trial(trial.id)
         if description.exists() and not (written and written.id == trial.id):
             say(
                 f"{description}: not the description of trial {trial.id}; set aside as {set_aside(description).name} "
-                f"and written again"
+                "and written again"
             )
         if not description.exists():
             write_text(description, yaml.safe_dump(trial.model_dump(mode="json"), sort_keys=False))

@@ -95,7 +95,7 @@ def check_loggers(names: Sequence[str]) -> None:
         if importlib.util.find_spec(_LIBRARIES[name]) is None:
             raise ConfigError(
                 f"field `run.loggers` names {name}, whose library is not installed; `pip install 'sparsemem[{name}]'`, "
-                f"or leave it out"
+                "or leave it out"
             )
 
 
@@ -124,7 +124,7 @@ class Loggers:
         if self._thread.is_alive():
             self._say(
                 f"logger {', '.join(f.name for f in self._followers)}: no answer for {END_SECONDS:.0f} s; run again to "
-                f"send the rest"
+                "send the rest"
             )
 
     def _follow(self) -> None:
@@ -139,7 +139,7 @@ class Loggers:
                     reason = (str(error).splitlines() or [""])[0]
                     self._say(
                         f"logger {follower.name} is off ({type(error).__name__}: {reason}); training goes on, run "
-                        f"again to send the rest"
+                        "again to send the rest"
                     )
 
 

@@ -92,7 +92,7 @@ def _check_same(own: Path, files: Mapping[str, bytes], packed: Mapping[str, byte
         if packed.get(name) != content:
             raise ConfigError(
                 f"{own / name}: is another file than that of this trial in {PACK}, which is the one that is read; move "
-                f"one of both away"
+                "one of both away"
             )
 
 

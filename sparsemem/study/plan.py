@@ -157,7 +157,7 @@ def few_steps(planned: Sequence[PlannedTrial]) -> list[str]:
         return []
     return [
         f"`budget.tokens` {tokens:,} make {steps} steps of `train.batch_tokens` {batch:,}: too few to learn from; "
-        f"lower the batch"
+        "lower the batch"
     ]
 
 
@@ -246,7 +246,7 @@ def _check_flops(budget: Budget, account: ModelAccount) -> None:
         raise ConfigError(
             f"field `budget.flops_per_token` has the value {wanted:,}, but these sizes come to {got:,} "
             f"({got / wanted - 1:+.2%}, beyond `tolerance` {budget.tolerance:.2%}); change the memory's `key_dim` or "
-            f"`top_m`, or the budget"
+            "`top_m`, or the budget"
         )
 
 

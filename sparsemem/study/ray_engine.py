@@ -270,7 +270,7 @@ def _refuse_separate_disks() -> None:
     if others:
         raise ConfigError(
             f"field `run.storage` is missing: the cluster has nodes on {', '.join(others)}, which need not see this "
-            f"machine's disk; set it to a folder that every node sees, or to the address of an object store"
+            "machine's disk; set it to a folder that every node sees, or to the address of an object store"
         )
 
 

@@ -44,13 +44,13 @@ def run_as_job(study: Study, base: Path, results: Path, address: str) -> int:
     if not results.is_absolute():
         raise ConfigError(
             f"--results has the value {results}: a job's own folder goes with it; give the absolute path of a folder "
-            f"on the cluster"
+            "on the cluster"
         )
     storage = study.run.storage
     if storage and "://" not in storage and not Path(storage).is_absolute():
         raise ConfigError(
             f"field `run.storage` has the value {storage!r}: a job's own folder goes with it; give an absolute path or "
-            f"an address"
+            "an address"
         )
     offer_token()
     os.environ.update(past_proxies())
@@ -95,13 +95,13 @@ def _pack(study: Study, base: Path, folder: Path) -> None:
         if ".." in Path(pattern).parts:
             raise ConfigError(
                 f"field `data.files` names {pattern!r}, outside of the study's folder, which a job cannot take along; "
-                f"move it inside"
+                "move it inside"
             )
     files = sorted({path for pattern in relative for path in matching(pattern, base)})
     if (size := sum(path.stat().st_size for path in files)) > UPLOAD_BYTES:
         raise ConfigError(
             f"field `data.files` names {size / 2**20:,.0f} MiB, more than the {UPLOAD_BYTES // 2**20} that a job takes "
-            f"along; copy them to where every node sees them and give their absolute path"
+            "along; copy them to where every node sees them and give their absolute path"
         )
     for path in files:
         copy = folder / path.relative_to(base)

@@ -226,6 +226,6 @@ def _write_winners(path: Path, study: str, outcomes: Sequence[Outcome], say: Cal
     text = yaml.safe_dump(found.model_dump(mode="json"), sort_keys=False)
     write_text(
         path,
-        f"# Written by `sparsemem tune`. A study takes these values by `tuned: PATH`, the path relative to its own "
+        "# Written by `sparsemem tune`. A study takes these values by `tuned: PATH`, the path relative to its own "
         f"file.\n{text}",
     )

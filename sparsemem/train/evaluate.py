@@ -50,7 +50,7 @@ def why_diverged(held_out_S: Tensor, best: float, chance: float) -> str:
     if bool(((held_out_S - chance).abs() < DEAD_NATS).all()):
         return (
             f"every held-out sequence has the loss of equally likely tokens ({chance:.3f} nats): the model is dead; "
-            f"lower `train.lr`"
+            "lower `train.lr`"
         )
     held_out = float(held_out_S.mean())
     if held_out < chance or held_out < best + DIVERGED_NATS:

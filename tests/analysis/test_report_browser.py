@@ -96,8 +96,8 @@ class Browser:
     def click(self, place: str) -> None:
         """Click into the middle of the element that an expression gives."""
         box = self.run(
-            f"(element => {{ element.scrollIntoView({{block: 'center'}}); return "
-            f"element.getBoundingClientRect().toJSON() }})({place})"
+            "(element => { element.scrollIntoView({block: 'center'}); return element.getBoundingClientRect().toJSON() "
+            f"}})({place})"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.send(
@@ -141,7 +141,7 @@ def page(browser: Browser, report: Path) -> Browser:
 HEAD = "[...document.querySelectorAll('#all th')].find(head => head.textContent.startsWith('val loss'))"
 LOSSES = (
     f"[...document.querySelectorAll('#all tbody tr')].map(row => row.cells[{HEAD}.cellIndex].textContent).filter(text "
-    f"=> text)"
+    "=> text)"
 )
 SHOWN = "[...document.querySelectorAll('#all tbody tr')].filter(row => row.offsetParent).length"
 FOUND = "document.getElementById('found').textContent"

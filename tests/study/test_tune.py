@@ -345,7 +345,7 @@ def test_winners_at_an_edge_and_movements_are_said(
     assert "train.lr" in winners[1].edges  # 0.02 is out of range
     assert (
         f"warning: train.lr {winners[1].values['train.lr']} at rho=0.0 lies at the edge of what was searched (0.001 to "
-        f"0.005)" in text
+        "0.005)" in text
     )
     assert "widen it and tune again: --set 'tune.search={train.lr: {low: 0.001, high: 0.015, log: true}}'" in text
     assert "Runs of another seed scatter more" in text

@@ -129,8 +129,7 @@ class RoutedExperts(Mechanism):
             raise BudgetError(
                 "total_params",
                 f"field `budget.total_params` has the value {budget.total_params:,}: the routed experts' share does "
-                f"not hold one of them; "
-                "raise it to {} or more, or make `model.moe.expert_width` smaller",
+                "not hold one of them; raise it to {} or more, or make `model.moe.expert_width` smaller",
                 budget.active_params + math.ceil(one_expert / share),
             )
         return self.least(model) + idle

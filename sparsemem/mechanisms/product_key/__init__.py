@@ -64,7 +64,7 @@ class ProductKeyMechanism(Mechanism):
         if value_dim % memory.cores:
             raise ValueError(
                 f"`{pool}.value_dim` {value_dim} must be a multiple of `{pool}.cores` {memory.cores}: each core "
-                f"weights a slice"
+                "weights a slice"
             )
         if memory.rows:
             key_counts(memory, pool)

@@ -100,7 +100,7 @@ class ProductKey(MemoryFields):
         if self.skip and self.placement == "replace":
             raise ValueError(
                 f"`skip` {self.skip} needs `placement: parallel`: what replaces a feed-forward is added in its own "
-                f"block"
+                "block"
             )
         if self.rows and self.placement == "replace":
             raise ValueError(
@@ -109,7 +109,7 @@ class ProductKey(MemoryFields):
         if math.isqrt(self.virtual_tables) ** 2 != self.virtual_tables:
             raise ValueError(
                 f"`virtual_tables` {self.virtual_tables} must be a square number (1, 4, 9, ...): its root multiplies "
-                f"the keys"
+                "the keys"
             )
         if self.shared_query and self.heads % 2:
             raise ValueError(f"`heads` {self.heads} must be even with `shared_query`: pairs of heads share a query")
@@ -217,6 +217,6 @@ def key_counts(memory: ProductKey, pool: str) -> tuple[int, int]:
     if memory.heads * memory.top_m > memory.rows:
         raise ValueError(
             f"`{pool}.top_m` {memory.top_m} of {memory.heads} heads is more than the {memory.rows:,} candidate rows of "
-            f"a table"
+            "a table"
         )
     return memory.rows // columns, columns
