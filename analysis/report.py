@@ -7,7 +7,6 @@ Everything is generated from the ledger, so a report says only what the files ho
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import platform
 import re
@@ -73,7 +72,7 @@ def _fits_record(results: Results, analysis: Analysis) -> dict[str, Any]:
     fits = plain(analysis.fits())
     readings = [asdict(reading) for reading in analysis.readings()]
     provenance = {
-        "trials_csv_sha256": hashlib.sha256((results.folder / "trials.csv").read_bytes()).hexdigest(),
+        "trials_csv_sha256": results.digest,
         "python": platform.python_version(),
         **{package: version(package) for package in ("sparsemem", "numpy", "scipy", "pandas", "matplotlib", "pillow")},
     }

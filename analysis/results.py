@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -201,6 +202,11 @@ class Results:
     def files(self) -> TrialFiles:
         """Of the trials."""
         return trial_files(self.folder)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `trials.csv`."""
+        return hashlib.sha256((self.folder / "trials.csv").read_bytes()).hexdigest()
 
     @property
     def name(self) -> str:

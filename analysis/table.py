@@ -261,19 +261,23 @@ def _error(value: float) -> str:
     return "" if pd.isna(value) else f"{value:+z.2%}"
 
 
-_rho = lambda value: "dense" if pd.isna(value) else f"{value:.4g}"  # noqa: E731
+def _share(value: float) -> str:
+    return "dense" if pd.isna(value) else f"{value:.4g}"
+
+
 _WRITTEN: dict[str, Callable[[Any], str]] = {
-    **{"rho": _rho, "seed": str, "status": lambda value: value.replace("_", " ")},
-    **{"budget_error_total": _error, "budget_error_active": _error, "memory_flops_share": _fixed(4)},
+    "rho": _share,
+    "seed": str,
+    "status": lambda value: value.replace("_", " "),
+    "budget_error_total": _error,
+    "budget_error_active": _error,
+    "memory_flops_share": _fixed(4),
     TPP: lambda value: "" if pd.isna(value) else f"{value:.3g}",
-    **{
-        "val_loss": _fixed(4),
-        "val_loss_se": _fixed(4),
-        "val_bpb": _fixed(4),
-        "tokens_per_second": si,
-        "seconds": _duration,
-    },
+    "val_loss": _fixed(4),
+    "val_loss_se": _fixed(4),
+    "val_bpb": _fixed(4),
     "peak_memory_bytes": lambda value: "" if pd.isna(value) else f"{value / 1e9:.2f}",
+    "seconds": _duration,
 }
 """Column -> how a value is written, where that is not `si` of a column of `trials.csv`, nor `shown` of a
 varied field.

@@ -4,6 +4,7 @@ and tables.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -205,8 +206,8 @@ def _of_a_memory(path: str) -> bool:
 
 def _smaller(name: str, model: Mapping[str, Any]) -> str:
     """How to make a memory activate less, from the settings that it has."""
-    tried = []
-    for pool in (pool for pool, memory in MEMORY_POOLS.items() if memory.label in name):
+    tried, held = [], re.split(r" \+ | \(|, ", name)
+    for pool in (pool for pool, memory in MEMORY_POOLS.items() if memory.label in held):
         settings = model.get(pool) or {}
         if (width := settings.get("key_dim") or 0) > 1:
             tried.append(f"`model.{pool}.key_dim={width // 2}`")

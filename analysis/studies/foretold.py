@@ -6,7 +6,6 @@ shown as made afterwards, and nothing is said of its hits.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,7 +81,7 @@ class Foretold:
             return f"{self.name}, made before any of its results: nothing can be measured there yet."
         best, *others = self.numbers
         beside = (
-            f"best share {_short(best.predicted)} predicted, {_short(best.measured)} measured, "
+            f"best share {interval(best.predicted, 2)} predicted, {interval(best.measured, 2)} measured, "
             f"{'a hit' if best.hit else 'a miss'}"
         )
         parts = [f"{self.name}, made before any of its results: {beside}"]
@@ -143,8 +142,7 @@ def why_afterwards(prediction: Mapping[str, Any], cell: Cell, results: Results) 
         return f"{len(used)} of the budget's {len(ids)} runs were among those that it was made from"
     if there := ids & {id_ for study in prediction["studies"] for id_ in study["finished"]}:
         return f"{len(there)} of the budget's {len(ids)} runs had finished in the ledger that it was made from"
-    digest = hashlib.sha256((results.folder / "trials.csv").read_bytes()).hexdigest()
-    if digest in {study["trials_csv_sha256"] for study in prediction["studies"]}:
+    if results.digest in {study["trials_csv_sha256"] for study in prediction["studies"]}:
         return "the ledger that it was made from holds the budget's results"
     made = datetime.fromisoformat(prediction["made"])
     ends = [_ended(results, id_) for id_ in sorted(ids)]
@@ -190,7 +188,3 @@ def _tied(prediction: Mapping[str, Any], fit: AllocationFit) -> tuple[int, int] 
 
 def _estimate(record: Mapping[str, Any]) -> Estimate:
     return Estimate(record["value"], record["low"], record["high"], math.nan)
-
-
-def _short(estimate: Estimate) -> str:
-    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"

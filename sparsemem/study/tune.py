@@ -213,10 +213,10 @@ def _write_winners(path: Path, study: str, outcomes: Sequence[Outcome], say: Cal
     found = Tuned(study=study, winners=tuple(outcome.winner for outcome in outcomes if outcome.winner))
     if path.exists():
         try:
-            before = [winner.values for winner in load_tuned(path.name, path.parent).winners]
+            before = [(winner.at, winner.values) for winner in load_tuned(path.name, path.parent).winners]
         except ConfigError:  # damaged; it is kept all the same
             before = []
-        if before != [winner.values for winner in found.winners]:
+        if before != [(winner.at, winner.values) for winner in found.winners]:
             kept = path.with_name("winners-before.yaml")
             write_text(kept, path.read_text(encoding="utf-8"))
             say(

@@ -103,9 +103,14 @@ def test_copied_seeds_have_a_status() -> None:
 
 @pytest.mark.parametrize("kind", ["memories", "allocation"])
 def test_memories_at_one_share_are_compared_by_name_and_what_they_displace_is_said(new_points: New, kind: str) -> None:
-    folder = new_points(kind, points(), described={"model": {"ultramem_v2": {"key_dim": 16, "layers": [1, 2]}}})
+    folder = new_points(
+        kind,
+        points(),
+        described={"model": {"ultramem": {"key_dim": 4}, "ultramem_v2": {"key_dim": 16, "layers": [1, 2]}}},
+    )
     html = write_report(folder).read_text()
     text = summarize(folder)
+    assert "`model.ultramem.key_dim" not in text  # another memory, whose name begins alike
     assert "try `model.ultramem_v2.key_dim=8` or `model.ultramem_v2.layers=[1]`" in text
     assert "At share 0.5 " in text
     for name in ("Engram", "n-gram embedding", "UltraMemV2"):
