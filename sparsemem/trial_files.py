@@ -5,12 +5,13 @@ them into one.
     <study>/trials.parquet                    a row a finished trial, a column a file    from then on
 
 A column holds the files' text, to the byte: whatever reads it finds the same numbers in both forms. Pages carry
-checksums.
+checksums, and the file one of all that it holds: the sizes at its end, which say how many rows there are, have none.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from sparsemem.values import ConfigError
 
 RECORDS = ("trial.yaml", "curve.csv", "usage.csv", "val_losses.csv", "result.json")
 PACK = "trials.parquet"
+DIGEST = b"records_sha256"
 COMPRESSION_LEVEL = 16  # of zstd: the smallest of the committed studies' packs, at 3 MB of text a second
 
 Records = Mapping[str, Mapping[str, bytes]]
@@ -68,7 +70,12 @@ class TrialFiles:
         """
         packed = self.packed.get(trial_id) if name in RECORDS else None
         if packed is None:
-            return (self.folder / "trials" / trial_id / name).read_bytes()
+            try:
+                return (self.folder / "trials" / trial_id / name).read_bytes()
+            except FileNotFoundError:
+                if name not in RECORDS or trial_id not in self.packed:
+                    raise
+                packed = self.packed[trial_id]  # packed meanwhile
         if name not in packed:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path(trial_id, name)))
         return packed[name]
@@ -89,12 +96,25 @@ def read_pack(path: Path) -> Records:
         columns = {name: table[name].cast(pa.binary()).to_pylist() for name in RECORDS}
         if not ids or ids != sorted(set(ids)):
             raise ValueError("not the trial ids that were written")
+        records = {
+            id_: {name: column[row] for name, column in columns.items() if column[row] is not None}
+            for row, id_ in enumerate(ids)
+        }
+        whole = (file.metadata.metadata or {}).get(DIGEST)  # packs of before have none
+        if whole not in (None, _digest(records)):
+            raise ValueError("its checksum is that of another content")
     except (pa.ArrowException, OSError, ValueError, KeyError, NotImplementedError) as error:
         raise damaged(path, " ".join(str(error).split())) from None
-    return {
-        id_: {name: column[row] for name, column in columns.items() if column[row] is not None}
-        for row, id_ in enumerate(ids)
-    }
+    return records
+
+
+def _digest(records: Records) -> bytes:
+    digest = hashlib.sha256()
+    for id_ in sorted(records):
+        for name in RECORDS:
+            content = records[id_].get(name)
+            digest.update(f"{id_} {name} {-1 if content is None else len(content)}\n".encode() + (content or b""))
+    return digest.hexdigest().encode()
 
 
 def damaged(path: Path, why: str) -> ConfigError:
@@ -109,15 +129,16 @@ def write_pack(file: BinaryIO, records: Records) -> None:
     or pandas.
     """
     import pyarrow as pa
-    from pyarrow.parquet import write_table
+    from pyarrow.parquet import ParquetWriter
 
     ids = sorted(records)
     columns = {
         name: pa.array([records[id_].get(name) for id_ in ids], pa.binary()).cast(pa.string()) for name in RECORDS
     }
-    write_table(
-        pa.table({"trial_id": pa.array(ids, pa.string()), **columns}),
+    table = pa.table({"trial_id": pa.array(ids, pa.string()), **columns})
+    with ParquetWriter(
         file,
+        table.schema,
         version="2.6",
         compression="zstd",
         compression_level=COMPRESSION_LEVEL,
@@ -125,4 +146,6 @@ def write_pack(file: BinaryIO, records: Records) -> None:
         write_statistics=False,
         store_schema=False,
         write_page_checksum=True,
-    )
+    ) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({DIGEST: _digest(records)})

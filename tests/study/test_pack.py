@@ -268,14 +268,31 @@ def test_a_damaged_pack_is_refused_by_name(
 def test_no_damaged_byte_changes_what_is_read(folder: Path, tmp_path: Path) -> None:
     _pack(folder)
     raw, records, path = (folder / PACK).read_bytes(), TrialFiles(folder).packed, tmp_path / PACK
+    end = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")  # from here on the sizes, of which one says 3 rows
+    flips = [(place, 1 << place % 8) for place in range(0, end, 9)] + [(place, 2) for place in range(end, len(raw))]
     refused = 0
-    for place in range(0, len(raw), 7):
-        path.write_bytes(raw[:place] + bytes([raw[place] ^ (1 << place % 8)]) + raw[place + 1 :])
+    for place, bit in flips:
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ bit]) + raw[place + 1 :])
         try:
             assert read_pack(path) == records
         except ConfigError:
             refused += 1
-    assert refused > len(raw) / 7 / 2
+    assert refused > len(flips) / 2
+
+
+def test_files_that_are_packed_while_they_are_looked_for_are_found(
+    folder: Path, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, read = TrialFiles(folder), Path.read_bytes
+    assert files.packed == {}
+
+    def packed_first(path: Path) -> bytes:
+        monkeypatch.setattr(Path, "read_bytes", read)
+        _pack(folder)
+        return path.read_bytes()
+
+    monkeypatch.setattr(Path, "read_bytes", packed_first)
+    assert files.read(engine.ran[0], "curve.csv").decode() == CURVE
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------
