@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.table import holds, shown, uses, varied_fields
-from sparsemem.mechanisms import MEMORY_POOLS, label
+from analysis.table import holds, memories, shown, uses, varied_fields
+from sparsemem.mechanisms import label
 from sparsemem.results import TrialStatus
 
 RATE = "train.lr"
@@ -131,14 +131,14 @@ def _varied_values(trials: pd.DataFrame, axis: Sequence[str]) -> dict[str, list[
 def _mixes(trials: pd.DataFrame) -> list[str]:
     """The memories that hold a share, and in what proportion where they are several; '' for none."""
     rho, written_out = trials["rho"].to_numpy(float), trials.get("shares", [None] * len(trials))
-    held = {pool: each & ~_given(trials, pool) for pool in MEMORY_POOLS if (each := holds(trials, pool)).any()}
+    held = {pool: each & ~_given(trials, pool) for pool in memories(trials) if (each := holds(trials, pool)).any()}
     # A memory that trials without a share for it have too has its rows given in the base, and is on top of all.
     held = {pool: each for pool, each in held.items() if not (each & ~(rho < 1)).any()}
     found = []
     for row, written in enumerate(written_out):
         parts = {pool: 1.0 for pool, each in held.items() if each[row]}
         if isinstance(written, str):
-            parts = {pool: share for pool in MEMORY_POOLS if (share := json.loads(written).get(pool, 0)) > 0}
+            parts = {pool: share for pool in memories(trials) if (share := json.loads(written).get(pool, 0)) > 0}
         proportion = " : ".join(f"{share / sum(parts.values()):.3g}" for share in parts.values())
         found.append(" + ".join(map(label, parts)) + (f" ({proportion})" if len(parts) > 1 else ""))
     return found
@@ -146,7 +146,7 @@ def _mixes(trials: pd.DataFrame) -> list[str]:
 
 def _on_top(trials: pd.DataFrame) -> list[str]:
     """The memories whose rows the study varies, on top of the budget; `nothing` for none."""
-    given = {label(pool): _given(trials, pool) for pool in MEMORY_POOLS}
+    given = {label(pool): _given(trials, pool) for pool in memories(trials)}
     return [" + ".join(name for name, each in given.items() if each[row]) or "nothing" for row in range(len(trials))]
 
 

@@ -33,6 +33,15 @@ COUNTS = (
 """Numbers of `data.json`."""
 
 
+def learned_nothing(trials: pd.DataFrame, chance: pd.Series) -> pd.Series:
+    """Whether each trial's loss is that of equally likely tokens, whatever the trial is.
+
+    Args:
+        chance: that loss, nats per token, of each trial.
+    """
+    return trials["val_loss"] > chance - LEARNED_NATS
+
+
 @dataclass(frozen=True)
 class Results:
     """What the ledger holds. Every property raises `AnalysisError` where its file cannot be used, naming the file and
@@ -61,7 +70,7 @@ class Results:
         `learned_nothing`: its loss is that of chance, whatever the point is, so it enters no fit and no comparison.
         """
         trials = load_trials(self.folder)
-        idle = (trials["status"] == TrialStatus.FINISHED) & (trials["val_loss"] > self.chance(trials) - LEARNED_NATS)
+        idle = (trials["status"] == TrialStatus.FINISHED) & learned_nothing(trials, self.chance(trials))
         return trials.assign(status=trials["status"].mask(idle, LEARNED_NOTHING))
 
     def chance(self, trials: pd.DataFrame) -> pd.Series:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.columns import floats
 from analysis.errors import AnalysisError, require_columns
-from sparsemem.mechanisms import MEMORY_POOLS, POOLS
+from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS, label
 from sparsemem.results import COLUMNS, FINAL, NUMBERS, TrialStatus
 from sparsemem.trial_files import TrialFiles
 from sparsemem.values import ConfigError
@@ -92,6 +92,12 @@ def holds(trials: pd.DataFrame, pool: str) -> np.ndarray:
     return np.asarray(share | set_up)
 
 
+def memories(trials: pd.DataFrame) -> list[str]:
+    """Pools of memory that trials may hold: those known here, and those of mechanisms that are not installed here."""
+    told = [str(name).removeprefix("share_") for name in trials.columns if str(name).startswith("share_")]
+    return [pool for pool in dict.fromkeys([*MEMORY_POOLS, *told]) if pool != EXPERTS.name]
+
+
 def uses(trials: pd.DataFrame, name: str) -> np.ndarray:
     """Whether each trial has a use for a field -> bool [trials].
 
@@ -99,7 +105,7 @@ def uses(trials: pd.DataFrame, name: str) -> np.ndarray:
     a value.
     """
     pool = name.split(".")[1] if name.startswith("model.") else ""
-    return holds(trials, pool) if pool in MEMORY_POOLS else np.ones(len(trials), bool)
+    return holds(trials, pool) if pool in memories(trials) else np.ones(len(trials), bool)
 
 
 def load_curves(results_dir: Path | str) -> pd.DataFrame:
@@ -294,8 +300,8 @@ def as_text(frame: pd.DataFrame) -> pd.DataFrame:
     text = {}
     for name in frame.columns:
         pool = name.removeprefix("share_")
-        if pool in POOLS:
-            heading, write = f"share of {POOLS[pool].label}", _fixed(4)
+        if pool != name:
+            heading, write = f"share of {label(pool)}", _fixed(4)
         else:
             heading = COLUMNS[name].heading if name in COLUMNS else "tokens/P_act" if name == TPP else name
             write = _WRITTEN.get(name, si if name in COLUMNS else shown)

@@ -133,9 +133,12 @@ def judge(runs: pandas.DataFrame) -> Judgement:
     Raises:
         ConfigError: nothing can be said of the best share, as where nearly all runs have diverged.
     """
+    import numpy as np
+
     from analysis.errors import AnalysisError
     from analysis.fits.allocation import fit_allocation
     from analysis.fits.placement import next_shares
+    from analysis.results import learned_nothing
     from sparsemem.study.adapt import Judgement
 
     def choose(free: Sequence[float], count: int, seeds: int) -> list[float]:
@@ -145,7 +148,7 @@ def judge(runs: pandas.DataFrame) -> Judgement:
             raise ConfigError(str(error)) from None
 
     try:
-        fit = fit_allocation(runs)
+        fit = fit_allocation(runs[~learned_nothing(runs, np.log(runs["data.vocab_size"]))])
         return Judgement(fit.interval_of_best, fit.shares, choose)
     except (AnalysisError, KeyError) as error:
         raise ConfigError(str(error)) from None

@@ -90,6 +90,7 @@ def fit_slots(
         frame.assign(**{mechanism: codes, x: frame[x].where(codes >= 0, 0)}), (mechanism, x), loss, seed, "fit_slots"
     )
     require_one_budget(frame, seed, "fit_slots", LENGTH)
+    require_one_budget(frame[frame[mechanism].isna()], seed, "fit_slots")  # the backbone alone, which is one
     bad, runs = runs.unusable(), _linked(runs)
     code_N, x_N = runs.x_NK.T
     if not ((x_N > 0) & np.isfinite(x_N))[code_N >= 0].all():

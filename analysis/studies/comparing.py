@@ -19,6 +19,7 @@ from analysis.status import Status
 from analysis.studies.tables import facts, interval, number
 from analysis.studies.types import Drawing, Reading, Section, Table
 from analysis.table import RHO, si
+from sparsemem import mechanisms
 from sparsemem.mechanisms import MEMORY_POOLS
 
 EXPERTS, DENSE = "routed experts alone", "the dense baseline"
@@ -201,7 +202,8 @@ def _differ_in_one(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 def _of_a_memory(path: str) -> bool:
-    return path.startswith(tuple(f"model.{pool}." for pool in MEMORY_POOLS))
+    """Whether it is a field of a memory, also of one that is not installed here."""
+    return path.startswith("model.") and path.count(".") > 1 and not path.startswith(mechanisms.EXPERTS.field(""))
 
 
 def _smaller(name: str, model: Mapping[str, Any]) -> str:

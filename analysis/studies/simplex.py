@@ -18,7 +18,7 @@ from analysis.status import Status
 from analysis.studies.records import record
 from analysis.studies.tables import facts, interval, number, rates_sections
 from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
-from sparsemem.mechanisms import POOLS, label
+from sparsemem.mechanisms import label
 
 SHARE = "share_"
 
@@ -60,7 +60,7 @@ class Simplex(Analysis):
         return [record(cell, fit.to_dict(), self.point) for cell, fit in self.fitted]
 
     def readings(self) -> list[Reading]:
-        names = {pool: label(pool) for pool in POOLS}
+        names = {pool: label(pool) for pool in self.pools}
         return [Reading(cell.label, fit.summary(names), fit.status is Status.CONVERGED) for cell, fit in self.fitted]
 
     def drawings(self) -> list[Drawing]:

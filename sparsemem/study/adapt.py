@@ -113,7 +113,7 @@ class _Search:
 
         runs = pd.DataFrame(
             [
-                p.row() | {"val_loss": s.result["val_loss"]}
+                p.row() | {"val_loss": s.result["val_loss"], "data.vocab_size": p.trial.data.vocab_size}
                 for p, s in zip(planned, states, strict=True)
                 if s.status == TrialStatus.FINISHED
             ]

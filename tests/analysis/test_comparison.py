@@ -127,6 +127,20 @@ def test_memories_at_one_share_are_compared_by_name_and_what_they_displace_is_sa
     assert {each["first"] for each in fit["gains"]} == {"Engram", "n-gram embedding", "UltraMemV2"}
 
 
+def test_memories_of_mechanisms_that_are_not_installed_here_are_compared_by_their_names(new_points: New) -> None:
+    told = [
+        {name.replace("ngram_embedding", "elsewhere"): value for name, value in point.items()} for point in points()
+    ]
+    settings = [point | {"model.elsewhere.rate": 2.0 if point["share_elsewhere"] else None} for point in told]
+    for each in (told, settings):
+        folder = new_points(f"memories{len(each[0])}", each, described={"analysis": "memories"})
+        html = write_report(folder).read_text()
+        (fit,) = json.loads((folder / "fits.json").read_text())["fits"]
+        names = {part for pair in fit["differences"] for part in (pair["first"], pair["second"])}
+        assert {name.split(",")[0] for name in names} == {"Engram", "UltraMemV2", "elsewhere"}
+        assert "share of elsewhere" in html
+
+
 def test_the_figure_draws_its_table(new_points: New) -> None:
     (drawing,) = Memories(Results(new_points("memories", points((0.75, 0.5))))).drawings()
     left, right = drawing.figure.axes

@@ -473,3 +473,6 @@ def test_two_budgets_are_refused() -> None:
     runs = simulate()
     with pytest.raises(AnalysisError, match=r"fit_slots: column `tokens` runs from 1,000,000 to 2,000,000"):
         fit_slots(runs.assign(tokens=np.where(runs["mechanism"].isna(), 1e6, 2e6)))
+    two = runs.assign(active_params=np.where(runs["seed"] == 0, 1e5, 2e5))  # at equal tokens
+    with pytest.raises(AnalysisError, match=r"fit_slots: column `active_params` runs from 100,000 to 200,000"):
+        fit_slots(two)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from analysis.fits.allocation import fit_allocation
+from analysis.results import Results
 from sparsemem.api import run_study
 from sparsemem.config import ConfigError, Run, Trial, load_study
 from sparsemem.failure import record_failure
@@ -31,6 +34,7 @@ class Curve:
         self.batches: list[list[float]] = []
         self.die_at = -1
         self.fail: set[float] = set()
+        self.learns_nothing: set[float] = set()
 
     def __call__(self, jobs: Sequence[Job], run: Run) -> None:
         self.batches.append([])
@@ -49,6 +53,8 @@ class Curve:
                 + 0.01 * trial.seed
                 + self.noise * (zlib.crc32(trial.id.encode()) % 2000 / 1000 - 1)
             )
+            if rho in self.learns_nothing:
+                loss = math.log(trial.data.vocab_size) + 0.01 * trial.seed
             (job.trial_folder / "val_losses.csv").write_text(f"sequence,nats_per_token\n0,{loss}\n")
             result = {
                 "trial_id": trial.id,
@@ -92,6 +98,18 @@ def test_it_trains_where_the_optimum_is_unsure_and_stops_within_the_tolerance(
     assert "95% interval of the best" in said[-1]
     assert len(table(ledger)) < 22
     assert load_study(ledger.folder / "study.yaml") == load_study(ledger.folder.parent.parent / "tiny.yaml")
+
+
+def test_trials_that_learned_nothing_decide_no_more_than_in_the_report(
+    write_study: Callable[..., Path], curve: Curve
+) -> None:
+    curve.learns_nothing = {1.0}
+    said: list[str] = []
+    ledger = run(write_study(budget=LEFT, vary={"rho": search(tolerance=0.2)}), said)
+    finished = Results(ledger.folder).finished
+    low, high = fit_allocation(finished).interval_of_best
+    assert len(finished) == len(ledger.rows) - 2
+    assert f"95% interval of the best {low:.2f} to {high:.2f}, within" in said[-1]
 
 
 @pytest.mark.slow
