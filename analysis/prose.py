@@ -9,11 +9,11 @@ import pandas as pd
 
 from analysis.cells import RATE, split_cells
 from analysis.figures.allocation import PUBLISHED
-from analysis.results import LEARNED_NATS, LEARNED_NOTHING, Results
+from analysis.results import LEARNED_NOTHING, Results
 from analysis.table import RHO, si, varied_fields
 from sparsemem.config import Tuned, Winner
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
-from sparsemem.results import TrialStatus
+from sparsemem.results import LEARNED_NATS, TrialStatus
 
 MOST_LISTED = 6
 """Tuned values that are listed; of more the ends are given."""

@@ -20,11 +20,9 @@ from pydantic import ValidationError
 from analysis.errors import AnalysisError
 from analysis.table import load_curves, load_sequence_losses, load_trials, trial_files, typed_trials
 from sparsemem.config import Tuned, nearest_path, study_around
-from sparsemem.results import TrialStatus
+from sparsemem.results import LEARNED_NATS, TrialStatus
 from sparsemem.trial_files import TrialFiles
 
-LEARNED_NATS = 0.05
-"""Below chance, from which on a trial has learned something."""
 LEARNED_NOTHING = "learned_nothing"
 COUNTS = (
     *("documents", "train_tokens", "validation_tokens", "duplicates_exact", "duplicates_near"),

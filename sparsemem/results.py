@@ -28,6 +28,10 @@ FINAL = (TrialStatus.FINISHED, TrialStatus.DIVERGED)
 """With a `result.json`: never trained again."""
 
 
+LEARNED_NATS = 0.05
+"""Below the loss of equally likely tokens, from which on a trial has learned something."""
+
+
 @dataclass(frozen=True)
 class Column:
     """Of every `trials.csv`."""

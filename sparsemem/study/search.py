@@ -26,7 +26,7 @@ from scipy.stats import qmc
 
 from sparsemem.config import ConfigError, Trial, Tune, Winner, changed, named, point
 from sparsemem.files import write_atomically
-from sparsemem.results import TrialStatus
+from sparsemem.results import LEARNED_NATS, TrialStatus
 from sparsemem.study.engine import Job
 from sparsemem.study.ledger import Ledger, data_id
 from sparsemem.study.tuned import Outcome, edges
@@ -161,7 +161,7 @@ class PointSearch:
         statuses = Counter(str(trial.user_attrs["status"]) for trial in trials)
         statuses[TrialStatus.FAILED] = len(self.failed)
         if best is None or best.value is None:
-            return Outcome(self.at, dict(statuses), None, {})
+            return Outcome(self.at, dict(statuses), None, False, {})
         se = best.user_attrs["val_loss_se"]
         tied = [
             trial
@@ -183,9 +183,10 @@ class PointSearch:
             next_tried={path: _neighbours(found, values[path]) for path, found in tried.items()},
             seed=self.trial.seed,
         )
+        learned = best.value <= math.log(self.trial.data.vocab_size) - LEARNED_NATS
         near = {path: [self.values(trial)[path] for trial in tied] for path in ranges}
         return Outcome(
-            self.at, dict(statuses), winner, {path: (min(found), max(found)) for path, found in near.items()}
+            self.at, dict(statuses), winner, learned, {path: (min(found), max(found)) for path, found in near.items()}
         )
 
     def values(self, trial: FrozenTrial) -> dict[str, Any]:

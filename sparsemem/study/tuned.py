@@ -10,7 +10,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from sparsemem.config import Tune, Winner, named
+from sparsemem.config import Train, Tune, Winner, named
 from sparsemem.study.text import table
 
 BRACKET = 3  # values tried of which the best may have a worse one on either side
@@ -31,6 +31,8 @@ class Outcome:
     """Status -> number of its trials: finished, pruned, diverged, failed."""
     winner: Winner | None
     """None where no trial finished."""
+    learned: bool
+    """Whether the winner's loss is below that of equally likely tokens."""
     near: Mapping[str, tuple[float, float]]
     """Range field -> its least and largest value among the trials within one standard error of the best loss."""
 
@@ -89,6 +91,12 @@ def describe_outcomes(outcomes: Sequence[Outcome], settings: Tune) -> str:
         f"no winner at {named(outcome.at) or 'all trials'}: no trial finished"
         for outcome in outcomes
         if not outcome.winner
+    ]
+    lines += [
+        f"warning: the best loss at {named(outcome.at) or 'all trials'} is that of equally likely tokens: its trials "
+        "learned nothing, so no value is better than another; search other values, or train longer"
+        for outcome in outcomes
+        if outcome.winner and not outcome.learned
     ]
     lines += [line for path in ranges for line in movements(outcomes, settings, path)]
     for winner in (outcome.winner for outcome in outcomes if outcome.winner):
@@ -149,13 +157,15 @@ def _widened(settings: Tune, path: str, winner: Winner) -> str:
         return f"add choices beyond {value} and tune again"
     upward = value > math.sqrt(search.low * search.high) if search.log else value > (search.low + search.high) / 2
     if upward:
-        low, high = search.low, search.high * WIDER if search.log else 2 * search.high - search.low
+        bounds = Train.model_fields[path.removeprefix("train.")].metadata
+        most = min((getattr(bound, "le", math.inf) for bound in bounds), default=math.inf)
+        end, now = "high", search.high
+        wider = min(search.high * WIDER if search.log else 2 * search.high - search.low, most)
     else:
-        low, high = search.low / (WIDER if search.log else 2), search.high
-    return (
-        f"widen it and tune again: --set 'tune.search={{{path}: {{low: {low:g}, high: {high:g}, log: "
-        f"{str(search.log).lower()}}}}}'"
-    )
+        end, now, wider = "low", search.low, search.low / (WIDER if search.log else 2)
+    if wider == now:
+        return f"{now:g} is as far as this field goes"
+    return f"widen it and tune again: --set tune.search.{path}.{end}={wider:g}"
 
 
 def _searched(settings: Tune, path: str) -> str:

@@ -347,7 +347,7 @@ def test_winners_at_an_edge_and_movements_are_said(
         f"warning: train.lr {winners[1].values['train.lr']} at rho=0.0 lies at the edge of what was searched (0.001 to "
         "0.005)" in text
     )
-    assert "widen it and tune again: --set 'tune.search={train.lr: {low: 0.001, high: 0.015, log: true}}'" in text
+    assert "widen it and tune again: --set tune.search.train.lr.high=0.015" in text
     assert "Runs of another seed scatter more" in text
     assert [winner.seed for winner in winners] == [0, 0]
     assert (
@@ -356,6 +356,40 @@ def test_winners_at_an_edge_and_movements_are_said(
     )
     assert text.splitlines()[0].split()[:2] == ["rho", "trials"]
     assert all(winner.values["train.batch_tokens"] in (256, 512, 1024) for winner in winners)
+
+
+def test_what_a_doubt_says_to_type_widens_that_end_and_nothing_else(write_study: Callable[..., Path]) -> None:
+    search = {
+        "train.lr": {"low": 1e-3, "high": 1e-2, "log": True},
+        "train.warmup": {"low": 0.2, "high": 0.9},
+        "train.final_lr": {"low": 0.5, "high": 1.0},
+        "train.decay": {"low": 0.0, "high": 0.5},
+    }
+    file = write_study(vary=VARY, tune=TUNE | {"search": search})
+    settings = load_study(file).tune
+    assert settings
+    values = {"train.lr": 0.00101, "train.warmup": 0.89, "train.final_lr": 1.0, "train.decay": 0.0}
+    winner = Winner(at={"rho": 1.0}, values=values, val_loss=4.0, edges=tuple(search))
+    near = {path: (value, value) for path, value in values.items()}
+    text = describe_outcomes([Outcome({"rho": 1.0}, {"finished": 6}, winner, True, near)], settings)
+    assert "1 is as far as this field goes" in text
+    assert "0 is as far as this field goes" in text
+    typed = [line.partition("--set ")[2] for line in text.splitlines() if "--set " in line]
+    wider = load_study(file, dict(each.split("=") for each in typed)).tune
+    assert wider
+    expected = {
+        "train.lr": settings.search["train.lr"].model_copy(update={"low": 0.000333333}),
+        "train.warmup": settings.search["train.warmup"].model_copy(update={"high": 1.0}),
+    }
+    assert wider.search == settings.search | expected
+
+
+def test_a_winner_that_learned_nothing_is_told(run: Callable[..., list[Outcome]], workers: FakeWorkers) -> None:
+    search = {"train.lr": {"low": 1e-5, "high": 2e-4, "log": True}}  # losses from 5.68; equally likely tokens: 5.70
+    outcomes = run(search=search, trials=4)
+    text = describe_outcomes(outcomes, Tune.model_validate(TUNE | {"search": search}))
+    assert [outcome.learned for outcome in outcomes] == [False, False]
+    assert "warning: the best loss at rho=0.0 is that of equally likely tokens: its trials learned nothing" in text
 
 
 def test_winners_are_not_overwritten_without_a_word(
@@ -395,7 +429,7 @@ def test_the_better_of_two_values_is_no_best(
 
 def test_movements_within_the_noise_are_called_that() -> None:
     def outcome(rho: float, rate: float, near: tuple[float, float]) -> Outcome:
-        return Outcome({"rho": rho}, {"finished": 6}, winner(rho, rate), {"train.lr": near})
+        return Outcome({"rho": rho}, {"finished": 6}, winner(rho, rate), True, {"train.lr": near})
 
     def winner(rho: float, rate: float) -> Winner:
         return Winner(at={"rho": rho}, values={"train.lr": rate}, tried={"train.lr": 6})
