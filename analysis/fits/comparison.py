@@ -21,7 +21,7 @@ import pandas as pd
 from analysis.errors import require_columns
 from analysis.fits.linear import LEVEL, Noise, chance, combine, covariance, holm
 from analysis.fits.noise import SeedModel, noisier, seed_model
-from analysis.fits.runs import NO_LOSS, read_runs, require_one_budget, same_seeds
+from analysis.fits.runs import NO_LOSS, read_runs, require_one_budget, same_runs, same_seeds
 from analysis.fits.types import Estimate, Fit, with_doubt
 from analysis.status import Status
 
@@ -252,14 +252,15 @@ def fit_comparison(
     labels = [f"{each.first} less {each.second} at {each.share:g}" for each in differences]
     weights_KI = np.array([weights for weights, *_ in asked["differences"]])
     loud = noisier(runs.x_NK[:, 0], runs.y_N, runs.seeds_N, np.random.default_rng(0))
-    doubt = "the noise is not alike at all points: {} scatters more, so intervals, which pool it, may be too short."
+    louder = ", ".join(_at(level.name, level.share) for level, loudly in zip(levels, loud, strict=True) if loudly)
+    doubt = (
+        f"the noise is not alike at all points: {louder} scatters more, so intervals, which pool it, may be too short."
+    )
+    at_N = [named[int(place)] for place in runs.x_NK[:, 0]]
+    twins = same_runs([each for each, _ in at_N], [share for _, share in at_N], runs.seeds_N, runs.y_N)
     return ComparisonFit(
-        status=Status.CONVERGED,
-        message=doubt.format(
-            ", ".join(_at(level.name, level.share) for level, loudly in zip(levels, loud, strict=True) if loudly)
-        )
-        if loud.any()
-        else "",
+        status=Status.TOO_FEW_POINTS if twins else Status.CONVERGED,
+        message=" ".join(filter(None, (twins, doubt if louder else ""))),
         parameters={label: each.difference for label, each in zip(labels, differences, strict=True)},
         covariance=covariance(model, weights_KI, noise) if labels else (),
         objective=model.squares,

@@ -237,6 +237,8 @@ def fit_density(
         "held_out_set": "the same sequences for every run; intervals hold for that set",
     }
     require_one_budget(frame, rows, "fit_density", LENGTH)
+    for _, point in frame.groupby([rows, read]):
+        require_one_budget(point, rows, "fit_density")
     points_I2, point_N = (
         np.unique(runs.x_NK, axis=0, return_inverse=True) if len(runs.rows) else (np.zeros((0, 2)), np.zeros(0, int))
     )

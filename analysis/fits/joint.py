@@ -56,6 +56,7 @@ from analysis.fits.runs import (
     require_one_budget,
     require_resamples,
     same_losses,
+    same_runs,
     same_seeds,
 )
 from analysis.fits.types import Estimate
@@ -178,6 +179,11 @@ def fit_joint(
     copied = [
         same_losses(runs.y_N) or same_seeds(model.sd, runs.y_N) for runs, model in zip(read, seed_models, strict=True)
     ]
+    names_N = [named(key) for (key, _), runs in zip(groups, read, strict=True) for _ in runs.rows]
+    x_N, seeds_N, y_N = (
+        np.concatenate(each) for each in zip(*((runs.x_NK[:, 0], runs.seeds_N, runs.y_N) for runs in read), strict=True)
+    )
+    copied.append(same_runs(names_N, x_N, seeds_N, y_N))
     if any(copied):
         return JointFit(status=Status.TOO_FEW_POINTS, message=next(filter(None, copied)), law="none", **common)
 

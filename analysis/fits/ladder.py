@@ -170,6 +170,8 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
     """
     runs = read_runs(frame, (rung,), loss, seed, "fit_ladder")
     require_one_budget(frame, rung, "fit_ladder", LENGTH)
+    for _, runs_of_rung in frame.groupby(rung):
+        require_one_budget(runs_of_rung, rung, "fit_ladder")
     common: dict[str, Any] = {
         "law": "paired steps",
         "seeds": len(np.unique(runs.seeds_N)),

@@ -4,8 +4,10 @@ business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -166,7 +168,9 @@ def distinct(x_N: Array) -> int:
 
 LENGTH = ("tokens", "embedding_params")
 SIZES = (*LENGTH, "total_params", "active_params")
-"""Columns that are alike in the runs of one budget; only `LENGTH` where a point sets the sizes itself."""
+"""Columns that are alike in the runs of one budget; only `LENGTH` where a point sets the sizes itself, which are then
+alike at each point.
+"""
 
 
 def require_one_budget(frame: pd.DataFrame, x: str, caller: str, columns: Sequence[str] = SIZES) -> None:
@@ -219,6 +223,31 @@ def same_seeds(sd: float, y_N: Array) -> str:
     return (
         "different seeds have the same losses, or differ by the same everywhere: copies say nothing of the noise; "
         "train each seed."
+    )
+
+
+def same_runs(names_N: Sequence[str], x_N: Iterable[Any], seeds_N: Array, y_N: Array) -> str:
+    """Names those whose losses are the same numbers wherever both have runs; '' for none. Status `too_few_points`.
+
+    Args:
+        names_N: what each run is of.
+        x_N: its point.
+        seeds_N, y_N: its seed and loss.
+    """
+    held: dict[str, dict[Any, float]] = {}
+    for name, x, seed, loss in zip(names_N, x_N, seeds_N, y_N, strict=True):
+        held.setdefault(name, {})[x, seed] = float(loss)
+    found = [
+        f"{first} and {second}"
+        for first, second in combinations(held, 2)
+        if len(both := held[first].keys() & held[second].keys()) > 1
+        and all(held[first][run] == held[second][run] for run in both)
+    ]
+    return (
+        f"the losses of {listed(found)} are the same numbers in every run: copies, or what sets them apart changes "
+        "nothing. They make the noise, and with it every interval, too small: leave one out."
+        if found
+        else ""
     )
 
 

@@ -34,6 +34,7 @@ from analysis.fits.runs import (
     require_one_budget,
     require_resamples,
     same_losses,
+    same_runs,
     same_seeds,
 )
 from analysis.fits.slots_result import LINE, POWER, Law, MechanismFit, SlopeDifference, SlotsFit, line_design
@@ -90,7 +91,8 @@ def fit_slots(
         frame.assign(**{mechanism: codes, x: frame[x].where(codes >= 0, 0)}), (mechanism, x), loss, seed, "fit_slots"
     )
     require_one_budget(frame, seed, "fit_slots", LENGTH)
-    require_one_budget(frame[frame[mechanism].isna()], seed, "fit_slots")  # the backbone alone, which is one
+    for _, point in frame.groupby([mechanism, x], dropna=False):
+        require_one_budget(point, seed, "fit_slots")
     bad, runs = runs.unusable(), _linked(runs)
     code_N, x_N = runs.x_NK.T
     if not ((x_N > 0) & np.isfinite(x_N))[code_N >= 0].all():
@@ -137,7 +139,8 @@ def fit_slots(
     backbone_P = points_PK[:, 0] == -1
     own_codes = [alphabet.index(name) for name in names]
     owns = [points_PK[:, 0] == code for code in own_codes]
-    copied = same_seeds(model.sd, runs.y_N)
+    names_N = [str(alphabet[int(code)]) if code >= 0 else "" for code in code_N]
+    copied = same_seeds(model.sd, runs.y_N) or same_runs(names_N, x_N, runs.seeds_N, runs.y_N)
     noise = Noise(model.sd, model.df) if model.df else _leftover(model, points_PK[:, 1], owns)
     fits = []
     for code, name, own_P in zip(own_codes, names, owns, strict=True):
@@ -224,7 +227,7 @@ def _leftover(model: SeedModel, x_P: Array, owns: list[Array]) -> Noise:
 def _fit_one(
     name: str, rows: tuple[str, ...], sizes_I: Array, model: SeedModel, noise: Noise, copied: str
 ) -> MechanismFit:
-    """The line of one mechanism. `copied`: what `same_seeds` says of all runs."""
+    """The line of one mechanism. `copied`: what `same_seeds` or `same_runs` says of all."""
     errors_I = model.sd / np.sqrt(model.counts_I) if model.df else np.zeros(0)
     common: dict[str, Any] = {"mechanism": name, "rows": rows} | {
         key: tuple(map(float, values))

@@ -95,6 +95,17 @@ def test_one_seed_has_a_status_and_no_difference() -> None:
     assert len(fit.levels) == 7
 
 
+def test_alternatives_with_the_same_losses_are_doubted_first() -> None:
+    runs = simulate(0)
+    losses = runs["val_loss"].where(runs["memory"] != "ngram_embedding", runs["val_loss"].shift(4))
+    assert losses[4:8].tolist() == losses[:4].tolist()
+    fit = fit_comparison(runs.assign(val_loss=losses), reference="experts")
+    assert fit.status is Status.TOO_FEW_POINTS
+    assert fit.summary().startswith(
+        "Status too_few_points: the losses of engram and ngram_embedding are the same numbers in every run: copies"
+    )
+
+
 def test_copied_seeds_have_a_status() -> None:
     once = simulate(0, seeds=1)
     fit = fit_comparison(pd.concat([once, once.assign(seed=1)], ignore_index=True))

@@ -320,3 +320,5 @@ def test_a_refuted_surface_copies_equal_losses_and_two_budgets_are_told_before_a
     assert "all losses are equal" in fit_density(one.assign(val_loss=4.0)).summary()
     with pytest.raises(AnalysisError, match=r"fit_density: column `tokens` runs from 1,000,000 to 2,000,000"):
         fit_density(runs.assign(tokens=np.where(runs["memory_rows"] == SIZES[0], 1e6, 2e6)))
+    with pytest.raises(AnalysisError, match=r"fit_density: column `total_params` runs from 1,000,000 to 2,000,000"):
+        fit_density(runs.assign(total_params=np.where(runs["seed"] == 0, 1e6, 2e6)))

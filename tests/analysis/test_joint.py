@@ -267,6 +267,15 @@ def test_factors_that_vary_only_together_are_not_told_apart() -> None:
         (lambda runs: runs.assign(val_loss=np.nan), Status.NOT_FINITE, "not a number"),
         (lambda runs: runs.assign(val_loss=4.0), Status.TOO_FEW_POINTS, "all losses are equal"),
         (lambda runs: runs.assign(val_loss=4 + runs["share_moe"]), Status.TOO_FEW_POINTS, "copies"),
+        (
+            lambda runs: runs.assign(
+                val_loss=runs.groupby(["tokens", "total_params", "active_params"])["val_loss"].transform(
+                    lambda own: runs["val_loss"].to_numpy()[: len(own)]
+                )
+            ),
+            Status.TOO_FEW_POINTS,
+            "are the same numbers in every run: copies",
+        ),
     ],
 )
 def test_poor_data_have_a_status(change: Callable[[pd.DataFrame], pd.DataFrame], status: Status, message: str) -> None:

@@ -303,3 +303,6 @@ def test_copies_equal_losses_and_two_budgets_are_told_before_any_number() -> Non
     assert "all losses are equal" in fit_ladder(one.assign(val_loss=4.0)).summary()
     with pytest.raises(AnalysisError, match=r"fit_ladder: column `embedding_params` runs from 1,000 to 2,000"):
         fit_ladder(one.assign(embedding_params=np.where(one["rung"] == 0, 1000, 2000)))
+    two = simulate()
+    with pytest.raises(AnalysisError, match=r"fit_ladder: column `active_params` runs from 100,000 to 200,000"):
+        fit_ladder(two.assign(active_params=np.where(two["seed"] == 0, 1e5, 2e5)))

@@ -469,10 +469,13 @@ def test_two_memories_in_one_trial_are_refused_by_name(new_points: New) -> None:
         write_report(new_points("slots", both))
 
 
-def test_two_budgets_are_refused() -> None:
+def test_two_budgets_are_refused_and_copies_are_told() -> None:
     runs = simulate()
     with pytest.raises(AnalysisError, match=r"fit_slots: column `tokens` runs from 1,000,000 to 2,000,000"):
         fit_slots(runs.assign(tokens=np.where(runs["mechanism"].isna(), 1e6, 2e6)))
+    one = runs[runs["mechanism"] == "Engram"]
+    both = pd.concat([runs, one.assign(mechanism="other", trial_id="c" + one["trial_id"])])
+    assert "the losses of Engram and other are the same numbers in every run" in fit_slots(both, resamples=20).summary()
     two = runs.assign(active_params=np.where(runs["seed"] == 0, 1e5, 2e5))  # at equal tokens
     with pytest.raises(AnalysisError, match=r"fit_slots: column `active_params` runs from 100,000 to 200,000"):
         fit_slots(two)
