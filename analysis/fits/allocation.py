@@ -164,7 +164,7 @@ def fit_allocation(
     along_X = np.diff(curves.at(np.linspace(low, high, 101))[0]) * (1 if end == high else -1)
     falls = bool(np.all(along_X <= 0))
     at_best_B, at_high_B = curves.at(np.array([best_B[0] if interior else end, high])).T
-    depth = Estimate.of(at_high_B[0] - at_best_B[0], at_high_B[1:] - at_best_B[1:]) if high > 0.995 else None
+    depth = Estimate.of(at_high_B - at_best_B) if high > 0.995 else None
     objective = float(squares_LB[curves.chosen_B[0], 0])
     lack = lack_of_fit(model, objective, len(winner.parameters))
     vertex, refuted = best_B[0] if inside_B[0] else None, winner.name == Akima.name and len(laws) > 1
@@ -191,11 +191,11 @@ def fit_allocation(
         status=status,
         message=message,
         law=winner.name,
-        parameters={name: Estimate.of(theta_BK[0, k], theta_BK[1:, k]) for k, name in enumerate(winner.parameters)},
+        parameters={name: Estimate.of(theta_BK[:, k]) for k, name in enumerate(winner.parameters)},
         covariance=tuple(map(tuple, np.cov(theta_BK[1:].T).tolist())),
-        argmin=Estimate.of(best_B[0], best_B[1:]) if interior else None,
+        argmin=Estimate.of(best_B) if interior else None,
         best_end=None if interior else end,
-        loss_at_best=Estimate.of(at_best_B[0], at_best_B[1:]),
+        loss_at_best=Estimate.of(at_best_B),
         depth=depth,
         p_interior=p_interior,
         tied=tuple(map(float, shares[tied_I])),

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fits.laws import Akima, Law
 from analysis.fits.runs import Runs
-from analysis.fits.types import Estimate, Fit, with_doubt
+from analysis.fits.types import Estimate, Fit, banded, noise_of_a_run, with_doubt
 from analysis.interval import ends, percent
 
 if TYPE_CHECKING:
@@ -120,25 +120,20 @@ class AllocationFit(Fit):
         each = self._runs
         return pd.DataFrame({"share": each.x_NK[:, 0], "loss": each.y_N, "seed": each.seeds_N, "trial_id": each.rows})
 
-    def predict(self, x: Any) -> pd.DataFrame:
-        """The curve with its pointwise 95% band -> columns x, loss, low, high. What moves all shares of a seed alike is
-        not in the band.
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        """The column of the share, inside the sampled range."""
+        return (self.conventions["x"],)
 
-        Raises:
-            AnalysisError: no curve was fitted, or an x lies outside the sampled range.
-        """
-        x_X = np.atleast_1d(np.asarray(x, float))
-        if self._curves is None:
-            raise AnalysisError(f"this fit has no curve: {self.status}. {self.message}")
-        low, high = self.shares[0], self.shares[-1]
+    def _predict(self, places: pd.DataFrame) -> dict[str, Array]:
+        assert self._curves
+        x_X, (low, *_, high) = places.iloc[:, 0].to_numpy(float), self.shares
         if not ((x_X >= low) & (x_X <= high)).all():
             raise AnalysisError(
                 f"a share in {x_X.tolist()} lies outside the sampled range {low:g} to {high:g}; train trials there to "
                 "say more"
             )
-        curves_BX = self._curves.at(x_X)
-        bounds = np.quantile(curves_BX[1:], ends(), axis=0)
-        return pd.DataFrame({"x": x_X, "loss": curves_BX[0], "low": bounds[0], "high": bounds[1]})
+        return banded(self._curves.at(x_X))
 
     def argmin_draws(self) -> Array:
         """Share at the least loss in every resample, the winning end where none is inside -> [resamples]. Empty without
@@ -219,11 +214,7 @@ class AllocationFit(Fit):
                 f"{low:.2f} to {high:.2f}" if low < high else f"{low:.2f}" for low, high in self.tied_spans
             )
             lines.append(f"Statistically tied with the best: {which}.")
-        if self.paired_sd is not None:
-            lines.append(
-                f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd)."
-            )
-        return with_doubt(self.status, self.message, lines)
+        return with_doubt(self.status, self.message, [*lines, *noise_of_a_run(self.paired_sd)])
 
     def drawn(self) -> pd.DataFrame:
         """What `plot` draws -> series, share, loss, low, high, seed, trial_id, status.
@@ -242,7 +233,7 @@ class AllocationFit(Fit):
             x = (
                 ends[0] + (ends[1] - ends[0]) * (1 - np.cos(np.linspace(0, np.pi, 201))) / 2
             )  # closest where a curve may be steepest
-            curve = self.predict(np.clip(x, *ends)).rename(columns={"x": "share"})
+            curve = self.predict(np.clip(x, *ends)).rename(columns={self.conventions["x"]: "share"})
             parts += [curve.assign(series="curve"), means.assign(low=means["loss"] - error, high=means["loss"] + error)]
             if len(self.tied) > 1:
                 parts.append(pd.DataFrame(self.tied_spans, columns=["low", "high"]).assign(series="tied"))
@@ -256,10 +247,10 @@ class AllocationFit(Fit):
             parts.append(pd.DataFrame([{"series": "optimum", **best}]))
         return pd.concat(parts).assign(status=str(self.status))
 
-    def plot(self, ax: Axes) -> None:
+    def _draw(self, ax: Axes, data: pd.DataFrame) -> None:
         from analysis.figures.allocation import draw_fit
 
-        draw_fit(ax, self.drawn(), self.conventions["x"], self.conventions["loss"])
+        draw_fit(ax, data, self.conventions["x"], self.conventions["loss"])
 
 
 def called(law: str) -> str:

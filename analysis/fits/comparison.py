@@ -161,11 +161,11 @@ class ComparisonFit(Fit):
         """What `plot` draws: the pairs of `compared`."""
         return self.compared()[lambda data: data["series"] == "difference"]
 
-    def plot(self, ax: Axes) -> None:
-        """Each difference with its 95% interval."""
+    def _draw(self, ax: Axes, data: pd.DataFrame) -> None:
+        """Each difference with its interval."""
         from analysis.figures.comparison import draw_differences
 
-        draw_differences(ax, self.drawn())
+        draw_differences(ax, data)
 
 
 def fit_comparison(

@@ -66,14 +66,6 @@ class DataConstrainedLaw(CountedLaw):
 class DataConstrainedFit(SizedFit):
     """The law of repeated data. The third of `columns` is that of the unique tokens."""
 
-    def predict(self, params: Any, tokens: Any, unique: Any) -> pd.DataFrame:
-        """The law with its pointwise band -> the columns of the sizes, loss, low, high.
-
-        Raises:
-            AnalysisError: no law was fitted or a size is not positive.
-        """
-        return self._band(params, tokens, unique)
-
     def _found(self) -> str:
         fade, other = self.parameters["R_D"], self.parameters["R_N"]
         return (

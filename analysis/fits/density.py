@@ -33,7 +33,7 @@ from analysis.errors import AnalysisError
 from analysis.fits.linear import TIE, LinearFit, Noise, fit_linear, left_out_errors, leftover, nested
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, seed_model
 from analysis.fits.runs import LENGTH, NO_LOSS, Runs, distinct, read_runs, require_one_budget, same_losses, same_seeds
-from analysis.fits.types import REFUTED, Estimate, Fit, with_doubt
+from analysis.fits.types import REFUTED, Estimate, Fit, noise_of_a_run, with_doubt
 from analysis.fits.words import signed
 from analysis.status import Status
 
@@ -105,26 +105,21 @@ class DensityFit(Fit):
     """Degrees of freedom of `paired_sd`."""
     _drawn: LinearFit | None = field(default=None, repr=False, compare=False)
 
-    def predict(self, rows: Any, read: Any) -> pd.DataFrame:
-        """The surface drawn, with its pointwise 95% band -> columns rows, read, loss, low, high.
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        """The columns of the rows and of the rows read, inside the sampled rectangle."""
+        return self.conventions["rows"], self.conventions["read"]
 
-        Raises:
-            AnalysisError: no surface was fitted, or a point lies outside the sampled rectangle.
-        """
-        x_X2 = np.stack(np.broadcast_arrays(np.atleast_1d(np.asarray(rows, float)), np.asarray(read, float)), axis=1)
-        if self._drawn is None:
-            raise AnalysisError(f"this fit has no surface: {self.status}. {self.message}")
-        points_I2 = np.array(self.points)
+    def _predict(self, places: pd.DataFrame) -> dict[str, Array]:
+        assert self._drawn
+        x_X2, points_I2 = places.to_numpy(float), np.array(self.points)
         low_2, high_2 = points_I2.min(0), points_I2.max(0)
         if not ((x_X2 >= low_2 * (1 - 1e-9)) & (x_X2 <= high_2 * (1 + 1e-9))).all():
             raise AnalysisError(
                 f"a point lies outside the sampled rows {low_2[0]:g} to {high_2[0]:g} and rows read {low_2[1]:g} to "
                 f"{high_2[1]:g}; train trials there to say more"
             )
-        loss_X, half_X = self._drawn.band(_design(_logs(x_X2, points_I2), self.law))
-        return pd.DataFrame(
-            {"rows": x_X2[:, 0], "read": x_X2[:, 1], "loss": loss_X, "low": loss_X - half_X, "high": loss_X + half_X}
-        )
+        return self._drawn.predict(_design(_logs(x_X2, points_I2), self.law))
 
     def summary(self) -> str:
         """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them."""
@@ -157,11 +152,7 @@ class DensityFit(Fit):
                 f"These are means over the grid: the surface bends ({self.law}), and across the grid a doubling gains "
                 f"{ranges['density_gain']} by rows read and {ranges['size_gain']} by rows."
             )
-        if self.paired_sd is not None:
-            lines.append(
-                f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd)."
-            )
-        return with_doubt(self.status, self.message, lines)
+        return with_doubt(self.status, self.message, [*lines, *noise_of_a_run(self.paired_sd)])
 
     def table(self) -> pd.DataFrame:
         """What a figure draws -> series, rows, read, loss, low, high (losses in nats per token).
@@ -173,9 +164,13 @@ class DensityFit(Fit):
         if self.errors:
             points = points.assign(low=np.subtract(self.means, self.errors), high=np.add(self.means, self.errors))
         x, y = (np.geomspace(points[name].min(), points[name].max(), FINE) for name in ("rows", "read"))
-        rows, read = (axis.ravel() for axis in np.meshgrid(x, y))
-        surface = self.predict(rows, read)[["rows", "read", "loss"]].assign(series="surface")
-        cuts = [self.predict(x, value).assign(series="cut") for value in sorted(points["read"].unique())]
+        named = dict(zip(self.predictors, ("rows", "read"), strict=True))
+
+        def predicted(rows: Array, read: Array) -> pd.DataFrame:
+            return self.predict(dict(zip(self.predictors, (rows, read), strict=True))).rename(columns=named)
+
+        surface = predicted(*np.meshgrid(x, y))[["rows", "read", "loss"]].assign(series="surface")
+        cuts = [predicted(x, value).assign(series="cut") for value in sorted(points["read"].unique())]
         table = pd.concat([points, surface, *cuts], ignore_index=True)
         return table.reindex(columns=["series", "rows", "read", "loss", "low", "high"])
 
@@ -183,12 +178,11 @@ class DensityFit(Fit):
         """What `plot` draws: the means and the surface of `table`; empty without a surface."""
         return self.table()[lambda data: data["series"] != "cut"] if self.surfaces else pd.DataFrame()
 
-    def plot(self, ax: Axes) -> None:
+    def _draw(self, ax: Axes, data: pd.DataFrame) -> None:
         """The surface as contours over the measured means."""
         from analysis.figures.density import draw_fit
 
-        if self.surfaces:
-            draw_fit(ax, self.drawn())
+        draw_fit(ax, data)
 
 
 def fit_density(

@@ -18,14 +18,13 @@ import numpy as np
 import pandas as pd
 from scipy.special import chdtrc, fdtrc  # scipy.stats would take a second to import
 
-from analysis.errors import AnalysisError
 from analysis.fits.counting import unit_of_flops
 from analysis.fits.log_log import LogLogFit, fit_log_log
 from analysis.fits.points import Points, read_points
 from analysis.fits.runs import distinct, finished, listed, require_resamples, same_seeds
 from analysis.fits.scatter import judge_scatter, with_scatter
-from analysis.fits.types import REFUTED, Estimate, Fit, with_doubt
-from analysis.interval import ends, percent, takes_level
+from analysis.fits.types import REFUTED, Estimate, Fit, banded, with_doubt
+from analysis.interval import percent, takes_level
 from analysis.status import Status
 
 if TYPE_CHECKING:
@@ -94,16 +93,14 @@ class IsoflopFit(Fit):
     """Through the optima that are kept."""
     _profiles: tuple[_Profile | None, ...] = field(default=(), repr=False, compare=False)
 
-    def predict(self, flops: Any) -> pd.DataFrame:
-        """Optimal size at any budgets, in the unit of their column, with its 95% band -> the columns of budget and
-        size, low, high.
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        """The column of the budget, in its unit; what is predicted is the best size."""
+        return self.columns[:1]
 
-        Raises:
-            AnalysisError: no line was fitted or a budget is not positive.
-        """
-        if self.line is None:
-            raise AnalysisError(f"this fit has no line: {self.status}. {self.message}")
-        return self.line.predict(flops)
+    def _predict(self, places: pd.DataFrame) -> dict[str, Array]:
+        assert self.line
+        return {name: values.to_numpy() for name, values in self.line.predict(places).iloc[:, 1:].items()}
 
     def summary(self) -> str:
         lines = [self.line.sentence()] if self.line and self.line.parameters else []
@@ -125,8 +122,7 @@ class IsoflopFit(Fit):
             tables.append(runs_of(np.exp(profile.log_n_I), profile.level * profile.y_I, budget.flops))
             log_n_X = np.linspace(profile.log_n_I.min(), profile.log_n_I.max(), 61)
             loss_BX = profile.level * profile.theta_B3 @ np.vander(log_n_X - profile.center, 3, increasing=True).T
-            low_X, high_X = np.quantile(loss_BX[1:], ends(), axis=0)
-            curve = pd.DataFrame({self.columns[1]: np.exp(log_n_X), "loss": loss_BX[0], "low": low_X, "high": high_X})
+            curve = pd.DataFrame({self.columns[1]: np.exp(log_n_X), **banded(loss_BX)})
             tables.append(curves_of(curve, self.columns[1], budget.flops))
             if budget.optimum and budget.loss:
                 best = {
@@ -142,11 +138,11 @@ class IsoflopFit(Fit):
             else pd.DataFrame(columns=["series", "group", "x", "loss", "low", "high"])
         )
 
-    def plot(self, ax: Axes) -> None:
+    def _draw(self, ax: Axes, data: pd.DataFrame) -> None:
         from analysis.figures.law import draw_law
 
         label = self.columns[0] if self.conventions["unit_of_C"] in (None, 1.0) else "FLOPs"
-        draw_law(ax, self.drawn(), self.columns[1], self.conventions["loss"], label)
+        draw_law(ax, data, self.columns[1], self.conventions["loss"], label)
 
 
 @takes_level
@@ -344,8 +340,8 @@ def _optimum(flops: float, profile: _Profile) -> Budget:
         )
         return Budget(flops, runs, None, None, None, p_interior, note)
     loss_B = profile.level * (c_B + s_B * best_B + k_B * best_B**2)
-    optimum = Estimate.of(np.exp(best_B[0] + profile.center), np.exp(best_B[1:] + profile.center))
-    return Budget(flops, runs, optimum, float(best_B[1:].std(ddof=1)), Estimate.of(loss_B[0], loss_B[1:]), p_interior)
+    optimum = Estimate.of(np.exp(best_B + profile.center))
+    return Budget(flops, runs, optimum, float(best_B[1:].std(ddof=1)), Estimate.of(loss_B), p_interior)
 
 
 def _verdict(

@@ -161,9 +161,9 @@ def left_out_of(
     left = LeftOut(
         budget=budgets[largest],
         moves_with=curves[chosen_B[0]].moves_with,
-        predicted=Estimate.of(predicted_B[0], predicted_B[1:]),
-        measured=Estimate.of(measured_B[0], measured_B[1:]),
-        error=Estimate.of(predicted_B[0] - measured_B[0], predicted_B[1:] - measured_B[1:]),
+        predicted=Estimate.of(predicted_B),
+        measured=Estimate.of(measured_B),
+        error=Estimate.of(predicted_B - measured_B),
         rms=float(np.sqrt(np.mean(off_BI[0] ** 2))),
         inside=float(np.mean((bounds[0] <= 0) & (bounds[1] >= 0))),
         note=f"taken to be without effect of {' and '.join(WORDS[name] for name in lost)}, which the others do not vary"
@@ -187,7 +187,7 @@ def shifts_of(curve: Curve, theta_BK: Array, means: Means, low: float, high: flo
         first_F, last_F = np.zeros(z_CF.shape[1]), np.zeros(z_CF.shape[1])
         first_F[place], last_F[place] = z_CF[:, place].min(), z_CF[:, place].max()
         moved_B = curve.optimum(theta_BK, last_F, low, high) - curve.optimum(theta_BK, first_F, low, high)
-        shifts[name] = Estimate.of(moved_B[0], moved_B[1:])
+        shifts[name] = Estimate.of(moved_B)
     return shifts
 
 

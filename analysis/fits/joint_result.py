@@ -14,7 +14,7 @@ from analysis.errors import AnalysisError
 from analysis.fits.allocation_result import AllocationFit
 from analysis.fits.joint_budgets import FACTORS, UNIT_WORDS, UNITS, VARIES, WORDS, together
 from analysis.fits.joint_law import Law
-from analysis.fits.types import Estimate, Fit, with_doubt
+from analysis.fits.types import Estimate, Fit, banded, with_doubt
 from analysis.interval import ends, percent
 from analysis.status import Status
 from analysis.table import si
@@ -166,13 +166,11 @@ class JointFit(Fit):
             status=self.status,
             message=" ".join(filter(None, (warning, self.message))),
             at=dict(zip(self.factors, (float(10**each) for each in log_F), strict=True)),
-            optimum=Estimate.of(optimum_B[0], optimum_B[1:]),
-            depth=Estimate.of(depth_B[0], depth_B[1:]) if shares[-1] == 1 else None,
-            tied=(Estimate.of(ends_B2[0, 0], ends_B2[1:, 0]), Estimate.of(ends_B2[0, 1], ends_B2[1:, 1])),
+            optimum=Estimate.of(optimum_B),
+            depth=Estimate.of(depth_B) if shares[-1] == 1 else None,
+            tied=(Estimate.of(ends_B2[:, 0]), Estimate.of(ends_B2[:, 1])),
             tie_width=width,
-            differences={
-                share: Estimate.of(each[0], each[1:]) for share, each in zip(shares[:-1], behind_BX.T, strict=False)
-            },
+            differences={share: Estimate.of(each) for share, each in zip(shares[:-1], behind_BX.T, strict=False)},
             distance=distance,
         )
 
@@ -211,6 +209,24 @@ class JointFit(Fit):
                 distance, where = beyond, f"{name} {value:.3g} against {min(sampled):.3g} to {max(sampled):.3g} sampled"
             log_F.append(np.log10(value))
         return np.array(log_F), distance, where
+
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        """The column of the share, and every factor that was studied. What is predicted is `excess`: the loss less that
+        of the best share there, for levels of budgets that were not trained are not known.
+        """
+        return self.conventions["x"], *self.factors
+
+    def _predict(self, places: pd.DataFrame) -> dict[str, Array]:
+        law = self._require_law().fullest
+        x_X, found = places.iloc[:, 0].to_numpy(float), []
+        if not ((x_X >= law.low) & (x_X <= law.high)).all():
+            raise AnalysisError(f"a share lies outside the sampled range {law.low:g} to {law.high:g}")
+        for x, (_, at) in zip(x_X, places[list(self.factors)].iterrows(), strict=True):
+            log_F, _, _ = self._place(dict(at))
+            loss_BX = law.value(log_F, np.r_[np.linspace(law.low, law.high, 401), x])
+            found.append(loss_BX[:, -1] - loss_BX.min(1))
+        return banded(np.stack(found, axis=1), "excess")
 
     def band(self, factor: str, values: Array) -> pd.DataFrame:
         """The law's best share along a factor, the others at their mean -> value, optimum, low, high."""
@@ -301,11 +317,10 @@ class JointFit(Fit):
         """What `plot` draws: `table` along the first factor; empty without a law."""
         return self.table(self.factors[0]) if self._law else pd.DataFrame()
 
-    def plot(self, ax: Axes) -> None:
+    def _draw(self, ax: Axes, data: pd.DataFrame) -> None:
         from analysis.figures.joint import draw_fit
 
-        if self._law:
-            draw_fit(ax, self.drawn(), self.factors[0])
+        draw_fit(ax, data, self.factors[0])
 
 
 def _told(value: float) -> str:

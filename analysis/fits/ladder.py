@@ -20,7 +20,7 @@ import pandas as pd
 from analysis.fits.linear import LEVEL, Noise, chance, combine, covariance, holm
 from analysis.fits.noise import seed_model
 from analysis.fits.runs import LENGTH, NO_LOSS, read_runs, require_one_budget, same_losses, same_seeds
-from analysis.fits.types import Estimate, Fit, with_doubt
+from analysis.fits.types import Estimate, Fit, noise_of_a_run, with_doubt
 from analysis.fits.words import signed
 from analysis.status import Status
 
@@ -93,11 +93,7 @@ class LadderFit(Fit):
             lines.append(
                 f"No finished run of rung {', '.join(map(str, missing))}: the steps to and from there are left out."
             )
-        if self.paired_sd is not None:
-            lines.append(
-                f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd)."
-            )
-        return with_doubt(self.status, self.message, lines)
+        return with_doubt(self.status, self.message, [*lines, *noise_of_a_run(self.paired_sd)])
 
     def table(self, labels: Sequence[str], published: Sequence[float | None]) -> pd.DataFrame:
         """What a figure draws -> rung, label, quantity (`step`, `total`), value, low, high, verdict, published.
@@ -144,11 +140,11 @@ class LadderFit(Fit):
         names = [f"rung {place}" for place in range(self.rungs[-1].rung + 1 if self.rungs else 0)]
         return self.table(names, [None] * len(names))[lambda data: data["quantity"] == "step"]
 
-    def plot(self, ax: Axes) -> None:
-        """Each step with its 95% interval, rungs from top to bottom."""
+    def _draw(self, ax: Axes, data: pd.DataFrame) -> None:
+        """Each step with its interval, rungs from top to bottom."""
         from analysis.figures.ladder import draw_fit
 
-        draw_fit(ax, self.drawn())
+        draw_fit(ax, data)
 
 
 def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", seed: str = "seed") -> LadderFit:

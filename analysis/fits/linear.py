@@ -60,10 +60,11 @@ class LinearFit:
         """A linear combination of the parameters with its 95% interval."""
         return _interval(along_K @ self.theta_K, along_K @ self.covariance_KK @ along_K, self.noise)
 
-    def band(self, design_XK: Array) -> tuple[Array, Array]:
-        """The law at the rows of a design, and the half width of its pointwise 95% band -> [X], [X]."""
-        variance_X = np.einsum("xk,kl,xl->x", design_XK, self.covariance_KK, design_XK)
-        return design_XK @ self.theta_K, self.noise.t * np.sqrt(variance_X)
+    def predict(self, design_XK: Array) -> dict[str, Array]:
+        """The law at the rows of a design, with its pointwise band -> loss, low, high, each [X]."""
+        loss_X = design_XK @ self.theta_K
+        half_X = self.noise.t * np.sqrt(np.einsum("xk,kl,xl->x", design_XK, self.covariance_KK, design_XK))
+        return {"loss": loss_X, "low": loss_X - half_X, "high": loss_X + half_X}
 
 
 def fit_linear(model: SeedModel, design_IK: Array, noise: Noise) -> LinearFit:

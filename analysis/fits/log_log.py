@@ -38,29 +38,20 @@ class LogLogFit(Fit):
     """Weighted mean of log x, at which level and exponent are independent."""
     _table: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False, compare=False)
 
-    def predict(self, x: Any) -> pd.DataFrame:
-        """The line with its pointwise 95% band -> the columns of x and y, low, high.
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        """The column of x, positive; what is predicted is the column of y."""
+        return self.columns[:1]
 
-        Raises:
-            AnalysisError: no line was fitted or an x is not positive.
-        """
-        x_X = np.atleast_1d(np.asarray(x, float))
-        if not self.parameters:
-            raise AnalysisError(f"this fit has no line: {self.status}. {self.message}")
+    def _predict(self, places: pd.DataFrame) -> dict[str, np.ndarray]:
+        x_X = places.iloc[:, 0].to_numpy(float)
         if not (x_X > 0).all():
             raise AnalysisError(f"predict: `{self.columns[0]}` must be positive")
         design_X2 = np.stack([np.ones(len(x_X)), np.log(x_X)], axis=1)
         log_y_X = design_X2 @ [estimate.value for estimate in self.parameters.values()]
         off_X, (level, slope) = design_X2[:, 1] - self._center, self._variances()
         half_X = stdtrit(len(self.rows) - 2, ends()[1]) * np.sqrt(level + off_X**2 * slope)
-        return pd.DataFrame(
-            {
-                self.columns[0]: x_X,
-                self.columns[1]: np.exp(log_y_X),
-                "low": np.exp(log_y_X - half_X),
-                "high": np.exp(log_y_X + half_X),
-            }
-        )
+        return {self.columns[1]: np.exp(log_y_X), "low": np.exp(log_y_X - half_X), "high": np.exp(log_y_X + half_X)}
 
     def _variances(self) -> tuple[float, float]:
         """Of the level at the centre and of the exponent."""
@@ -85,10 +76,10 @@ class LogLogFit(Fit):
         runs = runs_of(self._table[x], self._table[y], low=self._table.get("low"), high=self._table.get("high"))
         return pd.concat([runs, curves_of(self.predict(x_X).rename(columns={y: "loss"}), x)], ignore_index=True)
 
-    def plot(self, ax: Axes) -> None:
+    def _draw(self, ax: Axes, data: pd.DataFrame) -> None:
         from analysis.figures.law import draw_law
 
-        draw_law(ax, self.drawn(), *self.columns)
+        draw_law(ax, data, *self.columns)
         ax.set_yscale("log")
         if np.ptp(np.log10(self._table[self.columns[1]])) > 2:
             ax.yaxis.set_minor_formatter("")

@@ -123,15 +123,10 @@ class MoeJointFit(SizedFit):
     experts.
     """
 
-    def predict(self, params: Any, tokens: Any, experts: Any) -> pd.DataFrame:
-        """The law with its pointwise band -> the columns of the sizes, loss, low, high.
-
-        Raises:
-            AnalysisError: no law was fitted, a size is not positive or experts are fewer than one.
-        """
-        if self._law is not None and not (np.asarray(experts, float) >= 1).all():
+    def _predict(self, places: pd.DataFrame) -> dict[str, Array]:
+        if not (places[self.columns[2]] >= 1).all():
             raise AnalysisError("predict: sizes must be positive and experts at least 1")
-        return self._band(params, tokens, experts)
+        return super()._predict(places)
 
     def _found(self) -> str:
         gamma, zeta, most = (self.parameters[name] for name in ("gamma", "zeta", "E_max"))

@@ -6,7 +6,7 @@ business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,15 +41,6 @@ class Points:
     def level(self) -> float:
         """Geometric mean of the losses: laws are fitted to losses over it, so that their unit does not matter."""
         return float(np.exp(np.log(self.y_N).mean()))
-
-    def against(self, predict: Callable[..., pd.DataFrame]) -> pd.DataFrame:
-        """Every measurement against a law -> row, the columns of the sizes, measured, predicted, low, high (the band of
-        the law there).
-        """
-        table = predict(*self.x_TN).rename(columns={"loss": "predicted"})
-        table.insert(0, "row", self.rows)
-        table.insert(len(self.x_TN) + 1, "measured", self.y_N)
-        return table
 
     def with_left_out(self, message: str) -> str:
         """The message of a fit of these, with `left_out` behind it."""

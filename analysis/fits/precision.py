@@ -55,14 +55,6 @@ class PrecisionLaw(CountedLaw):
 class PrecisionFit(SizedFit):
     """The law of precision. The third of `columns` is that of the bits."""
 
-    def predict(self, params: Any, tokens: Any, bits: Any) -> pd.DataFrame:
-        """The law with its pointwise band -> the columns of the sizes, loss, low, high.
-
-        Raises:
-            AnalysisError: no law was fitted or a size is not positive.
-        """
-        return self._band(params, tokens, bits)
-
     def _found(self) -> str:
         gamma = self.parameters["gamma"]
         shares = ", ".join(f"{counted(np.array(bits), np.array(gamma.value)):.1%} in {bits}" for bits in (4, 8, 16))

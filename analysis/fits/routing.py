@@ -17,12 +17,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.fits.points import Points, read_points
+from analysis.fits.points import read_points
 from analysis.fits.refits import covariance_of, fit_all, of_bootstrap, resampled_weights, verdict
 from analysis.fits.runs import require_resamples
-from analysis.fits.scatter import around, judge_scatter, slopes_of, with_scatter
-from analysis.fits.types import Estimate, Fit, with_doubt
-from analysis.interval import ends, percent, takes_level
+from analysis.fits.scatter import judge_scatter, slopes_of, with_scatter
+from analysis.fits.sizes_fit import SizesFit
+from analysis.fits.types import Estimate
+from analysis.interval import percent, takes_level
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,63 +101,31 @@ class RoutingLaw:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoutingFit(Fit):
-    """The routing law. Intervals are 95% percentile intervals over resampled runs; losses are in the unit of their
-    column.
-    """
+class RoutingFit(SizesFit):
+    """The routing law, of the size and the number of experts."""
 
-    columns: tuple[str, ...]
-    """Of the size and of the experts."""
-    scatter: float | None = None
-    """Root mean square of log loss (natural) around the law."""
     _law: RoutingLaw | None = field(default=None, repr=False, compare=False)
     _mean: float = field(default=0.0, repr=False, compare=False)
     """Of log10 N."""
     _theta_BK: Array = field(default_factory=lambda: np.zeros((0, 6)), repr=False, compare=False)
     """Row 0 is the fit of the data, the others are those of the resamples."""
-    _points: Points | None = field(default=None, repr=False, compare=False)
 
-    def predict(self, params: Any, experts: Any) -> pd.DataFrame:
-        """The law with its pointwise 95% band -> the columns of size and experts, loss, low, high.
+    def _losses(self, x_TX: Array) -> Array:
+        assert self._law
+        return 10 ** self._law.log_value(self._theta_BK, np.log10(x_TX[0]) - self._mean, x_TX[1])
 
-        Raises:
-            AnalysisError: no law was fitted, a size is not positive or experts are fewer than one.
-        """
-        if self._law is None:
-            raise AnalysisError(f"this fit has no law: {self.status}. {self.message}")
-        n_X, e_X = (
-            each.ravel()
-            for each in np.broadcast_arrays(*(np.atleast_1d(np.asarray(x, float)) for x in (params, experts)))
-        )
-        if not ((n_X > 0).all() and (e_X >= 1).all()):
+    def _predict(self, places: pd.DataFrame) -> dict[str, Array]:
+        if not (places[self.columns[1]] >= 1).all():
             raise AnalysisError("predict: sizes must be positive and experts at least 1")
-        losses_BX = 10 ** self._law.log_value(self._theta_BK, np.log10(n_X) - self._mean, e_X)
-        low_X, high_X = np.quantile(losses_BX[1:], ends(), axis=0)
-        return pd.DataFrame(
-            {self.columns[0]: n_X, self.columns[1]: e_X, "loss": losses_BX[0], "low": low_X, "high": high_X}
+        return super()._predict(places)
+
+    def _found(self) -> str:
+        b, c, most = (self.parameters[name] for name in ("b", "c", "E_max"))
+        return (
+            f"log10 loss changes by {b.value:+.3f} ({percent()} interval {b.low:+.3f} to {b.high:+.3f}) per tenfold of "
+            f"effective experts, and by {c.value:+.4f} ({c.low:+.4f} to {c.high:+.4f}) more for every tenfold of "
+            f"{self.columns[0]}; experts saturate at {most.value:.3g} ({most.low:.3g} to {most.high:.3g})."
         )
-
-    def residuals(self) -> pd.DataFrame:
-        """Every run against the law -> row, the columns of size and experts, measured, predicted, low, high (the band
-        of the law there).
-        """
-        if self._points is None:
-            raise AnalysisError(f"this fit has no law: {self.status}. {self.message}")
-        return self._points.against(self.predict)
-
-    def summary(self) -> str:
-        lines = []
-        if self.parameters:
-            b, c, most = (self.parameters[name] for name in ("b", "c", "E_max"))
-            lines.append(
-                f"log10 loss changes by {b.value:+.3f} ({percent()} interval {b.low:+.3f} to {b.high:+.3f}) per "
-                f"tenfold of effective experts, and by {c.value:+.4f} ({c.low:+.4f} to {c.high:+.4f}) more for every "
-                f"tenfold of {self.columns[0]}; experts saturate at {most.value:.3g} ({most.low:.3g} to "
-                f"{most.high:.3g})."
-            )
-        if self._points and self.scatter is not None:
-            lines.append(around(self._points, self.residuals()["predicted"].to_numpy()))
-        return with_doubt(self.status, self.message, lines)
 
     def drawn(self) -> pd.DataFrame:
         """What `plot` draws -> series (run, curve), group (size), x (experts), loss, low, high."""
@@ -166,13 +135,13 @@ class RoutingFit(Fit):
         runs = self.residuals()
         e_X = np.geomspace(runs[experts].min(), runs[experts].max(), 61)
         tables = [runs_of(runs[experts], runs["measured"], runs[size])]
-        tables += [curves_of(self.predict(n, e_X), experts, n) for n in np.unique(runs[size])]
+        tables += [curves_of(self.predict({size: n, experts: e_X}), experts, n) for n in np.unique(runs[size])]
         return pd.concat(tables, ignore_index=True)
 
-    def plot(self, ax: Axes) -> None:
+    def _draw(self, ax: Axes, data: pd.DataFrame) -> None:
         from analysis.figures.law import draw_law
 
-        draw_law(ax, self.drawn(), self.columns[1], self.conventions["loss"], self.columns[0])
+        draw_law(ax, data, self.columns[1], self.conventions["loss"], self.columns[0])
 
 
 @takes_level
@@ -255,7 +224,7 @@ def fit_routing(
     return RoutingFit(
         status=status,
         message=points.with_left_out(message),
-        parameters={name: Estimate.of(values[0], values[1:]) for name, values in table.items()},
+        parameters={name: Estimate.of(values) for name, values in table.items()},
         covariance=covariance_of(table),
         objective=mean_square,
         scatter=float(np.log(10) * np.sqrt(mean_square)),

@@ -155,14 +155,11 @@ def fit_simplex(
     return SimplexFit(
         status=status,
         message=message,
-        parameters={
-            name: Estimate.of(own_B[0], own_B[1:])
-            for name, own_B in zip(_names(pools), surfaces.beta_BK.T, strict=True)
-        },
+        parameters={name: Estimate.of(own_B) for name, own_B in zip(_names(pools), surfaces.beta_BK.T, strict=True)},
         covariance=tuple(map(tuple, covariance_KK.tolist())),
-        argmin={pool: Estimate.of(share_B[0], share_B[1:]) for pool, share_B in zip(pools, best_B3.T, strict=True)},
+        argmin={pool: Estimate.of(share_B) for pool, share_B in zip(pools, best_B3.T, strict=True)},
         places=places,
-        loss_at_best=Estimate.of(least_B[0], least_B[1:]),
+        loss_at_best=Estimate.of(least_B),
         tied_part=float(near_X.mean()),
         tied_shares={
             pool: (float(low), float(high))
@@ -248,7 +245,7 @@ def _gains(surfaces: Quadratics, least_B: Array, pools: tuple[str, ...]) -> dict
     def gain(loss_BS: Array) -> Estimate:
         lost_B = loss_BS.min(1) - least_B
         lost_B = np.where(lost_B < 1e-9, 0, lost_B)  # the same mix reached in two ways
-        return Estimate.of(lost_B[0], lost_B[1:])
+        return Estimate.of(lost_B)
 
     gains: dict[str, Any] = {"corner_gains": {}, "edge_gains": {}, "edge_bests": {}}
     for k, pool in enumerate(pools):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,12 +12,12 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fits.mixture import Quadratics, grid, within
 from analysis.fits.runs import Runs
-from analysis.fits.types import Estimate, Fit, with_doubt
-from analysis.interval import ends
+from analysis.fits.types import Estimate, Fit, banded, noise_of_a_run, with_doubt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Array = np.ndarray
 JOIN = " + "
 
 
@@ -92,32 +92,24 @@ class SimplexFit(Fit):
     def runs(self) -> pd.DataFrame:
         """The runs used -> share_POOL of each pool, loss, seed, trial_id."""
         each = self._runs
-        shares = pd.DataFrame(each.x_NK, columns=[f"share_{pool}" for pool in self.pools])
+        shares = pd.DataFrame(each.x_NK, columns=list(self.predictors))
         return shares.assign(loss=each.y_N, seed=each.seeds_N, trial_id=each.rows)
 
-    def predict(self, mixes: Any) -> pd.DataFrame:
-        """The surface with its pointwise 95% band -> the pools, loss, low, high, tie. What moves all points of a seed
-        alike is not in the band; up to a tie of 1 the mix is tied with the best (`tied_part`).
-
-        Args:
-            mixes: shares in the order of `pools`, shape [X, 3].
-
-        Raises:
-            AnalysisError: no surface was fitted, or a mix lies outside the sampled region.
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        """The shares of the pools, inside the sampled region; `predict` adds `tie`, up to 1 of which a mix is tied with
+        the best (`tied_part`).
         """
-        x_X3 = np.atleast_2d(np.asarray(mixes, float))
-        if self._surfaces is None:
-            raise AnalysisError(f"this fit has no surface: {self.status}. {self.message}")
+        return tuple(f"share_{pool}" for pool in self.pools)
+
+    def _predict(self, places: pd.DataFrame) -> dict[str, Array]:
+        assert self._surfaces
+        x_X3 = places.to_numpy(float)
         if not (within(self._surfaces.corners_S3, x_X3) & (np.abs(x_X3.sum(1) - 1) < 1e-6)).all():
             raise AnalysisError(
                 "a mix lies outside the sampled region or its shares do not sum to 1; train trials there to say more"
             )
-        loss_BX = self._surfaces.at(x_X3)
-        low_X, high_X = np.quantile(loss_BX[1:], ends(), axis=0)
-        shares = dict(zip(self.pools, x_X3.T, strict=True))
-        return pd.DataFrame(
-            {**shares, "loss": loss_BX[0], "low": low_X, "high": high_X, "tie": self._surfaces.tie(x_X3)}
-        )
+        return banded(self._surfaces.at(x_X3)) | {"tie": self._surfaces.tie(x_X3)}
 
     def region(self, steps: int = 50) -> pd.DataFrame:
         """The mixes of the sampled region that are multiples of 1/steps, and its corners -> the pools, loss, tie; empty
@@ -166,11 +158,7 @@ class SimplexFit(Fit):
             spans = [f"{names[pool]} {low:.2f} to {high:.2f}" for pool, (low, high) in self.tied_shares.items()]
             part = f"{self.tied_part:.0%}" if self.tied_part >= 0.01 else "under 1%"
             lines.append(f"Statistically tied with it: {part} of the sampled mixes, {', '.join(spans)}.")
-        if self.paired_sd is not None:
-            lines.append(
-                f"Noise of one run once its seed's common effect is off: {self.paired_sd:.4f} nats/token (sd)."
-            )
-        return with_doubt(self.status, self.message, lines)
+        return with_doubt(self.status, self.message, [*lines, *noise_of_a_run(self.paired_sd)])
 
     def drawn(self) -> pd.DataFrame:
         """What `plot` draws -> status, series, share_POOL of each pool, loss, tie, runs (losses in nats per token).
@@ -179,7 +167,7 @@ class SimplexFit(Fit):
         those up to 1), `mean` (of a mix, for the average seed, over so many runs), `two` (the best mix of two pools),
         `best`.
         """
-        names = [f"share_{pool}" for pool in self.pools]
+        names = list(self.predictors)
         means = self.runs().groupby(names, sort=False)["loss"].agg(loss="mean", runs="count").reset_index()
         if not self.means:  # nothing fitted yet: the runs as they are
             return means.assign(series="mean", status=str(self.status))
@@ -204,7 +192,7 @@ class SimplexFit(Fit):
             lattice = lattice[lattice[pool].between(low - 2.5 / steps, high + 2.5 / steps)]
         return lattice
 
-    def plot(self, ax: Axes) -> None:
+    def _draw(self, ax: Axes, data: pd.DataFrame) -> None:
         from analysis.figures.simplex import draw_fit
 
-        draw_fit(ax, self.drawn())
+        draw_fit(ax, data)

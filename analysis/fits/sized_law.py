@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 import pandas as pd
 
-from analysis.errors import AnalysisError
 from analysis.fits.points import Points
 from analysis.fits.refits import covariance_of, fit_all, resampled_weights, verdict
-from analysis.fits.scatter import around, judge_scatter, slopes_of, with_scatter
-from analysis.fits.types import Estimate, Fit, with_doubt
-from analysis.interval import ends
+from analysis.fits.scatter import judge_scatter, slopes_of, with_scatter
+from analysis.fits.sizes_fit import SizesFit
+from analysis.fits.types import Estimate
 from analysis.status import Status
 
 if TYPE_CHECKING:
@@ -168,50 +167,17 @@ def ranged(name: str, ends: tuple[float, float]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SizedFit(Fit):
-    """Intervals are percentile intervals over resampled runs; losses are in the unit of their column."""
+class SizedFit(SizesFit):
+    """A law of parameters, training tokens and what it adds to them, in the order of `columns`."""
 
-    columns: tuple[str, str, str]
-    """Of parameters, training tokens and what the law adds to them."""
-    scatter: float | None = None
-    """Root mean square of log loss around the law."""
     _law: SizedLaw | None = field(default=None, repr=False, compare=False)
     _theta_BK: Array = field(default_factory=lambda: np.zeros((0, 0)), repr=False, compare=False)
     """Row 0 is the fit of the data, the others are those of the resamples."""
-    _points: Points | None = field(default=None, repr=False, compare=False)
 
-    def _band(self, *sizes: Any) -> pd.DataFrame:
-        """The law with its pointwise band -> the columns of the sizes, loss, low, high."""
-        if self._law is None or self._points is None:
-            raise AnalysisError(f"this fit has no law: {self.status}. {self.message}")
-        x_TX = np.array(
-            [each.ravel() for each in np.broadcast_arrays(*(np.atleast_1d(np.asarray(x, float)) for x in sizes))]
-        )
-        if not (x_TX > 0).all():
-            raise AnalysisError("predict: sizes must be positive")
-        losses_BX = self._points.level * np.exp(self._law.log_value(self._theta_BK, *np.log(x_TX)))
-        low_X, high_X = np.quantile(losses_BX[1:], ends(), axis=0)
-        return pd.DataFrame(
-            dict(zip(self.columns, x_TX, strict=True)) | {"loss": losses_BX[0], "low": low_X, "high": high_X}
-        )
-
-    def residuals(self) -> pd.DataFrame:
-        """Every run against the law -> row, the columns of the sizes, measured, predicted, low, high (the band of the
-        law there).
-        """
-        if self._points is None:
-            raise AnalysisError(f"this fit has no law: {self.status}. {self.message}")
-        return self._points.against(self._band)
-
-    def _found(self) -> str:
-        """What the parameters say, in a sentence."""
-        raise NotImplementedError
-
-    def summary(self) -> str:
-        lines = [self._found()] if self.parameters else []
-        if self._points and self.scatter is not None:
-            lines.append(around(self._points, self.residuals()["predicted"].to_numpy()))
-        return with_doubt(self.status, self.message, lines)
+    def _losses(self, x_TX: Array) -> Array:
+        assert self._law
+        assert self._points
+        return self._points.level * np.exp(self._law.log_value(self._theta_BK, *np.log(x_TX)))
 
     def drawn(self) -> pd.DataFrame:
         """What `plot` draws, at the median parameters -> series (run, curve), group (the third size), x (tokens), loss,
@@ -223,15 +189,15 @@ class SizedFit(Fit):
         runs = self.residuals()
         d_X = np.geomspace(runs[tokens].min(), runs[tokens].max(), 61)
         tables = [runs_of(runs[tokens], runs["measured"], runs[third])]
-        tables += [
-            curves_of(self._band(runs[size].median(), d_X, value), tokens, value) for value in np.unique(runs[third])
-        ]
+        for value in np.unique(runs[third]):
+            curve = self.predict({size: runs[size].median(), tokens: d_X, third: value})
+            tables.append(curves_of(curve, tokens, value))
         return pd.concat(tables, ignore_index=True)
 
-    def plot(self, ax: Axes) -> None:
+    def _draw(self, ax: Axes, data: pd.DataFrame) -> None:
         from analysis.figures.law import draw_law
 
-        draw_law(ax, self.drawn(), self.columns[1], self.conventions["loss"], self.columns[2])
+        draw_law(ax, data, self.columns[1], self.conventions["loss"], self.columns[2])
 
 
 def fit_sized(
@@ -273,7 +239,7 @@ def fit_sized(
     return kind(
         status=status,
         message=points.with_left_out(message),
-        parameters={name: Estimate.of(values[0], values[1:]) for name, values in table.items()},
+        parameters={name: Estimate.of(values) for name, values in table.items()},
         covariance=covariance_of(table),
         objective=float(data.objective_B[0]),
         scatter=float(np.sqrt(np.mean(rest_N**2))),

@@ -121,6 +121,7 @@ def fit_slots(
     }
     common: dict[str, Any] = {
         "law": LINE,
+        "_mechanism": mechanism,
         "seeds": len(np.unique(runs.seeds_N)),
         "rows": runs.rows,
         "conventions": conventions,
@@ -341,7 +342,7 @@ def _power_law(model: SeedModel, alone: SeedModel, seeds: int, sizes_I: Array, y
     log_I = np.log(sizes_I / middle)
     theta_BK, squares_B = fit_means(model, log_I, y_BI)
     alpha_B = theta_BK[:, 2]
-    parameters, note = {"alpha": Estimate.of(alpha_B[0], alpha_B[1:])}, ""
+    parameters, note = {"alpha": Estimate.of(alpha_B)}, ""
     if alpha_B[0] in ALPHA:
         note = "alpha at 0, where it is the line" if alpha_B[0] == 0 else f"alpha at its bound, {ALPHA[1]:g}"
     elif np.mean(alpha_B[1:] == 0) > 0.025:
@@ -349,7 +350,7 @@ def _power_law(model: SeedModel, alone: SeedModel, seeds: int, sizes_I: Array, y
     else:
         c_D, s_D, alpha_D = theta_BK[alpha_B > 0].T
         floor_D, scale_D = c_D - s_D / alpha_D, s_D / alpha_D * middle**alpha_D
-        parameters |= {"E": Estimate.of(floor_D[0], floor_D[1:]), "A": Estimate.of(scale_D[0], scale_D[1:])}
+        parameters |= {"E": Estimate.of(floor_D), "A": Estimate.of(scale_D)}
     errors = []
     for i in range(1, len(log_I)):
         kept_I = np.arange(len(log_I)) != i

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from analysis.fits.words import signed
 from analysis.interval import percent
 from analysis.status import Status
 from analysis.table import si
+from sparsemem.config.nearest import nearest_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,14 +77,12 @@ class MechanismFit:
     _power: Array | None = field(default=None, repr=False, compare=False)
     """c, s and alpha of `power.box_cox`."""
 
-    def predict(self, x: Any) -> pd.DataFrame:
-        """The line with its pointwise 95% band, and the power law -> columns x, loss, low, high, power (NaN where none
-        was fitted).
+    def predict(self, x_X: Array) -> dict[str, Array]:
+        """The line with its pointwise band, and the power law, NaN where none was fitted -> loss, low, high, power.
 
         Raises:
             AnalysisError: no line was fitted, or an x lies outside the sampled rows.
         """
-        x_X = np.atleast_1d(np.asarray(x, float))
         if self._line is None:
             raise AnalysisError(f"{self.mechanism} has no line: {self.status}. {self.message}")
         low, high = self.sizes[0], self.sizes[-1]
@@ -91,14 +90,11 @@ class MechanismFit:
             raise AnalysisError(
                 f"rows {x_X.tolist()} lie outside the sampled {low:g} to {high:g}; train trials there to say more"
             )
-        loss_X, half_X = self._line.band(line_design(x_X))
         power_X = np.full(len(x_X), np.nan)
         if self._power is not None:
             c, s, alpha = self._power
             power_X = c + s * box_cox(np.log(x_X / math.sqrt(low * high)), np.array([alpha]))[0]
-        return pd.DataFrame(
-            {"x": x_X, "loss": loss_X, "low": loss_X - half_X, "high": loss_X + half_X, "power": power_X}
-        )
+        return self._line.predict(line_design(x_X)) | {"power": power_X}
 
     def summary(self) -> str:
         """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them."""
@@ -173,8 +169,25 @@ class SlotsFit(Fit):
     seed_effects: dict[str, float] = field(default_factory=dict)
     """What each seed adds to the loss of every point, next to the average seed, nats per token."""
 
+    _mechanism: str = field(default="mechanism", repr=False, compare=False)
+    """Its column."""
     _runs: pd.DataFrame | None = field(default=None, repr=False, compare=False)
     """mechanism, memory_rows, val_loss, seed, trial_id of the runs with a memory."""
+
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        """The columns of the mechanism and of its rows; `predict` adds `power`, what the power law says."""
+        return self._mechanism, self.conventions["x"]
+
+    def _predict(self, places: pd.DataFrame) -> dict[str, Array]:
+        fits = {each.mechanism: each for each in self.mechanisms}
+        names_X, x_X = places.iloc[:, 0], places.iloc[:, 1].to_numpy(float)
+        unknown = sorted(set(names_X) - set(fits))
+        if unknown:
+            known = nearest_name(str(unknown[0]), list(fits))
+            raise AnalysisError(f"`{unknown[0]}` is no mechanism of this fit; {known}")
+        found = [fits[name].predict(x_X[[place]]) for place, name in enumerate(names_X)]
+        return {name: np.concatenate([each[name] for each in found]) for name in ("loss", "low", "high", "power")}
 
     def summary(self) -> str:
         """A line for each mechanism and each pair of them."""
@@ -218,7 +231,8 @@ class SlotsFit(Fit):
                 means = means.assign(low=np.subtract(each.means, each.errors), high=np.add(each.means, each.errors))
             found.append(means)
             if each.slope:
-                line = each.predict(np.geomspace(each.sizes[0], each.sizes[-1], 61)).rename(columns={"x": "rows"})
+                x_X = np.geomspace(each.sizes[0], each.sizes[-1], 61)
+                line = pd.DataFrame({"rows": x_X, **each.predict(x_X)})
                 found.append(line.drop(columns="power").assign(series="line"))
                 if each.preferred == POWER:
                     found.append(line[["rows"]].assign(series="power", loss=line["power"]))
@@ -242,11 +256,10 @@ class SlotsFit(Fit):
             return pd.DataFrame()
         return self.table(self._runs.assign(memory_params=np.nan)).drop(columns="params")
 
-    def plot(self, ax: Axes) -> None:
+    def _draw(self, ax: Axes, data: pd.DataFrame) -> None:
         from analysis.figures.slots import draw_fit
 
-        if self._runs is not None:
-            draw_fit(ax, self.drawn())
+        draw_fit(ax, data)
 
 
 def line_design(x_X: Array) -> Array:

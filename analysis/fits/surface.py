@@ -23,8 +23,9 @@ from analysis.fits.points import Points, read_points
 from analysis.fits.power_sum import ALPHA, DELTA, PowerSum
 from analysis.fits.refits import covariance_of, fit_all, of_bootstrap, resampled_weights, verdict
 from analysis.fits.runs import distinct, require_resamples
-from analysis.fits.scatter import around, judge_scatter, slopes_of, with_scatter
-from analysis.fits.types import Estimate, Fit, with_doubt
+from analysis.fits.scatter import judge_scatter, slopes_of, with_scatter
+from analysis.fits.sizes_fit import SizesFit
+from analysis.fits.types import Estimate
 from analysis.interval import ends, percent, takes_level
 from analysis.status import Status
 
@@ -89,54 +90,13 @@ class _Law:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PowerFit(Fit):
-    """Loss as powers of sizes. Intervals are 95% percentile intervals over resampled runs; losses are in the unit of
-    their column.
-    """
+class PowerFit(SizesFit):
+    """Loss as powers of sizes."""
 
-    columns: tuple[str, ...]
-    """Of the sizes, in the order of the terms."""
-    scatter: float | None = None
-    """Root mean square of log loss around the law."""
     _law: _Law | None = field(default=None, repr=False, compare=False)
 
-    def predict(self, *sizes: Any) -> pd.DataFrame:
-        """The law with its pointwise 95% band -> the columns of the sizes, loss, low, high. The scatter of single runs
-        is not in the band.
-
-        Args:
-            sizes: one number or array for each of `columns`, of equal length or broadcast.
-
-        Raises:
-            AnalysisError: no law was fitted, a size is missing, or one is not positive.
-        """
-        law = self._fitted()
-        if len(sizes) != len(self.columns):
-            raise AnalysisError(
-                f"predict takes {len(self.columns)} sizes: {', '.join(self.columns)}; {len(sizes)} were given"
-            )
-        x_TX = np.array(
-            [each.ravel() for each in np.broadcast_arrays(*(np.atleast_1d(np.asarray(size, float)) for size in sizes))]
-        )
-        if not (x_TX > 0).all():
-            raise AnalysisError("predict: sizes must be positive")
-        losses_BX = law.losses(x_TX)
-        low_X, high_X = np.quantile(losses_BX[1:], ends(), axis=0)
-        return pd.DataFrame(
-            dict(zip(self.columns, x_TX, strict=True)) | {"loss": losses_BX[0], "low": low_X, "high": high_X}
-        )
-
-    def residuals(self) -> pd.DataFrame:
-        """Every run against the law -> row, the columns of the sizes, measured, predicted, low, high (the band of the
-        law there).
-        """
-        return self._fitted().points.against(self.predict)
-
-    def summary(self) -> str:
-        lines = [self._sentence()] if self._law else []
-        if self._law and self.scatter is not None:
-            lines.append(around(self._law.points, self.residuals()["predicted"].to_numpy()))
-        return with_doubt(self.status, self.message, lines)
+    def _losses(self, x_TX: Array) -> Array:
+        return self._fitted().losses(x_TX)
 
     def drawn(self) -> pd.DataFrame:
         """What `plot` draws -> for one size: series (run, curve), group, x, loss, low, high."""
@@ -151,12 +111,12 @@ class PowerFit(Fit):
             ignore_index=True,
         )
 
-    def plot(self, ax: Axes) -> None:
+    def _draw(self, ax: Axes, data: pd.DataFrame) -> None:
         from analysis.figures.law import draw_law
 
-        draw_law(ax, self.drawn(), self.columns[0], self.conventions["loss"])
+        draw_law(ax, data, self.columns[0], self.conventions["loss"])
 
-    def _sentence(self) -> str:
+    def _found(self) -> str:
         """With which sizes the loss falls, and with which it does not."""
         law, floor = self._fitted(), self.parameters.get("E")
         flat_T = law.flat()[0]
@@ -226,7 +186,7 @@ class SurfaceFit(PowerFit):
         params, tokens, *total = (runs[column] for column in self.columns)
         ends = [(x.min() / 1.5, x.max() * 1.5) for x in (params, tokens)]
         n, d = (axis.ravel() for axis in np.meshgrid(*(np.geomspace(*end, STEPS) for end in ends)))
-        grid = self.predict(n, d, *(x.median() for x in total))["loss"]
+        grid = self.predict(dict(zip(self.columns, (n, d, *(x.median() for x in total)), strict=True)))["loss"]
         tables = [
             pd.DataFrame({"series": "run", "params": params, "tokens": tokens, "loss": runs["measured"]}),
             pd.DataFrame({"series": "surface", "params": n, "tokens": d, "loss": grid}),
@@ -239,14 +199,14 @@ class SurfaceFit(PowerFit):
             columns=["series", "params", "tokens", "loss", "low", "high"]
         )
 
-    def plot(self, ax: Axes) -> None:
+    def _draw(self, ax: Axes, data: pd.DataFrame) -> None:
         from analysis.figures.surface import draw_surface
 
-        draw_surface(ax, self.drawn(), (self.columns[0], self.columns[1]), self.conventions["loss"])
+        draw_surface(ax, data, (self.columns[0], self.columns[1]), self.conventions["loss"])
 
-    def _sentence(self) -> str:
+    def _found(self) -> str:
         optimum = f" At best {self.columns[0]} grow as C^{_interval(self.n_exponent)}." if self.n_exponent else ""
-        return super()._sentence() + optimum
+        return super()._found() + optimum
 
 
 @takes_level
@@ -290,7 +250,7 @@ def fit_surface(
     >>> fit = fit_surface(runs, params="n", tokens="d", loss="loss", resamples=50)
     >>> fit.status.value, round(fit.parameters["alpha"].value, 6), round(fit.n_exponent.value, 6)
     ('converged', 0.34, 0.451613)
-    >>> round(float(fit.predict(1e9, 1e11)["loss"].iloc[0]), 6)
+    >>> round(float(fit.predict({"n": 1e9, "d": 1e11})["loss"].iloc[0]), 6)
     2.389409
     """
     columns = (params, tokens, *([total] if total else []))
@@ -304,7 +264,7 @@ def fit_surface(
         return SurfaceFit(**common, _law=law_of)
     alpha_B, beta_B = law_of.exponents()[:, :2].T
     share_B = beta_B / (alpha_B + beta_B)
-    n_exponent, d_exponent = (Estimate.of(each_B[0], each_B[1:]) for each_B in (share_B, 1 - share_B))
+    n_exponent, d_exponent = (Estimate.of(each_B) for each_B in (share_B, 1 - share_B))
     return SurfaceFit(**common, n_exponent=n_exponent, d_exponent=d_exponent, _law=law_of)
 
 
@@ -374,9 +334,10 @@ def _fit(
     status, message = _verdict(fitted, data, draws, columns, rest_N)
     table = fitted.table()
     return common | {
+        "_points": points,
         "status": status,
         "message": points.with_left_out(message),
-        "parameters": {name: Estimate.of(values[0], values[1:]) for name, values in table.items()},
+        "parameters": {name: Estimate.of(values) for name, values in table.items()},
         "covariance": covariance_of(table),
         "objective": float(data.objective_B[0]),
         "scatter": float(np.sqrt(np.mean(rest_N**2))),

@@ -4,6 +4,7 @@ interval.
 
 from __future__ import annotations
 
+import html
 import inspect
 import json
 import math
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.errors import AnalysisError
 from analysis.interval import at_own_level, ends, level
 from analysis.status import Status
 
@@ -42,14 +44,13 @@ class Estimate:
     se: float
 
     @classmethod
-    def of(cls, value: float, draws: np.ndarray) -> Estimate:
-        """From the point estimate and its resamples, shape [resamples]."""
+    def of(cls, value_B: np.ndarray) -> Estimate:
+        """From the point estimate, in row 0, and its resamples, shape [1 + resamples]."""
+        draws = value_B[1:]
         with np.errstate(invalid="ignore"):  # `Fit` gives a status to what is not finite
             low, high = np.quantile(draws, ends())
-            size = (
-                float(np.abs(draws).max()) or 1.0
-            )  # squares of very large or small values would leave the range of numbers
-            return cls(float(value), float(low), float(high), size * float(np.std(draws / size, ddof=1)))
+            size = float(np.abs(draws).max()) or 1.0  # squares of very large or small values would leave the range
+            return cls(float(value_B[0]), float(low), float(high), size * float(np.std(draws / size, ddof=1)))
 
     @property
     def identified(self) -> bool:
@@ -106,6 +107,18 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return written(float(value)) if math.isfinite(value) else None
     return str(value) if isinstance(value, Status) else value
+
+
+def banded(value_BX: np.ndarray, name: str = "loss") -> dict[str, np.ndarray]:
+    """What a law predicts, in row 0, with the pointwise band of its resamples -> `name`, low, high, each [X]."""
+    low_X, high_X = np.quantile(value_BX[1:], ends(), axis=0)
+    return {name: value_BX[0], "low": low_X, "high": high_X}
+
+
+def noise_of_a_run(sd: float | None) -> list[str]:
+    """The noise of a run in a sentence; none where it is not measured."""
+    said = f"Noise of one run once its seed's common effect is off: {sd:.4f} nats/token (sd)." if sd is not None else ""
+    return [said] if said else []
 
 
 def with_doubt(status: Status, message: str, sentences: Iterable[str]) -> str:
@@ -182,18 +195,92 @@ class Fit(ABC):
         """`to_dict` as JSON, NaN-free."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
+    @property
+    def params(self) -> pd.DataFrame:
+        """`parameters` as a table -> index: their names; value, low, high, se."""
+        import pandas as pd
+
+        table = {name: asdict(each) for name, each in self.parameters.items()}
+        return pd.DataFrame.from_dict(table, orient="index", columns=["value", "low", "high", "se"])
+
+    def conf_int(self) -> pd.DataFrame:
+        """The intervals of the parameters, at the level that the fit was made at -> index: their names; low, high."""
+        return self.params[["low", "high"]]
+
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        """Columns that `predict` takes; none where differences between runs are all that a fit knows."""
+        return ()
+
+    @at_own_level
+    def predict(self, at: Any) -> pd.DataFrame:
+        """What the law says at other places -> `predictors`, the loss (or what else it is a law of), low, high.
+
+        low and high are the ends of a pointwise band, without the scatter of single runs.
+
+        Args:
+            at: a table or a mapping with the columns `predictors`, whose values broadcast; or an array in their order,
+                shape [X] of one of them, [X, predictors] of several.
+
+        Raises:
+            AnalysisError: no law was fitted, a column is missing, or the law says nothing of a place.
+        """
+        import pandas as pd
+
+        names = self.predictors
+        if not names:
+            raise AnalysisError(f"{type(self).__name__} compares runs and predicts none; see its `params`")
+        if not self.parameters:
+            raise AnalysisError(f"this fit has no law: {self.status}. {self.message}")
+        if not hasattr(at, "keys"):
+            table = np.asarray(at)
+            table = np.atleast_2d(table) if len(names) > 1 else table.reshape(-1, 1)
+            if table.shape[-1] != len(names):
+                raise AnalysisError(
+                    f"predict takes {len(names)} columns: {', '.join(names)}; {table.shape[-1]} are given"
+                )
+            at = dict(zip(names, table.T, strict=True))
+        missing = [name for name in names if name not in at]
+        if missing:
+            raise AnalysisError(f"predict takes the columns {', '.join(names)}; `{missing[0]}` is missing")
+        values = np.broadcast_arrays(*(np.atleast_1d(np.asarray(at[name])) for name in names))
+        places = pd.DataFrame({name: value.ravel() for name, value in zip(names, values, strict=True)})
+        return places.assign(**self._predict(places))
+
+    def _predict(self, places: pd.DataFrame) -> dict[str, np.ndarray]:
+        """The columns that `predict` adds to the places."""
+        raise NotImplementedError
+
     @abstractmethod
     def summary(self) -> str:
         """What the fit says in sentences, with words of doubt wherever the status or the intervals ask for them."""
 
     @abstractmethod
     def drawn(self) -> pd.DataFrame:
-        """The table of exactly what `plot` draws. Without a law it holds the runs alone, is empty, or is refused by an
-        `AnalysisError`.
+        """The table of exactly what `plot` draws; empty where there is nothing to draw."""
+
+    @at_own_level
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw `drawn`: the runs, the law with its band and what was found.
+
+        Args:
+            ax: axes to draw into; None: those of a new figure of pyplot, as a notebook shows it.
         """
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            ax = plt.subplots(layout="constrained")[1]
+        data = self.drawn()
+        if len(data):
+            self._draw(ax, data)
+        return ax
 
     @abstractmethod
-    def plot(self, ax: Axes) -> None:
-        """Draw `drawn` into the axes: the runs, the law with its band and what was found. The drawing itself is in
-        `analysis/figures`.
-        """
+    def _draw(self, ax: Axes, data: pd.DataFrame) -> None:
+        """Draw the table; the drawing itself is in `analysis/figures`."""
+
+    @at_own_level
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the sentences and the parameters."""
+        sentences = "".join(f"<p>{html.escape(line)}</p>" for line in self.summary().splitlines())
+        return sentences + (self.params.to_html(float_format=lambda value: f"{value:.4g}") if self.parameters else "")

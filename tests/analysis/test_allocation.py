@@ -267,7 +267,7 @@ def test_a_loss_that_is_none_has_a_status_and_names_the_run(bad: float) -> None:
 def test_three_shares_are_too_few() -> None:
     fit = fit_allocation(simulate(ASYMMETRIC, 0.01)[lambda frame: frame["share_moe"].isin([0, 0.4, 1])])
     assert (fit.status, fit.argmin) == (Status.TOO_FEW_POINTS, None)
-    with pytest.raises(AnalysisError, match="no curve"):
+    with pytest.raises(AnalysisError, match="no law"):
         fit.predict([0.5])
 
 

@@ -50,7 +50,7 @@ def test_the_published_law_is_given_back() -> None:
     assert found.status is Status.CONVERGED
     assert {name: each.value for name, each in found.parameters.items()} == pytest.approx(PUBLISHED, rel=1e-6)
     for sizes in ((9e9, 2e11, 25e9), (6e9, 1e11, 1e11), (1e8, 4e9, 1e8)):
-        assert found.predict(*sizes)["loss"].iloc[0] == pytest.approx(loss_of(*sizes), rel=1e-6)
+        assert found.predict([sizes])["loss"].iloc[0] == pytest.approx(loss_of(*sizes), rel=1e-6)
     json.loads(found.to_json())
 
 
@@ -60,7 +60,8 @@ def test_four_epochs_are_nearly_as_good_as_new_data_and_forty_are_not() -> None:
     """
     found = fit(runs(), 5)
     fresh, four, forty, eighty = (
-        found.predict(1e9, d, u)["loss"].iloc[0] for d, u in ((1e11, 1e11), (1e11, 25e9), (1e12, 25e9), (2e12, 25e9))
+        found.predict([[1e9, d, u]])["loss"].iloc[0]
+        for d, u in ((1e11, 1e11), (1e11, 25e9), (1e12, 25e9), (2e12, 25e9))
     )
     assert four / fresh - 1 < 0.01
     assert forty - eighty < 0.1 * (four - forty)
@@ -104,7 +105,7 @@ def test_poor_data_give_a_status_and_words(frame: pd.DataFrame, status: Status, 
     assert words in found.summary()
     assert not found.parameters
     with pytest.raises(AnalysisError, match="has no law"):
-        found.predict(1e9, 1e9, 1e9)
+        found.predict([[1e9, 1e9, 1e9]])
 
 
 def test_without_excess_parameters_their_worth_is_not_quoted() -> None:

@@ -60,7 +60,7 @@ def test_a_noise_free_plane_is_found_exactly() -> None:
     assert fit.exchange.value == pytest.approx(
         0.012 - math.log2(3) * 0.02, abs=1e-12
     )  # half the table, three times the rows read
-    assert fit.predict(SIZES[1], READS[2])["loss"][0] - fit.means[6] == pytest.approx(0, abs=1e-12)
+    assert fit.predict([[SIZES[1], READS[2]]])["loss"][0] - fit.means[6] == pytest.approx(0, abs=1e-12)
 
 
 def test_exponents_are_those_of_a_power_law_of_the_loss() -> None:
@@ -104,7 +104,7 @@ def test_parameters_are_the_surface_with_its_covariance() -> None:
     fit = fit_density(simulate(bent, noise=0.002))
     assert list(fit.parameters) == ["c", "r", "k", "r k", "r^2", "k^2"]
     assert np.diag(fit.covariance) == pytest.approx([each.se**2 for each in fit.parameters.values()])
-    centre = fit.predict(*(math.sqrt(axis[0] * axis[-1]) for axis in (SIZES, READS)))
+    centre = fit.predict([[math.sqrt(axis[0] * axis[-1]) for axis in (SIZES, READS)]])
     assert fit.parameters["c"].value == pytest.approx(centre["loss"][0])
     assert json.loads(fit.to_json())["law"] == "quadratic"
     axes = Figure().subplots()
@@ -160,8 +160,8 @@ def test_what_is_no_grid_has_a_status(kept: Callable[[pd.DataFrame], pd.Series])
     """One size only; or size and rows read that rise together."""
     fit = fit_density(simulate()[kept])
     assert (fit.status, fit.advantage, fit.surfaces) == (Status.TOO_FEW_POINTS, None, ())
-    with pytest.raises(AnalysisError, match="has no surface"):
-        fit.predict(SIZES[0], READS[0])
+    with pytest.raises(AnalysisError, match="no law"):
+        fit.predict([[SIZES[0], READS[0]]])
 
 
 def test_no_runs_have_a_status() -> None:
@@ -203,9 +203,9 @@ def test_a_table_that_cannot_be_meant_is_refused(change: Callable[[pd.DataFrame]
 
 def test_prediction_stays_inside_the_sampled_rectangle() -> None:
     fit = fit_density(simulate())
-    assert len(fit.predict(SIZES, READS[0])) == 4
+    assert len(fit.predict(dict(zip(fit.predictors, (SIZES, READS[0]), strict=True)))) == 4
     with pytest.raises(AnalysisError, match="outside the sampled rows"):
-        fit.predict(SIZES[0], 1000)
+        fit.predict([[SIZES[0], 1000]])
 
 
 def test_the_record_is_json() -> None:

@@ -66,7 +66,7 @@ def test_statuses() -> None:
     broken = fit(profiles().assign(loss=lambda frame: frame["loss"].where(frame.index != 2)))
     assert broken.status is Status.NOT_FINITE
     assert broken.parameters == {}
-    with pytest.raises(AnalysisError, match="has no line"):
+    with pytest.raises(AnalysisError, match="has no law"):
         broken.predict(1e20)
 
 

@@ -59,7 +59,7 @@ def test_the_published_law_is_given_back() -> None:
     assert found.status is Status.CONVERGED
     assert {name: each.value for name, each in found.parameters.items()} == pytest.approx(PUBLISHED, rel=1e-6)
     for sizes in ((7e9, 2e11, 64), (1e9, 1e10, 1), (3e8, 4e9, 256)):
-        assert found.predict(*sizes)["loss"].iloc[0] == pytest.approx(loss_of(*sizes), rel=1e-6)
+        assert found.predict([sizes])["loss"].iloc[0] == pytest.approx(loss_of(*sizes), rel=1e-6)
     json.loads(found.to_json())
 
 
@@ -69,7 +69,7 @@ def test_at_one_number_of_experts_it_is_the_law_published_for_that_number(expert
     found = fit(runs(), 3)
     for size, tokens in ((1e8, 2e9), (1e9, 2e10)):
         loss = m * size**mu + n * tokens**nu + PUBLISHED["C"]
-        assert found.predict(size, tokens, experts)["loss"].iloc[0] == pytest.approx(
+        assert found.predict([[size, tokens, experts]])["loss"].iloc[0] == pytest.approx(
             loss, rel=2e-3
         )  # four digits are printed
 
@@ -83,8 +83,8 @@ def test_units_and_the_order_of_rows_change_nothing(unit: float) -> None:
     plain, other = fit(frame, 2), fit(scaled, 2)
     for name in ("alpha", "beta", "gamma", "zeta", "E_start", "E_max"):
         assert other.parameters[name].value == pytest.approx(plain.parameters[name].value, rel=1e-4)
-    assert other.predict(1e9 * unit, 1e10 / unit, 8)["loss"].iloc[0] == pytest.approx(
-        3 * plain.predict(1e9, 1e10, 8)["loss"].iloc[0], rel=1e-6
+    assert other.predict([[1e9 * unit, 1e10 / unit, 8]])["loss"].iloc[0] == pytest.approx(
+        3 * plain.predict([[1e9, 1e10, 8]])["loss"].iloc[0], rel=1e-6
     )
 
 
@@ -92,7 +92,7 @@ def test_noise_widens_the_band_and_it_holds_the_truth() -> None:
     found = fit(runs(0.002))
     sizes = ((5e8, 5e9, 4), (2e9, 5e10, 16))
     for each in sizes:
-        band = found.predict(*each).iloc[0]
+        band = found.predict([each]).iloc[0]
         assert band["low"] < band["high"]
         assert band["loss"] == pytest.approx(loss_of(*each), rel=0.005)
     assert found.scatter == pytest.approx(0.002, rel=0.3)
@@ -114,7 +114,7 @@ def test_poor_data_give_a_status_and_words(frame: pd.DataFrame, status: Status, 
     assert words in found.summary()
     assert not found.parameters
     with pytest.raises(AnalysisError, match="has no law"):
-        found.predict(1e9, 1e9, 1)
+        found.predict([[1e9, 1e9, 1]])
 
 
 def test_fewer_than_one_expert_is_refused() -> None:

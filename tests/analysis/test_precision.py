@@ -40,7 +40,7 @@ def test_the_law_is_given_back() -> None:
     found = fit(runs(), 5)
     assert found.status is Status.CONVERGED
     assert {name: each.value for name, each in found.parameters.items()} == pytest.approx(TRUE, rel=1e-5)
-    assert found.predict(1e9, 1e11, 4)["loss"].iloc[0] == pytest.approx(loss_of(1e9, 1e11, 4), rel=1e-6)
+    assert found.predict([[1e9, 1e11, 4]])["loss"].iloc[0] == pytest.approx(loss_of(1e9, 1e11, 4), rel=1e-6)
     json.loads(found.to_json())
     assert "79.8% in 4, 95.9% in 8, 99.8% in 16 bits" in found.summary()
 

@@ -30,7 +30,7 @@ def test_noise_free_losses_give_back_the_law() -> None:
     found = fit_routing(routed(), **COLUMNS, resamples=20)
     assert found.status is Status.CONVERGED
     assert {name: each.value for name, each in found.parameters.items()} == pytest.approx(TRUTH, rel=1e-5)
-    assert found.predict(3e9, 64)["loss"].iloc[0] == pytest.approx(
+    assert found.predict([[3e9, 64]])["loss"].iloc[0] == pytest.approx(
         10
         ** (lambda z: -0.083 * np.log10(3e9) - 0.12 * z + 0.011 * np.log10(3e9) * z + 1.11)(
             -np.log10(1 / (63 + 1 / (1 / 2 - 1 / 300)) + 1 / 300)

@@ -187,7 +187,7 @@ def test_one_seed_is_never_converged() -> None:
 def test_mixes_that_leave_the_surface_open_are_too_few(points: np.ndarray) -> None:
     fit = fit_simplex(simulate(INSIDE, 0.008, points=points), POOLS)
     assert (fit.status, fit.argmin) == (Status.TOO_FEW_POINTS, {})
-    with pytest.raises(AnalysisError, match="no surface"):
+    with pytest.raises(AnalysisError, match="no law"):
         fit.predict(points)
 
 

@@ -77,7 +77,7 @@ def test_noise_free_lines_and_gains_are_found_exactly() -> None:
         "EngramUltraMemV2",
         "n-gram embeddingUltraMemV2",
     ]
-    assert engram.predict(ROWS)["loss"].to_numpy() - engram.means == pytest.approx(0, abs=1e-12)
+    assert engram.predict(ROWS)["loss"] - engram.means == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.35, 1.0, 2.5])
@@ -89,7 +89,7 @@ def test_a_noise_free_power_law_gives_back_its_floor_and_exponent(alpha: float) 
     assert law.parameters["alpha"].value == pytest.approx(alpha, rel=1e-6)
     assert law.parameters["E"].value == pytest.approx(4.05 + offset, rel=1e-6)
     assert law.parameters["A"].value == pytest.approx(0.2 * ROWS[0] ** alpha, rel=1e-5)
-    assert fit.predict(ROWS)["power"].to_numpy() == pytest.approx(np.array(fit.means), abs=1e-9)
+    assert fit.predict(ROWS)["power"] == pytest.approx(np.array(fit.means), abs=1e-9)
 
 
 def test_the_power_fit_is_as_good_as_a_search_from_many_starts() -> None:
@@ -213,7 +213,7 @@ def test_two_row_counts_are_too_few_and_say_so() -> None:
     assert [each.status for each in fit.mechanisms] == [Status.TOO_FEW_POINTS, Status.CONVERGED, Status.CONVERGED]
     assert fit.status is Status.TOO_FEW_POINTS
     with pytest.raises(AnalysisError, match="has no line"):
-        fit.mechanisms[0].predict(10_000)
+        fit.mechanisms[0].predict(np.array([10_000]))
     assert len(fit.differences) == 1
 
 
@@ -298,7 +298,7 @@ def test_prediction_stays_inside_the_sampled_rows() -> None:
     assert (band["low"] < band["loss"]).all()
     assert (band["loss"] < band["high"]).all()
     with pytest.raises(AnalysisError, match="outside the sampled"):
-        fit.predict(1e9)
+        fit.predict(np.array([1e9]))
 
 
 @pytest.mark.parametrize(

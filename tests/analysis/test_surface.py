@@ -70,7 +70,7 @@ def test_noise_free_surfaces_give_back_their_predictions_and_exponents(
     assert found.status is Status.CONVERGED
     far = surface(truth=truth, steps=3).assign(n=lambda frame: frame["n"] * 30, d=lambda frame: frame["d"] * 30)
     expected = floor + truth["A"] * far["n"] ** -alpha + truth["B"] * far["d"] ** -beta
-    assert found.predict(far["n"], far["d"])["loss"].to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-6)
+    assert found.predict(far)["loss"].to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-6)
     assert [found.parameters[name].value for name in ("alpha", "beta")] == pytest.approx([alpha, beta], abs=1e-6)
     assert found.n_exponent is not None
     assert found.n_exponent.value == pytest.approx(beta / (alpha + beta), abs=1e-6)
@@ -82,7 +82,7 @@ def test_a_term_of_the_total_parameters_is_told_apart() -> None:
     assert [found.parameters[name].value for name in ("alpha", "beta", "gamma")] == pytest.approx(
         [0.34, 0.28, 0.2], abs=1e-6
     )
-    assert found.predict(1e9, 1e10, 1e11)["loss"].iloc[0] == pytest.approx(
+    assert found.predict([[1e9, 1e10, 1e11]])["loss"].iloc[0] == pytest.approx(
         1.7 + 400e0 * 1e9**-0.34 + 410 * 1e10**-0.28 + 30 * 1e11**-0.2
     )
 
@@ -104,7 +104,7 @@ def test_the_compute_optimal_model_has_the_least_loss_of_its_budget() -> None:
     best = found.optimal(1e21)
     assert best["params"].iloc[0] * best["tokens"].iloc[0] * 6 == pytest.approx(1e21)
     n = best["params"].iloc[0] * np.geomspace(0.5, 2, 2001)
-    losses = found.predict(n, 1e21 / 6 / n)["loss"]
+    losses = found.predict({"n": n, "d": 1e21 / 6 / n})["loss"]
     assert losses.idxmin() == 1000
     assert (best["params_low"] < best["params"]).all()
     assert (best["params"] < best["params_high"]).all()
@@ -292,7 +292,7 @@ def test_poor_data_give_a_status_and_words(frame: pd.DataFrame, status: Status, 
     if status is not Status.BOUND_HIT:
         assert found.parameters == {}
         with pytest.raises(AnalysisError, match="this fit has no law"):
-            found.predict(1e8, 1e9)
+            found.predict([[1e8, 1e9]])
 
 
 def test_without_a_fall_there_is_no_best_model_and_no_word_of_one() -> None:
@@ -463,6 +463,6 @@ def test_a_parameter_of_senseless_standard_error_is_not_identified(stray: float,
         rows=(),
         conventions={},
         columns=("x",),
-        parameters={"A": Estimate.of(5.0, draws)},
+        parameters={"A": Estimate.of(np.r_[5.0, draws])},
     )
     assert ("not identified: A" in fit.summary()) == ("not identified: A" in fit.to_dict()["message"]) == told
