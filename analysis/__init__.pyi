@@ -44,6 +44,7 @@ from .index import write_index as write_index
 from .reader import read_table as read_table
 from .report import summarize as summarize
 from .report import write_report as write_report
+from .results import Results as Results
 from .status import Status as Status
 from .table import (
     average_differences as average_differences,

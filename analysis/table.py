@@ -31,7 +31,7 @@ REQUIRED = ("trial_id", "status", "seed", "rho", "share_moe", "total_params", "a
 
 def load_trials(results_dir: Path | str) -> pd.DataFrame:
     """`trials.csv`, typed, with `TPP`: one row a planned trial, in the order of the plan; losses in nats per token, NaN
-    where not finished.
+    where not finished. Those that learned nothing are among the finished; `Results.trials` sets them aside.
 
     Raises:
         AnalysisError: the file is missing, empty or not CSV, lacks a column, holds text in place of a number, repeats a
@@ -126,27 +126,28 @@ def load_curves(results_dir: Path | str) -> pd.DataFrame:
 
 
 def load_sequence_losses(results_dir: Path | str) -> pd.DataFrame:
-    """Held-out loss of every finished trial: nats per token, index sequence, one column a trial id.
+    """Held-out loss of every finished trial: nats per token, index sequence, one column a trial id; empty where only
+    trials of other `data` have that sequence.
 
     Raises:
         AnalysisError: a file is missing or holds text in place of a number, or a trial was evaluated on other sequences
-            than the first.
+            than the first of the same `data`.
     """
-    trials = load_trials(results_dir)
-    finished = trials["trial_id"][trials["status"] == TrialStatus.FINISHED]
-    rows = _read_each(results_dir, finished, "val_losses.csv", ("sequence", "nats_per_token"))
-    columns: dict[str, np.ndarray] = {}
-    sequences = np.zeros(0)
+    trials = load_trials(results_dir).set_index("trial_id")
+    finished = trials[trials["status"] == TrialStatus.FINISHED]
+    data = finished[[name for name in finished if name.startswith("data.")]].astype(str)
+    rows = _read_each(results_dir, pd.Series(finished.index), "val_losses.csv", ("sequence", "nats_per_token"))
+    columns: dict[str, pd.Series] = {}
+    of_data: dict[tuple[str, ...], np.ndarray] = {}
     for trial_id, own in rows.groupby("trial_id", sort=False):
-        if not columns:
-            sequences = own["sequence"].to_numpy()
+        sequences = of_data.setdefault(tuple(data.loc[trial_id]), own["sequence"].to_numpy())
         if not np.array_equal(own["sequence"], sequences):
             path = trial_files(results_dir).path(str(trial_id), "val_losses.csv")
             raise AnalysisError(
                 f"{path}: not the {len(sequences)} held-out sequences of the other trials; run this trial again"
             )
-        columns[str(trial_id)] = own["nats_per_token"].to_numpy()
-    return pd.DataFrame(columns, index=pd.Index(sequences, name="sequence"))
+        columns[str(trial_id)] = own.set_index("sequence")["nats_per_token"]
+    return pd.DataFrame(columns).rename_axis("sequence")
 
 
 def trial_files(results_dir: Path | str) -> TrialFiles:
@@ -189,6 +190,7 @@ def paired_differences(trials: pd.DataFrame, sequence_losses: pd.DataFrame | Non
         error = float("nan")
         if {trial["trial_id"], reference} <= by_sequence.keys():
             apart = by_sequence[trial["trial_id"]] - by_sequence[reference]
+            apart = apart[~np.isnan(apart)]  # sequences of other data
             error = float(np.std(apart, ddof=1) / np.sqrt(len(apart)))
         kept = {name: trial[name] for name in ("rho", "share_moe", "seed")}
         rows.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -73,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
-        _say(f"sparsemem: {error}; what was finished is kept")
+        closed = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        _say(f"sparsemem: {error}; what was finished is kept{'; this user must be let write there' * closed}")
         return SOME_FAILED
     except KeyboardInterrupt:
         if parsed.command in (_run, _tune):

@@ -18,6 +18,7 @@ from analysis import (
     load_trials,
     paired_differences,
     split_cells,
+    write_report,
 )
 from analysis.table import varied_fields
 
@@ -83,6 +84,23 @@ def test_other_held_out_sequences_are_refused(study: Path) -> None:
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(AnalysisError, match=r"000000000003/val_losses.csv: not the 64 held-out sequences"):
         load_sequence_losses(study)
+
+
+def test_each_text_has_held_out_sequences_of_its_own(new_points: New) -> None:
+    both = [
+        {"rho": share, "share_moe": share, "loss": 4 + (share - 0.4) ** 2, "data.vocab_size": vocabulary}
+        for vocabulary in (300, 400)
+        for share in (1.0, 0.75, 0.5, 0.25, 0.0)
+    ]
+    folder = new_points("allocation", both)
+    for trial_id in load_trials(folder).query("`data.vocab_size` == 400")["trial_id"]:
+        path = folder / "trials" / trial_id / "val_losses.csv"
+        path.write_text("\n".join(path.read_text().splitlines()[:-8]) + "\n")
+    losses = load_sequence_losses(folder)
+    assert losses.notna().sum().value_counts().to_dict() == {64: 10, 56: 10}
+    for cell in split_cells(load_trials(folder)):
+        assert (paired_differences(cell.trials, losses)["difference_se"] > 0).all()
+    write_report(folder)
 
 
 def test_differences_are_paired_by_seed_and_by_sequence(study: Path) -> None:

@@ -4,6 +4,7 @@ killed in.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -199,6 +200,20 @@ def test_a_study_that_is_being_run_is_refused(
     assert f"{folder / lock.format(engine.ran[0])}: is being" in capsys.readouterr().err
     assert _records(folder) == before
     assert not (folder / PACK).exists()
+
+
+def test_a_folder_that_may_not_be_written_is_named_with_a_remedy(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(path: Path, wait: bool) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("sparsemem.study.ledger.locked", refused)
+    assert main(["pack", str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert (
+        f"Permission denied: '{folder / 'lock'}'; what was finished is kept; this user must be let write there" in said
+    )
 
 
 @pytest.mark.parametrize(
