@@ -32,7 +32,17 @@ import pandas as pd
 from analysis.errors import AnalysisError
 from analysis.fits.linear import TIE, LinearFit, Noise, fit_linear, left_out_errors, leftover, nested
 from analysis.fits.noise import SeedModel, aicc, lack_of_fit, seed_model
-from analysis.fits.runs import LENGTH, NO_LOSS, Runs, distinct, read_runs, require_one_budget, same_losses, same_seeds
+from analysis.fits.runs import (
+    LENGTH,
+    NO_LOSS,
+    Runs,
+    distinct,
+    read_runs,
+    require_one_budget,
+    require_one_size,
+    same_losses,
+    same_seeds,
+)
 from analysis.fits.types import REFUTED, Estimate, Fit, noise_of_a_run, with_doubt
 from analysis.fits.words import signed
 from analysis.status import Status
@@ -231,8 +241,7 @@ def fit_density(
         "held_out_set": "the same sequences for every run; intervals hold for that set",
     }
     require_one_budget(frame, rows, "fit_density", LENGTH)
-    for _, point in frame.groupby([rows, read]):
-        require_one_budget(point, rows, "fit_density")
+    require_one_size(frame, [rows, read], rows, "fit_density")
     points_I2, point_N = (
         np.unique(runs.x_NK, axis=0, return_inverse=True) if len(runs.rows) else (np.zeros((0, 2)), np.zeros(0, int))
     )

@@ -19,7 +19,7 @@ import pandas as pd
 
 from analysis.fits.linear import LEVEL, Noise, chance, combine, covariance, holm
 from analysis.fits.noise import seed_model
-from analysis.fits.runs import LENGTH, NO_LOSS, read_runs, require_one_budget, same_losses, same_seeds
+from analysis.fits.runs import LENGTH, NO_LOSS, read_runs, require_one_budget, require_one_size, same_losses, same_seeds
 from analysis.fits.types import Estimate, Fit, noise_of_a_run, with_doubt
 from analysis.fits.words import signed
 from analysis.status import Status
@@ -166,8 +166,7 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
     """
     runs = read_runs(frame, (rung,), loss, seed, "fit_ladder")
     require_one_budget(frame, rung, "fit_ladder", LENGTH)
-    for _, runs_of_rung in frame.groupby(rung):
-        require_one_budget(runs_of_rung, rung, "fit_ladder")
+    require_one_size(frame, [rung], rung, "fit_ladder")
     common: dict[str, Any] = {
         "law": "paired steps",
         "seeds": len(np.unique(runs.seeds_N)),

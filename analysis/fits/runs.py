@@ -196,6 +196,17 @@ def require_one_budget(frame: pd.DataFrame, x: str, caller: str, columns: Sequen
                 )
 
 
+def require_one_size(frame: pd.DataFrame, point: Sequence[str], x: str, caller: str) -> None:
+    """`require_one_budget` of the runs of each point, where a point sets the sizes itself.
+
+    Args:
+        point: columns that set the points apart; an empty value is one too.
+    """
+    if not {*SIZES}.isdisjoint(frame.columns):
+        for _, own in frame.groupby(list(point), dropna=False):
+            require_one_budget(own, x, caller)
+
+
 ALIKE = 1e-7
 """Differences below this part of the loss are rounding (single precision has 6e-8); the noise of real runs is thousands
 of times larger.

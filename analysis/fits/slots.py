@@ -32,6 +32,7 @@ from analysis.fits.runs import (
     distinct,
     read_runs,
     require_one_budget,
+    require_one_size,
     require_resamples,
     same_losses,
     same_runs,
@@ -91,8 +92,7 @@ def fit_slots(
         frame.assign(**{mechanism: codes, x: frame[x].where(codes >= 0, 0)}), (mechanism, x), loss, seed, "fit_slots"
     )
     require_one_budget(frame, seed, "fit_slots", LENGTH)
-    for _, point in frame.groupby([mechanism, x], dropna=False):
-        require_one_budget(point, seed, "fit_slots")
+    require_one_size(frame, [mechanism, x], seed, "fit_slots")
     bad, runs = runs.unusable(), _linked(runs)
     code_N, x_N = runs.x_NK.T
     if not ((x_N > 0) & np.isfinite(x_N))[code_N >= 0].all():
