@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.cells import RATE, split_cells
 from analysis.figures.allocation import PUBLISHED
-from analysis.results import LEARNED_NOTHING, Results
+from analysis.results import FREQUENCY_NATS, LEARNED_NOTHING, Results
 from analysis.table import RHO, si, varied_fields
 from sparsemem.config import Tuned, Winner
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
@@ -104,6 +104,19 @@ def remarks(results: Results) -> list[str]:
             f"{idle['trial_id'].iloc[0]}, end above, or within {LEARNED_NATS:g} nats of, the loss of equally likely "
             f"tokens ({results.chance(idle).max():.3f} nats). They learned nothing and are left out of every fit and "
             "comparison: lower `train.lr`, or train longer."
+        )
+    dull = results.only_frequencies
+    if len(dull):
+        axes = [
+            name for name in varied_fields(results.trials) if name != "seed" and dull[name].nunique(dropna=False) == 1
+        ]
+        where = ", ".join(f"{name} {dull[name].iloc[0]}" for name in axes)
+        lines.append(
+            f"Warning: {len(dull)} of {len(results.finished)} finished trials, such as {dull['trial_id'].iloc[0]}"
+            f"{f' (all of {where})' if where else ''}, end within {FREQUENCY_NATS:g} nats of, or above, the loss of "
+            f"token frequencies alone ({results.corpus['token_frequency_loss']:.3f} nats). They know which tokens are "
+            "common and nothing of their order, so a difference from them is one of failed training: look at "
+            "`expert_load_max` in their `curve.csv`, try another `model.init_std` or `train.lr`, or train longer."
         )
     return lines
 

@@ -26,9 +26,13 @@ from sparsemem.trial_files import TrialFiles
 LEARNED_NOTHING = "learned_nothing"
 COUNTS = (
     *("documents", "train_tokens", "validation_tokens", "duplicates_exact", "duplicates_near"),
-    *("bytes_per_token", "vocab_size", "canonical_size"),
+    *("bytes_per_token", "vocab_size", "canonical_size", "token_frequency_loss"),
 )
 """Numbers of `data.json`."""
+
+
+FREQUENCY_NATS = 0.02
+"""A loss less than this below that of token frequencies alone says that nothing of the tokens' order was learned."""
 
 
 def learned_nothing(trials: pd.DataFrame, chance: pd.Series) -> pd.Series:
@@ -156,6 +160,15 @@ class Results:
         overlap = corpus.get("overlap") or {}
         _check(path, overlap, dict.fromkeys(overlap, _is_number), "a number belongs there")
         return corpus
+
+    @property
+    def only_frequencies(self) -> pd.DataFrame:
+        """Finished trials whose loss is that of token frequencies alone, or above; none where the study has several
+        texts, or was begun before that loss was written down.
+        """
+        least = self.corpus.get("token_frequency_loss", np.inf)
+        several = len(list(self.folder.glob("data*.json"))) > 1
+        return self.finished[self.finished["val_loss"] > (np.inf if several else least - FREQUENCY_NATS)]
 
     @cached_property
     def predictions(self) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ import pandas as pd
 
 from analysis.errors import require_columns
 from analysis.fits.linear import LEVEL, Noise, chance, combine, covariance, holm
-from analysis.fits.noise import SeedModel, noisier, seed_model
+from analysis.fits.noise import SeedModel, noisier, quieter, seed_model
 from analysis.fits.runs import NO_LOSS, read_runs, require_one_budget, same_runs, same_seeds
 from analysis.fits.types import Estimate, Fit, with_doubt
 from analysis.status import Status
@@ -95,10 +95,17 @@ class ComparisonFit(Fit):
             each = "; ".join(f"{mean.first} less {mean.second} {_size(mean)}" for mean in self.means)
             lines.append(f"Mean difference over the shares that both have, nats/token: {each}.")
         if self.gains:
-            told = ", ".join(f"{_at(gain.first, gain.share)} {_size(gain)}" for gain in self.gains if gain.told)
+            better, worse = (
+                ", ".join(
+                    f"{_at(gain.first, gain.share)} {_size(gain)}"
+                    for gain in self.gains
+                    if gain.told and (gain.difference.value < 0) is wanted
+                )
+                for wanted in (True, False)
+            )
             lines.append(
-                f"Told from noise against {self.reference} after Holm's correction, of {len(self.gains)} differences, "
-                f"nats/token: {told or 'none'}."
+                f"Against {self.reference}, told from noise after Holm's correction, of {len(self.gains)} differences, "
+                f"nats/token: better {better or 'none'}; worse {worse or 'none'}."
             )
         if not self.differences and self.levels:
             lines += [f"Losses: {', '.join(f'{_at(each.name, each.share)} {each.loss:.4f}' for each in self.levels)}."]
@@ -252,15 +259,22 @@ def fit_comparison(
     labels = [f"{each.first} less {each.second} at {each.share:g}" for each in differences]
     weights_KI = np.array([weights for weights, *_ in asked["differences"]])
     loud = noisier(runs.x_NK[:, 0], runs.y_N, runs.seeds_N, np.random.default_rng(0))
-    louder = ", ".join(_at(level.name, level.share) for level, loudly in zip(levels, loud, strict=True) if loudly)
+    quiet = quieter(runs.x_NK[:, 0], runs.y_N, np.random.default_rng(0))
+    unlike = [
+        f"{', '.join(_at(level.name, level.share) for level, odd in zip(levels, found, strict=True) if odd)} {verb}"
+        for found, verb in ((loud, "scatters more"), (quiet, "scatters less"))
+        if found.any()
+    ]
     doubt = (
-        f"the noise is not alike at all points: {louder} scatters more, so intervals, which pool it, may be too short."
+        f"the noise is not alike at all points: {'; '.join(unlike)}, so intervals, which pool it, may be too short."
+        if unlike
+        else ""
     )
     at_N = [named[int(place)] for place in runs.x_NK[:, 0]]
     twins = same_runs([each for each, _ in at_N], [share for _, share in at_N], runs.seeds_N, runs.y_N)
     return ComparisonFit(
         status=Status.TOO_FEW_POINTS if twins else Status.CONVERGED,
-        message=" ".join(filter(None, (twins, doubt if louder else ""))),
+        message=" ".join(filter(None, (twins, doubt))),
         parameters={label: each.difference for label, each in zip(labels, differences, strict=True)},
         covariance=covariance(model, weights_KI, noise) if labels else (),
         objective=model.squares,

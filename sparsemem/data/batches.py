@@ -61,6 +61,15 @@ class Tokens:
         return cls(**arrays, canonical=canonical, **{name: manifest[name] for name in names}, manifest=manifest)
 
 
+def token_frequency_loss(tokens: Tokens) -> float:
+    """Loss on the held-out text of the training text's token frequencies alone, one added to each count, nats per
+    token: what a model knows that has learned nothing of order.
+    """
+    counts = np.bincount(tokens.train, minlength=tokens.vocab_size) + 1
+    held_out = np.bincount(tokens.val, minlength=tokens.vocab_size)
+    return float(held_out @ -np.log(counts / counts.sum()) / held_out.sum())
+
+
 class Batches:
     """Non-overlapping windows of the training text, in a new permutation each epoch."""
 

@@ -17,7 +17,7 @@ from typing import Any
 from sparsemem.config import ConfigError, Data, Trial
 from sparsemem.data import Batches, Tokens
 from sparsemem.data.account import accounts, describe_text
-from sparsemem.data.batches import check_batch
+from sparsemem.data.batches import check_batch, token_frequency_loss
 from sparsemem.data.corpus import Corpus
 from sparsemem.data.prepare import (
     NOT_IN_TOKENS,
@@ -94,10 +94,12 @@ def prepare_corpora(
     """
     found: dict[str, Path] = {}
     folders: dict[str, Path] = {}
+    manifests: dict[str, Mapping[str, Any]] = {}
     for name, data in {data_id(trial.data): trial.data for trial in trials}.items():
         text = text_id(data)
         if text not in found:
-            found[text] = _text(data, base, begun.get(text), say, fetch)
+            found[text], files = _text(data, base, begun.get(text), say, fetch)
+            manifests[text] = _manifest(Tokens.load(found[text]), files)
         check_context(data, found[text])
         folders[name] = found[text].resolve()
     tokens = {name: Tokens.load(folder) for name, folder in folders.items()}
@@ -107,7 +109,17 @@ def prepare_corpora(
         own = [trial for trial in trials if text_id(trial.data) == text]
         if note := _repetition(own, tokens[data_id(own[0].data)].manifest):
             say(note)
-    return folders, {name: each.manifest for name, each in tokens.items()}
+    return folders, {data_id(trial.data): manifests[text_id(trial.data)] for trial in trials}
+
+
+def _manifest(tokens: Tokens, files: Mapping[str, str]) -> dict[str, Any]:
+    """What a study says of its text: that of the cache, which other names of the same files may have made.
+
+    Args:
+        files: content -> name, of the files as they are now; empty where the study goes on without them.
+    """
+    packages = [each | {"name": files.get(each["version"], each["name"])} for each in tokens.manifest["packages"]]
+    return tokens.manifest | {"packages": packages, "token_frequency_loss": token_frequency_loss(tokens)}
 
 
 def describe_texts(
@@ -223,6 +235,7 @@ def text_notes(
             digests[text] = begun[text].digest
         else:
             open_corpus(data, base)
+            notes += _begins_anew(data, base, begun.get(text))
     return notes, digests
 
 
@@ -288,12 +301,28 @@ def _names(data: Data) -> str:
     )
 
 
-def _text(data: Data, base: Path, begun: Begun | None, say: Callable[[str], None], fetch: Fetch | None) -> Path:
+def _text(
+    data: Data, base: Path, begun: Begun | None, say: Callable[[str], None], fetch: Fetch | None
+) -> tuple[Path, Mapping[str, str]]:
+    """Folder of the tokens, and content -> name of own files that they were made of."""
     kept = _kept(data, base, begun, fetch) if begun else None
     if kept is None:
-        return prepare_named(data, base, *named_corpus(data, base), report=say)
+        for note in _begins_anew(data, base, begun):
+            say(note)
+        corpus, digest = named_corpus(data, base)
+        names = {version: name for name, version in corpus.versions.items()} if data.corpus == "files" else {}
+        return prepare_named(data, base, corpus, digest, report=say), names
     say(kept.note)
-    return kept.bring()
+    return kept.bring(), {}
+
+
+def _begins_anew(data: Data, base: Path, begun: Begun | None) -> list[str]:
+    """A note where the text has changed and nothing is finished on what it was, so that trials begin anew."""
+    change = _changed(data, base, begun.digest) if begun else None
+    return [
+        f"note: the text of `data` {change}; no trial is finished on what it was, so trials begin anew with the text "
+        "as it is now"
+    ] * bool(change)
 
 
 @dataclass(frozen=True)
@@ -352,16 +381,18 @@ def _changed(data: Data, base: Path, digest: str) -> str | None:
     if now == digest:
         return None
     folder = kept_folder(digest)
-    return f"has changed since the study began (it comes to {now}{_differences(folder, corpus) if folder else ''})"
+    differences = _differences(folder, corpus, data.corpus != "files") if folder else ""
+    return f"has changed since the study began (it comes to {now}{differences})"
 
 
-def _differences(folder: Path, corpus: Corpus) -> str:
+def _differences(folder: Path, corpus: Corpus, released: bool) -> str:
     packages = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["packages"]
     before = {package["name"]: package["version"] for package in packages}
+    now = {version for version in corpus.versions.values() if not released}  # a file may only have another name
     words = [
         f"{name} {version} is {f'now {corpus.versions[name]}' if name in corpus.versions else 'gone'}"
         for name, version in before.items()
-        if corpus.versions.get(name) != version
+        if corpus.versions.get(name) != version and version not in now
     ]
     words += [f"{name} is new" for name in corpus.versions if name not in before] if not words else []
     more = [f"and {len(words) - MOST_NAMES} more"] if len(words) > MOST_NAMES else []

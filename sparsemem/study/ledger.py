@@ -253,6 +253,10 @@ class Ledger:
         if left:
             say(f"{self.folder}: {left} trials of an earlier plan are kept, but left out of trials.csv and the report")
         self._write_study(study, corpora)
+        digests = set(self.texts().values())
+        for path in self.folder.glob("data*.json") if corpora else ():
+            if _mapping(path).get("digest") not in digests:  # a text that nothing was finished on
+                path.unlink()
         for number, manifest in enumerate({manifest["digest"]: manifest for manifest in corpora.values()}.values()):
             main = number == 0 and _mapping(self.folder / "data.json").get("digest") in (None, manifest["digest"])
             write_json(self.folder / ("data.json" if main else f"data-{manifest['digest']}.json"), manifest)

@@ -106,6 +106,16 @@ def test_alternatives_with_the_same_losses_are_doubted_first() -> None:
     )
 
 
+def test_a_point_that_scatters_less_than_all_others_is_named() -> None:
+    """Trials that did not train end alike whatever the seed: noise pooled with theirs is too small for the others."""
+    calm = [fit_comparison(simulate(random, seeds=3)).message for random in range(60)]
+    assert sum("scatters less" in message for message in calm) <= 6
+    runs = simulate(1, noise=0.1, seeds=3)
+    still = (runs["memory"] == "engram") & (runs["rho"] == 0.5)
+    runs.loc[still, "val_loss"] = 5.82 + 1e-4 * runs["seed"]
+    assert "engram at 0.5 scatters less" in fit_comparison(runs).message
+
+
 def test_copied_seeds_have_a_status() -> None:
     once = simulate(0, seeds=1)
     fit = fit_comparison(pd.concat([once, once.assign(seed=1)], ignore_index=True))

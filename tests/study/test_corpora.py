@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import machine
+import numpy as np
 import pytest
 import yaml
 
@@ -19,7 +22,8 @@ from sparsemem.api import run_study
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, load_study
 from sparsemem.data import python_source
-from sparsemem.data.prepare import cache_folder
+from sparsemem.data.batches import Tokens
+from sparsemem.data.prepare import cache_folder, kept_folder
 from sparsemem.study.ledger import Ledger
 
 FOUR = {"vary": {"rho": [1.0, 0.7, 0.5, 0.0]}}
@@ -100,6 +104,35 @@ def test_text_that_was_mended_before_a_trial_was_finished_is_taken(
     ledger, said = run(file)
     assert not digests(ledger) & first
     assert not [line for line in said if "began with" in line]
+    assert [line for line in said if "no trial is finished on what it was, so trials begin anew" in line]
+    (manifest,) = ledger.folder.glob("data*.json")
+    assert manifest.name == "data.json"
+    assert json.loads(manifest.read_text())["digest"] in digests(ledger)
+
+
+def test_files_go_by_the_names_that_the_study_has_for_them(write_study: Callable[..., Path], engine: Any) -> None:
+    first, _ = run(write_study())
+    file = write_study(study="other", data=machine.TINY["data"] | {"files": ["moved/*.txt"]})
+    (file.parent / "corpus").rename(file.parent / "moved")
+    other, _ = run(file)
+    before, after = (json.loads((each.folder / "data.json").read_text()) for each in (first, other))
+    assert after["digest"] == before["digest"]
+    assert {each["name"].partition("/")[0] for each in after["packages"]} == {"moved"}
+    (file.parent / "moved" / "00.txt").write_text("other words " * 2000)
+    _, said = run(file)
+    (note,) = [line for line in said if line.startswith("note: the text of `data` has changed")]
+    assert "corpus/00.txt" in note
+    assert "corpus/01.txt" not in note
+
+
+def test_the_loss_of_token_frequencies_alone_is_written_down(write_study: Callable[..., Path], engine: Any) -> None:
+    ledger, _ = run(write_study())
+    manifest = json.loads((ledger.folder / "data.json").read_text())
+    tokens = Tokens.load(kept_folder(manifest["digest"]))
+    counts = Counter(tokens.train.tolist())
+    total = len(tokens.train) + tokens.vocab_size
+    expected = -np.mean([math.log((counts[each] + 1) / total) for each in tokens.val.tolist()])
+    assert manifest["token_frequency_loss"] == pytest.approx(expected, rel=1e-12)
 
 
 def test_plan_says_where_the_bytes_go_and_how_often_they_are_read(
