@@ -512,6 +512,10 @@ def test_a_length_is_said_once(tmp_path: Path, path: str, value: Any, words: lis
 def test_what_is_varied_in_one_way_is_not_set_in_the_other(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`--set budget\.tokens` would change nothing"):
         _load(tmp_path, STUDY | {"vary": {TPP: [4, 15]}}, **{"budget.tokens": "1M"})
+    ladder = [STUDY["budget"] | {"tokens": each} for each in ("1M", "2M")]
+    for listed in (STUDY | {"budget": ladder}, STUDY | {"vary": {"budget": ladder}}):
+        with pytest.raises(ConfigError, match=r"`--set budget\.tokens` would change nothing: .* several of `budget`"):
+            _load(tmp_path, listed, **{"budget.tokens": "3M"})
 
 
 def test_several_grids_are_united_and_a_common_point_is_one_trial(tmp_path: Path) -> None:

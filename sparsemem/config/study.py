@@ -319,6 +319,12 @@ def load_study(path: Path | str, overrides: Mapping[str, Any] | None = None) -> 
                 ]
                 raw["vary"] = [{**grid, axis: value} for grid in kept]
             else:
+                for group in itertools.accumulate(dotted.split(".")[:-1], "{}.{}".format):
+                    if isinstance(raw.get(group), list) or _is_varied(raw.get("vary"), group):
+                        raise ConfigError(
+                            f"`--set {dotted}` would change nothing: the file lists several of `{group}`, each whole; "
+                            "change them there"
+                        )
                 _assign(raw, dotted, value)
         if isinstance(raw.get("tuned"), str):
             raw["tuned"] = load_tuned(raw["tuned"], path.parent)
