@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparsemem.api import Study
     from sparsemem.config.register import register
+    from sparsemem.train.kept import load_model
 
-__all__ = ["Study", "register"]
+__all__ = ["Study", "load_model", "register"]
 
 
 def __getattr__(name: str) -> Any:
@@ -30,4 +31,8 @@ def __getattr__(name: str) -> Any:
         from sparsemem.config.register import register
 
         return register
+    if name == "load_model":
+        from sparsemem.train.kept import load_model
+
+        return load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,6 +21,8 @@ from sparsemem.values import ConfigError
 
 RECORDS = ("trial.yaml", "curve.csv", "usage.csv", "val_losses.csv", "result.json")
 PACK = "trials.parquet"
+CONFIG, TOKENIZER, MODEL = MODEL_FILES = ("config.json", "tokenizer.json", "model.safetensors")
+"""Of a kept model (`run.keep_models`), the weights last. They are no records: `pack` leaves them where they are."""
 DIGEST = b"records_sha256"
 COMPRESSION_LEVEL = 16  # of zstd: the smallest of the committed studies' packs, at 3 MB of text a second
 

@@ -5,6 +5,8 @@ Shape letters: S held-out sequences, T positions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -15,23 +17,30 @@ DIVERGED_NATS = 0.5  # per token; a trial's losses vary by less from row to row
 DEAD_NATS = 1e-4  # from chance, at every sequence; a model as it starts is further off
 
 
-@torch.inference_mode()
 def sequence_losses(model: Transformer, inputs_ST: Tensor, targets_ST: Tensor, precision: torch.dtype) -> Tensor:
     """Nats per token of each sequence, (S,) float64 on the CPU: the sum over its targets, over the mean number of
     targets a sequence.
 
     Where some targets are below 0, and do not count, the mean over sequences so stays the mean over tokens.
     """
+    sums = [losses_BT.double().sum(1).cpu() for losses_BT in token_losses(model, inputs_ST, targets_ST, precision)]
+    return torch.cat(sums) / ((targets_ST >= 0).sum().item() / len(targets_ST))
+
+
+def token_losses(model: Transformer, inputs_ST: Tensor, targets_ST: Tensor, precision: torch.dtype) -> Iterator[Tensor]:
+    """Nats of each target in turn, (B, T) on the model's device, 0 where the target is below 0; B sequences at once."""
     training = model.training
     model.eval()
     device = model.embedding.device
-    sums, at_once = [], max(1, TOKENS_AT_ONCE // inputs_ST.shape[1])
-    with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+    at_once = sequences_at_once(inputs_ST.shape[1])
+    with torch.inference_mode(), torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
         for inputs_BT, targets_BT in zip(inputs_ST.split(at_once), targets_ST.split(at_once), strict=True):
-            losses_BT = model.losses(inputs_BT.to(device), targets_BT.to(device))
-            sums.append(losses_BT.double().sum(1).cpu())
+            yield model.losses(inputs_BT.to(device), targets_BT.to(device))
     model.train(training)
-    return torch.cat(sums) / ((targets_ST >= 0).sum().item() / len(targets_ST))
+
+
+def sequences_at_once(context: int) -> int:
+    return max(1, TOKENS_AT_ONCE // context)
 
 
 def why_diverged(held_out_S: Tensor, best: float, chance: float) -> str:

@@ -42,8 +42,10 @@ from sparsemem.results import TrialStatus
 from sparsemem.train import checkpoint
 from sparsemem.train.allocator import claim_gpus, is_out_of_memory, keep_freed_memory
 from sparsemem.train.evaluate import sequence_losses, why_diverged
+from sparsemem.train.kept import keep_model
 from sparsemem.train.optim import Optimizer, learning_rate
 from sparsemem.train.ranks import started
+from sparsemem.trial_files import TOKENIZER
 
 CURVE_COLUMNS = (
     "step",
@@ -89,6 +91,7 @@ def run_trial(
     device: str | None = None,
     ranks: int = 1,
     gpu_share: float = 1.0,
+    keep: bool = False,
 ) -> dict[str, Any]:
     """Train a trial to its end and return its result; at once if `trial_folder` holds one already.
 
@@ -101,6 +104,7 @@ def run_trial(
         ranks: processes that train it together, each on its part of every batch, with its part of the threads and a GPU
             of its own (`parallel`); more than one ask for as many sequences in a batch.
         gpu_share: of the GPU's memory that this process may take, its context included.
+        keep: leave the model too (`kept`), unless it has diverged.
 
     Raises:
         MemoryError: out of memory, of the processor or of the GPU; `failure.json` then has the status `out_of_memory`.
@@ -123,7 +127,7 @@ def run_trial(
             if first.type == "cuda":
                 claim_gpus(ranks, gpu_share)
             with started(trial, tokens_folder, trial_folder, threads, first, ranks) as own:
-                return _Run(trial, tokens_folder, trial_folder, own).to_the_end()
+                return _Run(trial, tokens_folder, trial_folder, own, keep).to_the_end()
         except Exception as error:
             _leave_word(trial_folder, error)
             if is_out_of_memory(error):
@@ -229,8 +233,11 @@ class _Since:
 class _Run:
     """The state of a trial between its first and its last step."""
 
-    def __init__(self, trial: Trial, tokens_folder: Path, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, trial: Trial, tokens_folder: Path, folder: Path, device: torch.device, keep: bool = False
+    ) -> None:
         self.trial, self.folder, self.device = trial, folder, device
+        self.tokenizer = tokens_folder / TOKENIZER if keep else None
         self.precision = precision_on(device, trial.train)
         self.tokens = Tokens.load(tokens_folder)
         self.sizes: Sizes = solve(trial.model, trial.budget, trial.shares)
@@ -429,9 +436,26 @@ class _Run:
             "precision": "fp32" if self.precision == torch.float32 else "bf16",
             "versions": {"python": platform.python_version(), "torch": version("torch"), "sparsemem": _own_version()},
         }
+        if self.tokenizer and result["val_loss"] is not None:
+            self._keep(self.tokenizer.read_bytes(), result["val_loss"])
         write_json(self.folder / "result.json", result)
         checkpoint.remove(self.folder)
         return result
+
+    def _keep(self, tokenizer: bytes, val_loss: float) -> None:
+        """Before the result: a trial that has one is not trained again."""
+        keep_model(
+            self.folder,
+            self.model,
+            self.trial,
+            self.sizes,
+            tokenizer,
+            torch.from_numpy(self.tokens.canonical),
+            self.tokens.separator_id,
+            self.precision,
+            self.tokens.digest,
+            val_loss,
+        )
 
 
 # --- small parts ------------------------------------------------------------------------------------------------------
