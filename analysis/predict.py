@@ -111,7 +111,7 @@ def _ledger(results: Results) -> dict[str, Any]:
     return {
         "study": results.name,
         "trials_csv_sha256": results.digest,
-        "finished": sorted(results.finished["trial_id"]),
+        "finished": sorted(results.trained["trial_id"]),
     }
 
 

@@ -87,6 +87,11 @@ class Results:
         """The trials that have a result."""
         return self.trials[self.trials["status"] == TrialStatus.FINISHED]
 
+    @property
+    def trained(self) -> pd.DataFrame:
+        """Those and the ones that learned nothing."""
+        return self.trials[self.trials["status"].isin((TrialStatus.FINISHED, LEARNED_NOTHING))]
+
     @cached_property
     def curves(self) -> pd.DataFrame:
         """`load_curves`."""

@@ -137,7 +137,7 @@ def why_afterwards(prediction: Mapping[str, Any], cell: Cell, results: Results) 
     """Why the prediction may have known results of the cell, at any learning rate; '' where the files show that it did
     not.
     """
-    ids = {*cell.planned["trial_id"][cell.planned["status"] == "finished"]}
+    ids = {*cell.planned["trial_id"]} & {*results.trained["trial_id"]}
     if used := ids & set(prediction["rows"]):
         return f"{len(used)} of the budget's {len(ids)} runs were among those that it was made from"
     if there := ids & {id_ for study in prediction["studies"] for id_ in study["finished"]}:

@@ -101,7 +101,7 @@ def _check_whole(path: Path, content: bytes) -> None:
         lengths = (
             {len(row) for row in csv.reader(content.decode().splitlines())}
             if path.suffix == ".csv"
-            else {len(content.decode())}
+            else {len(content.decode())} - {0}
         )
     except (ValueError, csv.Error) as error:
         raise ConfigError(

@@ -149,6 +149,19 @@ def test_what_may_have_known_the_results_is_no_prediction(
     assert why_afterwards(made | {"studies": [study]}, cell, results) == why
 
 
+def test_a_trial_that_learned_nothing_was_there_too(small: Path, new_points: New) -> None:
+    idle = [point | {"loss": 9.0 if point["tokens"] == max(BEST) else point["loss"]} for point in points(tuple(BEST))]
+    folder = new_points("idle", idle, described={"analysis": "allocation"})
+    main(["predict", str(folder), "--at", AT])
+    (made,) = written(folder)
+    assert len(made["rows"]) == 4 * len(SHARES)
+    assert len(made["studies"][0]["finished"]) == 6 * len(SHARES)
+    results = Results(folder)
+    cell = split_cells(results.trials)[-1]
+    assert not len(cell.trials)
+    assert "runs had finished in the ledger that it was made from" in why_afterwards(made, cell, results)
+
+
 def test_a_prediction_from_the_budget_itself_is_shown_without_hits(new_points: New) -> None:
     folder = new_points("allocation", points((500_000, 2_000_000)))
     main(["predict", str(folder), "--at", "tokens_per_active_param=14.8"])

@@ -230,6 +230,13 @@ def test_a_damaged_file_is_not_packed(folder: Path, engine: Any, content: bytes,
     assert not (folder / PACK).exists()
 
 
+def test_an_empty_description_is_not_packed(folder: Path, engine: Any) -> None:
+    (folder / "trials" / engine.ran[1] / "trial.yaml").write_bytes(b"")
+    with pytest.raises(ConfigError, match=f"{engine.ran[1]}/trial.yaml: is cut off or empty"):
+        _pack(folder)
+    assert not (folder / PACK).exists()
+
+
 def test_another_file_than_that_in_the_pack_is_refused(folder: Path, engine: Any) -> None:
     kept = folder.parent / "kept"
     shutil.copytree(folder / "trials", kept)
