@@ -72,7 +72,11 @@ class named_errors:
             of_group = problem["type"] == "value_error" and len(parts) <= 1 and isinstance(problem["input"], dict)
             at_point |= of_group or any(f"{name}.".startswith(f"{path}.") for path in self.given)
             if problem["type"] == "extra_forbidden":
-                lines.append(f"unknown field `{name}`{nearest_field(self.root, parts)}")
+                outside = parts[-2:-1] == ["model"] and isinstance(problem["input"], dict)
+                lines.append(
+                    f"unknown field `{name}`{nearest_field(self.root, parts)}"
+                    + " A mechanism from outside has to be installed here." * outside
+                )
             elif problem["type"] == "missing":
                 lines.append(f"field `{name}` is missing; add {parts[-1]}: {_example(self.root, parts)}")
             elif of_group:

@@ -185,7 +185,7 @@ def test_its_fields_are_refused_by_name(
 
 
 def test_without_it_the_study_is_refused(write: Callable[..., Path]) -> None:
-    with pytest.raises(ConfigError, match=r"unknown field `model\.unigram`"):
+    with pytest.raises(ConfigError, match=r"unknown field `model\.unigram`.* A mechanism from outside has to be"):
         load_study(write()).trials()
 
 
