@@ -231,9 +231,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     from sparsemem.study.access import describe_access, memory_access
     from sparsemem.study.corpora import describe_texts
     from sparsemem.study.diff import changed_texts, describe_diff, diff
+    from sparsemem.study.kept import check_kept, describe_kept, kept_size, without_model
+    from sparsemem.study.ledger import Ledger
     from sparsemem.study.plan import describe, estimate_seconds, labelled, plan
 
     planned = plan(study)
+    check_kept(study, [p.trial for p in planned])
     foreseen = foresee(study, planned)
     found = _detect(arguments, study.study, planned)
     compared = (
@@ -269,7 +272,8 @@ def _plan(arguments: argparse.Namespace) -> int:
             for p, each in zip(planned, seconds, strict=True)
         ]
         asked = {**({"detect": found[0]} if found else {}), **({"diff": compared} if compared else {})}
-        most = {"most_trials": study.most_trials} if study.searches else {}
+        most: dict[str, Any] = {"most_trials": study.most_trials} if study.searches else {}
+        most |= {"kept_models": kept_size(study.run, planned)} if study.run.keep_models else {}
         print(
             json.dumps(
                 {"trials": rows, "memory_access": memory_access(planned), "texts": texts[0], **most, **asked}, indent=2
@@ -278,7 +282,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     else:
         words = (found[1] if found else "", describe_diff(compared) if compared else "")
         whole = describe(planned, estimate, study.most_trials if study.searches else None)
+        whole = "\n".join(filter(None, (whole, describe_kept(study.run, planned))))
         print("\n\n".join(filter(None, (describe_access(memory_access(planned)), texts[1], whole, *words))))
+    for line in without_model(study.run, [p.trial for p in planned], Ledger(there, [])) if there else ():
+        _say(line)
     for line in () if compared else noted:
         _say(line)
     for line in foreseen:

@@ -127,6 +127,35 @@ def parse_storage(value: Any) -> Any:
     return value
 
 
+def parse_kept(value: Any) -> Any:
+    """Of which trials models are kept: all, none, or those named by a share, by `dense` or by their id.
+
+    >>> parse_kept(True), parse_kept(["50%", 1, "dense", 123456789012])
+    (True, (0.5, 1.0, 'dense', '123456789012'))
+    """
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("write true, false, or a list of shares (rho) or trial ids, such as [1.0, 0.5]")
+    return tuple(map(_parse_named, value))
+
+
+def _parse_named(value: Any) -> float | str:
+    named = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if named == "dense" or re.fullmatch(r"[0-9a-f]{12}", named):  # an id of digits alone is a number in YAML
+        return named
+    try:
+        share = float(parse_share(value))
+    except (TypeError, ValueError):
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise ValueError(
+            f"{brief(value)} names no trial: write a share (rho) between 0 and 1, dense, or a trial's id of 12 digits "
+            "from 0 to f, between quotes"
+        )
+    return share
+
+
 Quantity = Annotated[int, BeforeValidator(parse_quantity), Field(gt=0, le=10**15)]
 Real = Annotated[float, BeforeValidator(parse_real)]
 Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1)]

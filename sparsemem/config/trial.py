@@ -21,6 +21,7 @@ from sparsemem.values import (
     Size,
     Strict,
     brief,
+    parse_kept,
     parse_quantity,
     parse_real,
     parse_share,
@@ -281,6 +282,11 @@ class Run(Strict):
     the results folder stays the driver's. `tune` trains on the driver's machine and has no use for it.
     """
 
+    keep_models: Annotated[bool | tuple[float | str, ...], BeforeValidator(parse_kept)] = False
+    """Leave each trial's model (`model.safetensors`, `config.json`, `tokenizer.json`) beside its result; or of the
+    trials with one of these shares (`rho`, or `dense`) or ids. Diverged trials and those of `tune` leave none.
+    """
+
     @model_validator(mode="after")
     def _whole_gpus(self) -> Run:
         if self.gpus_per_trial > 1 and self.gpus_per_trial != int(self.gpus_per_trial):
@@ -288,6 +294,12 @@ class Run(Strict):
                 f"`gpus_per_trial` has the value {self.gpus_per_trial:g}: above 1 it must be a whole number"
             )
         return self
+
+    def keeps(self, trial: Trial) -> bool:
+        """Whether the trial's model is kept."""
+        if isinstance(self.keep_models, bool):
+            return self.keep_models
+        return any(trial.is_named(name) for name in self.keep_models)
 
 
 class Trial(Strict):
@@ -381,6 +393,12 @@ class Trial(Strict):
     def rho(self) -> float | None:
         """Share of the sparse parameters held by routed experts; None for the dense baseline."""
         return self.shares.get(EXPERTS.name, 0.0) if self.shares else None
+
+    def is_named(self, name: float | str) -> bool:
+        """Whether it has this share of routed experts, is the dense baseline (`dense`) or has this id."""
+        if isinstance(name, float):
+            return self.rho is not None and abs(self.rho - name) < 1e-6
+        return self.rho is None if name == "dense" else self.id == name
 
     def at(self, paths: Iterable[str]) -> dict[str, Any]:
         """Dotted path -> value, units resolved; None where its shares do not use the field, and for the `rho` of the

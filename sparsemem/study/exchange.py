@@ -43,6 +43,7 @@ from sparsemem.files import scratch_folder
 from sparsemem.study.engine import Job
 from sparsemem.study.ledger import BEAT_SECONDS, Ledger
 from sparsemem.study.storage import Storage
+from sparsemem.trial_files import MODEL, MODEL_FILES
 
 CONNECTIONS = 16
 SEND_SECONDS = 1.0
@@ -383,19 +384,23 @@ def looked_at(address: str) -> Iterator[Path]:
 
 
 class Follower:
-    """Brings the text files of a storage into a folder as they change."""
+    """Brings the text files of a storage, and kept models where they are wanted, into a folder as they change."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._seen: dict[str, tuple[int, int]] = {}
 
-    def pull(self, storage: Storage, wanted: Callable[[str], bool] = lambda name: True) -> set[str]:
-        """Returns all names there, also of files that are not wanted or not text."""
+    def pull(
+        self,
+        storage: Storage,
+        wanted: Callable[[str], bool] = lambda name: PurePosixPath(name).name not in MODEL_FILES,
+    ) -> set[str]:
+        """Returns all names there, also of files that are not wanted."""
         listed = storage.list()
         names = [
             name
             for name in listed
-            if _NAMES.fullmatch(name) and name.endswith((".yaml", ".csv", ".json")) and wanted(name)
+            if _NAMES.fullmatch(name) and name.endswith((".yaml", ".csv", ".json", MODEL)) and wanted(name)
         ]
 
         def get(name: str) -> None:

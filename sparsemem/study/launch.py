@@ -19,6 +19,7 @@ from sparsemem.study.adapt import Adaptive, Judge
 from sparsemem.study.corpora import finished_notes, prepare_corpora, texts_begun
 from sparsemem.study.engine import ENGINES, Engine, Job, slots
 from sparsemem.study.exchange import corpus_in, driving
+from sparsemem.study.kept import check_kept, without_model
 from sparsemem.study.ledger import Ledger, data_id, study_lock
 from sparsemem.study.loggers import Loggers, check_loggers
 from sparsemem.study.plan import PlannedTrial, in_order, labelled, plan
@@ -65,6 +66,7 @@ def train_study(
     ledger = Ledger(results / study.study, [])
     adaptive = Adaptive(study, ledger, judge)
     planned = _plan(adaptive, ledger)
+    check_kept(study, [p.trial for p in planned])
     ledger.check_owner()
     storage = storage_of(study, base, ledger)
     with ExitStack() as held:
@@ -104,7 +106,7 @@ def train_study(
         )
         damaged = set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*"))
         uri = storage.uri if storage else None
-        for line in adaptive.remarks:
+        for line in (*adaptive.remarks, *without_model(study.run, trials.values(), ledger)):
             say(line)
         try:
             while True:
@@ -147,7 +149,9 @@ def _take_over(
     digests, _ = texts_searched(tuning.folder / "journal.log")
     texts = {name: manifest["digest"] for name, manifest in corpora.items()}
     same = [
-        trials[id_] for id_ in ledger.unfinished() if digests.get(name := data_id(trials[id_].data)) == texts.get(name)
+        trials[id_]
+        for id_ in ledger.unfinished()
+        if digests.get(name := data_id(trials[id_].data)) == texts.get(name) and not study.run.keeps(trials[id_])
     ]
     gpu = study.run.gpus_per_trial > 0
     return sum(ledger.take_over(tuning, trial.id, trial.train.precision_on(gpu)) for trial in same)

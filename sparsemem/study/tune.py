@@ -60,7 +60,7 @@ def tune_study(study: Study, base: Path, results: Path, say: Callable[[str], Non
     for p in planned:  # the first trial of a point has the first value of every other axis
         trials.setdefault(json.dumps(point(p.trial, study.tune.per), sort_keys=True), p.trial)
     corners = [corner for trial in trials.values() for corner in _corners(trial, study.tune)]
-    workers = Workers(study.run)
+    workers = Workers(study.run.model_copy(update={"keep_models": False}))
     ledger = Ledger(results / study.study / "tune", [])
     journal, begun_before = ledger.folder / "journal.log", ledger.folder.exists()
     with ExitStack() as held:

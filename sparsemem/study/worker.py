@@ -62,6 +62,7 @@ def run_job(job: Job, run: Run, node: str | None = None) -> None:
         place = here.trial_folder / "worker.json"
         or_warn(write_json, place, worker)
         settings: dict[str, Any] = {"threads": run.cpus_per_trial, "device": device, "ranks": ranks, "gpu_share": share}
+        settings["keep"] = run.keeps(trial)
         run_trial(trial, here.tokens_folder, here.trial_folder, **settings)
         place.unlink(missing_ok=True)
 

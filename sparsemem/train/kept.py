@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -275,15 +274,3 @@ def _built(path: Path, file: Any, named: Mapping[str, Any], trial: Trial) -> Tra
 
 def _shown(tensor: tuple[str, tuple[int, ...]] | None) -> str:
     return f"{tensor[0]} {list(tensor[1])}" if tensor else "missing"
-
-
-# --- before it is trained ---------------------------------------------------------------------------------------------
-
-
-def kept_bytes(trial: Trial, sizes: Sizes) -> int:
-    """Size of the weights that a trial would leave, but for the header."""
-    vocabulary = torch.zeros(trial.data.vocab_size, dtype=torch.int64)
-    with torch.device("meta"):
-        model = Transformer(trial.model, sizes, trial.data.context, vocabulary, separator=0)
-    tensors = [*_tensors(model).values(), vocabulary]
-    return sum(math.prod(tensor.shape) * tensor.element_size() for tensor in tensors)

@@ -20,6 +20,7 @@ import pytest
 import yaml
 from machine import Driver, table
 
+from sparsemem import load_model
 from sparsemem.api import run_study
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, Run, load_study
@@ -411,6 +412,21 @@ def test_status_of_a_storage_is_that_of_its_study(
     assert main(["status", str(folder)]) == 0
     assert main(["status", at.replace("/tiny", "/other")]) == 2
     assert "holds no study" in capsys.readouterr().err
+
+
+def test_a_kept_model_arrives_with_its_result(
+    write_study: Callable[..., Path], elsewhere: Elsewhere, place: str
+) -> None:
+    file = write_study(run={"storage": place, "keep_models": [0.5]})
+    ledger = run(file)
+    half = next(row["trial_id"] for row in ledger.rows if row["rho"] == 0.5)
+    assert [path.parent.name for path in ledger.folder.rglob("model.safetensors")] == [half]
+    assert load_model(ledger.trial_folder(half)).val_loss == ledger.state(half).result["val_loss"]
+    root, question, options = place.partition("?")
+    address = f"{root}/tiny{question}{options}"
+    with exchange.looked_at(address if "://" in address else f"file://{address}") as folder:
+        assert (folder / "trials" / half / "result.json").exists()
+        assert not list(folder.rglob("model.safetensors"))  # an onlooker has no need of it
 
 
 def test_names_from_a_storage_do_not_leave_the_results_folder(tmp_path: Path) -> None:

@@ -218,6 +218,24 @@ def test_a_study_takes_over_the_winners_that_tune_has_trained(
     )  # its own tuning alone
 
 
+def test_a_winner_whose_model_is_to_be_kept_is_trained_by_the_study(
+    run: Callable[..., list[Outcome]],
+    workers: FakeWorkers,
+    write_study: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`tune` keeps no models."""
+    won = {str(outcome.winner.trial_id) for outcome in run(trials=2) if outcome.winner}
+    trained: list[str] = []
+    monkeypatch.setattr(
+        launch, "find_engine", lambda *a: lambda jobs, run: trained.extend(job.trial_folder.name for job in jobs)
+    )
+    file = write_study(vary=VARY, tuned="runs/tiny/tune/winners.yaml", run={"keep_models": True})
+    run_study(load_study(file), tmp_path, tmp_path / "runs", say=lambda line: None)
+    assert won <= set(trained)
+
+
 def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
     run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ from sparsemem.data import Tokens, validation_windows
 from sparsemem.model import Transformer
 from sparsemem.train import checkpoint, kept, loop, run_trial
 from sparsemem.train.evaluate import sequence_losses
-from sparsemem.train.kept import CANONICAL, KeptModel, keep_model, kept_bytes, load_model
+from sparsemem.train.kept import CANONICAL, KeptModel, keep_model, load_model
 from sparsemem.trial_files import CONFIG, MODEL, MODEL_FILES, TOKENIZER
 
 from .conftest import CONTEXT, SEPARATOR
@@ -92,8 +92,9 @@ def test_every_memory_is_read_again(memory_trial: Trial, tokens: Path, tmp_path:
     result = trained(memory_trial, tokens, tmp_path)
     assert held_out_loss(load_model(tmp_path), tokens) == result["val_loss"]
     header = struct.unpack("<Q", (tmp_path / MODEL).read_bytes()[:8])[0]
-    sizes = solve(memory_trial.model, memory_trial.budget, memory_trial.shares)
-    assert (tmp_path / MODEL).stat().st_size == 8 + header + kept_bytes(memory_trial, sizes)
+    parameters = sum(weight.numel() for weight in load_model(tmp_path).model.parameters())
+    numbers = (tmp_path / MODEL).stat().st_size - 8 - header - 8 * memory_trial.data.vocab_size
+    assert numbers == pytest.approx(4 * parameters, rel=0.01)  # buffers, such as a router's bias, are few
 
 
 @pytest.mark.parametrize("tied", [True, False])
