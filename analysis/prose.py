@@ -1,4 +1,4 @@
-"""The sentences of a report that no single fit can say: how far a study is, captions, what was not varied."""
+"""The sentences of a report that no single fit can say: how far a study is, what was not varied."""
 
 from __future__ import annotations
 
@@ -8,56 +8,14 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.cells import RATE, split_cells
-from analysis.figures.allocation import PUBLISHED
 from analysis.results import FREQUENCY_NATS, LEARNED_NOTHING, Results
-from analysis.table import RHO, si, varied_fields
+from analysis.table import si, varied_fields
 from sparsemem.config import Tuned, Winner
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
 from sparsemem.results import LEARNED_NATS, TrialStatus
 
 MOST_LISTED = 6
 """Tuned values that are listed; of more the ends are given."""
-
-DIFFERENCES_CAPTION = (
-    f"Loss less that of the pure mixture of experts ({RHO} = 1) with the same seed, mean over seeds; bars are one "
-    "standard error between seeds, where there are two. Below zero, memory helps."
-)
-DIAGNOSTICS_CAPTION = (
-    "Left: mean of each share less the fitted curve, with its paired standard error. Right: mean of each inner share "
-    "less what each law predicts for it when fitted to all others. Zero is a perfect fit."
-)
-OPTIMUM_CAPTION = (
-    "The best share of each budget by a curve of its own (orange, 95% interval; white where in doubt or at an end of "
-    "the sampled shares), and by the law over all budgets (blue, pointwise 95% band; the model is chosen anew in every "
-    f"resample). Hatched: the published optimum, {PUBLISHED[0]:.0%} to {PUBLISHED[1]:.0%} (Engram, arXiv 2601.07372), "
-    "at far larger scale."
-)
-CURVES_CAPTION = (
-    f"Top: validation loss while training, mean over seeds. Bottom: the same less that of {RHO} = 1 with the same seed "
-    "at the same token; bands are one standard error between seeds."
-)
-
-
-def allocation_caption(series: set[str]) -> str:
-    """Describes the series that the allocation figure holds."""
-    known = {
-        "curve": "Filled markers: means for the average seed, with paired standard error; line: the fit, with "
-        "pointwise 95% band.",
-        "optimum": "The star marks the fitted optimum with its 95% interval.",
-        "tied": "Shaded: shares statistically tied with the best sampled one.",
-        "dense": "Dense: a model without sparse parameters and with as many activated ones (dotted, or its loss where "
-        "that is far off).",
-    }
-    return " ".join(
-        (
-            "Validation loss against the share of the sparse parameters held by routed experts, at fixed total and "
-            "activated parameters.",
-            "Open markers: single runs.",
-            *(sentence for name, sentence in known.items() if name in series),
-            f"Hatched: the published optimum, {PUBLISHED[0]:.0%} to {PUBLISHED[1]:.0%} (Engram, arXiv 2601.07372), at "
-            "far larger scale.",
-        )
-    )
 
 
 def counts(trials: pd.DataFrame) -> str:

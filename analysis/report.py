@@ -24,11 +24,18 @@ from analysis.figures.style import save
 from analysis.fits.types import plain
 from analysis.results import LEARNED_NOTHING, Results
 from analysis.studies import analyse
-from analysis.studies.tables import PLANNED, number, tuned_sections
+from analysis.studies.tables import led, number, rates_sections, tuned_sections
 from analysis.studies.types import Analysis, Drawing
 from analysis.table import TPP, as_text, si, trials_for_reading, varied_fields
 from sparsemem.files import write_json, write_text
 from sparsemem.results import TrialStatus
+
+PLANNED = (
+    *("rho", "share_moe", "total_params", "active_params", "budget_error_total", "budget_error_active"),
+    *("routed_experts", "shared_width", "memory_rows", "memory_rows_read", "memory_params", "memory_flops_share"),
+    *("flops_per_token", "memory_bytes_per_token"),
+)
+"""Columns of `trials.csv` that say what a point of the plan came to."""
 
 
 def write_report(results_dir: Path | str) -> Path:
@@ -62,9 +69,7 @@ def summarize(results_dir: Path | str) -> str:
     record = Results(Path(results_dir)).report
     warnings = [line for line in record["remarks"] if line.startswith("Warning: ")]
     others = [line for line in record["remarks"] if line not in warnings]
-    lines = [
-        (f"{reading['label']}: " if reading["label"] else "") + reading["sentences"] for reading in record["readings"]
-    ]
+    lines = [led(reading["label"], reading["sentences"]) for reading in record["readings"]]
     return "\n".join([record["counts"], *warnings, *lines, *others])
 
 
@@ -136,7 +141,11 @@ def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -
         terms=analysis.terms,
         figures=figures,
         caveats=[*prose.caveats(results, analysis.point, analysis.axis), *analysis.caveats()],
-        sections=[*analysis.sections(), *tuned_sections(results.tuned)],
+        sections=[
+            *analysis.sections(),
+            *rates_sections(analysis.cells, analysis.point),
+            *tuned_sections(results.tuned),
+        ],
         plan=_plan(trials),
         lengths=_lengths(trials),
         settings=_settings(results),
@@ -153,14 +162,10 @@ def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -
 
 def _plan(trials: pd.DataFrame) -> pd.DataFrame:
     """What each point came to: one row for each distinct set of sizes."""
-    shares = [
-        name
-        for name in trials.columns
-        if name.startswith("share_") and name not in PLANNED and trials[name].nunique() > 1
-    ]
+    shares = [name for name in trials if name.startswith("share_") and trials[name].nunique() > 1]
     varied = [name for name in varied_fields(trials) if name.startswith("model.")]
-    names = [name for name in PLANNED if name in trials and trials[name].notna().any()]
-    return as_text(trials[[*names[:2], *shares, *varied, *names[2:]]].drop_duplicates())
+    planned = [name for name in PLANNED if name in trials and trials[name].notna().any()]
+    return as_text(trials[[*dict.fromkeys([*planned[:2], *shares, *varied, *planned])]].drop_duplicates())
 
 
 def _lengths(trials: pd.DataFrame) -> str:

@@ -15,8 +15,8 @@ import pandas as pd
 from analysis.cells import MEMORY, Cell, named_fields
 from analysis.figures.comparison import comparison_figure
 from analysis.fits.comparison import ComparisonFit, Difference, fit_comparison
-from analysis.status import Status
-from analysis.studies.tables import facts, interval, number
+from analysis.results import Results
+from analysis.studies.tables import facts, interval, led, noise_fact, number, numbered
 from analysis.studies.types import Drawing, Reading, Section, Table
 from analysis.table import RHO, si
 from sparsemem import mechanisms
@@ -73,35 +73,36 @@ class Comparison:
         Args:
             model: the section of the study, for the values that it gives all trials.
         """
-        lead, lines = f"{self.label}: " if self.label else "", []
-        narrow = self.widths[self.widths["left"] < NARROW]
-        for name, rows in narrow.groupby("alternative", sort=False):
+        lines = []
+        for name, rows in self.widths[self.widths["left"] < NARROW].groupby("alternative", sort=False):
             each = ", ".join(
                 f"{row.shared_width:.0f} of {row.shared_width / row.left:.0f} at share {row.rho:.4g}"
                 for row in rows.itertuples()
             )
-            lines.append(
-                f"{lead}Warning: {name} leaves the shared experts a width of {each}. What it activates itself (keys, "
-                "projections) takes the rest, so its loss is also that of a smaller shared part. "
+            sentences = (
+                f"Warning: {name} leaves the shared experts a width of {each}. What it activates itself (keys, "
+                f"projections) takes the rest, so its loss is also that of a smaller shared part. "
                 f"{_smaller(name, model)}"
             )
+            lines.append(led(self.label, sentences))
         return lines
 
     def section(self) -> Section:
         """All numbers of the comparison."""
-        widths = {(row["alternative"], _share(row["rho"])): row for row in self.widths.to_dict("records")}
+        widths = {(row["alternative"], number(row["rho"], ".4g")): row for row in self.widths.to_dict("records")}
         rows = []
         for level in self.fit.levels:
-            width = widths.get((level.name, _share(level.share)))
+            share = number(level.share, ".4g")
+            width = widths.get((level.name, share), {"shared_width": None, "left": None})
             rows.append(
                 {
                     "alternative": level.name,
-                    RHO: _share(level.share),
+                    RHO: share,
                     "runs": str(level.runs),
                     "val loss (nats/token)": number(level.loss),
                     "paired s.e.": number(level.se),
-                    "shared width": si(width["shared_width"]) if width else "",
-                    "of the widest": f"{width['left']:.0%}" if width and pd.notna(width["left"]) else "",
+                    "shared width": si(width["shared_width"]),
+                    "of the widest": number(width["left"], ".0%"),
                 }
             )
         tables = [Table(pd.DataFrame(rows), self.label, wide=True)] if rows else []
@@ -111,31 +112,26 @@ class Comparison:
             (f"Less {self.fit.reference}.", self.fit.gains),
         ):
             if differences:
-                tables.append(Table(pd.DataFrame([_row(each) for each in differences]), title, wide=True))
-        if self.fit.paired_sd is not None:
-            tables.append(
-                facts(
-                    [
-                        (
-                            "paired noise, sd (nats/token)",
-                            f"{self.fit.paired_sd:.4f} ({self.fit.noise_df} degrees of freedom)",
-                        )
-                    ]
-                )
-            )
+                tables.append(Table(pd.DataFrame(map(_row, differences)), title, wide=True))
+        tables += [facts(pairs) for pairs in [noise_fact(self.fit)] if pairs]
         return Section("Differences between alternatives", tuple(tables), NOTE)
 
     def reading(self) -> Reading:
-        return Reading(
-            ", ".join(filter(None, ("Compared", self.label))), self.fit.summary(), self.fit.status is Status.CONVERGED
-        )
+        return Reading.of(", ".join(filter(None, ("Compared", self.label))), self.fit)
 
-    def drawing(self, name: str) -> Drawing | None:
-        """The figure, where there is a difference to draw."""
-        if not self.fit.differences:
-            return None
-        data = self.fit.compared()
-        return Drawing(name, f"{self.label}. {CAPTION}" if self.label else CAPTION, comparison_figure, data)
+
+def comparison_warnings(compared: Sequence[Comparison], results: Results) -> list[str]:
+    """`Comparison.warnings` of each."""
+    return [line for each in compared for line in each.warnings(results.described.get("model") or {})]
+
+
+def comparison_drawings(compared: Sequence[Comparison], name: str) -> list[Drawing]:
+    """The figure of each that has a difference to draw."""
+    return [
+        Drawing(own, f"{each.label}. {CAPTION}" if each.label else CAPTION, comparison_figure, each.fit.compared())
+        for own, each in zip(numbered(name, len(compared)), compared, strict=True)
+        if each.fit.differences
+    ]
 
 
 def compare(cells: Sequence[Cell], apart: Sequence[str] = ()) -> list[Comparison]:
@@ -222,15 +218,11 @@ def _smaller(name: str, model: Mapping[str, Any]) -> str:
     )
 
 
-def _share(share: float | None) -> str:
-    return "" if share is None or pd.isna(share) else f"{share:.4g}"
-
-
 def _row(each: Difference) -> dict[str, str]:
     return {
         "first": each.first,
         "less": each.second,
-        RHO: _share(each.share),
+        RHO: number(each.share, ".4g"),
         "difference (nats/token)": interval(each.difference),
         "p": f"{each.p:.2g}",
         "told from noise": "yes" if each.told else "",

@@ -14,15 +14,21 @@ import pandas as pd
 from analysis.cells import Cell, split_cells
 from analysis.errors import require_columns
 from analysis.figures.compute_ratio import PUBLISHED, compute_ratio_figure
-from analysis.studies.allocation import Allocation, allocation_data
+from analysis.studies.allocation import Allocation
+from analysis.studies.allocation_figures import allocation_data, curve_caption
 from analysis.studies.comparing import Comparison
-from analysis.studies.tables import rates_sections
 from analysis.studies.types import Drawing, Section, Table
 from analysis.table import si, varied_fields
 from sparsemem.mechanisms import MEMORY_POOLS
 
 HELD = {"total_params": "P_tot", "active_params": "P_act", "flops_per_token": "FLOPs/token of a training step"}  # nosec B105
 MOST = 0.02  # largest spread of what is held: beyond it the loss moves by as much as the shares are meant to move it
+
+_WHAT = (
+    "Validation loss against the memory layers' share of the blocks' forward FLOPs, at fixed total and activated "
+    "parameters and fixed FLOPs per token."
+)
+_DASHED = f"Dashed: the published optimum, {PUBLISHED:.0%} (UltraMemV2, arXiv 2508.18756), at far larger scale."
 
 
 @dataclass(frozen=True)
@@ -77,15 +83,10 @@ class ComputeRatio(Allocation):
         for cell, fit in self.fitted:
             if fit.argmin:
                 lies = "inside" if fit.argmin.low <= PUBLISHED <= fit.argmin.high else "outside"
-                where = f"{cell.label}: the" if cell.label else "The"
-                tied = (
-                    " but among the tied shares"
-                    if lies == "outside" and any(low <= PUBLISHED <= high for low, high in fit.tied_spans)
-                    else ""
-                )
+                tied = lies == "outside" and any(low <= PUBLISHED <= high for low, high in fit.tied_spans)
                 sentences.append(
-                    f"{where} published optimum, {PUBLISHED:.2f} (UltraMemV2), lies {lies} the interval of the one "
-                    f"found{tied}."
+                    f"{f'{cell.label}: the' if cell.label else 'The'} published optimum, {PUBLISHED:.2f} (UltraMemV2), "
+                    f"lies {lies} the interval of the one found{' but among the tied shares' if tied else ''}."
                 )
         return [*super().remarks(), *sentences]
 
@@ -93,10 +94,10 @@ class ComputeRatio(Allocation):
         if not self.drawable:
             return []
         data = allocation_data(self.drawable)
-        return [Drawing("compute-ratio", _caption(set(data["series"])), compute_ratio_figure, data)]
+        return [Drawing("compute-ratio", curve_caption(_WHAT, data, _DASHED), compute_ratio_figure, data)]
 
     def sections(self) -> list[Section]:
-        return [*self._laws(), self._held(), *rates_sections(self.cells, self.point)]
+        return [*self._laws(), self._held()]
 
     def caveats(self) -> list[str]:
         path = [name for name in varied_fields(self.results.trials) if name.startswith("model.")]
@@ -111,35 +112,10 @@ class ComputeRatio(Allocation):
         for cell in self.cells:
             for column, words in HELD.items():
                 least, most = cell.planned[column].min(), cell.planned[column].max()
-                rows.append(
-                    {
-                        **({"cell": cell.label} if cell.label else {}),
-                        "held": words,
-                        "least": si(least),
-                        "most": si(most),
-                        "spread": f"{most / least - 1:.3%}",
-                    }
-                )
+                row = {"held": words, "least": si(least), "most": si(most), "spread": f"{most / least - 1:.3%}"}
+                rows.append(({"cell": cell.label} if cell.label else {}) | row)
         return Section("Held fixed over the points", (Table(pd.DataFrame(rows), wide=True),))
 
 
 def _makes_up_the_share(field: str) -> bool:
     return field.startswith(tuple(f"model.{pool}." for pool in MEMORY_POOLS))
-
-
-def _caption(series: set[str]) -> str:
-    known = {
-        "curve": "Filled markers: means for the average seed, with paired standard error; line: the fit, with "
-        "pointwise 95% band.",
-        "optimum": "The star marks the fitted optimum with its 95% interval.",
-        "tied": "Shaded: shares statistically tied with the best sampled one.",
-    }
-    return " ".join(
-        (
-            "Validation loss against the memory layers' share of the blocks' forward FLOPs, at fixed total and "
-            "activated parameters and",
-            "fixed FLOPs per token. Open markers: single runs.",
-            *(sentence for name, sentence in known.items() if name in series),
-            f"Dashed: the published optimum, {PUBLISHED:.0%} (UltraMemV2, arXiv 2508.18756), at far larger scale.",
-        )
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pandas as pd
 
@@ -16,10 +16,8 @@ from analysis.cells import Cell, split_cells
 from analysis.errors import require_columns
 from analysis.figures.density import density_figure
 from analysis.fits.density import DensityFit, fit_density
-from analysis.status import Status
-from analysis.studies.records import record
-from analysis.studies.tables import facts, interval, number, of_cells, rates_sections
-from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
+from analysis.studies.tables import facts, interval, led, noise_fact, number, of_cells, status_facts
+from analysis.studies.types import CellAnalysis, Drawing, Section, Table
 from analysis.table import si
 from sparsemem.mechanisms import MEMORY_POOLS
 
@@ -48,7 +46,7 @@ def _of_the_grid(field: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Density(Analysis):
+class Density(CellAnalysis[DensityFit]):
     """One surface a cell. What sets rows and rows read (`rows`, `top_m`, `heads`, `layers`) makes the grid, and cells
     only where two of its values come to the same rows and rows read.
     """
@@ -76,72 +74,54 @@ class Density(Analysis):
         return trials
 
     @cached_property
-    def fitted(self) -> list[tuple[Cell, DensityFit]]:
-        cells = split_cells(self.trials, self.axis, _of_the_grid)
-        return [(cell, fit_density(pd.concat([cell.trials, cell.dense]))) for cell in cells]
+    def cells(self) -> list[Cell]:
+        return split_cells(self.trials, self.axis, _of_the_grid)
 
-    def check(self) -> None:
-        _ = self.trials
-
-    def fits(self) -> list[dict[str, Any]]:
-        return [record(cell, fit.to_dict(), self.point) for cell, fit in self.fitted]
-
-    def readings(self) -> list[Reading]:
-        return [Reading(cell.label, fit.summary(), fit.status is Status.CONVERGED) for cell, fit in self.fitted]
+    def fit(self, cell: Cell) -> DensityFit:
+        return fit_density(pd.concat([cell.trials, cell.dense]))
 
     def remarks(self) -> list[str]:
         lines = []
         for cell, fit in self.fitted:
             if fit.exchange:
                 beside = "holds" if fit.exchange.low <= PUBLISHED <= fit.exchange.high else "does not hold"
-                lines.append(
-                    (f"{cell.label}: " if cell.label else "")
-                    + "In print, half the table with three times the rows read raised the pre-training loss by "
+                sentence = (
+                    "In print, half the table with three times the rows read raised the pre-training loss by "
                     f"{PUBLISHED:.3f} and yet won downstream (UltraMemV2 60B top-768 against 120B top-256); the "
                     f"interval measured here {beside} that rise. Nothing here measures downstream tasks."
                 )
+                lines.append(led(cell.label, sentence))
         return lines
 
     def drawings(self) -> list[Drawing]:
-        drawn = [(cell.label, fit) for cell, fit in self.fitted if fit.surfaces]
-        if not drawn:
-            return []
-        data = of_cells([(label, fit.table()) for label, fit in drawn])
-        return [Drawing("density", _CAPTION, density_figure, data)]
+        data = of_cells([(cell.label, fit.table()) for cell, fit in self.fitted if fit.surfaces])
+        return Drawing.of_any("density", _CAPTION, density_figure, data)
 
     def sections(self) -> list[Section]:
         tables = []
         for cell, fit in self.fitted:
             pairs = [
-                ("status", str(fit.status).replace("_", " ")),
-                ("runs, grid points, seeds", f"{len(fit.rows)}, {len(fit.points)}, {fit.seeds}"),
+                *status_facts(fit, "runs, grid points, seeds", len(fit.points), fit.seeds),
+                ("gain of a doubling of the rows read (nats/token)", interval(fit.density_gain)),
+                ("gain of a doubling of the table (nats/token)", interval(fit.size_gain)),
+                ("density less size (nats/token)", interval(fit.advantage)),
+                ("half the table, three times the rows read (nats/token)", interval(fit.exchange)),
+                *((f"exponent {name}", interval(value)) for name, value in fit.exponents.items()),
+                *noise_fact(fit),
             ]
-            for name, estimate in (
-                ("gain of a doubling of the rows read (nats/token)", fit.density_gain),
-                ("gain of a doubling of the table (nats/token)", fit.size_gain),
-                ("density less size (nats/token)", fit.advantage),
-                ("half the table, three times the rows read (nats/token)", fit.exchange),
-                *((f"exponent {name}", value) for name, value in fit.exponents.items()),
-            ):
-                if estimate:
-                    pairs.append((name, interval(estimate)))
-            if fit.paired_sd is not None:
-                pairs.append(
-                    ("paired noise, sd (nats/token)", f"{fit.paired_sd:.4f} ({fit.noise_df} degrees of freedom)")
-                )
             tables.append(facts(pairs, cell.label))
             surfaces = [
                 {
                     "surface": each.surface + (" (drawn)" if each.surface == fit.law else ""),
-                    "AICc": number(each.aicc, 1),
-                    "left-out error (nats/token)": number(each.left_out_error, 5),
-                    "lack of fit, p": "" if each.lack_of_fit_p is None else f"{each.lack_of_fit_p:.2g}",
+                    "AICc": number(each.aicc, ".1f"),
+                    "left-out error (nats/token)": number(each.left_out_error, ".5f"),
+                    "lack of fit, p": number(each.lack_of_fit_p, ".2g"),
                 }
                 for each in fit.surfaces
             ]
             if surfaces:
                 tables.append(Table(pd.DataFrame(surfaces), "Surfaces tried."))
-        return [Section("", tuple(tables), _NOTE), *rates_sections([cell for cell, _ in self.fitted], self.point)]
+        return [Section("", tuple(tables), _NOTE)]
 
     def caveats(self) -> list[str]:
         planned, lines = self.trials, []

@@ -18,10 +18,8 @@ from analysis.cells import MEMORY, ON_TOP, Cell, split_cells
 from analysis.figures.ladder import ladder_figure
 from analysis.fits.ladder import LadderFit, Rung, fit_ladder
 from analysis.fits.linear import LEVEL
-from analysis.status import Status
-from analysis.studies.records import record
-from analysis.studies.tables import facts, interval, number, rates_sections
-from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
+from analysis.studies.tables import facts, interval, led, noise_fact, number, numbered, status_facts
+from analysis.studies.types import CellAnalysis, Drawing, Reading, Section, Table
 from analysis.table import shown, si
 from sparsemem.mechanisms import label
 from sparsemem.mechanisms.product_key.fields import PKM
@@ -73,7 +71,7 @@ _NOTE = (
 
 
 @dataclass(frozen=True)
-class Ladder(Analysis):
+class Ladder(CellAnalysis[LadderFit]):
     """Rungs are the distinct settings of the model that the study varies, in the order of the plan."""
 
     point: ClassVar[str] = "rung"
@@ -124,28 +122,22 @@ class Ladder(Analysis):
         return [None, *(published_change(*pair) for pair in pairwise(self.settings))]
 
     @cached_property
-    def fitted(self) -> list[tuple[Cell, LadderFit]]:
-        cells = split_cells(
-            self.trials, ("rung",), lambda field: field in (MEMORY, ON_TOP) or field.startswith("model.")
-        )
-        return [(cell, fit_ladder(pd.concat([cell.trials, cell.dense]))) for cell in cells]
+    def cells(self) -> list[Cell]:
+        return split_cells(self.trials, ("rung",), lambda name: name in (MEMORY, ON_TOP) or name.startswith("model."))
 
-    def check(self) -> None:
-        _ = self.fields
+    def fit(self, cell: Cell) -> LadderFit:
+        return fit_ladder(pd.concat([cell.trials, cell.dense]))
 
     def fits(self) -> list[dict[str, Any]]:
+        rungs = enumerate(zip(self.labels, self.settings, self.published, strict=True))
         ladder = [
             {"rung": place, "label": label, "settings": settings, "published": published}
-            for place, (label, settings, published) in enumerate(
-                zip(self.labels, self.settings, self.published, strict=True)
-            )
+            for place, (label, settings, published) in rungs
         ]
-        return [record(cell, {**fit.to_dict(), "ladder": ladder}, self.point) for cell, fit in self.fitted]
+        return [self.record(cell, {**fit.to_dict(), "ladder": ladder}) for cell, fit in self.fitted]
 
     def readings(self) -> list[Reading]:
-        return [
-            Reading(cell.label, fit.summary(self.labels), fit.status is Status.CONVERGED) for cell, fit in self.fitted
-        ]
+        return [Reading.of(cell.label, fit, self.labels) for cell, fit in self.fitted]
 
     def remarks(self) -> list[str]:
         lines = []
@@ -155,22 +147,19 @@ class Ladder(Analysis):
             ]
             if beside:
                 held = sum(step.low <= loss <= step.high for step, loss in beside)
-                lines.append(
-                    (f"{cell.label}: " if cell.label else "")
-                    + f"Of {len(beside)} steps that are in print {held} have the printed value inside the interval "
+                sentence = (
+                    f"Of {len(beside)} steps that are in print {held} have the printed value inside the interval "
                     "measured here."
                 )
+                lines.append(led(cell.label, sentence))
         return lines
 
     def drawings(self) -> list[Drawing]:
         drawn = []
-        for place, (cell, fit) in enumerate(self.fitted, 1):
+        for name, (cell, fit) in zip(numbered("ladder", len(self.fitted)), self.fitted, strict=True):
             if any(rung.step for rung in fit.rungs):
-                data = fit.table(self.labels, self.published)
-                name, caption = (
-                    ("ladder", _CAPTION) if len(self.fitted) == 1 else (f"ladder-{place}", f"{cell.label}. {_CAPTION}")
-                )
-                drawn.append(Drawing(name, caption, ladder_figure, data))
+                caption = f"{cell.label}. {_CAPTION}" if len(self.fitted) > 1 else _CAPTION
+                drawn.append(Drawing(name, caption, ladder_figure, fit.table(self.labels, self.published)))
         return drawn
 
     def sections(self) -> list[Section]:
@@ -178,13 +167,9 @@ class Ladder(Analysis):
         for cell, fit in self.fitted:
             found = {rung.rung: rung for rung in fit.rungs}
             rows = [self._row(place, found.get(place)) for place in range(len(self.labels))]
-            noise = [("status", str(fit.status).replace("_", " ")), ("runs, seeds", f"{len(fit.rows)}, {fit.seeds}")]
-            if fit.paired_sd is not None:
-                noise.append(
-                    ("paired noise, sd (nats/token)", f"{fit.paired_sd:.4f} ({fit.noise_df} degrees of freedom)")
-                )
+            noise = [*status_facts(fit, "runs, seeds", fit.seeds), *noise_fact(fit)]
             tables += [Table(pd.DataFrame(rows), cell.label, wide=True), facts(noise)]
-        return [Section("Rungs", tuple(tables), _NOTE), *rates_sections([cell for cell, _ in self.fitted], self.point)]
+        return [Section("Rungs", tuple(tables), _NOTE)]
 
     def caveats(self) -> list[str]:
         lines = ["One order of the changes: what a step does may depend on the steps before it."]
@@ -216,10 +201,10 @@ class Ladder(Analysis):
             "change": self.labels[place],
             "runs": str(rung.runs) if rung else "0",
             "val loss (nats/token)": number(rung.loss if rung else None),
-            "step (nats/token)": interval(rung.step) if rung and rung.step else "",
-            "p": f"{rung.step_p:.2g}" if rung and rung.step_p is not None else "",
-            "total (nats/token)": interval(rung.total) if rung and rung.total else "",
-            "published step": number(self.published[place], 3, sign=True),
+            "step (nats/token)": interval(rung.step if rung else None),
+            "p": number(rung.step_p if rung else None, ".2g"),
+            "total (nats/token)": interval(rung.total if rung else None),
+            "published step": number(self.published[place], "+.3f"),
         }
 
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from analysis.cells import Cell, split_cells
-from analysis.studies.comparing import MOST, Comparison, compare
-from analysis.studies.tables import rates_sections
+from analysis.studies.comparing import MOST, Comparison, compare, comparison_drawings, comparison_warnings
 from analysis.studies.types import Analysis, Drawing, Reading, Section
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
 
@@ -24,10 +22,6 @@ class Memories(Analysis):
         "A share is the part of the sparse parameters held by routed experts; the memory holds the rest. A difference "
         "is told from noise where Holm's correction for the number of differences leaves it."
     )
-
-    @cached_property
-    def cells(self) -> list[Cell]:
-        return split_cells(self.results.trials, self.axis)
 
     @cached_property
     def compared(self) -> list[Comparison]:
@@ -64,16 +58,13 @@ class Memories(Analysis):
         return [each.reading() for each in self.compared]
 
     def remarks(self) -> list[str]:
-        return [line for each in self.compared for line in each.warnings(self.results.described.get("model") or {})]
+        return comparison_warnings(self.compared, self.results)
 
     def drawings(self) -> list[Drawing]:
-        names = [
-            f"memories-{place}" if len(self.compared) > 1 else "memories" for place in range(1, len(self.compared) + 1)
-        ]
-        return [drawn for each, name in zip(self.compared, names, strict=True) if (drawn := each.drawing(name))]
+        return comparison_drawings(self.compared, "memories")
 
     def sections(self) -> list[Section]:
-        return [*(each.section() for each in self.compared), *rates_sections(self.cells, self.point)]
+        return [each.section() for each in self.compared]
 
     def caveats(self) -> list[str]:
         return [

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pandas as pd
 
 from analysis import prose
-from analysis.cells import Cell, split_cells
+from analysis.cells import Cell
 from analysis.figures.simplex import simplex_figure
 from analysis.fits.simplex import TIMES, fit_simplex
 from analysis.fits.simplex_result import JOIN, SimplexFit
-from analysis.status import Status
-from analysis.studies.records import record
-from analysis.studies.tables import facts, interval, number, rates_sections
-from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
+from analysis.studies.tables import facts, interval, number, of_cells, status_facts
+from analysis.studies.types import CellAnalysis, Drawing, Reading, Section, Table
 from sparsemem.mechanisms import label
 
 SHARE = "share_"
 
 
 @dataclass(frozen=True)
-class Simplex(Analysis):
+class Simplex(CellAnalysis[SimplexFit]):
     """One surface over the mixes of three pools a cell."""
 
     point: ClassVar[str] = "mix"
@@ -49,29 +46,23 @@ class Simplex(Analysis):
     def axis(self) -> tuple[str, ...]:
         return tuple(SHARE + pool for pool in self.pools)
 
-    @cached_property
-    def fitted(self) -> list[tuple[Cell, SimplexFit]]:
-        return [(cell, fit_simplex(cell.trials, self.pools)) for cell in split_cells(self.results.trials, self.axis)]
-
-    def check(self) -> None:
-        _ = self.pools
-
-    def fits(self) -> list[dict[str, Any]]:
-        return [record(cell, fit.to_dict(), self.point) for cell, fit in self.fitted]
+    def fit(self, cell: Cell) -> SimplexFit:
+        return fit_simplex(cell.trials, self.pools)
 
     def readings(self) -> list[Reading]:
         names = {pool: label(pool) for pool in self.pools}
-        return [Reading(cell.label, fit.summary(names), fit.status is Status.CONVERGED) for cell, fit in self.fitted]
+        return [Reading.of(cell.label, fit, names) for cell, fit in self.fitted]
 
     def drawings(self) -> list[Drawing]:
-        data = simplex_data([(cell, fit) for cell, fit in self.fitted if len(cell.trials)])
+        data = of_cells([(cell.label, fit.drawn()) for cell, fit in self.fitted if len(cell.trials)])
         if data.empty:
             return []
+        measured = [name for name in ("loss", "tie", "runs") if name in data]
+        data = data[["cell", "status", "series", *(name for name in data if name.startswith(SHARE)), *measured]]
         return [Drawing("simplex", _caption(set(data["series"])), simplex_figure, data)]
 
     def sections(self) -> list[Section]:
-        sections = [Section(cell.label, self._tables(fit)) for cell, fit in self.fitted]
-        return [*sections, Section("", (), _LAWS), *rates_sections([cell for cell, _ in self.fitted], self.point)]
+        return [*(Section(cell.label, self._tables(fit)) for cell, fit in self.fitted), Section("", (), _LAWS)]
 
     def caveats(self) -> list[str]:
         finished, lines = self.results.finished, []
@@ -84,19 +75,13 @@ class Simplex(Analysis):
 
     def _tables(self, fit: SimplexFit) -> tuple[Table, ...]:
         pairs = [
-            ("status", str(fit.status).replace("_", " ")),
-            ("law", fit.law),
-            ("runs, mixes, seeds", f"{len(fit.rows)}, {len(fit.points)}, {fit.seeds}"),
+            *status_facts(fit, "runs, mixes, seeds", len(fit.points), fit.seeds, law=fit.law),
             *((f"best share of {_called(pool)}", interval(share, 3)) for pool, share in fit.argmin.items()),
+            ("tied with it, part of the sampled mixes", number(fit.tied_part, ".1%")),
+            ("paired noise, sd (nats/token)", number(fit.paired_sd)),
+            ("spread between seeds, sd (nats/token)", number(fit.seed_sd)),
+            ("lack of fit, p", number(fit.lack_of_fit_p, ".2g")),
         ]
-        for name, value, form in (
-            ("tied with it, part of the sampled mixes", fit.tied_part, ".1%"),
-            ("paired noise, sd (nats/token)", fit.paired_sd, ".4f"),
-            ("spread between seeds, sd (nats/token)", fit.seed_sd, ".4f"),
-            ("lack of fit, p", fit.lack_of_fit_p, ".2g"),
-        ):
-            if value is not None:
-                pairs.append((name, format(value, form)))
         gains = [("loss at the best mix", fit.loss_at_best), ("gain of a third pool", fit.third_pool_gain)]
         gains += [(f"gain over the best {_called(edge)}", gain) for edge, gain in fit.edge_gains.items()]
         gains += [(f"gain over {_called(pool)} alone", gain) for pool, gain in fit.corner_gains.items()]
@@ -104,29 +89,28 @@ class Simplex(Analysis):
         laws = [
             {
                 "law": f"{law.law} (used)" if law.law == fit.law else law.law,
-                "left-out error": number(law.left_out_error, 5),
-                "AICc": number(law.aicc, 1),
-                "lack of fit": "" if law.lack_of_fit_p is None else f"{law.lack_of_fit_p:.2g}",
+                "left-out error": number(law.left_out_error, ".5f"),
+                "AICc": number(law.aicc, ".1f"),
+                "lack of fit": number(law.lack_of_fit_p, ".2g"),
                 "best mix": " / ".join(f"{share:.2f}" for share in law.argmin),
             }
             for law in fit.candidates
         ]
-        tables = [facts(pairs)]
-        if laws:
-            order = " / ".join(map(_called, self.pools))
-            tables += [
-                facts(
-                    [(name, interval(gain)) for name, gain in gains if gain],
-                    "Loss and gains (nats/token), with 95% intervals.",
-                ),
-                facts(places, "Pools in the best mix, part of the resamples."),
-                Table(pd.DataFrame(laws), f"Laws tried, errors in nats/token; a mix is {order}."),
-                facts(
-                    [(_called(name), interval(value)) for name, value in fit.parameters.items()],
-                    "Parameters, with 95% intervals.",
-                ),
-            ]
-        return tuple(tables)
+        if not laws:
+            return (facts(pairs),)
+        return (
+            facts(pairs),
+            facts([(name, interval(gain)) for name, gain in gains], "Loss and gains (nats/token), with 95% intervals."),
+            facts(places, "Pools in the best mix, part of the resamples."),
+            Table(
+                pd.DataFrame(laws),
+                f"Laws tried, errors in nats/token; a mix is {' / '.join(map(_called, self.pools))}.",
+            ),
+            facts(
+                [(_called(name), interval(value)) for name, value in fit.parameters.items()],
+                "Parameters, with 95% intervals.",
+            ),
+        )
 
 
 def _called(pools: str) -> str:
@@ -160,13 +144,3 @@ def _caption(series: set[str]) -> str:
             "Circles: trained mixes, coloured by their mean for the average seed.",
         )
     )
-
-
-def simplex_data(fitted: Sequence[tuple[Cell, SimplexFit]]) -> pd.DataFrame:
-    """What `simplex_figure` draws -> cell and the columns of `SimplexFit.drawn`."""
-    tables = [fit.drawn().assign(cell=cell.label) for cell, fit in fitted]
-    if not tables:
-        return pd.DataFrame()
-    data = pd.concat(tables, ignore_index=True)
-    measured = [name for name in ("loss", "tie", "runs") if name in data]
-    return data[["cell", "status", "series", *(name for name in data if name.startswith("share_")), *measured]]

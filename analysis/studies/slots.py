@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pandas as pd
 
@@ -20,10 +20,8 @@ from analysis.errors import require_columns
 from analysis.figures.slots import slots_figure
 from analysis.fits.slots import fit_slots
 from analysis.fits.slots_result import MechanismFit, SlotsFit
-from analysis.status import Status
-from analysis.studies.records import record
-from analysis.studies.tables import facts, interval, number, of_cells, rates_sections
-from analysis.studies.types import Analysis, Drawing, Reading, Section, Table
+from analysis.studies.tables import facts, interval, led, noise_fact, number, of_cells, status_facts
+from analysis.studies.types import CellAnalysis, Drawing, Reading, Section, Table
 from analysis.table import shown, si, varied_fields
 from sparsemem.mechanisms import MEMORY_POOLS, label
 
@@ -48,7 +46,7 @@ _NOTE = (
 
 
 @dataclass(frozen=True)
-class Slots(Analysis):
+class Slots(CellAnalysis[SlotsFit]):
     """One line a kind of memory; kinds that the study varies in themselves (row width, heads) count as several."""
 
     point: ClassVar[str] = "row count"
@@ -93,84 +91,68 @@ class Slots(Analysis):
         return trials.assign(mechanism=names)
 
     @cached_property
-    def fitted(self) -> list[tuple[Cell, pd.DataFrame, SlotsFit]]:
-        """Each cell, its finished runs and their fit."""
-        cells = split_cells(self.trials, ("mechanism", "memory_rows"), self._names_a_mechanism)
-        runs = [pd.concat([cell.trials, cell.dense]).sort_index() for cell in cells]
-        return [(cell, own, fit_slots(own)) for cell, own in zip(cells, runs, strict=True)]
+    def cells(self) -> list[Cell]:
+        return split_cells(self.trials, ("mechanism", "memory_rows"), self._names_a_mechanism)
+
+    def fit(self, cell: Cell) -> SlotsFit:
+        return fit_slots(_runs(cell))
 
     def _names_a_mechanism(self, field: str) -> bool:
         return field == ON_TOP or field.startswith(tuple(f"model.{pool}." for pool in self.columns.values()))
 
-    def check(self) -> None:
-        _ = self.columns
-
-    def fits(self) -> list[dict[str, Any]]:
-        return [record(cell, fit.to_dict(), self.point) for cell, _, fit in self.fitted]
-
     def readings(self) -> list[Reading]:
         found = []
-        for cell, _, fit in self.fitted:
+        for cell, fit in self.fitted:
             if fit.message:
                 found.append(Reading(cell.label, f"Status {fit.status}: {fit.message}", False))
             for each in fit.mechanisms:
-                label = ", ".join(part for part in (cell.label, each.mechanism) if part)
-                found.append(Reading(label, each.summary(), each.status is Status.CONVERGED))
+                found.append(Reading.of(", ".join(filter(None, (cell.label, each.mechanism))), each))
         return found
 
     def remarks(self) -> list[str]:
+        alike = tuple(each.label for each in MEMORY_POOLS.values() if each.published_slope)
         lines = []
-        for cell, _, fit in self.fitted:
-            lead = f"{cell.label}: " if cell.label else ""
-            lines += [lead + difference.summary() for difference in fit.differences]
-            alike = tuple(each.label for each in MEMORY_POOLS.values() if each.published_slope)
-            lines += [
-                lead + _beside_print(each) for each in fit.mechanisms if each.slope and each.mechanism.startswith(alike)
-            ]
+        for cell, fit in self.fitted:
+            own = [difference.summary() for difference in fit.differences]
+            own += [_beside_print(each) for each in fit.mechanisms if each.slope and each.mechanism.startswith(alike)]
             if fit.paired_sd is not None:
-                lines.append(
-                    f"{lead}Noise of one run once its seed's common effect is off: {fit.paired_sd:.4f} nats/token (sd)."
+                own.append(
+                    f"Noise of one run once its seed's common effect is off: {fit.paired_sd:.4f} nats/token (sd)."
                 )
+            lines += [led(cell.label, line) for line in own]
         return lines
 
     def drawings(self) -> list[Drawing]:
-        drawn = [
-            (cell.label, runs[runs["mechanism"].notna()], fit) for cell, runs, fit in self.fitted if fit.mechanisms
+        published = "OverEncoding, published", PUBLISHED
+        tables = [
+            (cell.label, fit.table(_runs(cell)[lambda runs: runs["mechanism"].notna()], published))
+            for cell, fit in self.fitted
+            if fit.mechanisms
         ]
-        if not drawn:
-            return []
-        data = of_cells(
-            [(label, fit.table(runs, ("OverEncoding, published", PUBLISHED))) for label, runs, fit in drawn]
-        )
-        return [Drawing("slots", _CAPTION, slots_figure, data)]
+        return Drawing.of_any("slots", _CAPTION, slots_figure, of_cells(tables))
 
     def sections(self) -> list[Section]:
         tables = []
-        for cell, _, fit in self.fitted:
-            pairs = [("status", str(fit.status).replace("_", " ")), ("runs, seeds", f"{len(fit.rows)}, {fit.seeds}")]
-            pairs += [
-                (f"slope, {each.mechanism} (nats/token)", interval(each.slope)) for each in fit.mechanisms if each.slope
+        for cell, fit in self.fitted:
+            pairs = [
+                *status_facts(fit, "runs, seeds", fit.seeds),
+                *((f"slope, {each.mechanism} (nats/token)", interval(each.slope)) for each in fit.mechanisms),
+                *(
+                    (f"difference of slope, {each.first} less {each.second}", interval(each.difference))
+                    for each in fit.differences
+                ),
+                *(
+                    (f"gain over the backbone, {each.mechanism} (nats/token)", interval(each.gain))
+                    for each in fit.mechanisms
+                ),
+                ("loss of the backbone alone (nats/token)", number(fit.backbone)),
+                *noise_fact(fit),
             ]
-            pairs += [
-                (f"difference of slope, {each.first} less {each.second}", interval(each.difference))
-                for each in fit.differences
-            ]
-            pairs += [
-                (f"gain over the backbone, {each.mechanism} (nats/token)", interval(each.gain))
-                for each in fit.mechanisms
-                if each.gain
-            ]
-            if fit.backbone is not None:
-                pairs.append(("loss of the backbone alone (nats/token)", number(fit.backbone)))
-            if fit.paired_sd is not None:
-                pairs.append(
-                    ("paired noise, sd (nats/token)", f"{fit.paired_sd:.4f} ({fit.noise_df} degrees of freedom)")
-                )
             tables.append(facts(pairs, cell.label))
             laws = [_law_row(each, place) for each in fit.mechanisms for place in range(len(each.laws))]
             if laws:
                 tables.append(Table(pd.DataFrame(laws), "Laws tried.", wide=True))
-        return [Section("", tuple(tables), _NOTE), *rates_sections([cell for cell, _, _ in self.fitted], self.point)]
+        return [Section("", tuple(tables), _NOTE)]
 
     def caveats(self) -> list[str]:
         lines = [
@@ -202,6 +184,11 @@ class Slots(Analysis):
         return lines
 
 
+def _runs(cell: Cell) -> pd.DataFrame:
+    """Finished runs of a cell, the backbone's too, in the order of the plan."""
+    return pd.concat([cell.trials, cell.dense]).sort_index()
+
+
 def _beside_print(fit: MechanismFit) -> str:
     assert fit.slope
     inside = "holds" if fit.slope.low <= PUBLISHED <= fit.slope.high else "does not hold"
@@ -213,14 +200,13 @@ def _beside_print(fit: MechanismFit) -> str:
 
 def _law_row(fit: MechanismFit, place: int) -> dict[str, str]:
     law = fit.laws[place]
-    chance = law.lack_of_fit_p
     return {
         "memory": fit.mechanism if place == 0 else "",
         "law": law.law + (" (preferred)" if law.law == fit.preferred else ""),
-        "AICc": number(law.aicc, 1),
-        "left-out error (nats/token)": number(law.left_out_error, 5),
-        "beyond (nats/token)": number(law.beyond, 4, sign=True),
-        "lack of fit, p": "" if chance is None else f"{chance:.2g}",
+        "AICc": number(law.aicc, ".1f"),
+        "left-out error (nats/token)": number(law.left_out_error, ".5f"),
+        "beyond (nats/token)": number(law.beyond, "+.4f"),
+        "lack of fit, p": number(law.lack_of_fit_p, ".2g"),
         "parameters": "; ".join(f"{name} {interval(value)}" for name, value in law.parameters.items())
         + (f"; {law.note}" if law.note else ""),
     }

@@ -16,7 +16,7 @@ from analysis.cells import Cell, split_cells
 from analysis.figures.sparsity import ENGRAM_SPARSITY, LONGCAT, sparsity_figure
 from analysis.fits.allocation_result import AllocationFit
 from analysis.studies.allocation import Allocation
-from analysis.studies.tables import number
+from analysis.studies.tables import led, number
 from analysis.studies.types import Drawing, Section, Table
 from analysis.table import RHO
 
@@ -76,10 +76,7 @@ class Sparsity(Allocation):
         return (RATIO, *super().along)
 
     def remarks(self) -> list[str]:
-        pays = [
-            (f"{name}: " if name else "") + _pays(group)
-            for name, group in self.points.dropna().groupby("series", sort=False)
-        ]
+        pays = [led(name, _pays(group)) for name, group in self.points.dropna().groupby("series", sort=False)]
         return [*pays, *(each.summary() for each in self.foretold)]
 
     def drawings(self) -> list[Drawing]:
@@ -134,7 +131,7 @@ def _pays(points: pd.DataFrame) -> str:
 
 
 def _interval(row: dict[str, Any], quantity: str, digits: int) -> str:
-    value, low, high = (number(row[f"{quantity}{end}"], digits) for end in ("", "_low", "_high"))
+    value, low, high = (number(row[f"{quantity}{end}"], f".{digits}f") for end in ("", "_low", "_high"))
     return f"{value} ({low} to {high})" if value else ""
 
 

@@ -14,50 +14,58 @@ from analysis.table import as_text, shown
 from sparsemem.config import Tuned
 
 
-def number(value: Any, digits: int = 4, sign: bool = False) -> str:
-    """Fixed digits; '' for none.
+def number(value: Any, form: str = ".4f") -> str:
+    """In the given form; '' for none.
 
-    >>> number(0.01234), number(0.5, 2, sign=True), number(None)
+    >>> number(0.01234), number(0.5, "+.2f"), number(None)
     ('0.0123', '+0.50', '')
     """
-    return "" if value is None or pd.isna(value) else format(value, f"{'+' if sign else ''}.{digits}f")
+    return "" if value is None or pd.isna(value) else format(value, form)
 
 
-def interval(estimate: Estimate, digits: int = 4) -> str:
-    """`0.3500 (0.3100 to 0.3900)`."""
+def interval(estimate: Estimate | None, digits: int = 4) -> str:
+    """`0.3500 (0.3100 to 0.3900)`; '' for none."""
+    if estimate is None:
+        return ""
     return f"{estimate.value:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
 
 
+def led(label: str, sentence: str) -> str:
+    """A sentence on one part of a study, which its label names; '' for a study of one part."""
+    return f"{label}: {sentence}" if label else sentence
+
+
+def numbered(name: str, count: int) -> list[str]:
+    """Names of the figures of so many parts.
+
+    >>> numbered("ladder", 1), numbered("ladder", 2)
+    (['ladder'], ['ladder-1', 'ladder-2'])
+    """
+    return [name] if count == 1 else [f"{name}-{place}" for place in range(1, count + 1)]
+
+
 def facts(pairs: Sequence[tuple[str, str]], title: str = "") -> Table:
-    """Names and values, one line each."""
-    return Table(pd.DataFrame(pairs, columns=["name", "value"]), title, header=False)
+    """Names and values, one line each; those without a value are left out."""
+    return Table(pd.DataFrame([pair for pair in pairs if pair[1]], columns=["name", "value"]), title, header=False)
 
 
-PLANNED = (
-    *(
-        "rho",
-        "share_moe",
-        "total_params",
-        "active_params",
-        "budget_error_total",
-        "budget_error_active",
-        "routed_experts",
-        "shared_width",
-    ),
-    *(
-        "memory_rows",
-        "memory_rows_read",
-        "memory_params",
-        "memory_flops_share",
-        "flops_per_token",
-        "memory_bytes_per_token",
-    ),
-)
-"""Columns of `trials.csv` that say what a point of the plan came to."""
+def status_facts(fit: Any, counted: str, *counts: int, law: str = "") -> list[tuple[str, str]]:
+    """Status and law of a fit, and over how much it is: its runs, then `counts`, as `counted` names them."""
+    numbers = ", ".join(map(str, (len(fit.rows), *counts)))
+    return [("status", str(fit.status).replace("_", " ")), ("law", law), (counted, numbers)]
+
+
+def noise_fact(fit: Any) -> list[tuple[str, str]]:
+    """The noise of a fit that is paired by seed; none where no seed is repeated."""
+    if fit.paired_sd is None:
+        return []
+    return [("paired noise, sd (nats/token)", f"{fit.paired_sd:.4f} ({fit.noise_df} degrees of freedom)")]
 
 
 def of_cells(tables: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
-    """What is drawn of several cells, the label of each in the first column, `cell`."""
+    """What is drawn of several cells, the label of each in the first column, `cell`; empty for no cell."""
+    if not tables:
+        return pd.DataFrame()
     data = pd.concat([table.assign(cell=label) for label, table in tables], ignore_index=True)
     return data[["cell", *data.columns.drop("cell")]]
 
@@ -70,7 +78,7 @@ def tuned_sections(tuned: Tuned | None) -> list[Section]:
     for winner in tuned.winners:
         row = {path: _told(value) for path, value in winner.at.items()} or {"point": "all trials"}
         row |= {f"{path} (tuned)": _told(value) for path, value in winner.values.items()}
-        row["val loss (nats/token)"] = "" if winner.val_loss is None else number(winner.val_loss)
+        row["val loss (nats/token)"] = number(winner.val_loss)
         row["values tried"] = ", ".join(f"{tried}" for tried in winner.tried.values())
         row["doubt"] = "; ".join(f"{path} {why}" for path, why in winner.doubts().items())
         rows.append(row)
@@ -93,8 +101,7 @@ def rates_sections(cells: Sequence[Cell], noun: str) -> list[Section]:
     """The check of the learning rate, where several were tried at a point; empty otherwise."""
     tables = []
     for cell in cells:
-        if len(cell.rates):
-            rates = cell.rates
+        if len(rates := cell.rates):
             measured = {
                 "learning rate": [f"{rate:g}" for rate in rates[RATE]],
                 "shared seeds": [str(seeds) for seeds in rates["seeds"]],

@@ -7,20 +7,26 @@ may fail for want of finished trials.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.cells import split_cells
+from analysis.cells import Cell, split_cells
 from analysis.errors import AnalysisError
 from analysis.fits.noise import seed_model
-from analysis.fits.types import written
+from analysis.fits.types import Fit, written
 from analysis.results import Results
+from analysis.status import Status
+from analysis.table import TPP
+
+F = TypeVar("F", bound=Fit)
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,11 @@ class Reading:
     sentences: str
     sure: bool
     """Whether the fit's numbers may be quoted (`Status.CONVERGED`); the page marks the others."""
+
+    @classmethod
+    def of(cls, label: str, fit: Any, *words: Any) -> Reading:
+        """What a fit, or a part of one, says; `words` are for its `summary`."""
+        return cls(label, fit.summary(*words), fit.status is Status.CONVERGED)
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,13 @@ class Drawing:
         numbers = {name: column.map(written) for name, column in self.data.items() if column.dtype == float}
         object.__setattr__(self, "data", self.data.assign(**numbers))
         object.__setattr__(self, "figure", self.draw(self.data))
+
+    @classmethod
+    def of_any(
+        cls, name: str, caption: str, draw: Callable[[pd.DataFrame], Figure], data: pd.DataFrame
+    ) -> list[Drawing]:
+        """The figure, where there is anything to draw."""
+        return [] if data.empty else [cls(name, caption, draw, data)]
 
 
 @dataclass(frozen=True)
@@ -92,13 +110,18 @@ class Analysis(ABC):
         """Columns of `trials.csv` that tell one point from another."""
         return ("rho",)
 
-    @abstractmethod
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """What the study varies beside its points, each apart; refuses results that are not of this kind."""
+        return split_cells(self.results.trials, self.axis)
+
     def check(self) -> None:
         """Refuse trials, planned or finished, that are not of this kind.
 
         Raises:
             AnalysisError: the trials do not hold what this kind of study needs.
         """
+        _ = self.cells
 
     def foresee(self) -> list[str]:
         """What can be said of planned trials before they are trained: what the report will not be able to tell."""
@@ -115,14 +138,8 @@ class Analysis(ABC):
                 point_N = np.unique(runs[axis].to_numpy(float).round(9), axis=0, return_inverse=True)[1].ravel()
                 model = seed_model(point_N, runs["val_loss"].to_numpy(), runs["seed"].to_numpy())
                 if model.df and model.sd > 0:
-                    found.append(
-                        {
-                            "label": cell.label,
-                            "tokens": float(runs["tokens"].median()),
-                            "paired_sd": model.sd,
-                            "df": model.df,
-                        }
-                    )
+                    tokens = float(runs["tokens"].median())
+                    found.append({"label": cell.label, "tokens": tokens, "paired_sd": model.sd, "df": model.df})
         return found
 
     @abstractmethod
@@ -161,3 +178,33 @@ class Analysis(ABC):
         """
         if not holds:
             raise AnalysisError(f"{self.results.folder}: {problem}; {remedy}")
+
+
+class CellAnalysis(Analysis, Generic[F]):
+    """A kind of study that fits one law to each cell."""
+
+    @abstractmethod
+    def fit(self, cell: Cell) -> F:
+        """The law of one cell."""
+
+    @cached_property
+    def fitted(self) -> list[tuple[Cell, F]]:
+        """Every cell with its fit."""
+        return [(cell, self.fit(cell)) for cell in self.cells]
+
+    def fits(self) -> list[dict[str, Any]]:
+        return [self.record(cell, fit.to_dict()) for cell, fit in self.fitted]
+
+    def readings(self) -> list[Reading]:
+        return [Reading.of(cell.label, fit) for cell, fit in self.fitted]
+
+    def record(self, cell: Cell, fit: dict[str, Any]) -> dict[str, Any]:
+        """What fits.json says beside the fit's own numbers: the cell, and how learning rates were chosen."""
+        if len(cell.rates):
+            chosen = f"chosen per {self.point}: least mean validation loss over the seeds that its rates share"
+            fit = fit | {
+                "conventions": fit["conventions"] | {"learning_rate": chosen},
+                "learning_rates": json.loads(cell.rates.to_json(orient="records")),
+            }
+        planned = cell.planned if len(cell.planned) else cell.dense
+        return {"cell": cell.fields, TPP: float(planned[TPP].median()) if TPP in planned else None, **fit}
