@@ -178,7 +178,8 @@ def _check(config: Model, budget: Budget, shares: Mapping[str, float], sizes: Si
         if abs(account.share(pool) - share) > SHARE_TOLERANCE:
             raise ConfigError(
                 f"field `shares.{pool}` has the value {share:g}, which no whole sizes come to within "
-                f"{SHARE_TOLERANCE:g}; the nearest feasible value is {account.share(pool):.4g}"
+                f"{SHARE_TOLERANCE:g} of the {account.sparse_params:,} sparse parameters that P_tot leaves; the "
+                f"nearest feasible value is {account.share(pool):.4g}"
                 + (
                     f". Smaller experts (`{EXPERTS.field('expert_width')}`) make finer shares"
                     if EXPERTS.of(config)

@@ -371,7 +371,10 @@ def _tune(arguments: argparse.Namespace) -> int:
     else:
         path = os.path.relpath(winners.resolve(), arguments.study.resolve().parent)
         line = f"tuned: {path if re.fullmatch(r'[A-Za-z0-9_./-]+', path) else json.dumps(path)}"
-        taken = f"winners  {winners}\nto take them, put this line into {arguments.study}:\n{line}"
+        taken = (
+            f"winners  {winners}\nto take them, put this line into {arguments.study}, under another `study` name if "
+            f"its trials so far are to keep their report:\n{line}"
+        )
         print(f"{describe_outcomes(outcomes, study.tune)}\n\n{taken}")
     if any(outcome.statuses.get("failed") or not outcome.winner for outcome in outcomes):
         _say("running the same command again tries failed trials once more")

@@ -212,7 +212,7 @@ def _smaller(name: str, model: Mapping[str, Any]) -> str:
         if len(layers := settings.get("layers") or ()) > 1:
             tried.append(f"`model.{pool}.layers=[{', '.join(map(str, layers[: len(layers) // 2]))}]`")
     return (
-        f"To lessen it, try {' or '.join(tried)}."
+        f"To lessen it, try {' or '.join(tried)}; `plan` says where the budget must follow."
         if tried
         else "To lessen it, give it fewer layers, heads or a smaller `key_dim`."
     )

@@ -368,9 +368,8 @@ def study_lock(folder: Path) -> Iterator[None]:
             file = held.enter_context(locked(lock, wait=False))
         except BlockingIOError:
             holder = lock.read_text(encoding="utf-8").strip() or "another process"
-            raise ConfigError(
-                f"{folder}: is being run by {holder}; wait for it or stop it, `sparsemem status {folder}` shows it"
-            ) from None
+            shown = f", `sparsemem status {folder}` shows it" if (folder / "study.yaml").exists() else ""  # no search
+            raise ConfigError(f"{folder}: is being run by {holder}; wait for it or stop it{shown}") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

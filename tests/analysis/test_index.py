@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from analysis import AnalysisError, write_index, write_report
+from analysis.__main__ import main
 
 New = Callable[..., Path]
 
@@ -66,3 +67,13 @@ def test_a_study_without_a_report_is_refused_with_the_command(study: Path) -> No
         write_index([study])
     with pytest.raises(AnalysisError, match="at least one study"):
         write_index([])
+
+
+def test_a_table_in_place_of_a_folder_is_refused_with_what_to_type(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "losses.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(SystemExit) as refused:
+        main(["allocation", str(tmp_path / "losses.csv")])
+    assert refused.value.code == 2
+    assert f"python -m analysis fit --law LAW {tmp_path / 'losses.csv'}" in capsys.readouterr().err
