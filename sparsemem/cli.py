@@ -37,6 +37,7 @@ in memory tables? Write a study in YAML, look at its plan, run it, read its repo
   sparsemem status runs/allocation-quick --watch   how far it is, from another terminal
   sparsemem tune my-study.yaml                     find the learning rate at each share, apart from the study
   sparsemem report runs/allocation-quick           fits, figures and report again, from the result files
+  sparsemem evaluate runs/my-study/trials/ID       loss of a kept model on its held-out text or on yours
   sparsemem pack runs/allocation-quick             all finished trials' files in one, to keep or to commit
   sparsemem bench step                             speed of a training step here; more with `sparsemem bench --help`
 
@@ -198,6 +199,25 @@ def _parser() -> Parser:
     )
     does = "put the files of finished trials into one, which every command reads as it reads folders"
     pack = add("pack", _pack, does, "sparsemem pack results/allocation-quick")
+    evaluate = add(
+        "evaluate",
+        _evaluate,
+        "give the loss of a kept model (`run.keep_models`) on a text, also by document and by how often n-grams occur "
+        "in the training text",
+        "sparsemem evaluate runs/my-study/trials/0123456789ab --text corpus/*.txt",
+    )
+    evaluate.add_argument("folder", type=Path, metavar="DIR", help="folder of a trial, or a copy of its three files")
+    evaluate.add_argument(
+        "--text", nargs="+", default=[], metavar="FILE", help="texts or globs (default: the trial's held-out text)"
+    )
+    evaluate.add_argument(
+        "--train",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="texts to count n-grams in (default: the trial's training text, where the cache still has it)",
+    )
+    evaluate.add_argument("--json", action="store_true", help="print one object: loss, documents, ngrams")
     for sub in (report, pack):
         sub.add_argument("folder", type=Path, metavar="DIR", help="results folder of one study")
     status.add_argument(
@@ -424,6 +444,25 @@ def _pack(arguments: argparse.Namespace) -> int:
     from sparsemem.study.pack import pack_study
 
     print(pack_study(arguments.folder, _say))
+    return DONE
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from sparsemem.study.evaluation import describe_evaluation
+    from sparsemem.train.kept import load_model
+    from sparsemem.train.loop import default_device
+    from sparsemem.train.text_loss import evaluate, held_out_text, read_text, training_ids
+
+    kept, base = load_model(arguments.folder, default_device()), Path.cwd()
+    text = read_text(kept, arguments.text, base, "--text") if arguments.text else held_out_text(kept)
+    train = training_ids(kept, arguments.train, base)
+    found = evaluate(kept, text, train)
+    print(json.dumps(found, indent=2) if arguments.json else describe_evaluation(found))
+    if train is None:
+        _say(
+            f"nothing is said of n-grams: the cache does not hold the corpus {kept.corpus} that this model was trained "
+            "on; give its training text by --train FILE"
+        )
     return DONE
 
 

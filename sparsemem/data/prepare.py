@@ -29,6 +29,7 @@ from sparsemem.data.canonical import canonical_table
 from sparsemem.data.corpus import Corpus, Document, refused
 from sparsemem.data.files import is_undivided, open_files
 from sparsemem.data.hub import open_hub
+from sparsemem.data.ngrams import overlap
 from sparsemem.data.python_source import open_python_source
 from sparsemem.data.selection import Selection, fair_share, hold_out_by_size, select
 from sparsemem.data.tokenizer import SEPARATOR, load_tokenizer, tokenize, train_tokenizer
@@ -429,31 +430,3 @@ def _packages(sides: Mapping[str, Sequence[tuple[Document, int]]], versions: Map
                 {"name": name, "version": versions[name], "files": len(counts), "bytes": sum(counts), "split": split}
             )
     return entries
-
-
-def overlap(train: npt.NDArray[Any], val: npt.NDArray[Any], order: int, separator: int) -> float:
-    """Share of the held-out n-grams, repeats counted, that also occur in the training text; none across a document's
-    end.
-    """
-    within = ~np.lib.stride_tricks.sliding_window_view(val == separator, order).any(axis=1)
-    wanted = _ngram_hashes(val, order)[within]
-    found = np.zeros(len(wanted), dtype=bool)
-    mask = np.uint64((1 << 22) - 1)
-    may_match = np.zeros(1 << 22, dtype=bool)  # sieves out most training n-grams, so that few are sorted
-    may_match[wanted & mask] = True
-    chunk = 1 << 24  # bounds memory
-    for start in range(0, len(train), chunk):
-        hashes = _ngram_hashes(train[start : start + chunk + order - 1], order)
-        hashes = np.sort(hashes[may_match[hashes & mask]])
-        if len(hashes):
-            found |= hashes[np.minimum(np.searchsorted(hashes, wanted), len(hashes) - 1)] == wanted
-    return float(found.mean()) if len(found) else 0.0
-
-
-def _ngram_hashes(ids: npt.NDArray[Any], order: int) -> npt.NDArray[np.uint64]:
-    """Multilinear hashes of all n-grams, uint64 [len(ids) - order + 1]."""
-    count = max(0, len(ids) - order + 1)
-    hashes = np.zeros(count, dtype=np.uint64)
-    for i, multiplier in enumerate(np.random.PCG64(0).random_raw(order) | np.uint64(1)):
-        hashes += ids[i : i + count].astype(np.uint64) * multiplier
-    return hashes

@@ -138,7 +138,7 @@ def select(
         return kept
 
     unit_room = fair_share(_unit_sizes(held_out).values(), validation_bytes)
-    held = keep(_levelled(held_out), validation_bytes, unit_room, held_table, ())
+    held = keep(levelled(held_out), validation_bytes, unit_room, held_table, ())
     room = max_bytes - sum(len(k.text) for k in held)
     file_room = room
     if level:
@@ -146,7 +146,7 @@ def select(
         for document in documents:
             files[document.package] += document.size
         file_room = level_of(files.values(), room)
-    selection.train = keep(_levelled(documents), room, file_room, train_table, (held_table,))
+    selection.train = keep(levelled(documents), room, file_room, train_table, (held_table,))
     # The other direction: a held-out document that is a small part of a large training document.
     selection.validation = [k for k in held if share_seen(shingles_of(k.text), (train_table,)) < NEAR_SHARE]
     selection.duplicates_near += len(held) - len(selection.validation)
@@ -248,7 +248,7 @@ def cut_utf8(text: bytes, size: int) -> bytes:
     return text if len(text) <= size else codecs.getincrementaldecoder("utf-8")().decode(text[:size]).encode()
 
 
-def _levelled(documents: Iterable[Document]) -> list[Document]:
+def levelled(documents: Iterable[Document]) -> list[Document]:
     """All documents by the bytes of their unit that precede them; within a unit in hashed order."""
     units: dict[str, list[Document]] = {}
     for document in documents:

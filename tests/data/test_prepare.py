@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from sparsemem.config import ConfigError, Data
 from sparsemem.data import Tokens, prepare
-from sparsemem.data.prepare import overlap
+from sparsemem.data.ngrams import occurrences_in, overlap
 
 from .conftest import prose
 
@@ -187,6 +187,18 @@ def test_overlap_by_hand() -> None:
     # Triples: 123 yes, 569 no, 692 no, 923 no.
     assert overlap(train, val, 3, separator=0) == pytest.approx(1 / 4)
     assert overlap(train, val, 8, separator=0) == 0
+
+
+@pytest.mark.parametrize("chunk", [2, 1 << 24])
+def test_occurrences_by_hand(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr("sparsemem.data.ngrams.CHUNK", chunk)
+    train = np.array([1, 2, 1, 2, 0, 1, 2, 3, 0], dtype=np.uint16)
+    text = np.array([1, 2, 3, 0, 2, 9], dtype=np.uint16)
+    assert occurrences_in(train, text, 1, separator=0).tolist() == [3, 3, 1, -1, 3, 0]
+    assert occurrences_in(train, text, 2, separator=0).tolist() == [-1, 3, 1, -1, -1, 0]
+    assert occurrences_in(train, text, 3, separator=0).tolist() == [-1, -1, 1, -1, -1, -1]
+    assert occurrences_in(train, text, 7, separator=0).tolist() == [-1] * 6
+    assert occurrences_in(train, np.zeros(3, np.uint16), 2, separator=0).tolist() == [-1] * 3
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
