@@ -17,12 +17,12 @@ from matplotlib.patches import Patch
 from analysis.figures.style import (
     COLOURS,
     GREY,
+    HATCHED,
     LIGHT,
-    LINES,
-    MARKERS,
     ONE_COLUMN,
-    TWO_COLUMNS,
+    look,
     new_figure,
+    panels,
     share_axis,
     style,
 )
@@ -57,9 +57,8 @@ def allocation_figure(data: pd.DataFrame) -> Figure:
 def _published(axes: Axes, low: float, high: float) -> dict[str, Line2D | Patch]:
     if not (low < PUBLISHED[0] and high > PUBLISHED[1]):
         return {}
-    hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.6", "hatch": "/////", "linewidth": 0}
-    axes.axvspan(*PUBLISHED, zorder=0.5, **hatched)  # above the tied range
-    return {"published optimum (Engram)": Patch(**hatched)}
+    axes.axvspan(*PUBLISHED, zorder=0.5, **HATCHED)  # above the tied range
+    return {"published optimum (Engram)": Patch(**HATCHED)}
 
 
 def share_figure(
@@ -73,26 +72,19 @@ def share_figure(
         published: marks in a panel, whose shares run from low to high, where the literature puts the optimum; returns
             the legend's entries.
     """
-    names = list(dict.fromkeys(data["cell"]))
-    columns = 2 if len(names) == 4 else min(len(names), 3)
-    rows = -(-len(names) // columns)
+    cells = data.groupby("cell", sort=False)
+    columns = 2 if len(cells) == 4 else min(len(cells), 3)
     with style():
-        width = ONE_COLUMN if columns == 1 else TWO_COLUMNS
-        figure = new_figure(width, 0.45 + 2.45 * rows)
-        grid = figure.subplots(rows, columns, squeeze=False)
+        figure, drawn = panels(len(cells), columns, 0.45, 2.45)
         used: dict[str, Line2D | Patch] = {}
-        for place, axes in enumerate(grid.flat):
-            if place >= len(names):
-                axes.set_visible(False)
-                continue
-            cell = data[data["cell"] == names[place]]
+        for place, (axes, (name, cell)) in enumerate(zip(drawn, cells, strict=True)):
             shares = cell["share"][cell["series"] == "run"]
             used |= published(axes, shares.min(), shares.max())
-            used |= _panel(axes, cell, COLOURS[place % len(COLOURS)], COLOURS[0] if len(names) == 1 else GREY)
+            used |= _panel(axes, cell, COLOURS[place % len(COLOURS)], COLOURS[0] if len(cells) == 1 else GREY)
             share_axis(axes, shares.min(), shares.max(), label)
-            axes.set_title(names[place])
-            if place % columns == 0:
-                axes.set_ylabel("Validation loss (nats/token)")
+            axes.set_title(str(name))
+        for axes in drawn[::columns]:
+            axes.set_ylabel("Validation loss (nats/token)")
         figure.legend(used.values(), used.keys(), loc="outside lower center", ncols=4 if columns > 1 else 2)
         return figure
 
@@ -107,17 +99,16 @@ def _panel(axes: Axes, data: pd.DataFrame, colour: str, key: str) -> dict[str, L
             axes.axvspan(low, high, color=LIGHT, linewidth=4, zorder=0)  # its edge shows a share that is tied alone
         used["tied with the best share"] = Patch(color=LIGHT, linewidth=0)
     for marker, seed in zip(itertools.cycle(SEED_MARKERS), sorted(runs["seed"].unique()), strict=False):
-        open_marker: dict[str, Any] = {"marker": marker, "linestyle": "", "markersize": 2.8, "markerfacecolor": "white"}
-        open_marker |= {"markeredgecolor": GREY, "markeredgewidth": 0.6}
-        axes.plot(shares[runs["seed"] == seed], runs["loss"][runs["seed"] == seed], **open_marker)
-        used[f"seed {seed}"] = Line2D([], [], **open_marker)
+        run: dict[str, Any] = {"marker": marker, "linestyle": "", "markersize": 2.8, "markerfacecolor": "white"}
+        run |= {"markeredgecolor": GREY, "markeredgewidth": 0.6}
+        axes.plot(shares[runs["seed"] == seed], runs["loss"][runs["seed"] == seed], **run)
+        used[f"seed {seed}"] = Line2D([], [], **run)
     if "curve" in series:
         curve, means = series["curve"], series["mean"]
         axes.fill_between(curve["share"], curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)
         axes.plot(curve["share"], curve["loss"], color=colour)
-        axes.errorbar(
-            means["share"], means["loss"], means["high"] - means["loss"], fmt="o", color=colour, elinewidth=0.8
-        )
+        error = means["high"] - means["loss"]
+        axes.errorbar(means["share"], means["loss"], error, fmt="o", color=colour, elinewidth=0.8)
         used["mean, paired s.e."] = Line2D([], [], color=key, marker="o", linestyle="")
         used[f"fit, {percent()} band"] = Line2D([], [], color=key)
     if "dense" in series:
@@ -128,15 +119,8 @@ def _panel(axes: Axes, data: pd.DataFrame, colour: str, key: str) -> dict[str, L
             axes.axhline(loss, **dotted)
             used["dense, same P_act"] = Line2D([], [], **dotted)
         else:  # a line so far off would flatten the curve
-            axes.text(
-                0.5,
-                0.97,
-                f"dense, same P_act: {loss:.3f}",
-                transform=axes.transAxes,
-                ha="center",
-                va="top",
-                fontsize=6.5,
-            )
+            place: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "top", "fontsize": 6.5}
+            axes.text(0.5, 0.97, f"dense, same P_act: {loss:.3f}", **place)
     if "optimum" in series:
         best, status = series["optimum"].iloc[0], data["status"].iloc[0]
         star: dict[str, Any] = {"marker": "*", "markersize": 7, "markeredgecolor": "black", "markeredgewidth": 0.6}
@@ -158,13 +142,9 @@ def differences_figure(data: pd.DataFrame) -> Figure:
         axes = figure.subplots()
         axes.axhline(0, color=GREY, linewidth=0.6)
         for place, (name, group) in enumerate(data.groupby("cell", sort=False)):
-            look: dict[str, Any] = {
-                "color": COLOURS[place % len(COLOURS)],
-                "marker": MARKERS[place % len(MARKERS)],
-                "linestyle": LINES[place % len(LINES)],
-            }
+            error = group["se_seeds"]
             axes.errorbar(
-                group["share_moe"], group["difference"], group["se_seeds"], elinewidth=0.8, label=name or None, **look
+                group["share_moe"], group["difference"], error, elinewidth=0.8, label=name or None, **look(place)
             )
         axes.set_ylabel(f"Loss less that of {RHO} = 1 (nats/token)")
         share_axis(axes, data["share_moe"].min(), data["share_moe"].max(), SHARE_LABEL)

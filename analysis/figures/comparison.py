@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.style import COLOURS, GREY, LINES, MARKERS, TWO_COLUMNS, new_figure, style
+from analysis.figures.style import GREY, TWO_COLUMNS, look, new_figure, reach, style
 from analysis.table import RHO
 
 LABEL_CHARACTERS = 44
@@ -35,12 +35,9 @@ def comparison_figure(data: pd.DataFrame) -> Figure:
         _levels(left, data)
         draw_differences(right, differences)
         handles, labels = left.get_legend_handles_labels()
-        handles += [
-            Line2D([], [], linestyle="", **look)
-            for name, look in LOOKS.items()
-            if (differences["verdict"] == name).any()
-        ]
-        labels += [f"{name} (95% interval)" for name in LOOKS if (differences["verdict"] == name).any()]
+        for verdict in (each for each in LOOKS if (differences["verdict"] == each).any()):
+            handles.append(Line2D([], [], linestyle="", **LOOKS[verdict]))
+            labels.append(f"{verdict} (95% interval)")
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
         return figure
 
@@ -50,18 +47,13 @@ def draw_differences(axes: Axes, data: pd.DataFrame) -> None:
     with style():
         places = np.arange(len(data)) + 0.5
         axes.axvline(0, color=GREY, linewidth=0.6, zorder=0)
-        for verdict, look in LOOKS.items():
+        for verdict, own_look in LOOKS.items():
             own = (data["verdict"] == verdict).to_numpy()
-            rows = data[own]
-            reach = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
-            axes.errorbar(rows["value"], places[own], xerr=reach, linestyle="", elinewidth=0.9, capsize=0, **look)
+            error: dict[str, Any] = {"xerr": reach(data[own]), "linestyle": "", "elinewidth": 0.9, "capsize": 0}
+            axes.errorbar(data["value"][own], places[own], **error, **own_look)
         several = data["share"].nunique(dropna=False) > 1
-        labels = [
-            textwrap.fill(
-                name + ((", mean" if pd.isna(share) else f", at {share:.4g}") if several else ""), LABEL_CHARACTERS
-            )
-            for name, share in zip(data["name"], data["share"], strict=True)
-        ]
+        at = data["share"].map(lambda share: ", mean" if pd.isna(share) else f", at {share:.4g}") if several else ""
+        labels = [textwrap.fill(label, LABEL_CHARACTERS) for label in data["name"] + at]
         axes.set_yticks(places, labels, fontsize=6.5)
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(max(len(data), 1), 0)
@@ -76,10 +68,9 @@ def _levels(axes: Axes, data: pd.DataFrame) -> None:
     names = list(dict.fromkeys(levels["name"]))
     for place, name in enumerate(names):
         own = levels[levels["name"] == name].sort_values("share")
-        look: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
-        look |= {"linestyle": LINES[place % len(LINES)], "elinewidth": 0.8, "label": name}
         aside = ASIDE * span * (place - (len(names) - 1) / 2)
-        axes.errorbar(own["share"] + aside, own["value"], (own["high"] - own["value"]).to_numpy(), **look)
+        error = (own["high"] - own["value"]).to_numpy()
+        axes.errorbar(own["share"] + aside, own["value"], error, elinewidth=0.8, label=name, **look(place))
     if len(reference):
         black: dict[str, Any] = {"color": "black", "marker": "*", "markersize": 6, "linestyle": "", "elinewidth": 0.8}
         error = (reference["high"] - reference["value"]).to_numpy()

@@ -5,13 +5,14 @@ hides.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.cells import Cell
-from analysis.figures.style import GREY, LINES, MARKERS, ONE_COLUMN, TWO_COLUMNS, count_axis, new_figure, shades, style
+from analysis.figures.style import GREY, ONE_COLUMN, TWO_COLUMNS, count_axis, look, new_figure, shades, style
 from analysis.table import RHO
 
 POINTS = 5_000
@@ -56,10 +57,10 @@ def curves_figure(data: pd.DataFrame) -> Figure:
         grid[0, 0].set_ylabel("Validation loss (nats/token)")
         grid[1, 0].set_ylabel(f"Loss less that of {RHO} = 1\n(nats/token)")
         handles, labels = grid[0, 0].get_legend_handles_labels()
+        where: dict[str, Any] = {"loc": "outside right center"}
         if len(names) == 1:
-            figure.legend(handles, labels, loc="outside lower center", title=RHO, ncols=4)
-        else:
-            figure.legend(handles, labels, loc="outside right center", title=RHO)
+            where = {"loc": "outside lower center", "ncols": 4}
+        figure.legend(handles, labels, title=RHO, **where)
         return figure
 
 
@@ -68,14 +69,7 @@ def _lines(axes: Axes, data: pd.DataFrame, shares: list[float]) -> None:
     many = len(data) > POINTS
     for place, share in enumerate(shares):
         line = data[data["rho"] == share].sort_values("tokens")
-        look = {
-            "color": colours[place],
-            "linestyle": LINES[place % len(LINES)],
-            "marker": MARKERS[place % len(MARKERS)],
-            "markersize": 2.6,
-            "linewidth": 0.9,
-        }
-        axes.plot(line["tokens"], line["mean"], label=f"{share:g}", markevery=max(1, len(line) // 16), **look)
-        axes.fill_between(
-            line["tokens"], line["low"], line["high"], color=colours[place], alpha=0.15, linewidth=0, rasterized=many
-        )
+        own = look(place) | {"color": colours[place], "markersize": 2.6, "linewidth": 0.9}
+        axes.plot(line["tokens"], line["mean"], label=f"{share:g}", markevery=max(1, len(line) // 16), **own)
+        band: dict[str, Any] = {"color": colours[place], "alpha": 0.15, "linewidth": 0, "rasterized": many}
+        axes.fill_between(line["tokens"], line["low"], line["high"], **band)

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.style import LINES, MAP, MARKERS, TWO_COLUMNS, new_figure, shades, style
+from analysis.figures.style import MAP, TWO_COLUMNS, look, new_figure, shades, style, ticks_at
 from analysis.table import si
 
 ASIDE = 1.06
@@ -50,25 +50,13 @@ def _contours(axes: Axes, surface: pd.DataFrame, points: pd.DataFrame) -> None:
     colours: dict[str, Any] = {"cmap": MAP, "vmin": levels[0], "vmax": levels[-1]}
     filled = axes.contourf(x, y, loss, levels=levels, **colours)
     axes.contour(x, y, loss, levels=levels, colors="white", linewidths=0.4)
-    axes.scatter(
-        points["rows"],
-        points["read"],
-        c=points["loss"],
-        s=34,
-        edgecolors="black",
-        linewidths=0.7,
-        clip_on=False,
-        zorder=3,
-        **colours,
-    )
+    circles: dict[str, Any] = {"s": 34, "edgecolors": "black", "linewidths": 0.7, "clip_on": False, "zorder": 3}
+    axes.scatter(points["rows"], points["read"], c=points["loss"], **circles, **colours)
     bar = axes.figure.colorbar(filled, ax=axes, pad=0.06)
     bar.ax.set_title("Validation loss\n(nats/token)", fontsize=6.5)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    _ticks(axes, points, "rows", "x")
-    _ticks(axes, points, "read", "y")
-    axes.set_xlabel("Memory rows")
-    axes.set_ylabel("Rows that a token reads")
+    axes.set(xscale="log", yscale="log", xlabel="Memory rows", ylabel="Rows that a token reads")
+    ticks_at(axes.xaxis, points["rows"], si)
+    ticks_at(axes.yaxis, points["read"], si)
 
 
 def _cuts(axes: Axes, cuts: pd.DataFrame, points: pd.DataFrame) -> None:
@@ -77,24 +65,12 @@ def _cuts(axes: Axes, cuts: pd.DataFrame, points: pd.DataFrame) -> None:
     colours = shades(len(counts))
     for place, count in enumerate(counts):
         cut, own = cuts[np.isclose(cuts["read"], count)], points[points["read"] == count]
-        look: dict[str, Any] = {"color": colours[place]}
-        axes.fill_between(cut["rows"], cut["low"], cut["high"], alpha=0.12, linewidth=0, **look)
-        axes.plot(cut["rows"], cut["loss"], linestyle=LINES[place % len(LINES)], linewidth=1, **look)
-        marker = MARKERS[place % len(MARKERS)]
+        line = look(place) | {"color": colours[place]}
+        axes.fill_between(cut["rows"], cut["low"], cut["high"], alpha=0.12, linewidth=0, color=line["color"])
+        axes.plot(cut["rows"], cut["loss"], linewidth=1, **line | {"marker": ""})
         beside = own["rows"] * ASIDE ** (place - (len(counts) - 1) / 2)
-        axes.errorbar(
-            beside, own["loss"], own["high"] - own["loss"], fmt=marker, elinewidth=0.8, label=si(count), **look
-        )
-    axes.set_xscale("log")
-    _ticks(axes, points, "rows", "x")
-    axes.set_xlabel("Memory rows")
-    axes.set_ylabel("Validation loss (nats/token)")
+        error = own["high"] - own["loss"]
+        axes.errorbar(beside, own["loss"], error, elinewidth=0.8, label=si(count), **line | {"linestyle": ""})
+    axes.set(xscale="log", xlabel="Memory rows", ylabel="Validation loss (nats/token)")
+    ticks_at(axes.xaxis, points["rows"], si)
     axes.legend(title="rows read", loc="center left", bbox_to_anchor=(1.0, 0.5), title_fontsize=6.5)
-
-
-def _ticks(axes: Axes, points: pd.DataFrame, column: str, which: str) -> None:
-    """Ticks at the counts that were trained."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(FixedLocator(sorted(points[column].unique())))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))

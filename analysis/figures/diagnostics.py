@@ -4,13 +4,11 @@ out of it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures.style import COLOURS, GREY, LINES, MARKERS, TWO_COLUMNS, new_figure, share_axis, style
+from analysis.figures.style import GREY, TWO_COLUMNS, look, new_figure, share_axis, style
 
 
 def diagnostics_figure(data: pd.DataFrame, noun: str = "share") -> Figure:
@@ -33,14 +31,8 @@ def diagnostics_figure(data: pd.DataFrame, noun: str = "share") -> Figure:
             used["mean of a share, paired s.e."] = Line2D([], [], color="black", marker="o", linestyle="")
             for place, law in enumerate(laws):
                 off = others[others["law"] == law]
-                look: dict[str, Any] = {
-                    "color": COLOURS[place],
-                    "marker": MARKERS[place],
-                    "linestyle": LINES[place],
-                    "linewidth": 0.8,
-                }
-                right.plot(off["share"], off["error"], **look)
-                used[law] = Line2D([], [], **look)
+                right.plot(off["share"], off["error"], linewidth=0.8, **look(place))
+                used[law] = Line2D([], [], linewidth=0.8, **look(place))
             left.set_title(f"{name}: residuals, {own['law'].iloc[0]}" if name else f"Residuals, {own['law'].iloc[0]}")
             right.set_title(f"{name}: left-out shares" if name else "Left-out shares")
             left.set_ylabel("Mean less law (nats/token)")

@@ -12,10 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import NullLocator
 
 from analysis.figures.allocation import PUBLISHED
-from analysis.figures.style import COLOURS, MARKERS, ONE_COLUMN, new_figure, style
+from analysis.figures.style import COLOURS, HATCHED, MARKERS, ONE_COLUMN, new_figure, reach, style, ticks_at
 from analysis.interval import percent
 from analysis.status import Status
 
@@ -32,9 +31,8 @@ def optimum_figure(data: pd.DataFrame, factor: str) -> Figure:
         figure = new_figure(ONE_COLUMN, 2.7)
         axes = figure.subplots()
         used = _draw(axes, data, factor)
-        hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.6", "hatch": "/////", "linewidth": 0}
-        axes.axhspan(*PUBLISHED, zorder=0.5, **hatched)
-        used["published optimum (Engram)"] = Patch(**hatched)
+        axes.axhspan(*PUBLISHED, zorder=0.5, **HATCHED)
+        used["published optimum (Engram)"] = Patch(**HATCHED)
         figure.legend(used.values(), used.keys(), loc="outside lower center", ncols=2)
         return figure
 
@@ -53,19 +51,15 @@ def _draw(axes: Axes, data: pd.DataFrame, factor: str) -> dict[str, Line2D | Pat
         axes.plot(law["value"], law["optimum"], color=COLOURS[0])
         used[f"all budgets, {percent()} band"] = Line2D([], [], color=COLOURS[0])
     look: dict[str, Any] = {"color": COLOURS[1], "marker": MARKERS[0], "linestyle": ""}
-    errors = np.abs(np.stack([points["optimum"] - points["low"], points["high"] - points["optimum"]]))
-    axes.errorbar(points["value"], points["optimum"], errors, elinewidth=0.8, **look)
+    axes.errorbar(points["value"], points["optimum"], np.abs(reach(points, "optimum")), elinewidth=0.8, **look)
     used[f"one budget, {percent()} interval"] = Line2D([], [], **look)
     doubt = points["status"] != Status.CONVERGED
     if doubt.any():
         axes.plot(points["value"][doubt], points["optimum"][doubt], **look | {"markerfacecolor": "white", "zorder": 3})
         used["in doubt or at an end"] = Line2D([], [], **look | {"markerfacecolor": "white"})
+    sampled = points["value"] if len(points) else law["value"].iloc[[0, -1]]
     axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(NullLocator())
-    sampled = sorted(points["value"].unique()) if len(points) else sorted(law["value"].iloc[[0, -1]])
-    axes.set_xticks(sampled, [f"{value:.2g}" for value in sampled])
-    axes.set_xlim(sampled[0] / 1.25, sampled[-1] * 1.25)
-    axes.set_ylim(-0.05, 1.05)
-    axes.set_xlabel(LABELS[factor])
-    axes.set_ylabel("Best share")
+    ticks_at(axes.xaxis, sampled, "{:.2g}".format)
+    axes.set(xlim=(sampled.min() / 1.25, sampled.max() * 1.25), ylim=(-0.05, 1.05))
+    axes.set(xlabel=LABELS[factor], ylabel="Best share")
     return used

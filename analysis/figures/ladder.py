@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures.style import COLOURS, GREY, TWO_COLUMNS, new_figure, style
+from analysis.figures.style import COLOURS, GREY, TWO_COLUMNS, new_figure, reach, style
 
 LABEL_CHARACTERS = 40
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -25,14 +25,8 @@ LOOKS: dict[str, dict[str, Any]] = {
     "not told from noise": {"color": "0.55", "marker": "o", "markerfacecolor": "white"},
 }
 """Verdict on a step -> how it is drawn."""
-PUBLISHED: dict[str, Any] = {
-    "marker": "D",
-    "markersize": 3.6,
-    "linestyle": "",
-    "markerfacecolor": "none",
-    "markeredgecolor": "black",
-    "markeredgewidth": 0.7,
-}
+PUBLISHED: dict[str, Any] = {"marker": "D", "markersize": 3.6, "linestyle": "", "markerfacecolor": "none"}
+PUBLISHED |= {"markeredgecolor": "black", "markeredgewidth": 0.7}
 
 
 def ladder_figure(data: pd.DataFrame) -> Figure:
@@ -89,25 +83,16 @@ def _steps(axes: Axes, data: pd.DataFrame, middles: pd.Series) -> None:
 
 def _totals(axes: Axes, data: pd.DataFrame, middles: pd.Series) -> None:
     measured = data[data["value"].notna()]
+    right: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 6.5}
     for rung in data["rung"][data["value"].isna() & (data["rung"] > 0)]:
-        axes.text(
-            0.98,
-            middles[rung],
-            "none to show",
-            transform=axes.get_yaxis_transform(),
-            ha="right",
-            va="center",
-            fontsize=6.5,
-            color=GREY,
-        )
+        axes.text(0.98, middles[rung], "none to show", color=GREY, **right)
     axes.plot(measured["value"], middles[measured["rung"]], color="0.75", linewidth=0.8, zorder=1)
     _intervals(axes, measured, middles, color="black", fmt="o")
     _published(axes, data, middles)
 
 
 def _intervals(axes: Axes, data: pd.DataFrame, middles: pd.Series, **look: Any) -> None:
-    reach = [data["value"] - data["low"], data["high"] - data["value"]]
-    axes.errorbar(data["value"], middles[data["rung"]], xerr=reach, elinewidth=0.9, capsize=0, **look)
+    axes.errorbar(data["value"], middles[data["rung"]], xerr=reach(data), elinewidth=0.9, capsize=0, **look)
 
 
 def _published(axes: Axes, data: pd.DataFrame, middles: pd.Series) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.figures.style import COLOURS, LINES, MARKERS
+from analysis.figures.style import COLOURS, LINES, MARKERS, reach
 from analysis.table import si
 
 COLUMNS = ["series", "group", "x", "loss", "low", "high"]
@@ -22,10 +22,9 @@ COLUMNS = ["series", "group", "x", "loss", "low", "high"]
 
 def runs_of(x: Any, loss: Any, group: Any = np.nan, low: Any = None, high: Any = None) -> pd.DataFrame:
     """Rows `run`."""
+    ends = {"low": np.nan if low is None else low, "high": np.nan if high is None else high}
     table = pd.DataFrame({"series": "run", "x": np.asarray(x), "loss": np.asarray(loss)})
-    return table.assign(
-        group=np.asarray(group), low=np.nan if low is None else low, high=np.nan if high is None else high
-    )[COLUMNS]
+    return table.assign(group=np.asarray(group), **ends)[COLUMNS]
 
 
 def curves_of(predicted: pd.DataFrame, x: str, group: float = np.nan) -> pd.DataFrame:
@@ -43,38 +42,17 @@ def draw_law(ax: Axes, data: pd.DataFrame, x_label: str, y_label: str, group_lab
         own = data if np.isnan(group) else data[data["group"] == group]
         runs, curve, best = (own[own["series"] == name] for name in ("run", "curve", "optimum"))
         colour, marker = colours[place % len(colours)], MARKERS[place % len(MARKERS)]
-        open_marker: dict[str, Any] = {
-            "marker": marker,
-            "markersize": 3,
-            "markerfacecolor": "white",
-            "markeredgewidth": 0.6,
-        }
+        open_marker: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "", "markersize": 3}
+        open_marker |= {"markerfacecolor": "white", "markeredgewidth": 0.6}
         label = (f"{group:.2g}" if group >= 1e15 else si(group)) if group_label else None
         if runs["low"].notna().any():
-            errors = [runs["loss"] - runs["low"], runs["high"] - runs["loss"]]
-            ax.errorbar(runs["x"], runs["loss"], errors, linestyle="", elinewidth=0.8, color=colour, **open_marker)
+            ax.errorbar(runs["x"], runs["loss"], reach(runs, "loss"), elinewidth=0.8, **open_marker)
         else:
-            ax.plot(
-                runs["x"],
-                runs["loss"],
-                linestyle="",
-                color=colour,
-                label=label if place in named else None,
-                **open_marker,
-            )
+            ax.plot(runs["x"], runs["loss"], label=label if place in named else None, **open_marker)
         ax.fill_between(curve["x"], curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)
         ax.plot(curve["x"], curve["loss"], color=colour, linestyle=LINES[place % len(LINES)])
-        errors = [best["x"] - best["low"], best["high"] - best["x"]]
-        ax.errorbar(
-            *(best["x"], best["loss"]),
-            xerr=errors,
-            fmt="*",
-            markersize=6,
-            color="black",
-            markerfacecolor=colour,
-            elinewidth=0.9,
-            zorder=4,
-        )
+        star: dict[str, Any] = {"fmt": "*", "markersize": 6, "color": "black", "markerfacecolor": colour, "zorder": 4}
+        ax.errorbar(best["x"], best["loss"], xerr=reach(best, "x"), elinewidth=0.9, **star)
     ax.set_xlabel(x_label)
     ax.set_ylabel(y_label)
     if group_label:

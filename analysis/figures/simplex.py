@@ -17,7 +17,7 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import MaxNLocator
 from matplotlib.tri import Triangulation
 
-from analysis.figures.style import COLOURS, GREY, ONE_COLUMN, TWO_COLUMNS, new_figure, style
+from analysis.figures.style import COLOURS, GREY, panels, style
 from analysis.status import Status
 from sparsemem.mechanisms import label
 
@@ -26,6 +26,7 @@ HEIGHT = np.sqrt(3) / 2
 CORNERS = np.array([[0.5, HEIGHT], [0.0, 0.0], [1.0, 0.0]])  # of the first, second and third pool
 FOUND = COLOURS[1]
 TICKS = (0.2, 0.4, 0.6, 0.8)
+SIGN: dict[str, Any] = {"linestyle": "", "markeredgecolor": "black"}
 
 
 def draw_fit(axes: Axes, data: pd.DataFrame) -> None:
@@ -35,19 +36,13 @@ def draw_fit(axes: Axes, data: pd.DataFrame) -> None:
 
 def simplex_figure(data: pd.DataFrame) -> Figure:
     """One triangle a cell, each with its own colours: cells differ by far more than a surface is deep."""
-    cells = list(dict.fromkeys(data["cell"]))
-    columns = min(len(cells), 2)
-    rows = -(-len(cells) // columns)
+    cells = data.groupby("cell", sort=False)
     with style():
-        figure = new_figure(ONE_COLUMN if columns == 1 else TWO_COLUMNS, 0.45 + 3.3 * rows)
-        grid = figure.subplots(rows, columns, squeeze=False)
+        figure, drawn = panels(len(cells), min(len(cells), 2), 0.45, 3.3)
         used: dict[str, Line2D] = {}
-        for place, axes in enumerate(grid.flat):
-            if place >= len(cells):
-                axes.set_visible(False)
-                continue
-            used |= _triangle(axes, data[data["cell"] == cells[place]], off=1.25)
-            axes.set_title(cells[place], pad=20)
+        for axes, (name, cell) in zip(drawn, cells, strict=True):
+            used |= _triangle(axes, cell, off=1.25)
+            axes.set_title(str(name), pad=20)
         figure.legend(used.values(), used.keys(), loc="outside lower center", ncols=2)
         return figure
 
@@ -79,50 +74,29 @@ def _triangle(axes: Axes, data: pd.DataFrame, off: float) -> dict[str, Line2D]:
     axes.scatter(x, y, s=34, color="white", zorder=3, clip_on=False)
     circles: dict[str, Any] = {"s": 22, "edgecolors": "black", "linewidths": 0.6, "zorder": 3, "clip_on": False}
     points = axes.scatter(x, y, c=series["mean"]["loss"], **circles, **colours)
-    ring: dict[str, Any] = {
-        "linestyle": "",
-        "marker": "o",
-        "markersize": 4.5,
-        "markerfacecolor": "0.8",
-        "markeredgecolor": "black",
-    }
-    used["mean of a trained mix"] = Line2D([], [], markeredgewidth=0.6, **ring)
+    ring: dict[str, Any] = {"marker": "o", "markersize": 4.5, "markerfacecolor": "0.8", "markeredgewidth": 0.6}
+    used["mean of a trained mix"] = Line2D([], [], **SIGN, **ring)
     if "surface" in series:
         tie = series["tie"]["tie"].clip(upper=3)
         if tie.min() < 1 < tie.max():
-            cased = [
-                Stroke(linewidth=2.6, foreground="white"),
-                Normal(),
-            ]  # to be seen on any colour, and on a side of the triangle
-            outline = axes.tricontour(
-                Triangulation(*at["tie"].T), tie, levels=[1], colors=FOUND, linewidths=1.3, zorder=2.5
-            )
-            outline.set(path_effects=cased, clip_on=False)
+            # Cased in white, to be seen on any colour and on a side of the triangle.
+            line: dict[str, Any] = {"colors": FOUND, "linewidths": 1.3, "zorder": 2.5}
+            outline = axes.tricontour(Triangulation(*at["tie"].T), tie, levels=[1], **line)
+            outline.set(path_effects=[Stroke(linewidth=2.6, foreground="white"), Normal()], clip_on=False)
             used["tied with the best mix"] = Line2D([], [], color=FOUND, linewidth=1.3)
-        two: dict[str, Any] = {
-            "color": "white",
-            "linestyle": "",
-            "marker": "D",
-            "markersize": 3.6,
-            "markeredgecolor": "black",
-        }
         if "two" in series:
-            axes.plot(*at["two"].T, zorder=4, clip_on=False, markeredgewidth=0.7, **two)
-            used["best mix of two pools"] = Line2D([], [], markeredgewidth=0.7, **two)
-        sure = data["status"].iloc[0] == Status.CONVERGED
-        star: dict[str, Any] = {
-            "linestyle": "",
-            "marker": "*",
-            "markersize": 11,
-            "markeredgecolor": "black",
-            "markeredgewidth": 0.8,
-        }
-        star["color"] = FOUND if sure else "white"
-        axes.plot(*at["best"].T, zorder=5, clip_on=False, **star)
-        used["best mix" + ("" if sure else f" ({data['status'].iloc[0].replace('_', ' ')})")] = Line2D([], [], **star)
-    axes.figure.colorbar(
-        points, ax=axes, location="bottom", ticks=MaxNLocator(5), shrink=0.8, aspect=26, pad=0.05
-    ).set_label("Validation loss (nats/token)")
+            two: dict[str, Any] = {"color": "white", "marker": "D", "markersize": 3.6, "markeredgewidth": 0.7}
+            axes.plot(*at["two"].T, zorder=4, clip_on=False, **SIGN, **two)
+            used["best mix of two pools"] = Line2D([], [], **SIGN, **two)
+        status = data["status"].iloc[0]
+        star: dict[str, Any] = {"marker": "*", "markersize": 11, "markeredgewidth": 0.8}
+        star["color"] = FOUND if status == Status.CONVERGED else "white"
+        axes.plot(*at["best"].T, zorder=5, clip_on=False, **SIGN, **star)
+        doubt = "" if status == Status.CONVERGED else f" ({status.replace('_', ' ')})"
+        used[f"best mix{doubt}"] = Line2D([], [], **SIGN, **star)
+    below: dict[str, Any] = {"location": "bottom", "shrink": 0.8, "aspect": 26, "pad": 0.05}
+    bar = axes.figure.colorbar(points, ax=axes, ticks=MaxNLocator(5), **below)
+    bar.set_label("Validation loss (nats/token)")
     return used
 
 
@@ -136,18 +110,14 @@ def _frame(axes: Axes, names: Sequence[str], off: float) -> None:
     axes.set_ylim(0, HEIGHT)
     axes.plot(*CORNERS[[0, 1, 2, 0]].T, color="black", linewidth=0.8, zorder=2, clip_on=False)
     left, right = "\N{LEFTWARDS ARROW}", "\N{RIGHTWARDS ARROW}"
-    looks: tuple[
-        tuple[dict[str, Any], str, float], ...
-    ] = (  # of each pool: how its ticks are written, its title, the rotation of that
+    looks: tuple[tuple[dict[str, Any], str, float], ...] = (  # of each pool: its ticks, its title, the rotation of that
         ({"rotation": 0, "ha": "left", "va": "center"}, f"{left} {names[0]}", -60),
         ({"rotation": -60, "ha": "right", "va": "bottom"}, f"{left} {names[1]}", 60),
         ({"rotation": 60, "ha": "right", "va": "top"}, f"{names[2]} {right}", 0),
     )
     for k, (ticks, title, rotation) in enumerate(looks):
-        start, end = (
-            CORNERS[k - 1],
-            CORNERS[(k + 1) % 3],
-        )  # read along the side that comes from `start`; the lines run to the side of `end`
+        # Read along the side that comes from `start`; the lines run to the side of `end`.
+        start, end = CORNERS[k - 1], CORNERS[(k + 1) % 3]
         outward = (start - end) * 0.02 * off
         for share in TICKS:
             on_side, across = (share * CORNERS[k] + (1 - share) * corner for corner in (start, end))
@@ -157,14 +127,7 @@ def _frame(axes: Axes, names: Sequence[str], off: float) -> None:
             axes.text(x, y, f"{share:g}", fontsize=6.5, rotation_mode="anchor", **ticks)
         along = CORNERS[k] - start
         x, y = start + along / 2 + 0.12 * off * np.array([along[1], -along[0]])
-        axes.text(x, y, title, fontsize=7.5, ha="center", va="center", rotation=rotation)
-        x, y = CORNERS[k]
-        axes.text(
-            x,
-            y + off * (-0.045 if k else 0.035),
-            names[k],
-            fontsize=7.5,
-            weight="bold",
-            ha="center",
-            va="top" if k else "bottom",
-        )
+        centred: dict[str, Any] = {"fontsize": 7.5, "ha": "center"}
+        axes.text(x, y, title, va="center", rotation=rotation, **centred)
+        x, y = CORNERS[k] + [0, off * (-0.045 if k else 0.035)]
+        axes.text(x, y, names[k], weight="bold", va="top" if k else "bottom", **centred)

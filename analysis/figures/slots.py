@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures.style import COLOURS, GREY, LINES, MARKERS, TWO_COLUMNS, new_figure, style
+from analysis.figures.style import GREY, TWO_COLUMNS, look, new_figure, style
 
 ASIDE = 1.12
 """Markers of one row count stand beside each other, by this factor a mechanism, so that their errors can be read."""
@@ -61,23 +61,17 @@ def _panel(axes: Axes, data: pd.DataFrame, names: Sequence[str], column: str, sl
     for place, name in enumerate(names):
         own = data[data["mechanism"] == name]
         series = {str(key): group for key, group in own.groupby("series")}
-        colour, marker, label = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], name
-        solid: dict[str, Any] = {"color": colour, "linestyle": LINES[place % len(LINES)]}
-        open_marker: dict[str, Any] = {
-            "marker": marker,
-            "markersize": 2.6,
-            "markerfacecolor": "white",
-            "markeredgewidth": 0.5,
-        }
+        solid, label = look(place), name
+        colour = solid["color"]
+        points: dict[str, Any] = solid | {"linestyle": ""}
+        single: dict[str, Any] = points | {"markersize": 2.6, "markerfacecolor": "white", "markeredgewidth": 0.5}
         aside = ASIDE ** (place - (len(names) - 1) / 2)
-        axes.plot(
-            aside * series["run"][column], series["run"]["loss"], color=colour, linestyle="", alpha=0.7, **open_marker
-        )
+        axes.plot(aside * series["run"][column], series["run"]["loss"], alpha=0.7, **single)
         if "line" in series:
             line = series["line"]
             if "power" not in series:  # the band is that of a line that holds
                 axes.fill_between(line[column], line["low"], line["high"], color=colour, alpha=0.15, linewidth=0)
-            axes.plot(line[column], line["loss"], **solid)
+            axes.plot(line[column], line["loss"], **solid | {"marker": ""})
         if "power" in series:
             axes.plot(series["power"][column], series["power"]["loss"], color=colour, **dotted)
             used["power law with a floor"] = Line2D([], [], color=GREY, **dotted)
@@ -85,19 +79,12 @@ def _panel(axes: Axes, data: pd.DataFrame, names: Sequence[str], column: str, sl
             slope = series["slope"].iloc[0]
             label += f": {signed(slope['loss'])} a tenfold ({signed(slope['low'])} to {signed(slope['high'])})"
         means = series["mean"]
-        axes.errorbar(
-            aside * means[column],
-            means["loss"],
-            means["high"] - means["loss"],
-            fmt=marker,
-            color=colour,
-            elinewidth=0.8,
-        )
-        used[label] = Line2D([], [], marker=marker, **solid)
-    backbone = data[data["series"] == "backbone"]
-    if len(backbone):
-        axes.axhline(backbone["loss"].iloc[0], color="black", linewidth=0.9, linestyle=":")
-        used["backbone alone"] = Line2D([], [], color="black", linewidth=0.9, linestyle=":")
+        axes.errorbar(aside * means[column], means["loss"], means["high"] - means["loss"], elinewidth=0.8, **points)
+        used[label] = Line2D([], [], **solid)
+    for loss in data["loss"][data["series"] == "backbone"]:
+        black: dict[str, Any] = {"color": "black", "linewidth": 0.9, "linestyle": ":"}
+        axes.axhline(loss, **black)
+        used["backbone alone"] = Line2D([], [], **black)
     return used
 
 
@@ -108,9 +95,8 @@ def _published(axes: Axes, data: pd.DataFrame) -> dict[str, Line2D]:
         return {}
     slope, (bottom, top), left = published["loss"].iloc[0], axes.get_ylim(), runs["rows"].min()
     air = 0.06 * (top - bottom)
-    head = min(
-        bottom + air + abs(slope), data["loss"][(data["rows"] <= 10 * left) & (data["series"] != "slope")].min() - air
-    )
+    lowest = data["loss"][(data["rows"] <= 10 * left) & (data["series"] != "slope")].min()
+    head = min(bottom + air + abs(slope), lowest - air)
     axes.plot([left, 10 * left], [head, head + slope], color=GREY, linewidth=1)
     axes.set_ylim(min(bottom, head - abs(slope) - air), top)
     return {f"{published['mechanism'].iloc[0]}: {signed(slope)} a tenfold": Line2D([], [], color=GREY, linewidth=1)}

@@ -9,10 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis.figures.allocation import PUBLISHED as ENGRAM
-from analysis.figures.style import COLOURS, GREY, LINES, MARKERS, ONE_COLUMN, new_figure, style
+from analysis.figures.style import GREY, MARKERS, ONE_COLUMN, look, new_figure, style, ticks_at
 from analysis.status import Status
 from analysis.table import RHO
 
@@ -27,37 +26,29 @@ def sparsity_figure(data: pd.DataFrame) -> Figure:
         top, bottom = figure.subplots(2, 1, sharex=True)
         used: dict[str, Line2D] = {}
         for place, (name, group) in enumerate(data.groupby("series", sort=False)):
-            look: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
             for axes, quantity in ((top, "optimum"), (bottom, "gain")):
-                _series(axes, group.dropna(subset=quantity), quantity, look | {"linestyle": LINES[place % len(LINES)]})
-            used[name or "fitted curve, 95% interval"] = Line2D([], [], **look)
+                _series(axes, group.dropna(subset=quantity), quantity, look(place))
+            used[name or "fitted curve, 95% interval"] = Line2D([], [], **look(place) | {"linestyle": "-"})
         if (data["status"] != Status.CONVERGED).any():
-            used["in doubt or at an end"] = Line2D(
-                [], [], color=GREY, marker=MARKERS[0], linestyle="", markerfacecolor="white"
-            )
+            white: dict[str, Any] = {"color": GREY, "marker": MARKERS[0], "linestyle": "", "markerfacecolor": "white"}
+            used["in doubt or at an end"] = Line2D([], [], **white)
         used |= _published(top, bottom, data["sparsity"])
         top.set_ylim(-0.05, 1.05)
         top.set_ylabel(f"Best share of routed experts, {RHO}")
         bottom.axhline(0, color=GREY, linewidth=0.6, zorder=0)
         bottom.set_ylabel(f"Gain over {RHO} = 1 (nats/token)")
-        bottom.set_xlabel("Sparsity, P_tot / P_act")
-        bottom.set_xscale("log")
-        sampled = sorted(data["sparsity"].unique())
-        bottom.xaxis.set_major_locator(FixedLocator(sampled))
-        bottom.xaxis.set_minor_locator(NullLocator())
-        bottom.set_xticks(sampled, [f"{value:.2g}" for value in sampled])
-        bottom.set_xlim(sampled[0] / 1.15, sampled[-1] * 1.15)
-        figure.legend(
-            used.values(), used.keys(), loc="outside lower center", ncols=1 if len(used) < 5 else 2, handlelength=1.8
-        )
+        bottom.set(xlabel="Sparsity, P_tot / P_act", xscale="log")
+        ticks_at(bottom.xaxis, data["sparsity"], "{:.2g}".format)
+        bottom.set_xlim(data["sparsity"].min() / 1.15, data["sparsity"].max() * 1.15)
+        below: dict[str, Any] = {"loc": "outside lower center", "ncols": 1 if len(used) < 5 else 2}
+        figure.legend(used.values(), used.keys(), handlelength=1.8, **below)
         return figure
 
 
 def _series(axes: Axes, data: pd.DataFrame, quantity: str, look: dict[str, Any]) -> None:
     x, y = data["sparsity"], data[quantity]
-    errors = np.abs(
-        np.stack([y - data[f"{quantity}_low"], data[f"{quantity}_high"] - y])
-    )  # an end that wins may lie outside its interval
+    # An end that wins may lie outside its interval.
+    errors = np.abs(np.stack([y - data[f"{quantity}_low"], data[f"{quantity}_high"] - y]))
     axes.errorbar(x, y, errors, elinewidth=0.8, **look)
     doubt = data["status"] != Status.CONVERGED
     axes.plot(x[doubt], y[doubt], **look | {"linestyle": "", "markerfacecolor": "white", "zorder": 3})

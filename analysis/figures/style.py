@@ -7,7 +7,7 @@ line style repeat what colour says, for print in grey.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,9 +16,10 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis.table import si
 from sparsemem.files import write_atomically, write_text
@@ -30,6 +31,9 @@ LINES = ("-", "--", "-.", ":")
 GREY, LIGHT = "0.45", "0.88"
 MAP = "viridis"
 """Of surfaces, and of lines in an order (`shades`); it darkens evenly, so it holds in grey too."""
+
+HATCHED: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.6", "hatch": "/////", "linewidth": 0}
+"""A range from the literature."""
 
 _SETTINGS: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -98,6 +102,42 @@ def share_axis(axes: Axes, low: float, high: float, label: str) -> None:
 def shades(count: int) -> Any:
     """Colours of lines in an order, from light to dark; the lightest still stands out from white -> [count, 4]."""
     return matplotlib.colormaps[MAP](np.linspace(0.78, 0, count))
+
+
+def look(place: int) -> dict[str, Any]:
+    """Colour, marker and line of one of several series that are drawn together."""
+    return {
+        "color": COLOURS[place % len(COLOURS)],
+        "marker": MARKERS[place % len(MARKERS)],
+        "linestyle": LINES[place % len(LINES)],
+    }
+
+
+def panels(count: int, columns: int, head: float, each: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels in rows of `columns`, without those that the last row does not need.
+
+    Args:
+        head: height of the figure without its rows, inches.
+        each: height of a row.
+    """
+    rows = -(-count // columns)
+    figure = new_figure(ONE_COLUMN if columns == 1 else TWO_COLUMNS, head + each * rows)
+    axes = figure.subplots(rows, columns, squeeze=False, **options).flat
+    for empty in axes[count:]:
+        empty.set_visible(False)
+    return figure, list(axes[:count])
+
+
+def reach(data: pd.DataFrame, quantity: str = "value") -> list[pd.Series]:
+    """How far `low` and `high` are from a quantity: what `errorbar` takes."""
+    return [data[quantity] - data["low"], data["high"] - data[quantity]]
+
+
+def ticks_at(axis: Axis, values: Iterable[float], form: Callable[[float], str]) -> None:
+    """Ticks at what was sampled, and nowhere else."""
+    values = sorted(set(values))
+    axis.set_ticks(values, [form(value) for value in values])
+    axis.set_minor_locator(NullLocator())
 
 
 def count_axis(axes: Axes) -> None:

@@ -27,23 +27,18 @@ def draw_surface(ax: Axes, data: pd.DataFrame, labels: tuple[str, str], loss: st
     grid, runs = series["surface"], series["run"]
     steps = grid["params"].nunique()
     x, y, z = (grid[name].to_numpy().reshape(steps, steps) for name in ("params", "tokens", "loss"))
-    scale = Normalize(z.min(), z.max())
     low, high = z.min(), z.max()
     levels = low + (high - low) * np.linspace(0, 1, 14)[1:-1] ** 1.7  # closer where the surface is flat
-    look: dict[str, Any] = {"cmap": "viridis_r", "norm": scale}
+    look: dict[str, Any] = {"cmap": "viridis_r", "norm": Normalize(low, high)}
     ax.set(xscale="log", yscale="log", xlim=(x.min(), x.max()), ylim=(y.min(), y.max()))
-    written = ax.clabel(
-        ax.contour(x, y, z, levels=levels, linewidths=0.8, **look), levels[:-1:2], fmt="%.2f", fontsize=6
-    )
-    for text in written:
+    isolines = ax.contour(x, y, z, levels=levels, linewidths=0.8, **look)
+    for text in ax.clabel(isolines, levels[:-1:2], fmt="%.2f", fontsize=6):
         text.set(zorder=4, color="black", bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4})
-    ax.scatter(
-        runs["params"], runs["tokens"], c=runs["loss"], s=9, edgecolors="black", linewidths=0.35, zorder=3, **look
-    )
+    circles: dict[str, Any] = {"s": 9, "edgecolors": "black", "linewidths": 0.35, "zorder": 3}
+    ax.scatter(runs["params"], runs["tokens"], c=runs["loss"], **circles, **look)
+    run: dict[str, Any] = {"marker": "o", "linestyle": "", "markerfacecolor": "0.7", "markeredgecolor": "black"}
     used: dict[str, Any] = {
-        f"run, coloured by {loss}": Line2D(
-            [], [], marker="o", linestyle="", markerfacecolor="0.7", markeredgecolor="black", markersize=3.5
-        ),
+        f"run, coloured by {loss}": Line2D([], [], markersize=3.5, **run),
         f"{loss} of the law": Line2D([], [], color="0.4", linewidth=0.8),
     }
     if "optimal" in series:
