@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -56,21 +57,21 @@ class Law:
     """
 
 
-def _call(
-    home: str, name: str, names: dict[str, str] | None = None, **given: Any
-) -> Callable[[pd.DataFrame, dict[str, str]], Any]:
+ARGUMENTS = {"n": "params", "d": "tokens", "share": "x", "slots": "x", "loss-se": "loss_se"}
+"""Option -> what most fits call it, where that is another name."""
+
+
+def _call(home: str, name: str, given: dict[str, Any] | None = None, **names: str) -> Callable[..., Any]:
     """A function of `analysis.fits`, imported only when called.
 
     Args:
-        names: option -> argument, where they differ.
         given: arguments that are no columns.
+        names: option -> argument, where it is not that of `ARGUMENTS`.
     """
 
     def call(frame: pd.DataFrame, columns: dict[str, str]) -> Any:
-        from importlib import import_module
-
-        arguments = {(names or {}).get(option, option.replace("-", "_")): column for option, column in columns.items()}
-        return getattr(import_module(f"analysis.fits.{home}"), name)(frame, **arguments, **given)
+        arguments = {(ARGUMENTS | names).get(option, option): column for option, column in columns.items()}
+        return getattr(import_module(f"analysis.fits.{home}"), name)(frame, **arguments, **(given or {}))
 
     return call
 
@@ -80,7 +81,7 @@ LAWS = {
         "L = E + A n^-alpha + B d^-beta (+ C total^-gamma), and the compute-optimal exponents",
         ("n", "d", "loss"),
         ("total", "run"),
-        _call("surface", "fit_surface", {"n": "params", "d": "tokens"}),
+        _call("surface", "fit_surface"),
         "--n params --d tokens --loss loss",
         ("n", "d", "total"),
     ),
@@ -88,7 +89,7 @@ LAWS = {
         "the same where tokens are repeated: what repeats and excess parameters are worth (arXiv 2305.16264)",
         ("n", "d", "unique", "loss"),
         ("run",),
-        _call("data_constrained", "fit_data_constrained", {"n": "params", "d": "tokens"}),
+        _call("data_constrained", "fit_data_constrained"),
         "--n params --d tokens --unique unique_tokens --loss loss",
         ("n", "d", "unique"),
     ),
@@ -96,7 +97,7 @@ LAWS = {
         "the same where weights are trained in few bits: how many parameters those are worth (arXiv 2411.04330)",
         ("n", "d", "bits", "loss"),
         ("run",),
-        _call("precision", "fit_precision", {"n": "params", "d": "tokens"}),
+        _call("precision", "fit_precision"),
         "--n params --d tokens --bits bits --loss loss",
         ("n", "d", "bits"),
     ),
@@ -104,7 +105,7 @@ LAWS = {
         "L = A x^-alpha",
         ("x", "loss"),
         ("run",),
-        _call("surface", "fit_power", floor=False),
+        _call("surface", "fit_power", {"floor": False}),
         "--x flops --loss loss",
         ("x",),
     ),
@@ -115,7 +116,7 @@ LAWS = {
         "the best size at each budget, and the power with which it grows",
         ("flops", "n", "loss"),
         ("loss-se",),
-        _call("isoflop", "fit_isoflop", {"n": "params"}),
+        _call("isoflop", "fit_isoflop"),
         "--flops flops --n params --loss loss",
         ("flops", "n"),
     ),
@@ -123,7 +124,7 @@ LAWS = {
         "loss against size and number of routed experts (arXiv 2202.01169)",
         ("n", "experts", "loss"),
         ("run",),
-        _call("routing", "fit_routing", {"n": "params"}),
+        _call("routing", "fit_routing"),
         "--n params --experts experts --loss loss",
         ("n", "experts"),
     ),
@@ -131,7 +132,7 @@ LAWS = {
         "loss against active parameters, tokens and number of routed experts (arXiv 2502.05172)",
         ("n", "d", "experts", "loss"),
         ("run",),
-        _call("moe_joint", "fit_moe_joint", {"n": "params", "d": "tokens"}),
+        _call("moe_joint", "fit_moe_joint"),
         "--n params --d tokens --experts experts --loss loss",
         ("n", "d", "experts"),
     ),
@@ -139,7 +140,7 @@ LAWS = {
         "loss against the share of routed experts, its optimum and what is tied with it",
         ("share", "loss", "seed"),
         (),
-        _call("allocation", "fit_allocation", {"share": "x"}),
+        _call("allocation", "fit_allocation"),
         "--share share_moe --loss val_loss --seed seed",
     ),
     "allocation-joint": Law(
@@ -147,14 +148,14 @@ LAWS = {
         "or sparsity",
         ("share", "loss", "seed", "d", "total", "n"),
         (),
-        _call("joint", "fit_joint", {"share": "x", "d": "tokens", "n": "active"}),
+        _call("joint", "fit_joint", n="active"),
         "--share share_moe --loss val_loss --seed seed --d tokens --total total_params --n active_params",
     ),
     "slots": Law(
         "loss against the rows of each kind of memory",
         ("mechanism", "slots", "loss", "seed"),
         (),
-        _call("slots", "fit_slots", {"slots": "x"}),
+        _call("slots", "fit_slots"),
         "--mechanism mechanism --slots memory_rows --loss val_loss --seed seed",
     ),
 }
@@ -163,22 +164,16 @@ LAWS = {
 def build_parser() -> Parser:
     """Its help has an example of every law."""
     width = max(map(len, LAWS))
-    lines = [
+    laws = [
         f"  {name:<{width}}  {law.says}\n  {'':<{width}}  fit --law {name} runs.csv {law.example}"
         for name, law in LAWS.items()
     ]
+    codes = "exit codes: 0 fitted, whatever the status of any group; 2 refused input"
     parser = Parser(
         prog="python -m analysis fit",
         description="Fit a law to a table of runs (.csv, .tsv, .json, .jsonl, also as .gz; .parquet). Options with "
         "COLUMN name one.",
-        epilog="\n".join(
-            [
-                "laws, with an example of each:",
-                *lines,
-                "",
-                "exit codes: 0 fitted, whatever the status of any group; 2 refused input",
-            ]
-        ),
+        epilog="\n".join(["laws, with an example of each:", *laws, "", codes]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -189,11 +184,8 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--law", required=True, choices=LAWS, metavar="LAW", help=", ".join(LAWS))
     for option, holds in OPTIONS.items():
-        users = ", ".join(
-            name if option in law.needs else f"{name}: optional"
-            for name, law in LAWS.items()
-            if option in (*law.needs, *law.may)
-        )
+        takers = {name: law for name, law in LAWS.items() if option in (*law.needs, *law.may)}
+        users = ", ".join(name + ": optional" * (option in law.may) for name, law in takers.items())
         parser.add_argument(f"--{option}", metavar="COLUMN", help=f"{holds} ({users})")
     parser.add_argument("--group", metavar="COLUMN", help="fit the rows of each value of this column apart")
     cells = ", ".join(name for name, law in LAWS.items() if law.sizes)
@@ -217,11 +209,11 @@ def main(arguments: list[str]) -> int:
     law = LAWS[chosen.law]
     columns = {option: getattr(chosen, option.replace("-", "_")) for option in OPTIONS}
     columns = {option: column for option, column in columns.items() if column is not None}
-    missing = [option for option in law.needs if option not in columns]
-    foreign = [option for option in columns if option not in (*law.needs, *law.may)]
     what = ""
-    if missing or foreign:
-        what = f"needs {' and '.join(f'--{option}' for option in missing)}" if missing else f"has no --{foreign[0]}"
+    if missing := [f"--{option}" for option in law.needs if option not in columns]:
+        what = f"needs {' and '.join(missing)}"
+    elif foreign := [option for option in columns if option not in (*law.needs, *law.may)]:
+        what = f"has no --{foreign[0]}"
     elif chosen.best_of_cell and not law.sizes:
         what = "has no --best-of-cell: its repeats are seeds, and all of them count"
     from analysis.interval import at_level
@@ -251,23 +243,22 @@ def _run(chosen: argparse.Namespace, law: Law, columns: dict[str, str]) -> str:
 
     numbers, texts = ([columns[o] for o in columns if (o in TEXT) == text] for text in (False, True))
     table = read_table(chosen.table, numbers, [*texts, *([chosen.group] if chosen.group else [])])
-    fits = {}
+    if not chosen.group:
+        fit, left_out = _fit(law, table, columns, chosen.table, chosen.best_of_cell)
+        if chosen.figure:
+            _draw(fit, chosen.figure)
+        return _json(_record(chosen.law, fit, left_out)) if chosen.json else _words(chosen.law, fit, left_out)
     table, nameless = _with_group(table, chosen.group, chosen.table)
-    for group, rows in _groups(table, chosen.group).items():
+    fits = {}
+    for group, rows in table.groupby(chosen.group, sort=True):
         try:
             fit, left_out = _fit(law, rows, columns, chosen.table, chosen.best_of_cell)
-            fits[group] = fit, [*nameless, *left_out]
         except AnalysisError as error:
-            raise AnalysisError(f"{chosen.group} {group}: {error}" if chosen.group else str(error)) from None
-    if chosen.figure:
-        _draw(fits[""][0], chosen.figure)
+            raise AnalysisError(f"{chosen.group} {group}: {error}") from None
+        fits[str(group)] = chosen.law, fit, [*nameless, *left_out]
     if chosen.json:
-        records = {group: _record(chosen.law, *each) for group, each in fits.items()}
-        return json.dumps(
-            {"law": chosen.law, "groups": records} if chosen.group else records[""], indent=2, allow_nan=False
-        )
-    heads = {group: f"{chosen.group} {group}\n" if chosen.group else "" for group in fits}
-    return "\n\n".join(heads[group] + _words(chosen.law, *each) for group, each in fits.items())
+        return _json({"law": chosen.law, "groups": {group: _record(*each) for group, each in fits.items()}})
+    return "\n\n".join(f"{chosen.group} {group}\n{_words(*each)}" for group, each in fits.items())
 
 
 def _fit(law: Law, table: pd.DataFrame, columns: dict[str, str], path: Path, best: bool) -> tuple[Any, list[str]]:
@@ -289,7 +280,7 @@ def _fit(law: Law, table: pd.DataFrame, columns: dict[str, str], path: Path, bes
     return with_doubts(fit, doubts), left_out
 
 
-def _with_group(table: pd.DataFrame, column: str | None, path: Path) -> tuple[pd.DataFrame, list[str]]:
+def _with_group(table: pd.DataFrame, column: str, path: Path) -> tuple[pd.DataFrame, list[str]]:
     """The rows that name their group, and a sentence on those that do not.
 
     Raises:
@@ -297,20 +288,13 @@ def _with_group(table: pd.DataFrame, column: str | None, path: Path) -> tuple[pd
     """
     from analysis.fits.runs import listed
 
-    empty = table[column].isna() if column else pd.Series(False, table.index)
+    empty = table[column].isna()
     if empty.all():
         raise AnalysisError(
             f"{path}: column `{column}` is empty in every row; name the group of each row, or leave --group out"
         )
     said = f"Left out: {empty.sum()} of {len(table)} rows, whose `{column}` is empty: {listed(table.index[empty])}."
     return table[~empty], [said] if empty.any() else []
-
-
-def _groups(table: pd.DataFrame, column: str | None) -> dict[str, pd.DataFrame]:
-    """The rows of each value of the column, by that value; all of them by '' where there is none to divide by."""
-    if column is None:
-        return {"": table}
-    return {str(value): rows for value, rows in table.groupby(column, sort=True)}
 
 
 def usable(table: pd.DataFrame, columns: dict[str, str], path: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -331,9 +315,8 @@ def usable(table: pd.DataFrame, columns: dict[str, str], path: Path) -> tuple[pd
         raise AnalysisError(
             f"{path}: {left_out[0]} Only rows that say {', '.join(FINISHED)} are used; rename the column or its words"
         )
-    backbone = (
-        frame[columns["mechanism"]].isna() if "mechanism" in columns else pd.Series(False, frame.index)
-    )  # which has no slots
+    # The backbone alone has no slots.
+    backbone = frame[columns["mechanism"]].isna() if "mechanism" in columns else pd.Series(False, frame.index)
     for option, column in columns.items():
         if option in TEXT:
             continue
@@ -353,13 +336,12 @@ def _record(law: str, fit: Any, left_out: list[str]) -> dict[str, Any]:
     """`Fit.to_dict`, with `parameters` and `objective` also where the fit has several laws in it and so none of its
     own.
     """
-    return {
-        "law": law,
-        "status": str(fit.status),
-        "parameters": {},
-        "objective": None,
-        "left_out": left_out,
-    } | fit.to_dict()
+    first = {"law": law, "status": str(fit.status), "parameters": {}, "objective": None, "left_out": left_out}
+    return first | fit.to_dict()
+
+
+def _json(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=2, allow_nan=False)
 
 
 def _words(law: str, fit: Any, left_out: list[str]) -> str:
@@ -369,16 +351,13 @@ def _words(law: str, fit: Any, left_out: list[str]) -> str:
     lines = [f"{law}: {fit.status}, {len(fit.rows)} rows", *left_out, fit.summary()]
     parameters = _record(law, fit, left_out)["parameters"]
     if parameters:
-        cells = [("parameter", "value", f"{percent()} low", f"{percent()} high", "s.e.")]
-        cells += [
-            (name, *(f"{each[key]:.6g}" for key in ("value", "low", "high", "se"))) for name, each in parameters.items()
-        ]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-        table = [
-            f"{row[0]:<{widths[0]}}  " + "  ".join(f"{x:>{w}}" for x, w in zip(row[1:], widths[1:], strict=True))
-            for row in cells
-        ]
-        lines += ["", *table]
+        rows = [("parameter", "value", f"{percent()} low", f"{percent()} high", "s.e.")]
+        for name, each in parameters.items():
+            rows.append((name, *(f"{each[key]:.6g}" for key in ("value", "low", "high", "se"))))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines.append("")
+        for name, *cells in rows:
+            lines.append("  ".join([f"{name:<{widths[0]}}", *map(str.rjust, cells, widths[1:])]))
     return "\n".join(lines)
 
 
@@ -407,12 +386,11 @@ def _draw(fit: Any, path: Path) -> None:
         raise AnalysisError(
             f"{path}: what it draws would be written over {data}, which is no such table; give the figure another name"
         )
-    from analysis.figures.style import ONE_COLUMN, new_figure, style
-    from sparsemem.files import write_atomically, write_text
+    from analysis.figures.style import ONE_COLUMN, new_figure, style, write_figure
+    from sparsemem.files import write_text
 
     with style():
         figure = new_figure(ONE_COLUMN, 2.7)
         fit.plot(figure.subplots())
-        metadata = {"Date": None, "Creator": None} if path.suffix.lower() == ".svg" else {"Software": None}
-        write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:].lower(), metadata=metadata))
+        write_figure(figure, path)
     write_text(data, drawn.to_csv(index=False, lineterminator="\n"))

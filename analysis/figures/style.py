@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -83,13 +83,16 @@ def save(figure: Figure, data: pd.DataFrame, folder: Path, name: str) -> None:
         if engine := figure.get_layout_engine():  # once, so that both show the same
             engine.execute(figure)
             figure.set_layout_engine("none")
-        for suffix, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
-
-            def draw(file: BinaryIO, suffix: str = suffix, metadata: dict[str, None] = metadata) -> None:
-                figure.savefig(file, format=suffix, metadata=metadata)
-
-            write_atomically(folder / f"{name}.{suffix}", draw)
+        for suffix in (".svg", ".png"):
+            write_figure(figure, folder / f"{name}{suffix}")
     write_text(folder / f"{name}.csv", data.to_csv(index=False, lineterminator="\n"))
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write .svg or .png, without a date."""
+    kind = path.suffix[1:].lower()
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    write_atomically(path, lambda file: figure.savefig(file, format=kind, metadata=metadata))
 
 
 def share_axis(axes: Axes, low: float, high: float, label: str) -> None:
