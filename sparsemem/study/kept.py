@@ -50,7 +50,8 @@ def describe_kept(run: Run, planned: Sequence[PlannedTrial]) -> str:
         return ""
     found = kept_size(run, planned)
     return (
-        f"models kept of {found['models']} trials: {size(found['bytes'])}, the largest {size(found['largest_bytes'])}"
+        f"models kept: {found['models']} of {len(planned)}, {size(found['bytes'])}, the largest "
+        f"{size(found['largest_bytes'])}"
     )
 
 

@@ -54,6 +54,7 @@ def kept_in(ledger: Ledger) -> list[Any]:
 def test_models_are_kept_as_the_study_says_and_nothing_else_changes(write_study: Write, here: list[str]) -> None:
     ledger = run(write_study(vary={"rho": [1.0, 0.5]}, run={"keep_models": [0.5]}))
     assert kept_in(ledger) == [0.5]
+    assert load_study(ledger.folder / "study.yaml").run.keep_models == (0.5,)
     half = next(row["trial_id"] for row in ledger.rows if row["rho"] == 0.5)
     model = load_model(ledger.trial_folder(half))
     assert model.val_loss == ledger.state(half).result["val_loss"]
@@ -152,7 +153,7 @@ def test_the_plan_says_how_large_they_are(
     assert planned["models"] == 1
     assert planned["bytes"] == planned["largest_bytes"] == pytest.approx(written, rel=0.1)
     assert main(["plan", str(file)]) == 0
-    assert f"models kept of 1 trials: {planned['bytes'] / 1e3:.4g} kB" in capsys.readouterr().out
+    assert f"models kept: 1 of 2, {planned['bytes'] / 1e3:.4g} kB" in capsys.readouterr().out
     assert main(["plan", str(write_study())]) == 0
     assert "models kept" not in capsys.readouterr().out
 
