@@ -10,7 +10,7 @@ Knows no file and no study: any DataFrame with a share, a loss and a seed a row 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -42,9 +42,6 @@ from analysis.fits.runs import (
 from analysis.fits.types import REFUTED, Estimate
 from analysis.interval import percent, takes_level
 from analysis.status import Status
-
-if TYPE_CHECKING:
-    pass
 
 Array = np.ndarray
 LawName = Literal["auto", "quadratic", "cubic", "two-power", "akima"]
@@ -88,8 +85,40 @@ def fit_allocation(
     laws = _laws(law)
     runs = read_shares(frame, (x,), loss, seed, "fit_allocation")
     require_one_budget(frame, x, "fit_allocation")
-    x_N = runs.x_NK[:, 0]
-    conventions = {
+    shares = np.unique(runs.x_NK)
+    common: dict[str, Any] = {
+        "shares": tuple(map(float, shares)),
+        "seeds": len(np.unique(runs.seeds_N)),
+        "rows": runs.rows,
+        "conventions": _conventions(x, loss, law, resamples, random_seed),
+        "_runs": runs,
+    }
+    require_resamples(resamples, "fit_allocation")
+    require_apart(shares, "fit_allocation")
+    refusal = _refusal(shares, runs)
+    laws = tuple(each.on(shares) for each in laws if len(shares) >= each.least_shares)
+    if refusal is None and not laws:
+        refusal = (
+            Status.TOO_FEW_POINTS,
+            f"{len(shares)} distinct shares are too few for the {law} law: train more shares or ask for 'quadratic'.",
+        )
+    if refusal is not None:
+        return AllocationFit(status=refusal[0], message=refusal[1], law=law, **common)
+
+    return _estimate(runs, shares, laws, common, resamples, np.random.default_rng(random_seed))
+
+
+# --- the steps --------------------------------------------------------------------------------------------------------
+
+
+_CHOICE = (
+    "least Cp (Mallows, with the paired noise; AICc where nothing is repeated) among the laws that the noise does not "
+    f"refute (p > {REFUTED}); where it refutes all, least left-out error"
+)
+
+
+def _conventions(x: str, loss: str, law: str, resamples: int, random_seed: int) -> dict[str, Any]:
+    return {
         "x": x,
         "loss": loss,
         "loss_unit": "nats per token",
@@ -106,52 +135,22 @@ def fit_allocation(
         "band": "pointwise, without what moves all shares of a seed alike",
         "held_out_set": "the same sequences for every run; intervals hold for that set",
     }
-    shares = np.unique(x_N)
-    common: dict[str, Any] = {
-        "shares": tuple(map(float, shares)),
-        "seeds": len(np.unique(runs.seeds_N)),
-        "rows": runs.rows,
-        "conventions": conventions,
-        "_runs": runs,
-    }
-    require_resamples(resamples, "fit_allocation")
-    require_apart(shares, "fit_allocation")
-    refusal = _refusal(shares, runs)
-    laws = tuple(each.on(shares) for each in laws if len(shares) >= each.least_shares)
-    if refusal is None and not laws:
-        refusal = (
-            Status.TOO_FEW_POINTS,
-            f"{len(shares)} distinct shares are too few for the {law} law: train more shares or ask for 'quadratic'.",
-        )
-    if refusal is not None:
-        return AllocationFit(status=refusal[0], message=refusal[1], law=law, **common)
 
-    rng = np.random.default_rng(random_seed)
+
+def _estimate(
+    runs: Runs, shares: Array, laws: tuple[Law, ...], common: dict[str, Any], resamples: int, rng: np.random.Generator
+) -> AllocationFit:
+    x_N, seeds = runs.x_NK[:, 0], common["seeds"]
     model = seed_model(x_N, runs.y_N, runs.seeds_N)
     weights_I = 1 / np.diag(model.covariance_II)
-    sd, df = model.sd, model.df
-    if (
-        df == 0
-    ):  # nothing repeated: take the residuals around the most flexible law that leaves any as noise, and say so
-        loosest = [each for each in LAWS[:3] if len(shares) >= each.least_shares][-1]
-        residual_I = model.mean_I - loosest.value(model.x_I, loosest.fit(model.x_I, weights_I, model.mean_I[None]))[0]
-        df = len(model.x_I) - len(loosest.parameters)
-        sd = float(np.sqrt(np.sum(weights_I * residual_I**2) / df))
-        conventions["noise"] = f"nothing is repeated: residuals around the {loosest.name} curve stand in for it"
+    sd, df = _noise(model, weights_I, common["conventions"])
     y_BI = np.vstack([model.mean_I, resample(model, sd, df, resamples, rng)])
     theta = tuple(each.fit(model.x_I, weights_I, y_BI) for each in laws)
     settled_B = np.logical_and.reduce(
         [each.settled(model.x_I, weights_I, y_BI, own) for each, own in zip(laws, theta, strict=True)]
     )
     squares_LB = np.stack([_squares(each, own, model, weights_I, y_BI) for each, own in zip(laws, theta, strict=True)])
-    score_LB = _scores(laws, model, squares_LB, common["seeds"])
-    chosen_B, refuted_B = score_LB.argmin(0), np.isinf(score_LB).all(0)
-    asked_A = np.flatnonzero(
-        refuted_B | (np.arange(len(y_BI)) == 0)
-    )  # the data first; left-out losses decide nothing for the others
-    left_out_LAI = np.stack([_left_out(each, model.x_I, weights_I, y_BI[asked_A]) for each in laws])
-    errors_LA = np.sqrt(np.mean((left_out_LAI - y_BI[asked_A, 1:-1]) ** 2, axis=2))
-    chosen_B[refuted_B] = errors_LA.argmin(0)[refuted_B[asked_A]]
+    chosen_B, left_out_LI = _choice(laws, model, weights_I, y_BI, squares_LB, seeds)
     curves = Curves(laws, theta, chosen_B)
     winner, theta_BK = laws[curves.chosen_B[0]], theta[curves.chosen_B[0]]
     low, high = float(shares[0]), float(shares[-1])
@@ -181,12 +180,12 @@ def fit_allocation(
         refuted,
         louder,
         model,
-        common["seeds"],
+        seeds,
     )
     if not settled_B.all():
         unsettled = f"{np.sum(~settled_B)} of {len(settled_B)} resamples did not settle; they are kept as they are."
         message = f"{message} {unsettled}".strip()
-    candidates = zip(laws, (each[0] for each in theta), squares_LB[:, 0], left_out_LAI[:, 0], strict=True)
+    candidates = zip(laws, (each[0] for each in theta), squares_LB[:, 0], left_out_LI, strict=True)
     return AllocationFit(
         status=status,
         message=message,
@@ -204,7 +203,7 @@ def fit_allocation(
         depth_over_noise=depth.value / model.sd if depth and model.df and model.sd > 0 else None,
         lack_of_fit_p=lack,
         objective=objective,
-        candidates=tuple(_candidate(*each, model, common["seeds"]) for each in candidates),
+        candidates=tuple(_candidate(*each, model, seeds) for each in candidates),
         unsettled=int((~settled_B[1:]).sum()),
         means=tuple(map(float, model.mean_I)),
         _curves=curves,
@@ -212,13 +211,33 @@ def fit_allocation(
     )
 
 
-# --- the steps --------------------------------------------------------------------------------------------------------
+def _noise(model: SeedModel, weights_I: Array, conventions: dict[str, Any]) -> tuple[float, int]:
+    """Standard deviation of a run and its degrees of freedom. Where nothing is repeated the residuals around the most
+    flexible law that leaves any stand in, which `conventions` then say.
+    """
+    if model.df:
+        return model.sd, model.df
+    loosest = [each for each in LAWS[:3] if len(model.x_I) >= each.least_shares][-1]
+    residual_I = model.mean_I - loosest.value(model.x_I, loosest.fit(model.x_I, weights_I, model.mean_I[None]))[0]
+    df = len(model.x_I) - len(loosest.parameters)
+    conventions["noise"] = f"nothing is repeated: residuals around the {loosest.name} curve stand in for it"
+    return float(np.sqrt(np.sum(weights_I * residual_I**2) / df)), df
 
 
-_CHOICE = (
-    "least Cp (Mallows, with the paired noise; AICc where nothing is repeated) among the laws that the noise does not "
-    f"refute (p > {REFUTED}); where it refutes all, least left-out error"
-)
+def _choice(
+    laws: tuple[Law, ...], model: SeedModel, weights_I: Array, y_BI: Array, squares_LB: Array, seeds: int
+) -> tuple[Array, Array]:
+    """Index of the law of each row -> [B]; and the losses that each law predicts for the data's inner shares from all
+    others -> [L, I - 2].
+    """
+    score_LB = _scores(laws, model, squares_LB, seeds)
+    chosen_B, refuted_B = score_LB.argmin(0), np.isinf(score_LB).all(0)
+    # the data first; left-out losses decide nothing for the other rows unless all laws are refuted there
+    asked_A = np.flatnonzero(refuted_B | (np.arange(len(y_BI)) == 0))
+    left_out_LAI = np.stack([_left_out(each, model.x_I, weights_I, y_BI[asked_A]) for each in laws])
+    errors_LA = np.sqrt(np.mean((left_out_LAI - y_BI[asked_A, 1:-1]) ** 2, axis=2))
+    chosen_B[refuted_B] = errors_LA.argmin(0)[refuted_B[asked_A]]
+    return chosen_B, left_out_LAI[:, 0]
 
 
 def require_apart(shares: Array, caller: str) -> None:

@@ -21,7 +21,7 @@ import pandas as pd
 from analysis.errors import require_columns
 from analysis.fits.linear import LEVEL, Noise, chance, combine, covariance, holm
 from analysis.fits.noise import SeedModel, noisier, quieter, seed_model
-from analysis.fits.runs import NO_LOSS, read_runs, require_one_budget, same_runs, same_seeds
+from analysis.fits.runs import NO_LOSS, Runs, read_runs, require_one_budget, same_runs, same_seeds
 from analysis.fits.types import Estimate, Fit, with_doubt
 from analysis.status import Status
 
@@ -231,6 +231,20 @@ def fit_comparison(
     }
     if bad := runs.unusable():
         return ComparisonFit(status=Status.NOT_FINITE, message=NO_LOSS.format(bad), **common)
+    return _estimate(runs, named, pairs, common)
+
+
+def _estimate(
+    runs: Runs,
+    named: Sequence[tuple[str, float | None]],
+    pairs: Sequence[tuple[str, str]] | None,
+    common: dict[str, Any],
+) -> ComparisonFit:
+    """
+    Args:
+        named: the points, by the numbers that the runs have for them.
+    """
+    reference = common["reference"]
     points = [named[int(place)] for place in np.unique(runs.x_NK[:, 0])]
     if not points:
         return ComparisonFit(status=Status.TOO_FEW_POINTS, message="no run has finished.", **common)
@@ -258,18 +272,7 @@ def fit_comparison(
     differences, means, gains = (_answers(asked[family], model, noise) for family in ("differences", "means", "gains"))
     labels = [f"{each.first} less {each.second} at {each.share:g}" for each in differences]
     weights_KI = np.array([weights for weights, *_ in asked["differences"]])
-    loud = noisier(runs.x_NK[:, 0], runs.y_N, runs.seeds_N, np.random.default_rng(0))
-    quiet = quieter(runs.x_NK[:, 0], runs.y_N, np.random.default_rng(0))
-    unlike = [
-        f"{', '.join(_at(level.name, level.share) for level, odd in zip(levels, found, strict=True) if odd)} {verb}"
-        for found, verb in ((loud, "scatters more"), (quiet, "scatters less"))
-        if found.any()
-    ]
-    doubt = (
-        f"the noise is not alike at all points: {'; '.join(unlike)}, so intervals, which pool it, may be too short."
-        if unlike
-        else ""
-    )
+    doubt = _unlike(runs, levels)
     at_N = [named[int(place)] for place in runs.x_NK[:, 0]]
     twins = same_runs([each for each, _ in at_N], [share for _, share in at_N], runs.seeds_N, runs.y_N)
     return ComparisonFit(
@@ -285,6 +288,22 @@ def fit_comparison(
         means=means,
         gains=gains,
         **common,
+    )
+
+
+def _unlike(runs: Runs, levels: Sequence[Level]) -> str:
+    """Names the points that scatter more or less than the others; '' where there is none."""
+    loud = noisier(runs.x_NK[:, 0], runs.y_N, runs.seeds_N, np.random.default_rng(0))
+    quiet = quieter(runs.x_NK[:, 0], runs.y_N, np.random.default_rng(0))
+    unlike = [
+        f"{', '.join(_at(level.name, level.share) for level, odd in zip(levels, found, strict=True) if odd)} {verb}"
+        for found, verb in ((loud, "scatters more"), (quiet, "scatters less"))
+        if found.any()
+    ]
+    return (
+        f"the noise is not alike at all points: {'; '.join(unlike)}, so intervals, which pool it, may be too short."
+        if unlike
+        else ""
     )
 
 

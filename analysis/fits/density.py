@@ -224,7 +224,29 @@ def fit_density(
         raise AnalysisError(
             f"fit_density: columns `{rows}` and `{read}` must hold positive counts; leave models without memory out"
         )
-    conventions = {
+    require_one_budget(frame, rows, "fit_density", LENGTH)
+    require_one_size(frame, [rows, read], rows, "fit_density")
+    points_I2, point_N = (
+        np.unique(runs.x_NK, axis=0, return_inverse=True) if len(runs.rows) else (np.zeros((0, 2)), np.zeros(0, int))
+    )
+    common: dict[str, Any] = {
+        "points": tuple((float(size), float(reads)) for size, reads in points_I2),
+        "seeds": len(np.unique(runs.seeds_N)),
+        "rows": runs.rows,
+        "conventions": _conventions(rows, read, loss),
+    }
+    refusal = _refusal(runs, points_I2)
+    if refusal is not None:
+        return DensityFit(status=refusal[0], message=refusal[1], law="plane", **common)
+
+    return _estimate(runs, points_I2, point_N.ravel(), common)
+
+
+# --- the steps --------------------------------------------------------------------------------------------------------
+
+
+def _conventions(rows: str, read: str, loss: str) -> dict[str, Any]:
+    return {
         "rows": rows,
         "read": read,
         "loss": loss,
@@ -240,53 +262,25 @@ def fit_density(
         "band": "pointwise, without what moves all points of a seed alike",
         "held_out_set": "the same sequences for every run; intervals hold for that set",
     }
-    require_one_budget(frame, rows, "fit_density", LENGTH)
-    require_one_size(frame, [rows, read], rows, "fit_density")
-    points_I2, point_N = (
-        np.unique(runs.x_NK, axis=0, return_inverse=True) if len(runs.rows) else (np.zeros((0, 2)), np.zeros(0, int))
-    )
-    common: dict[str, Any] = {
-        "points": tuple((float(size), float(reads)) for size, reads in points_I2),
-        "seeds": len(np.unique(runs.seeds_N)),
-        "rows": runs.rows,
-        "conventions": conventions,
-    }
-    refusal = _refusal(runs, points_I2)
-    if refusal is not None:
-        return DensityFit(status=refusal[0], message=refusal[1], law="plane", **common)
 
+
+def _estimate(runs: Runs, points_I2: Array, point_N: Array, common: dict[str, Any]) -> DensityFit:
     logs_I2 = _logs(points_I2, points_I2)
-    model = seed_model(point_N.ravel(), runs.y_N, runs.seeds_N)
+    model = seed_model(point_N, runs.y_N, runs.seeds_N)
     noise = _noise(model, logs_I2)
     plane = fit_linear(model, _design(logs_I2, "plane"), noise)
-    log_model = seed_model(point_N.ravel(), np.log(runs.y_N), runs.seeds_N)
+    log_model = seed_model(point_N, np.log(runs.y_N), runs.seeds_N)
     log_plane = fit_linear(log_model, _design(logs_I2, "plane"), _noise(log_model, logs_I2))
     fits = {name: fit_linear(model, _design(logs_I2, name), noise) for name in _allowed(logs_I2)}
     surfaces = tuple(_surface(name, fit, model, logs_I2, common["seeds"]) for name, fit in fits.items())
     least = min((each.aicc for each in surfaces if each.aicc is not None), default=0.0)
     drawn = next((each for each in surfaces if each.aicc is not None and each.aicc <= least + TIE), surfaces[0])
-    status, doubts = Status.CONVERGED, []
-    copied = same_seeds(model.sd, runs.y_N)
-    if copied:
-        status = Status.TOO_FEW_POINTS
-        doubts.append(copied)
-    elif drawn.lack_of_fit_p is not None and drawn.lack_of_fit_p < REFUTED:
-        status = Status.POOR_FIT
-        doubts.append(
-            f"the means miss the surface by more than noise explains (p = {drawn.lack_of_fit_p:.1g}): trust the points "
-            "first."
-        )
-    if model.df == 0:
-        status = Status.TOO_FEW_POINTS
-        doubts.append(
-            "no repeats, so seed noise is not measured and the residuals around the plane stand in for it: train a "
-            "second seed."
-        )
+    status, message = _verdict(drawn, model, runs)
     kept = fits[drawn.surface]
     combinations = {"alpha": SIZE, "beta": READ, "beta - alpha": READ - SIZE}
     return DensityFit(
         status=status,
-        message=" ".join(doubts),
+        message=message,
         law=drawn.surface,
         parameters={
             name: kept.estimate(unit_K) for name, unit_K in zip(NAMES, np.eye(len(kept.theta_K)), strict=False)
@@ -309,7 +303,26 @@ def fit_density(
     )
 
 
-# --- the steps --------------------------------------------------------------------------------------------------------
+def _verdict(drawn: Surface, model: SeedModel, runs: Runs) -> tuple[Status, str]:
+    """The status of a fitted surface and what there is to doubt about it; the last status set is the gravest."""
+    status, doubts = Status.CONVERGED, []
+    copied = same_seeds(model.sd, runs.y_N)
+    if copied:
+        status = Status.TOO_FEW_POINTS
+        doubts.append(copied)
+    elif drawn.lack_of_fit_p is not None and drawn.lack_of_fit_p < REFUTED:
+        status = Status.POOR_FIT
+        doubts.append(
+            f"the means miss the surface by more than noise explains (p = {drawn.lack_of_fit_p:.1g}): trust the points "
+            "first."
+        )
+    if model.df == 0:
+        status = Status.TOO_FEW_POINTS
+        doubts.append(
+            "no repeats, so seed noise is not measured and the residuals around the plane stand in for it: train a "
+            "second seed."
+        )
+    return status, " ".join(doubts)
 
 
 def _refusal(runs: Runs, points_I2: Array) -> tuple[Status, str] | None:

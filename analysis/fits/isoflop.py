@@ -11,6 +11,7 @@ Letters: B resamples, I runs of one budget, N rows, X points to predict.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -185,20 +186,7 @@ def fit_isoflop(
     """
     require_resamples(resamples, "fit_isoflop")
     points = read_points(frame, (flops, params, *([loss_se] if loss_se else [])), loss, None, "fit_isoflop")
-    conventions: dict[str, Any] = {
-        "columns": {"C": flops, "N": params},
-        "loss": loss,
-        "form": "at each budget loss = c + s log N + k (log N)^2; log N_opt = log_coefficient + exponent log C, "
-        "natural logarithms",
-        "objective": "weighted sum of squares of log N_opt around the line",
-        "noise": f"column {loss_se}" if loss_se else "repeats: runs of one budget and size",
-        "unit_of_C": None,
-        "interval": f"{percent()}; optima: percentile; exponent: Student's t, errors widened where the optima scatter "
-        "more (Birge ratio)",
-        "resampling": "Gaussian noise of the measured size on every run",
-        "resamples": resamples,
-        "random_seed": random_seed,
-    }
+    conventions = _conventions(flops, params, loss, loss_se, resamples, random_seed)
     common: dict[str, Any] = {
         "law": "isoflop",
         "columns": (flops, params),
@@ -212,8 +200,7 @@ def fit_isoflop(
     conventions["unit_of_C"] = unit
     budget_N = _budgets(points.x_TN[0])
     owns = [np.flatnonzero(budget_N == budget) for budget in range(budget_N.max(initial=-1) + 1)]
-    fittable = [distinct(points.x_TN[1, own]) >= LEAST_SIZES for own in owns]
-    used = [own for own, enough in zip(owns, fittable, strict=True) if enough]
+    used = [own for own in owns if _fittable(points, own)]
     if not used:
         message = f"no budget has {LEAST_SIZES} distinct sizes: train more of them."
         return IsoflopFit(status=Status.TOO_FEW_POINTS, message=points.with_left_out(message), budgets=(), **common)
@@ -223,22 +210,7 @@ def fit_isoflop(
     sd_N = np.maximum(sd_N, 1e-12)  # where parabolas leave nothing over
     rng = np.random.default_rng(random_seed)
     level_B = np.sqrt(df / rng.chisquare(df, resamples)) if df else np.ones(resamples)
-    found: list[Budget] = []
-    profiles: list[_Profile | None] = []
-    squares, free, rest_N = 0.0, 0, np.zeros(len(y_N))
-    for own, enough in zip(owns, fittable, strict=True):
-        center = float(np.exp(np.log(points.x_TN[0, own]).mean())) * (unit or 1.0)
-        if not enough:
-            found.append(Budget(center, len(own), None, None, None, None, f"fewer than {LEAST_SIZES} sizes"))
-            profiles.append(None)
-            continue
-        noise_BI = rng.standard_normal((resamples, len(own))) * level_B[:, None] * sd_N[own]
-        profile = _profile(np.log(points.x_TN[1, own]), y_N[own], sd_N[own], noise_BI, points.level)
-        rest_I = profile.y_I - np.vander(profile.log_n_I - profile.center, 3, increasing=True) @ profile.theta_B3[0]
-        squares, free = squares + float(np.sum((rest_I / sd_N[own]) ** 2)), free + len(own) - 3
-        rest_N[own] = np.log(profile.y_I / np.maximum(profile.y_I - rest_I, 1e-9))
-        found.append(_optimum(center, profile))
-        profiles.append(profile)
+    found, profiles, squares, free, rest_N = _profiles(points, y_N, sd_N, owns, level_B, unit or 1.0, rng)
     lack = None
     if measured and free and not copied:
         lack = float(fdtrc(free, df, squares / free)) if df else float(chdtrc(free, squares))
@@ -267,6 +239,66 @@ def fit_isoflop(
         _profiles=tuple(profiles),
         **common,
     )
+
+
+def _conventions(
+    flops: str, params: str, loss: str, loss_se: str | None, resamples: int, random_seed: int
+) -> dict[str, Any]:
+    return {
+        "columns": {"C": flops, "N": params},
+        "loss": loss,
+        "form": "at each budget loss = c + s log N + k (log N)^2; log N_opt = log_coefficient + exponent log C, "
+        "natural logarithms",
+        "objective": "weighted sum of squares of log N_opt around the line",
+        "noise": f"column {loss_se}" if loss_se else "repeats: runs of one budget and size",
+        "unit_of_C": None,
+        "interval": f"{percent()}; optima: percentile; exponent: Student's t, errors widened where the optima scatter "
+        "more (Birge ratio)",
+        "resampling": "Gaussian noise of the measured size on every run",
+        "resamples": resamples,
+        "random_seed": random_seed,
+    }
+
+
+def _fittable(points: Points, own: Array) -> bool:
+    """Whether the runs of a budget determine a parabola and leave something over."""
+    return distinct(points.x_TN[1, own]) >= LEAST_SIZES
+
+
+def _profiles(
+    points: Points,
+    y_N: Array,
+    sd_N: Array,
+    owns: Sequence[Array],
+    level_B: Array,
+    unit: float,
+    rng: np.random.Generator,
+) -> tuple[list[Budget], list[_Profile | None], float, int, Array]:
+    """Optimum and parabolas of each budget; the squares that the parabolas leave over in units of the noise, their
+    degrees of freedom, and log loss less theirs -> [N].
+
+    Args:
+        owns: runs of each budget.
+        level_B: noise of each resample in units of `sd_N`.
+        unit: of the budgets, in FLOPs.
+    """
+    found: list[Budget] = []
+    profiles: list[_Profile | None] = []
+    squares, free, rest_N = 0.0, 0, np.zeros(len(y_N))
+    for own in owns:
+        center = float(np.exp(np.log(points.x_TN[0, own]).mean())) * unit
+        if not _fittable(points, own):
+            found.append(Budget(center, len(own), None, None, None, None, f"fewer than {LEAST_SIZES} sizes"))
+            profiles.append(None)
+            continue
+        noise_BI = rng.standard_normal((len(level_B), len(own))) * level_B[:, None] * sd_N[own]
+        profile = _profile(np.log(points.x_TN[1, own]), y_N[own], sd_N[own], noise_BI, points.level)
+        rest_I = profile.y_I - np.vander(profile.log_n_I - profile.center, 3, increasing=True) @ profile.theta_B3[0]
+        squares, free = squares + float(np.sum((rest_I / sd_N[own]) ** 2)), free + len(own) - 3
+        rest_N[own] = np.log(profile.y_I / np.maximum(profile.y_I - rest_I, 1e-9))
+        found.append(_optimum(center, profile))
+        profiles.append(profile)
+    return found, profiles, squares, free, rest_N
 
 
 def _tokens(frame: pd.DataFrame, points: Points) -> Array | None:

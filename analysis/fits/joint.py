@@ -50,6 +50,7 @@ from analysis.fits.newton import SETTLED
 from analysis.fits.noise import SeedModel, resample, seed_model, tie_width, tied_with_best
 from analysis.fits.runs import (
     NO_LOSS,
+    Runs,
     listed,
     places,
     read_shares,
@@ -106,8 +107,50 @@ def fit_joint(
     """
     require_columns(frame.columns, (x, loss, seed, tokens, total, active), "fit_joint")
     require_resamples(resamples, "fit_joint")
+    groups, read = _read(frame, x, loss, seed, {"tokens": tokens, "total_params": total, "active_params": active})
+    few = [named(key) for (key, _), runs in zip(groups, read, strict=True) if len(np.unique(runs.x_NK)) < LEAST_SHARES]
+    kept = [place for place, runs in enumerate(read) if len(np.unique(runs.x_NK)) >= LEAST_SHARES]
+    groups, read = [groups[place] for place in kept], [read[place] for place in kept]
+    budgets = tuple({name: float(value) for name, value in key.items()} | factors_of(group) for key, group in groups)
+    factors, dropped = tell_apart(budgets)
+    conventions = _conventions(x, loss, factors, dropped, few, resamples, random_seed)
+    common: dict[str, Any] = {
+        "rows": tuple(row for runs in read for row in runs.rows),
+        "conventions": conventions,
+        "budgets": budgets,
+        "factors": factors,
+    }
+    bad = ", ".join(filter(None, (runs.unusable() for runs in read)))
+    if bad:
+        return JointFit(status=Status.NOT_FINITE, message=NO_LOSS.format(bad), law="none", **common)
+    seed_models = [seed_model(runs.x_NK[:, 0], runs.y_N, runs.seeds_N) for runs in read]
+    refusal = _refusal(budgets, factors, seed_models)
+    if refusal:
+        return JointFit(status=Status.TOO_FEW_POINTS, message=refusal, law="none", **common)
+    copied = [
+        same_losses(runs.y_N) or same_seeds(model.sd, runs.y_N) for runs, model in zip(read, seed_models, strict=True)
+    ]
+    names_N = [named(key) for (key, _), runs in zip(groups, read, strict=True) for _ in runs.rows]
+    x_N, seeds_N, y_N = (
+        np.concatenate(each) for each in zip(*((runs.x_NK[:, 0], runs.seeds_N, runs.y_N) for runs in read), strict=True)
+    )
+    copied.append(same_runs(names_N, x_N, seeds_N, y_N))
+    if any(copied):
+        return JointFit(status=Status.TOO_FEW_POINTS, message=next(filter(None, copied)), law="none", **common)
+
+    return _estimate(read, seed_models, common, resamples, np.random.default_rng(random_seed))
+
+
+def _read(
+    frame: pd.DataFrame, x: str, loss: str, seed: str, sizes: Mapping[str, str]
+) -> tuple[list[tuple[dict[str, Any], pd.DataFrame]], list[Runs]]:
+    """The budgets by the columns that set them apart, each with its rows; and their runs.
+
+    Args:
+        sizes: tokens, total_params, active_params -> their columns.
+    """
     frame = frame[frame[x].notna()]
-    for name in (tokens, total, active):
+    for name in sizes.values():
         number = pd.to_numeric(frame[name], errors="coerce")
         wrong = np.flatnonzero(~((number > 0) & np.isfinite(number)))
         if len(wrong):
@@ -117,7 +160,7 @@ def fit_joint(
                 f"fit_joint: column `{name}` holds {said} in {places(frame)[wrong[0]]}; a positive number belongs there"
             )
         frame = frame.assign(**{name: number})
-    frame = frame.assign(tokens=frame[tokens], total_params=frame[total], active_params=frame[active])
+    frame = frame.assign(**{name: frame[column] for name, column in sizes.items()})
     frame = with_budgets(frame)
     names = [name for name in BUDGET if name in frame]
     if {"rho", "sparse_params"} <= set(frame):
@@ -132,12 +175,19 @@ def fit_joint(
     read = [read_shares(group, (x,), loss, seed, f"fit_joint, {named(key)}") for key, group in groups]
     for (key, _), runs in zip(groups, read, strict=True):
         require_apart(np.unique(runs.x_NK), f"fit_joint, {named(key)}")
-    few = [named(key) for (key, _), runs in zip(groups, read, strict=True) if len(np.unique(runs.x_NK)) < LEAST_SHARES]
-    kept = [place for place, runs in enumerate(read) if len(np.unique(runs.x_NK)) >= LEAST_SHARES]
-    groups, read = [groups[place] for place in kept], [read[place] for place in kept]
-    budgets = tuple({name: float(value) for name, value in key.items()} | factors_of(group) for key, group in groups)
-    factors, dropped = tell_apart(budgets)
-    conventions: dict[str, Any] = {
+    return groups, read
+
+
+def _conventions(
+    x: str,
+    loss: str,
+    factors: tuple[str, ...],
+    dropped: dict[str, str],
+    few: list[str],
+    resamples: int,
+    random_seed: int,
+) -> dict[str, Any]:
+    return {
         "x": x,
         "loss": loss,
         "loss_unit": "nats per token",
@@ -163,31 +213,16 @@ def fit_joint(
         "resamples": resamples,
         "random_seed": random_seed,
     }
-    common: dict[str, Any] = {
-        "rows": tuple(row for runs in read for row in runs.rows),
-        "conventions": conventions,
-        "budgets": budgets,
-        "factors": factors,
-    }
-    bad = ", ".join(filter(None, (runs.unusable() for runs in read)))
-    if bad:
-        return JointFit(status=Status.NOT_FINITE, message=NO_LOSS.format(bad), law="none", **common)
-    seed_models = [seed_model(runs.x_NK[:, 0], runs.y_N, runs.seeds_N) for runs in read]
-    refusal = _refusal(budgets, factors, seed_models)
-    if refusal:
-        return JointFit(status=Status.TOO_FEW_POINTS, message=refusal, law="none", **common)
-    copied = [
-        same_losses(runs.y_N) or same_seeds(model.sd, runs.y_N) for runs, model in zip(read, seed_models, strict=True)
-    ]
-    names_N = [named(key) for (key, _), runs in zip(groups, read, strict=True) for _ in runs.rows]
-    x_N, seeds_N, y_N = (
-        np.concatenate(each) for each in zip(*((runs.x_NK[:, 0], runs.seeds_N, runs.y_N) for runs in read), strict=True)
-    )
-    copied.append(same_runs(names_N, x_N, seeds_N, y_N))
-    if any(copied):
-        return JointFit(status=Status.TOO_FEW_POINTS, message=next(filter(None, copied)), law="none", **common)
 
-    rng = np.random.default_rng(random_seed)
+
+def _estimate(
+    read: Sequence[Runs],
+    seed_models: Sequence[SeedModel],
+    common: dict[str, Any],
+    resamples: int,
+    rng: np.random.Generator,
+) -> JointFit:
+    budgets, factors = common["budgets"], common["factors"]
     seeds_C = np.array([len(np.unique(runs.seeds_N)) for runs in read])
     means = _means(
         seed_models, np.log10([[budget[name] for name in factors] for budget in budgets]), seeds_C, resamples, rng

@@ -19,7 +19,16 @@ import pandas as pd
 
 from analysis.fits.linear import LEVEL, Noise, chance, combine, covariance, holm
 from analysis.fits.noise import seed_model
-from analysis.fits.runs import LENGTH, NO_LOSS, read_runs, require_one_budget, require_one_size, same_losses, same_seeds
+from analysis.fits.runs import (
+    LENGTH,
+    NO_LOSS,
+    Runs,
+    read_runs,
+    require_one_budget,
+    require_one_size,
+    same_losses,
+    same_seeds,
+)
 from analysis.fits.types import Estimate, Fit, noise_of_a_run, with_doubt
 from analysis.fits.words import signed
 from analysis.status import Status
@@ -191,6 +200,14 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
     if equal:
         return LadderFit(status=Status.TOO_FEW_POINTS, message=equal, **common)
 
+    return _estimate(runs, places, common)
+
+
+def _estimate(runs: Runs, places: list[int], common: dict[str, Any]) -> LadderFit:
+    """
+    Args:
+        places: of the rungs that have runs, rising.
+    """
     model = seed_model(runs.x_NK[:, 0], runs.y_N, runs.seeds_N)
     noise = Noise(model.sd, model.df)
 

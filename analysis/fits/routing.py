@@ -178,20 +178,11 @@ def fit_routing(
     points = read_points(frame, (params, experts), loss, run, "fit_routing")
     if (points.x_TN[1] < 1).any():
         raise AnalysisError(f"fit_routing: column `{experts}` must hold 1 (dense) or more")
-    conventions = {
-        "columns": {"N": params, "E": experts},
-        "loss": loss,
-        "form": "log10 loss = a log10 N + b log10 E^ + c log10 N log10 E^ + d, 1/E^ = 1/(E - 1 + 1/(1/E_start - "
-        "1/E_max)) + 1/E_max",
-        "objective": "mean over rows of (log10 fitted loss - log10 loss)^2",
-        "admissible": f"E_start {START[0]:g} to {START[1]:g}, E_max / E_start {RATIO[0]:g} to {RATIO[1]:g}",
-        **of_bootstrap(run, resamples, random_seed),
-    }
     common: dict[str, Any] = {
         "law": "routing",
         "columns": (params, experts),
         "rows": points.rows,
-        "conventions": conventions,
+        "conventions": _conventions(params, experts, loss, run, resamples, random_seed),
     }
     if refusal := points.too_few((params, experts), "six", 8, (2, 4), more="train more sizes and numbers of experts"):
         return RoutingFit(status=refusal[0], message=points.with_left_out(refusal[1]), **common)
@@ -234,6 +225,20 @@ def fit_routing(
         _points=points,
         **common,
     )
+
+
+def _conventions(
+    params: str, experts: str, loss: str, run: str | None, resamples: int, random_seed: int
+) -> dict[str, Any]:
+    return {
+        "columns": {"N": params, "E": experts},
+        "loss": loss,
+        "form": "log10 loss = a log10 N + b log10 E^ + c log10 N log10 E^ + d, 1/E^ = 1/(E - 1 + 1/(1/E_start - "
+        "1/E_max)) + 1/E_max",
+        "objective": "mean over rows of (log10 fitted loss - log10 loss)^2",
+        "admissible": f"E_start {START[0]:g} to {START[1]:g}, E_max / E_start {RATIO[0]:g} to {RATIO[1]:g}",
+        **of_bootstrap(run, resamples, random_seed),
+    }
 
 
 def _ends(law: RoutingLaw, theta_BK: Array) -> tuple[tuple[Array, str], ...]:

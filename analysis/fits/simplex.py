@@ -89,8 +89,29 @@ def fit_simplex(
             f"fit_simplex: the shares of {', '.join(pools)} do not sum to 1 in {listed(off)}; name every pool that has "
             "a share"
         )
-    points_I3, point_N = np.unique(runs.x_NK, axis=0, return_inverse=True)
-    conventions = {
+    points_I3 = np.unique(runs.x_NK, axis=0)
+    common: dict[str, Any] = {
+        "pools": pools,
+        "points": tuple(tuple(map(float, point)) for point in points_I3),
+        "seeds": len(np.unique(runs.seeds_N)),
+        "rows": runs.rows,
+        "conventions": _conventions(pools, loss, resamples, random_seed),
+        "law": LAW,
+        "_runs": runs,
+    }
+    require_resamples(resamples, "fit_simplex")
+    refusal = _refusal(points_I3, runs)
+    if refusal is not None:
+        return SimplexFit(status=refusal[0], message=refusal[1], **common)
+
+    return _estimate(runs, common, resamples, np.random.default_rng(random_seed))
+
+
+# --- the steps --------------------------------------------------------------------------------------------------------
+
+
+def _conventions(pools: tuple[str, ...], loss: str, resamples: int, random_seed: int) -> dict[str, Any]:
+    return {
         "x": [f"share_{pool}" for pool in pools],
         "loss": loss,
         "loss_unit": "nats per token",
@@ -107,29 +128,13 @@ def fit_simplex(
         "band": "pointwise, without what moves all points of a seed alike",
         "held_out_set": "the same sequences for every run; intervals hold for that set",
     }
-    common: dict[str, Any] = {
-        "pools": pools,
-        "points": tuple(tuple(map(float, point)) for point in points_I3),
-        "seeds": len(np.unique(runs.seeds_N)),
-        "rows": runs.rows,
-        "conventions": conventions,
-        "law": LAW,
-        "_runs": runs,
-    }
-    require_resamples(resamples, "fit_simplex")
-    refusal = _refusal(points_I3, runs)
-    if refusal is not None:
-        return SimplexFit(status=refusal[0], message=refusal[1], **common)
 
-    rng = np.random.default_rng(random_seed)
+
+def _estimate(runs: Runs, common: dict[str, Any], resamples: int, rng: np.random.Generator) -> SimplexFit:
+    pools, points_I3, point_N = common["pools"], *np.unique(runs.x_NK, axis=0, return_inverse=True)
     model = seed_model(point_N.ravel(), runs.y_N, runs.seeds_N)
     weights_I = 1 / np.diag(model.covariance_II)
-    sd, df = model.sd, model.df
-    if df == 0:  # nothing repeated: take the residuals around the surface as noise, and say so
-        rest_I = model.mean_I - terms(points_I3, LAW) @ _solve(points_I3, weights_I, model.mean_I[None], LAW)[0]
-        df = len(points_I3) - LAWS[LAW]
-        sd = float(np.sqrt(np.sum(weights_I * rest_I**2) / df))
-        conventions["noise"] = f"nothing is repeated: residuals around the {LAW} surface stand in for it"
+    sd, df = _noise(model, points_I3, weights_I, common["conventions"])
     y_BI = np.vstack([model.mean_I, resample(model, sd, df, resamples, rng)])
     corners_S3 = points_I3[ConvexHull(points_I3[:, :2]).vertices]
     to_beta_KI = _solve(points_I3, weights_I, np.eye(len(points_I3)), LAW).T
@@ -179,7 +184,15 @@ def fit_simplex(
     )
 
 
-# --- the steps --------------------------------------------------------------------------------------------------------
+def _noise(model: SeedModel, points_I3: Array, weights_I: Array, conventions: dict[str, Any]) -> tuple[float, int]:
+    """Standard deviation of a run and its degrees of freedom; where nothing is repeated the residuals around the
+    surface stand in, which `conventions` then say.
+    """
+    if model.df:
+        return model.sd, model.df
+    df = len(points_I3) - LAWS[LAW]
+    conventions["noise"] = f"nothing is repeated: residuals around the {LAW} surface stand in for it"
+    return float(np.sqrt(_squares(points_I3, weights_I, model, LAW) / df)), df
 
 
 def _refusal(points_I3: Array, runs: Runs) -> tuple[Status, str] | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import combinations, product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,9 +42,6 @@ from analysis.fits.slots_result import LINE, POWER, Law, MechanismFit, SlopeDiff
 from analysis.fits.types import REFUTED, Estimate
 from analysis.interval import percent, takes_level
 from analysis.status import Status
-
-if TYPE_CHECKING:
-    pass
 
 Array = np.ndarray
 LEAST_SIZES = 3
@@ -99,7 +96,26 @@ def fit_slots(
         raise AnalysisError(
             f"fit_slots: column `{x}` must hold positive row counts wherever `{mechanism}` names a memory"
         )
-    conventions = {
+    common: dict[str, Any] = {
+        "law": LINE,
+        "_mechanism": mechanism,
+        "seeds": len(np.unique(runs.seeds_N)),
+        "rows": runs.rows,
+        "conventions": _conventions(x, loss, resamples, random_seed),
+    }
+    if bad:
+        return SlotsFit(status=Status.NOT_FINITE, message=NO_LOSS.format(bad), **common)
+    if not (code_N >= 0).any():
+        return SlotsFit(status=Status.TOO_FEW_POINTS, message="no run with a memory has finished.", **common)
+    equal = same_losses(runs.y_N)
+    if equal:
+        return SlotsFit(status=Status.TOO_FEW_POINTS, message=equal, **common)
+
+    return _estimate(runs, names, common, resamples, random_seed)
+
+
+def _conventions(x: str, loss: str, resamples: int, random_seed: int) -> dict[str, Any]:
+    return {
         "x": x,
         "loss": loss,
         "loss_unit": "nats per token",
@@ -119,25 +135,16 @@ def fit_slots(
         "differences": f"each interval at {percent()} on its own",
         "held_out_set": "the same sequences for every run; intervals hold for that set",
     }
-    common: dict[str, Any] = {
-        "law": LINE,
-        "_mechanism": mechanism,
-        "seeds": len(np.unique(runs.seeds_N)),
-        "rows": runs.rows,
-        "conventions": conventions,
-    }
-    if bad:
-        return SlotsFit(status=Status.NOT_FINITE, message=NO_LOSS.format(bad), **common)
-    if not (code_N >= 0).any():
-        return SlotsFit(status=Status.TOO_FEW_POINTS, message="no run with a memory has finished.", **common)
-    equal = same_losses(runs.y_N)
-    if equal:
-        return SlotsFit(status=Status.TOO_FEW_POINTS, message=equal, **common)
 
+
+def _estimate(runs: Runs, names: list[Any], common: dict[str, Any], resamples: int, random_seed: int) -> SlotsFit:
+    """All mechanisms together, with one measure of the noise."""
     points_PK, point_N = np.unique(runs.x_NK, axis=0, return_inverse=True)
     point_N = point_N.ravel()
     model = seed_model(point_N, runs.y_N, runs.seeds_N)
+    code_N, x_N = runs.x_NK.T
     backbone_P = points_PK[:, 0] == -1
+    alphabet = sorted(names, key=str)
     own_codes = [alphabet.index(name) for name in names]
     owns = [points_PK[:, 0] == code for code in own_codes]
     names_N = [str(alphabet[int(code)]) if code >= 0 else "" for code in code_N]
@@ -158,6 +165,7 @@ def fit_slots(
         fits.append(fit)
     lines = [(fit, own_P) for fit, own_P in zip(fits, owns, strict=True) if fit.slope]
     weights_KP = _weights(lines)
+    slopes = [(fit, weights_P) for (fit, _), weights_P in zip(lines, weights_KP[1::2], strict=True)]
     memory_N = code_N >= 0
     return SlotsFit(
         status=next((fit.status for fit in fits if fit.status is not Status.CONVERGED), Status.CONVERGED),
@@ -170,15 +178,9 @@ def fit_slots(
         objective=sum(fit.laws[0].objective for fit, _ in lines) if lines else None,
         mechanisms=tuple(fits),
         differences=tuple(
-            SlopeDifference(
-                lines[i][0].mechanism,
-                lines[j][0].mechanism,
-                combine(model, weights_KP[2 * i + 1] - weights_KP[2 * j + 1], noise),
-            )
-            for i, j in combinations(range(len(lines)), 2)
-        )
-        if model.df
-        else (),
+            SlopeDifference(first.mechanism, second.mechanism, combine(model, one_P - other_P, noise))
+            for (first, one_P), (second, other_P) in combinations(slopes if model.df else (), 2)
+        ),
         backbone=float(model.mean_I[backbone_P][0]) if backbone_P.any() else None,
         paired_sd=model.sd if model.df else None,
         noise_df=model.df,
