@@ -448,11 +448,14 @@ def _pack(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    import torch
+
     from sparsemem.study.evaluation import describe_evaluation
     from sparsemem.train.kept import load_model
     from sparsemem.train.loop import default_device
     from sparsemem.train.text_loss import evaluate, held_out_text, read_text, training_ids
 
+    torch.set_flush_denormal(True)  # as in training
     kept, base = load_model(arguments.folder, default_device()), Path.cwd()
     text = read_text(kept, arguments.text, base, "--text") if arguments.text else held_out_text(kept)
     train = training_ids(kept, arguments.train, base)

@@ -195,7 +195,10 @@ def load_model(folder: Path | str, device: str | torch.device = "cpu") -> KeptMo
         if isinstance(error, ConfigError):
             raise ConfigError(str(error) if str(folder) in str(error) else f"{folder / CONFIG}: {error}") from None
         raise ConfigError(f"{folder / CONFIG}: does not describe a kept model ({error!r}); {REMEDY}") from None
-    tokenizer, separator = load_tokenizer(folder / TOKENIZER, trial.data.vocab_size, named["separator"])
+    try:
+        tokenizer, separator = load_tokenizer(folder / TOKENIZER, trial.data.vocab_size, named["separator"])
+    except ConfigError as error:
+        raise ConfigError(f"{folder / TOKENIZER}: {error}") from None
     return KeptModel(
         model.to(device).eval(),
         trial,

@@ -76,7 +76,10 @@ def read_text(kept: KeptModel, files: Sequence[str], base: Path, option: str) ->
     try:
         documents = [each for each in levelled(open_corpus(data, base).documents()) if each.read()]
     except ConfigError as error:
-        raise ConfigError(str(error).replace("field `data.files` has the value", option)) from None
+        words = str(error).replace("field `data.files` has the value", option)
+        if "`data.text_field`" in words:
+            words = f"{option}: {words}; the model's study reads that column, so give files that have it"
+        raise ConfigError(words) from None
     texts = [document.read() or b"" for document in documents]
     if not texts:
         raise ConfigError(f"{option} {' '.join(files)}: no text in there; name files with text in them")

@@ -194,6 +194,7 @@ def test_other_kinds_of_files_are_read(made: tuple[Path, Path], kept: KeptModel,
         ("none.txt", None, "--text none.txt: no such file"),
         ("vall/0.txt", None, "--text vall/0.txt: no such file; did you mean val/0.txt?"),
         ("a.bin", "text", "--text 'a.bin': the suffix is none of"),
+        ("a.jsonl", '{"body": "text"}', "the model's study reads that column, so give files that have it"),
         ("empty.txt", "", "--text empty.txt: no text in there"),
     ],
 )
