@@ -21,11 +21,16 @@ from sparsemem.study.pack import pack_study
 from sparsemem.study.worker import run_job
 from sparsemem.trial_files import MODEL, MODEL_FILES, PACK, RECORDS
 
+from .conftest import TINY
+
 Write = Callable[..., Path]
 
 
 def run(file: Path, said: list[str] | None = None) -> Ledger:
     return run_study(load_study(file), file.parent, file.parent / "runs", say=(said if said is not None else []).append)
+
+
+SHORT = TINY["budget"] | {"tokens": 512}
 
 
 @pytest.fixture
@@ -52,7 +57,7 @@ def kept_in(ledger: Ledger) -> list[Any]:
 
 
 def test_models_are_kept_as_the_study_says_and_nothing_else_changes(write_study: Write, here: list[str]) -> None:
-    ledger = run(write_study(vary={"rho": [1.0, 0.5]}, run={"keep_models": [0.5]}))
+    ledger = run(write_study(budget=SHORT, vary={"rho": [1.0, 0.5]}, run={"keep_models": [0.5]}))
     assert kept_in(ledger) == [0.5]
     assert load_study(ledger.folder / "study.yaml").run.keep_models == (0.5,)
     half = next(row["trial_id"] for row in ledger.rows if row["rho"] == 0.5)
@@ -145,7 +150,7 @@ def test_tuning_keeps_no_model(write_study: Write, monkeypatch: pytest.MonkeyPat
 def test_the_plan_says_how_large_they_are(
     write_study: Write, here: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = write_study(vary={"rho": [1.0, 0.5]}, run={"keep_models": [1.0]})
+    file = write_study(budget=SHORT, vary={"rho": [1.0, 0.5]}, run={"keep_models": [1.0]})
     ledger = run(file)
     written = sum(path.stat().st_size for path in ledger.folder.rglob(MODEL))
     assert main(["plan", str(file), "--json"]) == 0
@@ -164,11 +169,11 @@ def test_the_plan_says_how_large_they_are(
 def test_a_trial_that_was_finished_before_is_not_trained_again_until_its_result_is_removed(
     write_study: Write, here: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = run(write_study(vary={"rho": [0.5]}))
+    ledger = run(write_study(budget=SHORT, vary={"rho": [0.5]}))
     (id_,) = here
     result = ledger.state(id_).result
     said: list[str] = []
-    file = write_study(vary={"rho": [0.5]}, run={"keep_models": True})
+    file = write_study(budget=SHORT, vary={"rho": [0.5]}, run={"keep_models": True})
     run(file, said)
     assert here == [id_]
     assert f"1 trial finished before `run.keep_models` named them, so without a model: {id_}; they are not" in str(said)
