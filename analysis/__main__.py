@@ -48,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.commands[command] = Parser(add_help=False)
         parser.commands[command].add_argument(option)
     folders = parser.parse_args(arguments).results_dir
-    if tables := [folder for folder in folders if folder.is_file()]:
+    if tables := [
+        folder for folder in folders if folder.is_file() and folder.suffix in {".csv", ".tsv", ".json", ".jsonl"}
+    ]:
         parser.error(
             f"{tables[0]} is a file, where the folder of a study belongs; a law is fitted to a table by `python -m "
             f"analysis fit --law LAW {tables[0]} ...`, and `python -m analysis fit --help` names the laws"

@@ -78,9 +78,10 @@ def _span(values: pd.Series) -> str:
 
 
 def first_sentence(text: str) -> str:
-    """Up to the first full stop that ends a sentence.
+    """Up to the first full stop that ends a sentence; with a caution, the sentence that it is about.
 
     >>> first_sentence("It is least at 0.35 (0.2 to 0.4). It gains.")
     'It is least at 0.35 (0.2 to 0.4).'
     """
-    return re.split(r"(?<=\.) (?=[A-Z])", text, maxsplit=1)[0]
+    sentences = re.split(r"(?<=\.) (?=[A-Z])", text)
+    return " ".join(sentences[: 2 if text.startswith("Caution: ") else 1])

@@ -122,13 +122,11 @@ def noise_of_a_run(sd: float | None) -> list[str]:
 
 
 def with_doubt(status: Status, message: str, sentences: Iterable[str]) -> str:
-    """The sentences, and what there is to doubt: last where the status is `converged`, before every number
-    otherwise.
-    """
-    said = " ".join(sentences)
-    if status is Status.CONVERGED:
-        return f"{said} Caution: {message}".strip() if message else said
-    return f"Status {status}: {message} {said}".strip()
+    """The sentences, and before them what there is to doubt."""
+    doubt = f"Caution: {message}" if message else ""
+    if status is not Status.CONVERGED:
+        doubt = f"Status {status}: {message}"
+    return " ".join([doubt, *sentences]).strip()
 
 
 @dataclass(frozen=True, kw_only=True)
