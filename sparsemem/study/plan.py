@@ -207,9 +207,9 @@ def _serving_all(error: BudgetError, budget: Budget, trials: Sequence[Trial]) ->
     words = str(error if served is None else error.offering(served))
     if served is None:
         wide = _least_tolerance(alike, budget)
-        others = f"`budget.tolerance: {wide:g}` would do" if wide else "change the model"
+        remedy = f"`budget.tolerance: {wide:g}` would do" if wide else "change the model"
         words = words.replace(
-            f"the nearest feasible value is {error.offer}", f"no value near it serves every point: {others}"
+            f"the nearest feasible value is {error.offer}", f"no value near it serves every point: {remedy}"
         )
     widths = {experts.expert_width for model, _ in alike if (experts := EXPERTS.of(model))}
     if f"`{EXPERT_WIDTH}`" in words and len(widths) == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Callable
@@ -48,6 +49,7 @@ def power(frame: pd.DataFrame) -> pd.Series:
     return 1.7 + 400 * frame["params"] ** -0.34 + 410 * frame["tokens"] ** -0.28
 
 
+@functools.cache
 def made(name: str) -> Fit:
     rng = np.random.default_rng(1)
     match name:

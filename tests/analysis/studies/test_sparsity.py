@@ -41,17 +41,16 @@ def points(order: tuple[int, ...] = (40, 4, 10, 20), **columns: Any) -> list[dic
     ]
 
 
-def test_the_curves_stand_in_the_order_of_their_sparsity(new_points: New) -> None:
+def test_curves_in_the_order_of_their_sparsity_say_where_memory_begins_to_pay_and_that_the_optimum_moves(
+    new_points: New,
+) -> None:
     folder = new_points("sparsity", points())
     write_report(folder)
     fits = json.loads((folder / "fits.json").read_text())["fits"]
     assert [fit["cell"] for fit in fits[:-1]] == [{"P_tot/P_act": ratio} for ratio in (4, 10, 20, 40)]
     assert fits[-1]["factors"] == ["sparsity"]
     assert [fit["status"] for fit in fits[:-1]] == ["no_interior_minimum", *["converged"] * 3]
-
-
-def test_it_says_where_memory_begins_to_pay_and_that_the_optimum_moves(new_points: New) -> None:
-    lines = summarize(write_report(new_points("sparsity", points())).parent).splitlines()
+    lines = summarize(folder).splitlines()
     (pays,) = [line for line in lines if "to pay" in line]
     assert pays.startswith(
         "Memory begins to pay between P_tot/P_act 4 (pure experts are best) and P_tot/P_act 10 (gain 0.0"
