@@ -17,12 +17,8 @@ from sparsemem.mechanisms import label
 from sparsemem.results import TrialStatus
 
 RATE = "train.lr"
-NAMES = {
-    "budget.tokens": "training tokens",
-    "tokens": "training tokens",
-    "budget.total_params": "P_tot",
-    "budget.active_params": "P_act",
-}
+NAMES = dict.fromkeys(("budget.tokens", "tokens"), "training tokens")
+NAMES |= {"budget.total_params": "P_tot", "budget.active_params": "P_act"}
 MEMORY, ON_TOP, SHARE = "memory", "on top", "rho"
 """What sets trials apart that no varied field names: memories that hold a share, memories of given rows, the share of
 routed experts.
@@ -83,23 +79,19 @@ def split_cells(
     values = _varied_values(trials, axis)
     fields, rest = ([name for name in values if along(name) is made] for made in (False, True))
     while True:
-        keys = [
-            {name: value for name in fields if (value := values[name][row]) is not _UNUSED}
-            for row in range(len(trials))
-        ]
-        texts = [json.dumps(key, sort_keys=True) for key in keys]
+        keys: list[dict[str, Any]] = []
         distinct: dict[str, list[int]] = {}
-        for row, text in enumerate(texts):
-            distinct.setdefault(text, []).append(row)
+        for row in range(len(trials)):
+            keys.append({name: value for name in fields if (value := values[name][row]) is not _UNUSED})
+            distinct.setdefault(json.dumps(keys[-1], sort_keys=True), []).append(row)
         cells, inside = [], []
         for rows in distinct.values():
             key = keys[rows[0]]
             others = [(keys[other[0]], other) for other in distinct.values() if len(keys[other[0]]) != len(key)]
             if not any(key.items() <= other.items() for other, _ in others):
+                fitting = [row for other, held in others if other.items() <= key.items() for row in held]
                 cells.append(key)
-                inside.append(
-                    sorted([*rows, *(row for other, held in others if other.items() <= key.items() for row in held)])
-                )
+                inside.append(sorted([*rows, *fitting]))
         clash = _pooled(trials, axis, inside, {name: values[name] for name in rest})
         if clash is None:
             return [_cell(key, trials.iloc[rows], axis) for key, rows in zip(cells, inside, strict=True)]
@@ -170,9 +162,7 @@ def _pooled(
                 found = {str(column[rows[place]]) for place in group.index}
                 if len(found) > 1:
                     clashing.setdefault(name, set()).update(found)
-    return (
-        min(clashing, key=lambda name: len(clashing[name])) if clashing else None
-    )  # the one that makes the fewest cells
+    return min(clashing, key=lambda name: len(clashing[name]), default=None)  # the one that makes the fewest cells
 
 
 def _cell(key: dict[str, Any], trials: pd.DataFrame, axis: Sequence[str]) -> Cell:

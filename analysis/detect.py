@@ -49,15 +49,8 @@ def detect(depth: float, planned: pd.DataFrame, noise_from: Path | str) -> dict[
         }
         for points, seeds in planned_designs(planned)
     ]
-    noise = {
-        "folder": str(noise_from),
-        "paired_sd": sd,
-        "df": df,
-        "low": low,
-        "high": high,
-        "cells": cells,
-        "used": alike,
-    }
+    noise = {"folder": str(noise_from), "paired_sd": sd, "df": df, "low": low, "high": high}
+    noise |= {"cells": cells, "used": alike}
     return {"depth": depth, "level": LEVEL, "wanted_power": POWER, "noise": noise, "designs": designs}
 
 
@@ -109,12 +102,9 @@ def describe_detect(found: dict[str, Any]) -> str:
         lines.insert(1, f"the noise differs between the cells of that study: {each}; used: {used}")
     for design in found["designs"]:
         needed, least = design["seeds_needed"], design["detectable"]
-        seeds = f"{design['seeds']} seed{'s' * (design['seeds'] != 1)}"
-        can = (
-            "cannot be tested"
-            if least is None
-            else f"{depth:g} is seen with a chance of {design['power']:.0%}, {least:.4f} with {POWER:.0%}"
-        )
+        seeds, can = f"{design['seeds']} seed{'s' * (design['seeds'] != 1)}", "cannot be tested"
+        if least is not None:
+            can = f"{depth:g} is seen with a chance of {design['power']:.0%}, {least:.4f} with {POWER:.0%}"
         least_needed, most_needed = (number or "more than 1,000" for number in design["seeds_needed_range"])
         span = f" ({least_needed} to {most_needed} over the interval of the noise)"
         takes = f"{needed or 'more than 1,000'} seeds see {depth:g} with {POWER:.0%}{span}"

@@ -336,14 +336,8 @@ def _record(law: str, fit: Any, left_out: list[str]) -> dict[str, Any]:
     """`Fit.to_dict`, with `parameters` and `objective` also where the fit has several laws in it and so none of its
     own.
     """
-    first: dict[str, Any] = {
-        "law": law,
-        "status": str(fit.status),
-        "parameters": {},
-        "objective": None,
-        "left_out": left_out,
-    }
-    return first | fit.to_dict()
+    first: dict[str, Any] = {"law": law, "status": str(fit.status), "parameters": {}, "objective": None}
+    return {**first, "left_out": left_out, **fit.to_dict()}
 
 
 def _json(record: dict[str, Any]) -> str:

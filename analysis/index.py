@@ -37,9 +37,8 @@ def write_index(results_dirs: Sequence[Path | str]) -> Path:
     try:
         parent = Path(os.path.commonpath([folder.parent for folder in folders]))
     except ValueError:
-        raise AnalysisError(
-            f"{folders[0]} and {folders[-1]} have no folder in common; move the studies to one disk"
-        ) from None
+        apart = f"{folders[0]} and {folders[-1]} have no folder in common"
+        raise AnalysisError(f"{apart}; move the studies to one disk") from None
     page = render("index.html", studies=[_row(folder, parent) for folder in folders])
     write_text(parent / "index.html", page)
     return parent / "index.html"
@@ -71,10 +70,8 @@ def _row(folder: Path, parent: Path) -> dict[str, Any]:
 
 
 def _span(values: pd.Series) -> str:
-    low, high = values.min(), values.max()
-    return (
-        si(values.median()) if high < 1.01 * low else f"{si(low)} to {si(high)}"
-    )  # integer sizes meet a budget within its tolerance
+    low, high = values.min(), values.max()  # integer sizes meet a budget within its tolerance
+    return si(values.median()) if high < 1.01 * low else f"{si(low)} to {si(high)}"
 
 
 def first_sentence(text: str) -> str:

@@ -49,11 +49,9 @@ def remarks(results: Results) -> list[str]:
     lines = []
     for path in results.tuned.fields if results.tuned else ():
         values = sorted(results.trials[path if path == RATE else f"tuned.{path}"].dropna().unique())
-        listed = (
-            ", ".join(map(str, values))
-            if len(values) <= MOST_LISTED
-            else f"{len(values)} values from {values[0]} to {values[-1]}"
-        )
+        listed = ", ".join(map(str, values))
+        if len(values) > MOST_LISTED:
+            listed = f"{len(values)} values from {values[0]} to {values[-1]}"
         lines.append(f"Tuned before the study: {path} {listed}.")
     idle = results.trials[results.trials["status"] == LEARNED_NOTHING]
     if len(idle):
@@ -119,17 +117,12 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
         lines.append("One learning-rate factor of the memory tables.")
     if not any(name.startswith("data") for name in varied):
         name = (results.described.get("data") or {}).get("corpus", "python-source")
-        share = results.corpus.get("overlap", {}).get("4")
-        seen = (
-            f": {share:.0%} of its held-out 4-grams also occur in the training text, which favours n-gram memory"
-            if share
-            else ""
-        )
+        seen = ""
+        if share := results.corpus.get("overlap", {}).get("4"):
+            seen = f": {share:.0%} of its held-out 4-grams also occur in the training text, which favours n-gram memory"
         lines.append(f"One corpus, {' '.join([name, *_named(results)])}{seen}.")
-        if (
-            len(finished)
-            and (times := finished["tokens"].max() / (results.corpus.get("train_tokens") or float("inf"))) > 1
-        ):
+        times = finished["tokens"].max() / (results.corpus.get("train_tokens") or float("inf"))
+        if times > 1:
             lines.append(
                 f"Trials read their text up to {times:.3g} times: a model that can remember it, as memory does, is "
                 "favoured."
@@ -138,13 +131,9 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
         [cell.trials.groupby(list(axis), dropna=False)["seed"].nunique() for cell in split_cells(trials, axis)]
     )
     if len(seeds):
-        number = (
-            f"{seeds.min()} to {seeds.max()} seeds"
-            if seeds.min() < seeds.max()
-            else "1 seed"
-            if seeds.max() == 1
-            else f"{seeds.max()} seeds"
-        )
+        number = "1 seed" if seeds.max() == 1 else f"{seeds.max()} seeds"
+        if seeds.min() < seeds.max():
+            number = f"{seeds.min()} to {number}"
         pooled = f"the noise is pooled over {plural(noun)} and taken to be alike at all of them"
         lines.append(f"{number} a {noun}: {'seed noise is not measured' if seeds.max() == 1 else pooled}.")
         if seeds.min() < seeds.max():
@@ -160,13 +149,9 @@ def caveats(results: Results, noun: str = "share", axis: Sequence[str] = ("rho",
 def _named(results: Results) -> list[str]:
     """What the user's own text or data set is called."""
     data = results.described.get("data") or {}
-    return (
-        [", ".join(data.get("files", ()))]
-        if data.get("corpus") == "files"
-        else [data["dataset"]]
-        if data.get("dataset")
-        else []
-    )
+    if data.get("corpus") == "files":
+        return [", ".join(data.get("files", ()))]
+    return [data["dataset"]] if data.get("dataset") else []
 
 
 def sources(results: Results) -> str:
@@ -208,11 +193,9 @@ def _rate_doubt(winner: Winner) -> tuple[str, str] | None:
         return "lies at the edge of what was searched", "lie at the edge of what was searched"
     if RATE in winner.unbracketed:
         return "is the outermost value tried", "are the outermost values tried"
-    return (
-        ("has no value tried close to it on one side", "have no value tried close to them on one side")
-        if RATE in winner.doubts()
-        else None
-    )
+    if RATE in winner.doubts():
+        return "has no value tried close to it on one side", "have no value tried close to them on one side"
+    return None
 
 
 def _searched(results: Results) -> list[str]:

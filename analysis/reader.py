@@ -68,31 +68,30 @@ def read_table(path: Path | str, numbers: Iterable[str] = (), others: Iterable[s
         if name in twice:
             raise AnalysisError(f"{path}: heading `{name}` stands twice; keep one of them")
     frame = frame.rename(columns=_as_asked(frame.columns, (*asked, "status")))
-    for name in frame.columns.difference(asked):
-        if (
-            "status" not in frame and str(name).strip().lower() == "state" and says_states(frame[name])
-        ):  # as W&B calls it
+    for name in frame.columns.difference(asked):  # as W&B calls it
+        if "status" not in frame and str(name).strip().lower() == "state" and says_states(frame[name]):
             frame = frame.rename(columns={name: "status"})
     require_columns(frame.columns, asked, str(path))
     if frame.empty:
         raise AnalysisError(f"{path}: holds no row")
+
+    def place(row: int) -> str:
+        return f"{path}: {frame.index[row]}"
+
     for name in numbers:
-        typed = floats(frame[name], lambda row: f"{path}: {frame.index[row]}")
-        refuse_lost_units(frame[name], typed, lambda row: f"{path}: {frame.index[row]}")
+        typed = floats(frame[name], place)
+        refuse_lost_units(frame[name], typed, place)
         frame[name] = typed
-    for name in frame.columns.difference(
-        [*asked, "trial_id"]
-    ):  # such as `tokens`, by which some fits look whether runs compare
-        if (
-            all(isinstance(value, str) and _reads(value) for value in frame[name].dropna())
-            and frame[name].notna().any()
-        ):
-            frame[name] = floats(frame[name], lambda row: f"{path}: {frame.index[row]}")
+    # Such as `tokens`, by which some fits look whether runs compare.
+    for name in frame.columns.difference([*asked, "trial_id"]):
+        values = frame[name].dropna()
+        if len(values) and all(isinstance(value, str) and _reads(value) for value in values):
+            frame[name] = floats(frame[name], place)
     if "trial_id" in frame and "trial_id" not in others:
         again = frame["trial_id"].duplicated()
         if again.any():
             raise AnalysisError(
-                f"{path}: {frame.index[int(again.argmax())]}: trial id {frame['trial_id'][again].iloc[0]} stands in "
+                f"{place(int(again.argmax()))}: trial id {frame['trial_id'][again].iloc[0]} stands in "
                 "several rows; keep one of each, or name the column that says which rows are one run"
             )
     return frame
@@ -104,11 +103,12 @@ def _as_asked(present: Iterable[Any], asked: Iterable[str]) -> dict[str, str]:
     def same(name: str) -> str:
         return " ".join(name.split()).casefold()
 
-    present = [str(name) for name in present]
-    likes = {
-        name: [heading for heading in present if same(heading) == same(name)] for name in asked if name not in present
-    }
-    return {found[0]: name for name, found in likes.items() if len(found) == 1 and found[0] not in asked}
+    present, found = [str(name) for name in present], {}
+    for name in (name for name in asked if name not in present):
+        likes = [heading for heading in present if same(heading) == same(name)]
+        if len(likes) == 1 and likes[0] not in asked:
+            found[likes[0]] = name
+    return found
 
 
 def require_file(path: Path) -> None:
@@ -140,14 +140,7 @@ def _read(path: Path, numbers: Sequence[str]) -> tuple[pd.DataFrame, set[str]]:
         return _csv(text, path, SEPARATORS[kind], numbers) if kind in SEPARATORS else _json(text, path)
     except AnalysisError:
         raise
-    except (
-        ValueError,
-        TypeError,
-        OSError,
-        EOFError,
-        zlib.error,
-        csv.Error,
-    ) as error:  # parsers of all kinds raise kinds of ValueError
+    except (ValueError, TypeError, OSError, EOFError, zlib.error, csv.Error) as error:
         raise AnalysisError(f"{path}: cannot be read as {kind[1:]}: {' '.join(str(error).split())}") from None
 
 
@@ -162,13 +155,10 @@ def _text(raw: bytes) -> str:
 
 
 def _csv(text: str, path: Path, separators: Sequence[str], numbers: Sequence[str]) -> tuple[pd.DataFrame, set[str]]:
-    """pandas shifts all columns where rows have more fields than there are headings, so the fields are
-    counted first.
-    """
+    """pandas shifts all columns where rows have more fields than there are headings, so those are counted first."""
     declared = re.match(r'\s*"?sep=([,;\t|])"?[ \t,;]*(?=[\r\n])', text, re.I)  # Excel's own first line
     if declared:
-        separators, text = (declared[1],), text[declared.end() :]
-        text = "\n" * (declared[0].count("\n")) + text
+        separators, text = (declared[1],), "\n" * declared[0].count("\n") + text[declared.end() :]
     text = _without_comments(text, separators)
     first = next((line for line in text.splitlines() if line.strip()), "")
     mark = next((mark for mark in separators if len(next(csv.reader([first], delimiter=mark), [])) > 1), separators[0])
@@ -195,9 +185,8 @@ def _csv(text: str, path: Path, separators: Sequence[str], numbers: Sequence[str
     csv.writer(again).writerows([heading, *rows[1:]])
     again.seek(0)
     frame = pd.read_csv(again, dtype={"trial_id": str}, index_col=False)
-    return frame.set_axis([f"line {place}" for place in lines[1:]]), {
-        name for name in heading if name and heading.count(name) > 1
-    }
+    twice = {name for name in heading if name and heading.count(name) > 1}
+    return frame.set_axis([f"line {place}" for place in lines[1:]]), twice
 
 
 def _without_comments(text: str, separators: Sequence[str]) -> str:
@@ -212,12 +201,10 @@ def _without_comments(text: str, separators: Sequence[str]) -> str:
         return text
     for i in above:
         lines[i] = "\n"
-    last, following = (
-        text.splitlines()[above[-1]].lstrip()[1:],
-        [lines[i] for i in written[len(above) : len(above) + 1]],
-    )
+    last = text.splitlines()[above[-1]].lstrip()[1:]
+    following = lines[written[len(above)]] if len(written) > len(above) else ""
     for mark in separators:
-        names, values = (next(csv.reader([each], delimiter=mark), []) for each in (last, *(following or [""])))
+        names, values = (next(csv.reader([each], delimiter=mark), []) for each in (last, following))
         if len(names) == len(values) > 1 and not any(map(_reads, names)) and any(map(_reads, values)):
             lines[above[-1]] = f"{last}\n"
             break
@@ -236,17 +223,15 @@ def _write_points(rows: list[list[str]], places: Sequence[int], path: Path, mark
         AnalysisError: it cannot be told, or is not the same throughout.
     """
     fields = [row[place].strip() for row in rows for place in places]
-    comma, point = (
-        next((each for each in fields if kind.fullmatch(each)), None) for kind in (DECIMAL_COMMA, DECIMAL_POINT)
-    )
+    comma = next(filter(DECIMAL_COMMA.fullmatch, fields), None)
+    point = next(filter(DECIMAL_POINT.fullmatch, fields), None)
     unsure = [each for each in fields if re.fullmatch(r"[+-]?\d{1,3}[,.]\d{3}", each)]
     if comma and point:
         raise AnalysisError(
             f"{path}: numbers have a decimal comma ({comma}) and a decimal point ({point}); write all with a point"
         )
-    doubtful = mark == ";" or (
-        mark == "\t" and all("," in each for each in unsure)
-    )  # 2.345 beside 1,000 is a decimal point
+    # 2.345 beside 1,000 is a decimal point.
+    doubtful = mark == ";" or (mark == "\t" and all("," in each for each in unsure))
     if doubtful and unsure and not (comma or point):
         raise AnalysisError(
             f"{path}: whether {unsure[0]} has a decimal mark or groups of digits cannot be told; write it with neither"

@@ -24,9 +24,9 @@ from analysis.figures.style import save
 from analysis.fits.types import plain
 from analysis.results import LEARNED_NOTHING, Results
 from analysis.studies import analyse
-from analysis.studies.tables import led, number, rates_sections, tuned_sections
+from analysis.studies.tables import led, rates_sections, tuned_sections
 from analysis.studies.types import Analysis, Drawing
-from analysis.table import TPP, as_text, si, trials_for_reading, varied_fields
+from analysis.table import TPP, as_text, fixed, si, trials_for_reading, varied_fields
 from sparsemem.files import write_json, write_text
 from sparsemem.results import TrialStatus
 
@@ -81,11 +81,8 @@ def _fits_record(results: Results, analysis: Analysis) -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version(package) for package in ("sparsemem", "numpy", "scipy", "pandas", "matplotlib", "pillow")},
     }
-    words = {
-        "counts": prose.counts(results.trials),
-        "readings": readings,
-        "remarks": [*prose.remarks(results), *analysis.remarks()],
-    }
+    remarks = [*prose.remarks(results), *analysis.remarks()]
+    words = {"counts": prose.counts(results.trials), "readings": readings, "remarks": remarks}
     return {"study": results.name, "provenance": provenance, **words, "fits": fits}
 
 
@@ -93,13 +90,8 @@ def _save(drawing: Drawing, folder: Path) -> dict[str, str]:
     """Save a figure -> its name, caption, width on the page and data URI."""
     folder.mkdir(exist_ok=True)
     save(drawing.figure, drawing.data, folder, drawing.name)
-    inches = f"{1.3 * drawing.figure.get_figwidth():.1f}"
-    return {
-        "name": drawing.name,
-        "caption": drawing.caption,
-        "inches": inches,
-        "uri": data_uri(folder / f"{drawing.name}.svg"),
-    }
+    inches, uri = f"{1.3 * drawing.figure.get_figwidth():.1f}", data_uri(folder / f"{drawing.name}.svg")
+    return {"name": drawing.name, "caption": drawing.caption, "inches": inches, "uri": uri}
 
 
 def data_uri(svg: Path) -> str:
@@ -121,7 +113,7 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters |= {
         "count": lambda value: "" if value is None else f"{value:,.0f}",
-        "nats": number,
+        "nats": fixed,
         "linked": linked,
     }
     return environment.get_template(template).render(**values)
@@ -183,9 +175,10 @@ def _settings(results: Results) -> list[tuple[str, str]]:
     names = ("analysis", "data", "model", "budget", "train", "shares", "rho", "seed")
     fields: dict[str, Any] = {name: described[name] for name in names if name in described}
     vary = described.get("vary") or {}
-    for place, grid in enumerate(vary if isinstance(vary, list) else [vary], 1):
-        for path, values in grid.items():
-            fields[f"vary {path}" if not isinstance(vary, list) else f"vary (grid {place}) {path}"] = values
+    grids = {"vary": vary}
+    if isinstance(vary, list):
+        grids = {f"vary (grid {place})": grid for place, grid in enumerate(vary, 1)}
+    fields |= {f"{name} {path}": values for name, grid in grids.items() for path, values in grid.items()}
     tuned = results.tuned.fields if results.tuned else ()
     return [(path, "tuned, see Tuned settings" if path in tuned else values) for path, values in _flat(fields)]
 
@@ -213,22 +206,15 @@ def linked(text: str) -> Markup:
 
 def _failures(results: Results) -> list[dict[str, str]]:
     """Trials that ended without a result: which point, and why."""
-    without = (
-        LEARNED_NOTHING,
-        TrialStatus.DIVERGED,
-        TrialStatus.FAILED,
-        TrialStatus.OUT_OF_MEMORY,
-        TrialStatus.INTERRUPTED,
-    )
-    trials = results.trials[results.trials["status"].isin(without)]
+    without = {TrialStatus.DIVERGED, TrialStatus.FAILED, TrialStatus.OUT_OF_MEMORY, TrialStatus.INTERRUPTED}
+    trials = results.trials[results.trials["status"].isin({LEARNED_NOTHING, *without})]
     points = as_text(trials[["rho", *varied_fields(results.trials), "seed"]]).to_dict("records")
     found = []
     for trial, point in zip(trials.to_dict("records"), points, strict=True):
-        name, field, otherwise = (
-            ("result.json", "why", "the loss left the range in which training goes on; the curve is kept")
-            if trial["status"] == TrialStatus.DIVERGED
-            else ("failure.json", "message", "stopped before its end; run the study again to go on")
-        )
+        name, field, otherwise = "failure.json", "message", "stopped before its end; run the study again to go on"
+        if trial["status"] == TrialStatus.DIVERGED:
+            name, field = "result.json", "why"
+            otherwise = "the loss left the range in which training goes on; the curve is kept"
         try:
             message = str(json.loads(results.files.read(trial["trial_id"], name)).get(field, otherwise))
         except FileNotFoundError:
@@ -236,7 +222,6 @@ def _failures(results: Results) -> list[dict[str, str]]:
         except (OSError, ValueError, TypeError, AttributeError):
             message = f"{name} cannot be read"
         where = ", ".join(f"{name} {value}" for name, value in point.items() if value)
-        found.append(
-            {"id": trial["trial_id"], "status": trial["status"].replace("_", " "), "point": where, "message": message}
-        )
+        status = trial["status"].replace("_", " ")
+        found.append({"id": trial["trial_id"], "status": status, "point": where, "message": message})
     return found

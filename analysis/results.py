@@ -118,44 +118,27 @@ class Results:
             raise AnalysisError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
         if not isinstance(described, dict):
             raise AnalysisError(f"{path}: not a study; it starts with `study: NAME`")
-        _check(
-            path,
-            described,
-            dict.fromkeys(("data", "model", "budget", "train", "provenance"), _is_mapping),
-            "fields belong there",
-        )
-        _check(
-            path, described, {"analysis": lambda value: isinstance(value, str)}, "the name of an analysis belongs there"
-        )
-        _check(
-            path,
-            described,
-            {"vary": lambda value: _is_mapping(value) or _are_mappings(value)},
-            "a grid or a list of grids belongs there",
-        )
+        sections = ("data", "model", "budget", "train", "provenance")
+        _check(path, described, dict.fromkeys(sections, _is_mapping), "fields belong there")
+        _check(path, described, {"analysis": _is_text}, "the name of an analysis belongs there")
+        _check(path, described, {"vary": _is_vary}, "a grid or a list of grids belongs there")
         return described
 
     @cached_property
     def tuned(self) -> Tuned | None:
         """What the study took from `sparsemem tune`, if anything."""
-        found = self.described.get("tuned")
+        found, path = self.described.get("tuned"), self.folder / "study.yaml"
         try:
             return None if found is None else Tuned.model_validate(found)
         except ValidationError as error:
-            raise AnalysisError(
-                f"{self.folder / 'study.yaml'}: `tuned` is not what `sparsemem tune` writes: {error.errors()[0]['msg']}"
-            ) from None
+            problem = error.errors()[0]["msg"]
+            raise AnalysisError(f"{path}: `tuned` is not what `sparsemem tune` writes: {problem}") from None
 
     @cached_property
     def corpus(self) -> dict[str, Any]:
         """`data.json`, the manifest of the data; empty before the data is prepared."""
         path = self.folder / "data.json"
-        try:
-            corpus = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise AnalysisError(f"{path}: cannot be read as JSON: {error}") from None
+        corpus = _json(path, {}, "`sparsemem run` the study again")
         if not isinstance(corpus, dict):
             raise AnalysisError(f"{path}: not the manifest of a corpus; `sparsemem run` the study again")
         _check(path, corpus, dict.fromkeys(COUNTS, _is_number), "a number belongs there")
@@ -179,12 +162,7 @@ class Results:
     def predictions(self) -> list[dict[str, Any]]:
         """`predictions.json`, what `python -m analysis predict` wrote; empty without it."""
         path = self.folder / "predictions.json"
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError) as error:
-            raise AnalysisError(f"{path}: cannot be read as JSON ({error}); set it aside") from None
+        record = _json(path, {"predictions": []}, "set it aside")
         found = record.get("predictions") if _is_mapping(record) else None
         parts: dict[str, Callable[[Any], bool]] = {
             **dict.fromkeys(("at", "optimum", "differences"), _is_mapping),
@@ -218,9 +196,8 @@ class Results:
         }
         lacking = [name for name, right in parts.items() if not _is_mapping(record) or not right(record.get(name))]
         if lacking:
-            raise AnalysisError(
-                f"{path}: not the record of a report (field `{lacking[0]}` is missing or damaged); {remedy}"
-            )
+            problem = f"field `{lacking[0]}` is missing or damaged"
+            raise AnalysisError(f"{path}: not the record of a report ({problem}); {remedy}")
         return dict(record)
 
     @cached_property
@@ -237,6 +214,16 @@ class Results:
     def name(self) -> str:
         """Of the study."""
         return str(self.described.get("study", self.folder.name))
+
+
+def _json(path: Path, missing: Any, remedy: str) -> Any:
+    """What the file holds; `missing` where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return missing
+    except (OSError, ValueError) as error:
+        raise AnalysisError(f"{path}: cannot be read as JSON ({error}); {remedy}") from None
 
 
 def _check(path: Path, record: dict[str, Any], fields: dict[str, Callable[[Any], bool]], words: str) -> None:
@@ -259,6 +246,10 @@ def _is_mapping(value: Any) -> bool:
 
 def _are_mappings(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_mapping, value))
+
+
+def _is_vary(value: Any) -> bool:
+    return _is_mapping(value) or _are_mappings(value)
 
 
 def _are_records(value: Any, fields: dict[str, type]) -> bool:

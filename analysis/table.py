@@ -179,9 +179,8 @@ def paired_differences(trials: pd.DataFrame, sequence_losses: pd.DataFrame | Non
     finished = trials[trials["status"] == TrialStatus.FINISHED]
     references = finished[finished["rho"] == 1].set_index("seed")["trial_id"]
     loss = finished.set_index("trial_id")["val_loss"]
-    by_sequence = (
-        {} if sequence_losses is None else {name: sequence_losses[name].to_numpy() for name in sequence_losses}
-    )
+    losses = pd.DataFrame() if sequence_losses is None else sequence_losses
+    by_sequence = {name: losses[name].to_numpy() for name in losses}
     rows = []
     for trial in finished[finished["rho"] != 1].to_dict("records"):
         if trial["seed"] not in references.index:
@@ -192,19 +191,10 @@ def paired_differences(trials: pd.DataFrame, sequence_losses: pd.DataFrame | Non
             apart = by_sequence[trial["trial_id"]] - by_sequence[reference]
             apart = apart[~np.isnan(apart)]  # sequences of other data
             error = float(np.std(apart, ddof=1) / np.sqrt(len(apart)))
-        kept = {name: trial[name] for name in ("rho", "share_moe", "seed")}
-        rows.append(
-            {
-                "trial_id": trial["trial_id"],
-                "reference_id": reference,
-                **kept,
-                "difference": trial["val_loss"] - loss[reference],
-                "difference_se": error,
-            }
-        )
-    return pd.DataFrame(
-        rows, columns=["trial_id", "reference_id", "rho", "share_moe", "seed", "difference", "difference_se"]
-    )
+        point = (trial[name] for name in ("rho", "share_moe", "seed"))
+        rows.append((trial["trial_id"], reference, *point, trial["val_loss"] - loss[reference], error))
+    names = ["trial_id", "reference_id", "rho", "share_moe", "seed", "difference", "difference_se"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def average_differences(differences: pd.DataFrame) -> pd.DataFrame:
@@ -249,8 +239,13 @@ def shown(value: Any) -> str:
     return "" if pd.isna(value) else si(value) if abs(value) >= 10_000 else f"{value:.10g}"
 
 
-def _fixed(digits: int) -> Callable[[float], str]:
-    return lambda value: "" if pd.isna(value) else f"{value:.{digits}f}"
+def fixed(value: Any, form: str = ".4f") -> str:
+    """A number in the given form; '' for none.
+
+    >>> fixed(0.01234), fixed(0.5, "+.2f"), fixed(None)
+    ('0.0123', '+0.50', '')
+    """
+    return "" if value is None or pd.isna(value) else format(value, form)
 
 
 def _duration(seconds: float) -> str:
@@ -266,25 +261,18 @@ def _error(value: float) -> str:
     >>> _error(-0.000004), _error(-0.0012)
     ('+0.00%', '-0.12%')
     """
-    return "" if pd.isna(value) else f"{value:+z.2%}"
-
-
-def _share(value: float) -> str:
-    return "dense" if pd.isna(value) else f"{value:.4g}"
+    return fixed(value, "+z.2%")
 
 
 _WRITTEN: dict[str, Callable[[Any], str]] = {
-    "rho": _share,
+    "rho": lambda value: fixed(value, ".4g") or "dense",
     "seed": str,
     "status": lambda value: value.replace("_", " "),
     "budget_error_total": _error,
     "budget_error_active": _error,
-    "memory_flops_share": _fixed(4),
-    TPP: lambda value: "" if pd.isna(value) else f"{value:.3g}",
-    "val_loss": _fixed(4),
-    "val_loss_se": _fixed(4),
-    "val_bpb": _fixed(4),
-    "peak_memory_bytes": lambda value: "" if pd.isna(value) else f"{value / 1e9:.2f}",
+    **dict.fromkeys(("memory_flops_share", "val_loss", "val_loss_se", "val_bpb"), fixed),
+    TPP: lambda value: fixed(value, ".3g"),
+    "peak_memory_bytes": lambda value: fixed(value / 1e9, ".2f"),
     "seconds": _duration,
 }
 """Column -> how a value is written, where that is not `si` of a column of `trials.csv`, nor `shown` of a
@@ -299,27 +287,23 @@ READ = (
 
 def as_text(frame: pd.DataFrame) -> pd.DataFrame:
     """Columns of a table of trials as text under headings with units."""
-    text = {}
+    text: dict[str, list[str]] = {}
     for name in frame.columns:
         pool = name.removeprefix("share_")
         if pool != name:
-            heading, write = f"share of {label(pool)}", _fixed(4)
+            text[f"share of {label(pool)}"] = [fixed(value) for value in frame[name]]
         else:
             heading = COLUMNS[name].heading if name in COLUMNS else "tokens/P_act" if name == TPP else name
-            write = _WRITTEN.get(name, si if name in COLUMNS else shown)
-        text[heading] = [write(value) for value in frame[name]]
+            text[heading] = list(map(_WRITTEN.get(name, si if name in COLUMNS else shown), frame[name]))
     return pd.DataFrame(text)
 
 
 def trials_for_reading(trials: pd.DataFrame) -> pd.DataFrame:
     """The trials as text under headings with units, one row a trial, the varied fields after rho."""
     varied = [name for name in varied_fields(trials) if name not in ("budget.tokens", "shares")]
-    shares = (
-        [name for name in trials if name.startswith("share_") and trials[name].nunique() > 1]
-        if "shares" in trials
-        else []
-    )
-    first = ["rho", *(name for name in shares if name != "share_moe"), *varied, "seed", "status"]
+    shares = [name for name in trials if name.startswith("share_") and trials[name].nunique() > 1]
+    shares = [name for name in shares if "shares" in trials and name != "share_moe"]
+    first = ["rho", *shares, *varied, "seed", "status"]
     return as_text(trials[[*first, *(name for name in READ if name not in first and name in trials)]])
 
 

@@ -33,9 +33,8 @@ from analysis.studies.allocation_figures import (
 from analysis.studies.allocation_tables import JOINT, LAWS, curve_tables, joint_tables
 from analysis.studies.comparing import MOST, Comparison, compare, comparison_drawings, comparison_warnings
 from analysis.studies.foretold import Foretold, foretold, foretold_sections
-from analysis.studies.tables import number
 from analysis.studies.types import CellAnalysis, Drawing, Reading, Section, Table
-from analysis.table import RHO, average_differences, paired_differences, varied_fields
+from analysis.table import RHO, average_differences, fixed, paired_differences, varied_fields
 
 
 @dataclass(frozen=True)
@@ -207,11 +206,11 @@ class Allocation(CellAnalysis[AllocationFit]):
                 by_seed = own.set_index("seed")["difference"]
                 rows.append(
                     {
-                        RHO: number(rho, ".4g") or "dense",
-                        "mean difference": number(mean["difference"], "+.4f"),
-                        "s.e. between seeds": number(mean["se_seeds"]),
-                        "s.e. over sequences": number(mean["se_sequences"]),
-                        **{f"seed {seed}": number(by_seed.get(seed), "+.4f") for seed in seeds},
+                        RHO: fixed(rho, ".4g") or "dense",
+                        "mean difference": fixed(mean["difference"], "+.4f"),
+                        "s.e. between seeds": fixed(mean["se_seeds"]),
+                        "s.e. over sequences": fixed(mean["se_sequences"]),
+                        **{f"seed {seed}": fixed(by_seed.get(seed), "+.4f") for seed in seeds},
                     }
                 )
             if rows:

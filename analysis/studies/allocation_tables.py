@@ -9,9 +9,9 @@ import pandas as pd
 from analysis.fits.allocation_result import AllocationFit, called
 from analysis.fits.joint_budgets import FACTORS, WORDS, together
 from analysis.fits.joint_result import JointFit
-from analysis.studies.tables import facts, interval, number, status_facts
+from analysis.studies.tables import facts, interval, status_facts
 from analysis.studies.types import Table
-from analysis.table import si
+from analysis.table import fixed, si
 
 LAWS = (
     "quadratic: c + s x + k x^2, over all shares x; biased where the curve is wide or asymmetric. cubic: with m x^3 "
@@ -40,15 +40,15 @@ def curve_tables(fit: AllocationFit, noun: str) -> tuple[Table, ...]:
     """
     pairs = [
         *status_facts(fit, f"runs, {noun}s, seeds", len(fit.shares), fit.seeds, law=called(fit.law)),
-        (f"winning end ({noun})", number(fit.best_end, ".4g")),
+        (f"winning end ({noun})", fixed(fit.best_end, ".4g")),
         (f"best {noun}", interval(fit.argmin, 3)),
         ("loss there (nats/token)", interval(fit.loss_at_best)),
         (f"depth against {noun} 1 (nats/token)", interval(fit.depth)),
-        ("minimum inside, part of resamples", number(fit.p_interior, ".1%")),
-        ("paired noise, sd (nats/token)", number(fit.paired_sd)),
-        ("spread between seeds, sd (nats/token)", number(fit.seed_sd)),
-        ("depth over paired noise", number(fit.depth_over_noise, ".1f")),
-        ("lack of fit, p", number(fit.lack_of_fit_p, ".2g")),
+        ("minimum inside, part of resamples", fixed(fit.p_interior, ".1%")),
+        ("paired noise, sd (nats/token)", fixed(fit.paired_sd)),
+        ("spread between seeds, sd (nats/token)", fixed(fit.seed_sd)),
+        ("depth over paired noise", fixed(fit.depth_over_noise, ".1f")),
+        ("lack of fit, p", fixed(fit.lack_of_fit_p, ".2g")),
         (f"{noun}s tied with the best", ", ".join(f"{share:.3g}" for share in fit.tied)),
     ]
     if not fit.candidates:
@@ -56,10 +56,10 @@ def curve_tables(fit: AllocationFit, noun: str) -> tuple[Table, ...]:
     laws = [
         {
             "law": called(law.law) + (" (used)" if law.law == fit.law else ""),
-            "left-out error": number(law.left_out_error, ".5f"),
-            "Cp": number(law.cp, ".1f"),
-            "AICc": number(law.aicc, ".1f"),
-            f"best {noun}": (number(law.argmin, ".3f") or "none inside") + (f" ({law.note})" if law.note else ""),
+            "left-out error": fixed(law.left_out_error, ".5f"),
+            "Cp": fixed(law.cp, ".1f"),
+            "AICc": fixed(law.aicc, ".1f"),
+            f"best {noun}": (fixed(law.argmin, ".3f") or "none inside") + (f" ({law.note})" if law.note else ""),
         }
         for law in fit.candidates
     ]
@@ -102,10 +102,10 @@ def joint_tables(law: JointFit, noun: str) -> tuple[Table, ...]:
             + (" (used)" if model.moves_with == law.moves_with else ""),
             "parameters": str(model.parameters),
             "degrees of freedom": str(model.df),
-            "AICc": number(model.aicc, ".1f"),
-            "F test, p": number(model.same_optimum_p, ".2g"),
+            "AICc": fixed(model.aicc, ".1f"),
+            "F test, p": fixed(model.same_optimum_p, ".2g"),
             "lack of fit, p": f"{model.lack_of_fit_p:.2g}",
-            "left-out error": number(model.left_out_error, ".5f"),
+            "left-out error": fixed(model.left_out_error, ".5f"),
         }
         for model in law.models
     ]

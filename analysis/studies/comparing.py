@@ -16,9 +16,9 @@ from analysis.cells import MEMORY, Cell, named_fields
 from analysis.figures.comparison import comparison_figure
 from analysis.fits.comparison import ComparisonFit, Difference, fit_comparison
 from analysis.results import Results
-from analysis.studies.tables import facts, interval, led, noise_fact, number, numbered
+from analysis.studies.tables import facts, interval, led, noise_fact, numbered
 from analysis.studies.types import Drawing, Reading, Section, Table
-from analysis.table import RHO, si
+from analysis.table import RHO, fixed, si
 from sparsemem import mechanisms
 from sparsemem.mechanisms import MEMORY_POOLS
 
@@ -89,20 +89,20 @@ class Comparison:
 
     def section(self) -> Section:
         """All numbers of the comparison."""
-        widths = {(row["alternative"], number(row["rho"], ".4g")): row for row in self.widths.to_dict("records")}
+        widths = {(row["alternative"], fixed(row["rho"], ".4g")): row for row in self.widths.to_dict("records")}
         rows = []
         for level in self.fit.levels:
-            share = number(level.share, ".4g")
+            share = fixed(level.share, ".4g")
             width = widths.get((level.name, share), {"shared_width": None, "left": None})
             rows.append(
                 {
                     "alternative": level.name,
                     RHO: share,
                     "runs": str(level.runs),
-                    "val loss (nats/token)": number(level.loss),
-                    "paired s.e.": number(level.se),
+                    "val loss (nats/token)": fixed(level.loss),
+                    "paired s.e.": fixed(level.se),
                     "shared width": si(width["shared_width"]),
-                    "of the widest": number(width["left"], ".0%"),
+                    "of the widest": fixed(width["left"], ".0%"),
                 }
             )
         tables = [Table(pd.DataFrame(rows), self.label, wide=True)] if rows else []
@@ -222,7 +222,7 @@ def _row(each: Difference) -> dict[str, str]:
     return {
         "first": each.first,
         "less": each.second,
-        RHO: number(each.share, ".4g"),
+        RHO: fixed(each.share, ".4g"),
         "difference (nats/token)": interval(each.difference),
         "p": f"{each.p:.2g}",
         "told from noise": "yes" if each.told else "",

@@ -16,9 +16,9 @@ from analysis.cells import Cell, split_cells
 from analysis.errors import require_columns
 from analysis.figures.density import density_figure
 from analysis.fits.density import DensityFit, fit_density
-from analysis.studies.tables import facts, interval, led, noise_fact, number, of_cells, status_facts
+from analysis.studies.tables import facts, interval, led, noise_fact, of_cells, status_facts
 from analysis.studies.types import CellAnalysis, Drawing, Section, Table
-from analysis.table import si
+from analysis.table import fixed, si
 from sparsemem.mechanisms import MEMORY_POOLS
 
 PUBLISHED = 1.855 - 1.835
@@ -113,9 +113,9 @@ class Density(CellAnalysis[DensityFit]):
             surfaces = [
                 {
                     "surface": each.surface + (" (drawn)" if each.surface == fit.law else ""),
-                    "AICc": number(each.aicc, ".1f"),
-                    "left-out error (nats/token)": number(each.left_out_error, ".5f"),
-                    "lack of fit, p": number(each.lack_of_fit_p, ".2g"),
+                    "AICc": fixed(each.aicc, ".1f"),
+                    "left-out error (nats/token)": fixed(each.left_out_error, ".5f"),
+                    "lack of fit, p": fixed(each.lack_of_fit_p, ".2g"),
                 }
                 for each in fit.surfaces
             ]

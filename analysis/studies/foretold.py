@@ -23,9 +23,9 @@ from analysis.fits.linear import Noise, combine
 from analysis.fits.noise import seed_model
 from analysis.fits.types import Estimate
 from analysis.results import Results
+from analysis.studies.allocation_tables import budget_name
 from analysis.studies.tables import interval
 from analysis.studies.types import Section, Table
-from analysis.table import si
 
 SAME = 1.05
 """A budget whose factors are within this ratio of those of a prediction is the one that was predicted."""
@@ -69,10 +69,7 @@ class Foretold:
 
     @property
     def name(self) -> str:
-        active, tokens, sparsity = (self.prediction["at"][name] for name in FACTORS)
-        return (
-            f"P_act {si(active)}, {tokens:.3g} tokens for each, sparsity {sparsity:.3g}, {self.prediction['made'][:10]}"
-        )
+        return f"{budget_name(self.prediction['at'])}, {self.prediction['made'][:10]}"
 
     def summary(self) -> str:
         if self.afterwards:
@@ -105,10 +102,8 @@ class Foretold:
             }
             for number in self.numbers
         ]
-        title = f"{self.name}: " + (
-            f"made afterwards, no prediction ({self.afterwards})" if self.afterwards else "predicted beforehand"
-        )
-        return Table(pd.DataFrame(rows), title, wide=True)
+        when = f"made afterwards, no prediction ({self.afterwards})" if self.afterwards else "predicted beforehand"
+        return Table(pd.DataFrame(rows), f"{self.name}: {when}", wide=True)
 
 
 def foretold(results: Results, fitted: Sequence[tuple[Cell, AllocationFit]]) -> list[Foretold]:
@@ -117,10 +112,8 @@ def foretold(results: Results, fitted: Sequence[tuple[Cell, AllocationFit]]) -> 
     for prediction in results.predictions:
         for cell, fit in fitted:
             if fit.means and prediction["data"] == results.described.get("data") and _is_of(prediction, cell.trials):
-                numbers = tuple(_numbers(prediction, fit))
-                found.append(
-                    Foretold(prediction, why_afterwards(prediction, cell, results), numbers, _tied(prediction, fit))
-                )
+                afterwards, numbers = why_afterwards(prediction, cell, results), tuple(_numbers(prediction, fit))
+                found.append(Foretold(prediction, afterwards, numbers, _tied(prediction, fit)))
     return found
 
 

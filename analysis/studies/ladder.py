@@ -18,9 +18,9 @@ from analysis.cells import MEMORY, ON_TOP, Cell, split_cells
 from analysis.figures.ladder import ladder_figure
 from analysis.fits.ladder import LadderFit, Rung, fit_ladder
 from analysis.fits.linear import LEVEL
-from analysis.studies.tables import facts, interval, led, noise_fact, number, numbered, status_facts
+from analysis.studies.tables import facts, interval, led, noise_fact, numbered, status_facts
 from analysis.studies.types import CellAnalysis, Drawing, Reading, Section, Table
-from analysis.table import shown, si
+from analysis.table import fixed, shown, si
 from sparsemem.mechanisms import label
 from sparsemem.mechanisms.product_key.fields import PKM
 
@@ -200,11 +200,11 @@ class Ladder(CellAnalysis[LadderFit]):
             "rung": str(place),
             "change": self.labels[place],
             "runs": str(rung.runs) if rung else "0",
-            "val loss (nats/token)": number(rung.loss if rung else None),
+            "val loss (nats/token)": fixed(rung.loss if rung else None),
             "step (nats/token)": interval(rung.step if rung else None),
-            "p": number(rung.step_p if rung else None, ".2g"),
+            "p": fixed(rung.step_p if rung else None, ".2g"),
             "total (nats/token)": interval(rung.total if rung else None),
-            "published step": number(self.published[place], "+.3f"),
+            "published step": fixed(self.published[place], "+.3f"),
         }
 
 

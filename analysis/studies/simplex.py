@@ -13,8 +13,9 @@ from analysis.cells import Cell
 from analysis.figures.simplex import simplex_figure
 from analysis.fits.simplex import TIMES, fit_simplex
 from analysis.fits.simplex_result import JOIN, SimplexFit
-from analysis.studies.tables import facts, interval, number, of_cells, status_facts
+from analysis.studies.tables import facts, interval, of_cells, status_facts
 from analysis.studies.types import CellAnalysis, Drawing, Reading, Section, Table
+from analysis.table import fixed
 from sparsemem.mechanisms import label
 
 SHARE = "share_"
@@ -77,10 +78,10 @@ class Simplex(CellAnalysis[SimplexFit]):
         pairs = [
             *status_facts(fit, "runs, mixes, seeds", len(fit.points), fit.seeds, law=fit.law),
             *((f"best share of {_called(pool)}", interval(share, 3)) for pool, share in fit.argmin.items()),
-            ("tied with it, part of the sampled mixes", number(fit.tied_part, ".1%")),
-            ("paired noise, sd (nats/token)", number(fit.paired_sd)),
-            ("spread between seeds, sd (nats/token)", number(fit.seed_sd)),
-            ("lack of fit, p", number(fit.lack_of_fit_p, ".2g")),
+            ("tied with it, part of the sampled mixes", fixed(fit.tied_part, ".1%")),
+            ("paired noise, sd (nats/token)", fixed(fit.paired_sd)),
+            ("spread between seeds, sd (nats/token)", fixed(fit.seed_sd)),
+            ("lack of fit, p", fixed(fit.lack_of_fit_p, ".2g")),
         ]
         gains = [("loss at the best mix", fit.loss_at_best), ("gain of a third pool", fit.third_pool_gain)]
         gains += [(f"gain over the best {_called(edge)}", gain) for edge, gain in fit.edge_gains.items()]
@@ -89,9 +90,9 @@ class Simplex(CellAnalysis[SimplexFit]):
         laws = [
             {
                 "law": f"{law.law} (used)" if law.law == fit.law else law.law,
-                "left-out error": number(law.left_out_error, ".5f"),
-                "AICc": number(law.aicc, ".1f"),
-                "lack of fit": number(law.lack_of_fit_p, ".2g"),
+                "left-out error": fixed(law.left_out_error, ".5f"),
+                "AICc": fixed(law.aicc, ".1f"),
+                "lack of fit": fixed(law.lack_of_fit_p, ".2g"),
                 "best mix": " / ".join(f"{share:.2f}" for share in law.argmin),
             }
             for law in fit.candidates

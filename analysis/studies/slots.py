@@ -20,9 +20,9 @@ from analysis.errors import require_columns
 from analysis.figures.slots import slots_figure
 from analysis.fits.slots import fit_slots
 from analysis.fits.slots_result import MechanismFit, SlotsFit
-from analysis.studies.tables import facts, interval, led, noise_fact, number, of_cells, status_facts
+from analysis.studies.tables import facts, interval, led, noise_fact, of_cells, status_facts
 from analysis.studies.types import CellAnalysis, Drawing, Reading, Section, Table
-from analysis.table import shown, si, varied_fields
+from analysis.table import fixed, shown, si, varied_fields
 from sparsemem.mechanisms import MEMORY_POOLS, label
 
 NEEDED = ("memory_rows", "memory_rows_read", "memory_params")
@@ -145,7 +145,7 @@ class Slots(CellAnalysis[SlotsFit]):
                     (f"gain over the backbone, {each.mechanism} (nats/token)", interval(each.gain))
                     for each in fit.mechanisms
                 ),
-                ("loss of the backbone alone (nats/token)", number(fit.backbone)),
+                ("loss of the backbone alone (nats/token)", fixed(fit.backbone)),
                 *noise_fact(fit),
             ]
             tables.append(facts(pairs, cell.label))
@@ -203,10 +203,10 @@ def _law_row(fit: MechanismFit, place: int) -> dict[str, str]:
     return {
         "memory": fit.mechanism if place == 0 else "",
         "law": law.law + (" (preferred)" if law.law == fit.preferred else ""),
-        "AICc": number(law.aicc, ".1f"),
-        "left-out error (nats/token)": number(law.left_out_error, ".5f"),
-        "beyond (nats/token)": number(law.beyond, "+.4f"),
-        "lack of fit, p": number(law.lack_of_fit_p, ".2g"),
+        "AICc": fixed(law.aicc, ".1f"),
+        "left-out error (nats/token)": fixed(law.left_out_error, ".5f"),
+        "beyond (nats/token)": fixed(law.beyond, "+.4f"),
+        "lack of fit, p": fixed(law.lack_of_fit_p, ".2g"),
         "parameters": "; ".join(f"{name} {interval(value)}" for name, value in law.parameters.items())
         + (f"; {law.note}" if law.note else ""),
     }

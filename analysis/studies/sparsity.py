@@ -16,9 +16,9 @@ from analysis.cells import Cell, split_cells
 from analysis.figures.sparsity import ENGRAM_SPARSITY, LONGCAT, sparsity_figure
 from analysis.fits.allocation_result import AllocationFit
 from analysis.studies.allocation import Allocation
-from analysis.studies.tables import led, number
+from analysis.studies.tables import led
 from analysis.studies.types import Drawing, Section, Table
-from analysis.table import RHO
+from analysis.table import RHO, fixed
 
 TOTAL, RATIO = "budget.total_params", "P_tot/P_act"
 MOST = 0.05  # largest spread of P_act
@@ -116,7 +116,7 @@ def _pays(points: pd.DataFrame) -> str:
     def at(row: dict[str, Any]) -> str:
         if row["gain_low"] == row["gain_high"]:
             return f"{RATIO} {row['sparsity']:.3g} (pure experts are best)"
-        gain, low, high = (number(row[name]) for name in ("gain", "gain_low", "gain_high"))
+        gain, low, high = (fixed(row[name]) for name in ("gain", "gain_low", "gain_high"))
         return f"{RATIO} {row['sparsity']:.3g} (gain {gain} nats/token, 95% interval {low} to {high})"
 
     if not any(paying):
@@ -131,7 +131,7 @@ def _pays(points: pd.DataFrame) -> str:
 
 
 def _interval(row: dict[str, Any], quantity: str, digits: int) -> str:
-    value, low, high = (number(row[f"{quantity}{end}"], f".{digits}f") for end in ("", "_low", "_high"))
+    value, low, high = (fixed(row[f"{quantity}{end}"], f".{digits}f") for end in ("", "_low", "_high"))
     return f"{value} ({low} to {high})" if value else ""
 
 

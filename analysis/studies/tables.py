@@ -10,17 +10,8 @@ import pandas as pd
 from analysis.cells import RATE, Cell
 from analysis.fits.types import Estimate
 from analysis.studies.types import Section, Table
-from analysis.table import as_text, shown
+from analysis.table import as_text, fixed, shown
 from sparsemem.config import Tuned
-
-
-def number(value: Any, form: str = ".4f") -> str:
-    """In the given form; '' for none.
-
-    >>> number(0.01234), number(0.5, "+.2f"), number(None)
-    ('0.0123', '+0.50', '')
-    """
-    return "" if value is None or pd.isna(value) else format(value, form)
 
 
 def interval(estimate: Estimate | None, digits: int = 4) -> str:
@@ -78,7 +69,7 @@ def tuned_sections(tuned: Tuned | None) -> list[Section]:
     for winner in tuned.winners:
         row = {path: _told(value) for path, value in winner.at.items()} or {"point": "all trials"}
         row |= {f"{path} (tuned)": _told(value) for path, value in winner.values.items()}
-        row["val loss (nats/token)"] = number(winner.val_loss)
+        row["val loss (nats/token)"] = fixed(winner.val_loss)
         row["values tried"] = ", ".join(f"{tried}" for tried in winner.tried.values())
         row["doubt"] = "; ".join(f"{path} {why}" for path, why in winner.doubts().items())
         rows.append(row)
@@ -105,7 +96,7 @@ def rates_sections(cells: Sequence[Cell], noun: str) -> list[Section]:
             measured = {
                 "learning rate": [f"{rate:g}" for rate in rates[RATE]],
                 "shared seeds": [str(seeds) for seeds in rates["seeds"]],
-                "val loss (nats/token)": [number(loss) for loss in rates["val_loss"]],
+                "val loss (nats/token)": [fixed(loss) for loss in rates["val_loss"]],
                 "used": ["yes" if chosen else "" for chosen in rates["chosen"]],
             }
             point = as_text(rates.drop(columns=[RATE, "seeds", "val_loss", "chosen"]).reset_index(drop=True))
