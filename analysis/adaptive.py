@@ -49,10 +49,8 @@ class Truth:
     def study(self, number: int, seeds: int) -> pd.DataFrame:
         """Every share with every seed, of which a design takes its rows -> share_moe, seed, val_loss."""
         rng = np.random.default_rng(number)
-        effect_J, noise_SJ = (
-            rng.standard_normal(seeds) * self.seed_effect,
-            rng.standard_normal((len(self.share_S), seeds)) * self.noise,
-        )
+        effect_J = rng.standard_normal(seeds) * self.seed_effect
+        noise_SJ = rng.standard_normal((len(self.share_S), seeds)) * self.noise
         share_SJ, seed_SJ = np.meshgrid(self.share_S, np.arange(seeds), indexing="ij")
         loss_SJ = self.loss_S[:, None] + effect_J + noise_SJ
         return pd.DataFrame({"share_moe": share_SJ.ravel(), "seed": seed_SJ.ravel(), "val_loss": loss_SJ.ravel()})
@@ -69,9 +67,8 @@ def recorded(folder: Path) -> list[Truth]:
             effect = np.sqrt(max(fit.seed_sd**2 - fit.paired_sd**2, 0.0))
             loss_S = fit.predict(share_S)["loss"].to_numpy()
             label = ", ".join(filter(None, (results.name, cell.label)))
-            found.append(
-                Truth(label, share_S, loss_S, float(fine["x"][fine["loss"].idxmin()]), fit.paired_sd, float(effect))
-            )
+            best = float(fine["x"][fine["loss"].idxmin()])
+            found.append(Truth(label, share_S, loss_S, best, fit.paired_sd, float(effect)))
     return found
 
 
@@ -108,9 +105,8 @@ def summary(studies: pd.DataFrame) -> pd.DataFrame:
     in the same study; infinite where half of the studies do not get there with as many trials.
     """
     studies = studies.assign(length=studies["high"] - studies["low"])
-    keys = ["curve", "seeds"]
     rows = []
-    for key, group in studies.groupby(keys, sort=False):
+    for (curve, seeds), group in studies.groupby(["curve", "seeds"], sort=False):
         most = group["trials"].max()
         full = group[(group["design"] == "grid") & (group["trials"] == most)].set_index("study")["length"]
         for (design, trials), own in group.groupby(["design", "trials"], sort=False):
@@ -120,21 +116,17 @@ def summary(studies: pd.DataFrame) -> pd.DataFrame:
                 reached = group[(group["design"] == "search") & (group["length"] <= group["study"].map(full) + 1e-9)]
                 needed = float(reached.groupby("study")["trials"].min().reindex(full.index).fillna(np.inf).median())
             rows.append(
-                dict(zip(keys, key, strict=True))
-                | {"design": design, "trials": trials, "length": median, "low": low, "high": high}
-                | {"holds": own["holds"].mean(), "needed": needed}
+                {"curve": curve, "seeds": seeds, "design": design, "trials": trials, "length": median}
+                | {"low": low, "high": high, "holds": own["holds"].mean(), "needed": needed}
             )
     return pd.DataFrame(rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.adaptive", description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR", help="results folders with curves over the share"
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="receives studies.csv, and the figure with its data"
-    )
+    folders, out = "results folders with curves over the share", "receives studies.csv, and the figure with its data"
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help=folders)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=out)
     parser.add_argument("--studies", type=int, default=100, help="simulated of each curve (default: 100)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[2], help="seeds of each share (default: 2)")
     arguments = parser.parse_args()

@@ -14,19 +14,8 @@ import pandas as pd
 
 from analysis.errors import AnalysisError
 
-UNITS = {
-    "": 0,
-    "%": -2,
-    "k": 3,
-    "m": 6,
-    "b": 9,
-    "g": 9,
-    "t": 12,
-    "thousand": 3,
-    "million": 6,
-    "billion": 9,
-    "trillion": 12,
-}
+UNITS = {"": 0, "%": -2, "k": 3, "m": 6, "b": 9, "g": 9, "t": 12}
+UNITS |= {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 """What may follow a number, in any case, and its power of ten: 10M, 1.5 B, 30 billion, 45%."""
 NO_NUMBER = {"nan", "na", "n/a", "#n/a", "null", "none", "missing", "unknown", "-", "--", "?", "diverged", "divergent"}
 NO_NUMBER |= {"failed", "failure", "crashed", "error", "oom", "timeout", "killed", "running", "pending"}
@@ -35,20 +24,8 @@ FINISHED = ("finished", "done", "complete", "completed", "success", "succeeded",
 """What a column `status` says, in any case, of a run that counts: here, in W&B, MLflow, Slurm, Ray Tune (`TERMINATED`)
 and by hand.
 """
-UNFINISHED = {
-    "fail",
-    "failed",
-    "failure",
-    "crashed",
-    "error",
-    "killed",
-    "running",
-    "pending",
-    "pruned",
-    "waiting",
-    "queued",
-}
-UNFINISHED |= {"scheduled", "preempted", "preempting", "stopped", "diverged", "oom", "timeout"}
+UNFINISHED = {"fail", "failed", "failure", "crashed", "error", "killed", "running", "pending", "pruned", "waiting"}
+UNFINISHED |= {"queued", "scheduled", "preempted", "preempting", "stopped", "diverged", "oom", "timeout"}
 """Words, in any case, by which a column `state` is known to say how a run ended, though no run finished."""
 LOST_UNIT = 1e4
 """A plain number smaller by this factor than all numbers with a unit has lost its own."""
@@ -99,18 +76,8 @@ def floats(column: pd.Series, place: Callable[[int], str]) -> np.ndarray:
         AnalysisError: it holds other text, a date, a duration, a truth value or a complex number: pandas would turn
             most of these into numbers.
     """
-    others = (
-        bool,
-        np.bool_,
-        complex,
-        np.datetime64,
-        np.timedelta64,
-        datetime.date,
-        datetime.time,
-        datetime.timedelta,
-        list,
-        dict,
-    )
+    times = (np.datetime64, np.timedelta64, datetime.date, datetime.time, datetime.timedelta)
+    others = (bool, np.bool_, complex, *times, list, dict)
     held = column.astype(object)
     plain = held.where(~held.map(lambda value: isinstance(value, others)))
     typed = np.array(pd.to_numeric(plain, errors="coerce"), float)

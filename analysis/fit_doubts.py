@@ -48,9 +48,8 @@ def of_units(frame: pd.DataFrame, columns: dict[str, str], tokens: str | None) -
         )
     if tokens and {"flops", "n"} <= columns.keys():
         with np.errstate(all="ignore"):
-            ratio_N = frame[columns["flops"]] / (
-                6 * frame[columns["n"]] * pd.to_numeric(frame[tokens], errors="coerce")
-            )
+            tokens_N = pd.to_numeric(frame[tokens], errors="coerce")
+            ratio_N = frame[columns["flops"]] / (6 * frame[columns["n"]] * tokens_N)
         ratio = float(ratio_N.median())
         if ratio > 0 and abs(np.log(ratio)) > np.log(FAR):
             doubts.append(
@@ -70,9 +69,8 @@ def best_of_cell(frame: pd.DataFrame, sizes: list[str], loss: str) -> tuple[pd.D
     cells = pd.Series(cells_of(frame[sizes].to_numpy(float).T), frame.index)
     kept = frame.loc[sorted(frame[loss].groupby(cells).idxmin(), key=frame.index.get_loc)]
     lost = len(frame) - len(kept)
-    return kept, [
-        f"Left out: {lost} of {len(frame)} rows, which are not the best of their cell (equal {', '.join(sizes)})."
-    ] if lost else []
+    said = f"Left out: {lost} of {len(frame)} rows, which are not the best of their cell (equal {', '.join(sizes)})."
+    return kept, [said] if lost else []
 
 
 def of_sweep(frame: pd.DataFrame, sizes: list[str], loss: str, fit: Any, best: Callable[[], Any]) -> list[str]:

@@ -60,10 +60,8 @@ def predict(
                 "studies of one text"
             )
     kept = [name for name in BUDGET if all(name in own for own in curves)]
-    runs = pd.concat(
-        [own.drop(columns=[name for name in BUDGET if name in own and name not in kept]) for own in curves],
-        ignore_index=True,
-    )
+    lost = [name for name in BUDGET if name not in kept]
+    runs = pd.concat([own.drop(columns=lost, errors="ignore") for own in curves], ignore_index=True)
     law = fit_joint(runs.drop_duplicates("trial_id"))
     there = [law.extrapolate(**point) for point in points]  # what is refused is refused before anything is written
     commit, dirty = checkout()
@@ -108,11 +106,8 @@ def _curves(results: Results) -> pd.DataFrame:
 
 def _ledger(results: Results) -> dict[str, Any]:
     """What the ledger held."""
-    return {
-        "study": results.name,
-        "trials_csv_sha256": results.digest,
-        "finished": sorted(results.trained["trial_id"]),
-    }
+    finished = sorted(results.trained["trial_id"])
+    return {"study": results.name, "trials_csv_sha256": results.digest, "finished": finished}
 
 
 def _whole(law: JointFit, there: Extrapolation) -> dict[str, float]:
@@ -169,19 +164,10 @@ def main(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("results_dir", nargs="+", type=Path, help="results folder of a study of share curves")
-    parser.add_argument(
-        "--at",
-        action="append",
-        required=True,
-        metavar="FACTOR=VALUE,...",
-        help=f"a budget ({', '.join(FACTORS)}); may be given again",
-    )
-    parser.add_argument(
-        "--into",
-        type=Path,
-        metavar="DIR",
-        help="results folder of the study that is to hold the budget (default: the first)",
-    )
+    budget = f"a budget ({', '.join(FACTORS)}); may be given again"
+    parser.add_argument("--at", action="append", required=True, metavar="FACTOR=VALUE,...", help=budget)
+    into = "results folder of the study that is to hold the budget (default: the first)"
+    parser.add_argument("--into", type=Path, metavar="DIR", help=into)
     given = parser.parse_args(arguments)
     try:
         path, lines = predict(given.results_dir, [read_point(text) for text in given.at], given.into)

@@ -167,11 +167,8 @@ def _compared(label: str, cells: Sequence[Cell]) -> Comparison:
         trials, names = trials.drop_duplicates("trial_id"), []
         for trial in trials["trial_id"]:
             first, *others = holders[trial]
-            common = {
-                path: value
-                for path, value in first.fields.items()
-                if all(path in o.fields and o.fields[path] == value for o in others)
-            }
+            held = [other.fields.items() for other in others]
+            common = {path: value for path, value in first.fields.items() if all((path, value) in own for own in held)}
             name = ", ".join(filter(None, (alone if others or alone == DENSE else "", named_fields(common))))
             alternatives[name] = common
             names.append(name)
@@ -211,11 +208,9 @@ def _smaller(name: str, model: Mapping[str, Any]) -> str:
             tried.append(f"`model.{pool}.key_dim={width // 2}`")
         if len(layers := settings.get("layers") or ()) > 1:
             tried.append(f"`model.{pool}.layers=[{', '.join(map(str, layers[: len(layers) // 2]))}]`")
-    return (
-        f"To lessen it, try {' or '.join(tried)}; `plan` says where the budget must follow."
-        if tried
-        else "To lessen it, give it fewer layers, heads or a smaller `key_dim`."
-    )
+    if tried:
+        return f"To lessen it, try {' or '.join(tried)}; `plan` says where the budget must follow."
+    return "To lessen it, give it fewer layers, heads or a smaller `key_dim`."
 
 
 def _row(each: Difference) -> dict[str, str]:

@@ -50,11 +50,8 @@ class ComputeRatio(Allocation):
         require_columns(self.results.trials.columns, (self.share, *HELD), str(self.results.folder / "trials.csv"))
         shares = self.planned[self.share]
         remedy = "vary the memory's `key_dim` and `top_m`, or give study.yaml another `analysis`"
-        self.require(
-            shares.nunique() > 1,
-            "column `memory_flops_share` is the same in all trials, so there is no curve over it",
-            remedy,
-        )
+        problem = "column `memory_flops_share` is the same in all trials, so there is no curve over it"
+        self.require(shares.nunique() > 1, problem, remedy)
         cells = split_cells(self.results.trials, self.axis, _makes_up_the_share)
         for cell in cells:
             for column, words in HELD.items():

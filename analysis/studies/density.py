@@ -66,11 +66,8 @@ class Density(CellAnalysis[DensityFit]):
         trials = trials[(trials["memory_rows"] > 0) & (trials["memory_rows_read"] > 0)]
         for column, field in zip(self.axis, ("rows", "top_m"), strict=True):
             remedy = f"vary `model.POOL.{field}`, or give study.yaml another `analysis`"
-            self.require(
-                trials[column].nunique() > 1,
-                f"column `{column}` has one value in all trials, so there is no grid",
-                remedy,
-            )
+            problem = f"column `{column}` has one value in all trials, so there is no grid"
+            self.require(trials[column].nunique() > 1, problem, remedy)
         return trials
 
     @cached_property

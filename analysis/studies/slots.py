@@ -63,19 +63,16 @@ class Slots(CellAnalysis[SlotsFit]):
         """Column of given rows -> its pool."""
         trials = self.results.trials
         require_columns(trials.columns, NEEDED, str(self.results.folder / "trials.csv"))
-        found = {
-            name: match[1] for name in map(str, trials.columns) if (match := re.fullmatch(r"model\.(\w+)\.rows", name))
-        }
+        matches = (re.fullmatch(r"model\.(\w+)\.rows", str(name)) for name in trials.columns)
+        found = {match[0]: match[1] for match in matches if match}
+        given = bool(found) and trials[list(found)].notna().any(axis=None)
         remedy = "vary `model.POOL.rows` of one or more memories, or give study.yaml another `analysis`"
-        self.require(
-            bool(found) and trials[list(found)].notna().any(axis=None), "no trial varies the `rows` of a memory", remedy
-        )
+        self.require(given, "no trial varies the `rows` of a memory", remedy)
         several = trials["trial_id"][trials[list(found)].notna().sum(axis=1) > 1]
-        self.require(
-            several.empty,
-            f"trial {', '.join(several[:3])} gives `rows` to several memories, so their effects cannot be told apart",
-            "put each memory into a grid of its own under `vary`",
+        problem = (
+            f"trial {', '.join(several[:3])} gives `rows` to several memories, so their effects cannot be told apart"
         )
+        self.require(several.empty, problem, "put each memory into a grid of its own under `vary`")
         return found
 
     @cached_property
