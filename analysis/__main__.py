@@ -48,15 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
         parser.commands[command] = Parser(add_help=False)
         parser.commands[command].add_argument(option)
     folders = parser.parse_args(arguments).results_dir
-    if tables := [
-        folder for folder in folders if folder.is_file() and folder.suffix in {".csv", ".tsv", ".json", ".jsonl"}
-    ]:
+    if len(folders) > 1 and not folders[0].exists() and difflib.get_close_matches(str(folders[0]), ["fit"], cutoff=0.5):
+        parser.error(f"{folders[0]} is no folder; did you mean `fit`?")
+    kinds = {".csv", ".tsv", ".json", ".jsonl"}
+    if tables := [folder for folder in folders if folder.is_file() and folder.suffix in kinds]:
         parser.error(
             f"{tables[0]} is a file, where the folder of a study belongs; a law is fitted to a table by `python -m "
             f"analysis fit --law LAW {tables[0]} ...`, and `python -m analysis fit --help` names the laws"
         )
-    if len(folders) > 1 and not folders[0].exists() and difflib.get_close_matches(str(folders[0]), ["fit"], cutoff=0.5):
-        parser.error(f"{folders[0]} is no folder; did you mean `fit`?")
 
     from analysis.errors import AnalysisError
     from analysis.index import write_index
