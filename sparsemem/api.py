@@ -18,9 +18,9 @@ from sparsemem.results import TrialStatus
 if TYPE_CHECKING:
     import pandas
 
-    from sparsemem.study.adapt import Judgement
     from sparsemem.study.ledger import Ledger
     from sparsemem.study.plan import PlannedTrial
+    from sparsemem.study.tune.adapt import Judgement
 
 
 class Study:
@@ -77,7 +77,8 @@ def run_study(
     Args:
         say: takes remarks, one line each; None: they go to stderr.
     """
-    from sparsemem.study.launch import to_stderr, train_study
+    from sparsemem.study.console import to_stderr
+    from sparsemem.study.launch import train_study
 
     ledger = train_study(study, base, results, foresee, judge, engine, say or to_stderr, address)
     if ledger.counts()[TrialStatus.FINISHED]:
@@ -139,7 +140,7 @@ def judge(runs: pandas.DataFrame) -> Judgement:
     from analysis.fits.allocation import fit_allocation
     from analysis.fits.placement import next_shares
     from analysis.results import learned_nothing
-    from sparsemem.study.adapt import Judgement
+    from sparsemem.study.tune.adapt import Judgement
 
     def choose(free: Sequence[float], count: int, seeds: int) -> list[float]:
         try:

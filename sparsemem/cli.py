@@ -21,7 +21,7 @@ from sparsemem.arguments import Parser
 from sparsemem.config import ConfigError, load_study
 from sparsemem.config.reading import read_value
 from sparsemem.failure import impersonal
-from sparsemem.study.engine import ENGINES
+from sparsemem.study.jobs import ENGINES
 
 if TYPE_CHECKING:
     from sparsemem.study.plan import PlannedTrial
@@ -248,12 +248,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     study = load_study(arguments.study, _overrides(arguments.set))
     from sparsemem.api import foresee
     from sparsemem.data.prepare import given_tokenizer
-    from sparsemem.study.access import describe_access, memory_access
-    from sparsemem.study.corpora import describe_texts
-    from sparsemem.study.diff import changed_texts, describe_diff, diff
-    from sparsemem.study.kept import check_kept, describe_kept, kept_size, without_model
+    from sparsemem.study.display.diff import changed_texts, describe_diff, diff
     from sparsemem.study.ledger import Ledger
     from sparsemem.study.plan import describe, estimate_seconds, labelled, plan
+    from sparsemem.study.plan.access import describe_access, memory_access
+    from sparsemem.study.plan.corpora import describe_texts
+    from sparsemem.study.plan.kept import check_kept, describe_kept, kept_size, without_model
 
     planned = plan(study)
     check_kept(study, [p.trial for p in planned])
@@ -350,11 +350,11 @@ def _detect(
 def _run(arguments: argparse.Namespace) -> int:
     study = load_study(arguments.study, _overrides(arguments.set))
     if (arguments.address or "").startswith("ray-job:"):
-        from sparsemem.study.ray_job import run_as_job
+        from sparsemem.study.engines.ray_job import run_as_job
 
         return run_as_job(study, arguments.study.resolve().parent, arguments.results, arguments.address)
     from sparsemem.api import run_study
-    from sparsemem.study.progress import results_table
+    from sparsemem.study.display.progress import results_table
 
     said = list[str]()
 
@@ -380,8 +380,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _tune(arguments: argparse.Namespace) -> int:
     study = load_study(arguments.study, {**_overrides(arguments.set), "tuned": None})
-    from sparsemem.study.tune import tune_study
-    from sparsemem.study.tuned import as_json, describe_outcomes
+    from sparsemem.study.tune.study import tune_study
+    from sparsemem.study.tune.tuned import as_json, describe_outcomes
 
     outcomes = tune_study(study, arguments.study.resolve().parent, arguments.results, _say)
     assert study.tune is not None
@@ -403,10 +403,10 @@ def _tune(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from sparsemem.study.exchange import looked_at
+    from sparsemem.study.display.progress import look, overview
+    from sparsemem.study.display.watch import trial_log, watch
     from sparsemem.study.ledger import Ledger
-    from sparsemem.study.progress import look, overview
-    from sparsemem.study.watch import trial_log, watch
+    from sparsemem.study.remote.exchange import looked_at
 
     with looked_at(arguments.folder) as folder:
         if arguments.log:
@@ -441,7 +441,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from sparsemem.study.pack import pack_study
+    from sparsemem.study.ledger.pack import pack_study
 
     print(pack_study(arguments.folder, _say))
     return DONE
@@ -450,7 +450,7 @@ def _pack(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     import torch
 
-    from sparsemem.study.evaluation import describe_evaluation
+    from sparsemem.study.display.evaluation import describe_evaluation
     from sparsemem.train.kept import load_model
     from sparsemem.train.loop import default_device
     from sparsemem.train.text_loss import evaluate, held_out_text, read_text, training_ids

@@ -12,8 +12,8 @@ import torch
 from sparsemem.config import ConfigError, Model, load_study
 from sparsemem.mechanisms.product_key.fields import memory_layers
 from sparsemem.model import Sizes, Transformer
-from sparsemem.study.access import describe_access, memory_access
 from sparsemem.study.plan import PlannedTrial, plan
+from sparsemem.study.plan.access import describe_access, memory_access
 
 PUBLISHED = Path(__file__).parents[1] / "sweeps" / "published"
 

@@ -15,7 +15,7 @@ from sparsemem.bench.moe import bench_moe
 from sparsemem.bench.profile import bench_profile
 from sparsemem.bench.step import bench_step
 from sparsemem.bench.sweep import bench_sweep
-from sparsemem.study.engine import processors
+from sparsemem.study.jobs import processors
 from sparsemem.train.loop import prepare_process
 
 BENCHES = {

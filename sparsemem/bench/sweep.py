@@ -26,7 +26,7 @@ from sparsemem.bench.measure import Row, measurement, progress, timed
 from sparsemem.bench.step import SHAPES, SHARES, TAKEN_APART
 from sparsemem.config import Study, load_study
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
-from sparsemem.study.engine import ENGINES, slots
+from sparsemem.study.jobs import ENGINES, slots
 from sparsemem.study.plan import plan
 from sparsemem.train import measure_step
 

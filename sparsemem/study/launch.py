@@ -5,31 +5,24 @@ is written.
 from __future__ import annotations
 
 import re
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sparsemem.config import ConfigError, Study, Trial
-from sparsemem.study.adapt import Adaptive, Judge
-from sparsemem.study.corpora import finished_notes, prepare_corpora, texts_begun
-from sparsemem.study.engine import ENGINES, Engine, Job, slots
-from sparsemem.study.exchange import corpus_in, driving
-from sparsemem.study.kept import check_kept, without_model
+from sparsemem.study.console import terminated_like_interrupted, to_stderr
+from sparsemem.study.display.progress import Progress
+from sparsemem.study.jobs import ENGINES, Engine, Job, slots
 from sparsemem.study.ledger import Ledger, data_id, study_lock
 from sparsemem.study.loggers import Loggers, check_loggers
 from sparsemem.study.plan import PlannedTrial, in_order, labelled, plan
-from sparsemem.study.progress import Progress
-from sparsemem.study.storage import Storage
-
-
-def to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
+from sparsemem.study.plan.corpora import finished_notes, prepare_corpora, texts_begun
+from sparsemem.study.plan.kept import check_kept, without_model
+from sparsemem.study.remote.exchange import corpus_in, driving
+from sparsemem.study.remote.storage import storage_of
+from sparsemem.study.tune.adapt import Adaptive, Judge
 
 Foresee = Callable[[Study, Sequence[PlannedTrial]], list[str]]
 """What the report will not be able to tell, line by line; refuses trials that it could not read."""
@@ -144,7 +137,7 @@ def _take_over(
     tuning = Ledger(ledger.folder / "tune", [])
     if not study.tuned or not (tuning.folder / "journal.log").exists():
         return 0
-    from sparsemem.study.search import texts_searched
+    from sparsemem.study.tune.search import texts_searched
 
     digests, _ = texts_searched(tuning.folder / "journal.log")
     texts = {name: manifest["digest"] for name, manifest in corpora.items()}
@@ -164,22 +157,6 @@ def _plan(adaptive: Adaptive, ledger: Ledger) -> list[PlannedTrial]:
     return planned
 
 
-def storage_of(study: Study, base: Path, ledger: Ledger) -> Storage | None:
-    """What `run.storage` names.
-
-    Raises:
-        ConfigError: it is the results folder.
-    """
-    uri = study.run.storage
-    if uri and "://" not in uri:
-        uri = str((base / uri).resolve())
-        if Path(uri) / study.study == ledger.folder.resolve():
-            raise ConfigError(
-                f"field `run.storage` has the value {study.run.storage!r}: that is the results folder; name another one"
-            )
-    return Storage(uri, study.study) if uri else None
-
-
 def _make(folder: Path, held: ExitStack) -> None:
     folder.mkdir(parents=True, exist_ok=True)  # another driver may begin at the same moment
     held.enter_context(study_lock(folder))
@@ -192,7 +169,7 @@ def find_engine(name: str, address: str | None = None) -> Engine:
         ConfigError: there is no such engine, or it takes no such address.
     """
     if name == "ray":
-        from sparsemem.study.ray_engine import run_trials as ray
+        from sparsemem.study.engines.ray_engine import run_trials as ray
 
         if address is not None and not re.fullmatch(r"auto|[^/:]+:\d+|\[[0-9a-fA-F:]+\]:\d+", address):
             raise ConfigError(
@@ -203,20 +180,7 @@ def find_engine(name: str, address: str | None = None) -> Engine:
     if address is not None:
         raise ConfigError(f"--address {address} names a Ray cluster; leave out --engine {name}")
     if name == "local":
-        from sparsemem.study.local import run_trials as local
+        from sparsemem.study.engines.local import run_trials as local
 
         return local
     raise ConfigError(f"engine {name!r} is unknown; choose one of {', '.join(ENGINES)}")
-
-
-@contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM (a scheduler's preemption, `kill`) ends a run as Ctrl-C does. Signals belong to the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -33,8 +33,8 @@ from typing import Any, Protocol, Self
 
 from sparsemem.config import ConfigError, Trial
 from sparsemem.results import FINAL, TrialStatus
+from sparsemem.study.display.progress import axes_of, label, shown
 from sparsemem.study.ledger import Ledger
-from sparsemem.study.progress import axes_of, label, shown
 
 LOOK_SECONDS = 2.0
 END_SECONDS = 60.0  # the end of a study waits so long for a tracker that does not answer

@@ -12,7 +12,7 @@ from analysis.errors import AnalysisError
 from analysis.report import write_report
 from analysis.results import Results
 from sparsemem.study.ledger import Ledger
-from sparsemem.study.pack import pack_study
+from sparsemem.study.ledger.pack import pack_study
 from sparsemem.trial_files import PACK, Records, TrialFiles
 
 RESULTS = Path(__file__).parents[2] / "results"

@@ -239,7 +239,7 @@ def _kind(command: str) -> str:
         "ray::DashboardAgent": "dashboard agent",
         "ray::RuntimeEnvAgent": "runtime agent",
         "ray::": "trial",
-        "sparsemem.study.worker": "trial",
+        "sparsemem.study.engines.worker": "trial",
         "log_monitor.py": "log monitor",
         "dashboard.py": "dashboard",
         "monitor.py": "monitor",

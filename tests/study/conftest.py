@@ -19,7 +19,7 @@ from machine import Driver, drivers, write_corpus
 from sparsemem.config import Run, load_study
 from sparsemem.data import prepare
 from sparsemem.study import launch
-from sparsemem.study.engine import Job
+from sparsemem.study.jobs import Job
 
 TINY: dict[str, Any] = machine.TINY | {
     "budget": machine.TINY["budget"] | {"tokens": 4096},

@@ -19,9 +19,9 @@ from sparsemem.api import run_study
 from sparsemem.config import ConfigError, Run, Trial, load_study
 from sparsemem.failure import record_failure
 from sparsemem.study import launch
-from sparsemem.study.engine import Job
+from sparsemem.study.display.progress import headline, look
+from sparsemem.study.jobs import Job
 from sparsemem.study.ledger import Ledger
-from sparsemem.study.progress import headline, look
 
 LEFT = {"total_params": "60k", "active_params": "8k", "tokens": 4096, "tolerance": "5%"}
 

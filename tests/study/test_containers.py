@@ -12,7 +12,7 @@ import pytest
 from machine import Driver, table
 
 from sparsemem.cli import main
-from sparsemem.study.ray_engine import home_or, offer_token, past_proxies
+from sparsemem.study.engines.ray_engine import home_or, offer_token, past_proxies
 
 
 @pytest.fixture

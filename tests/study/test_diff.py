@@ -12,7 +12,7 @@ import pytest
 from sparsemem import Study
 from sparsemem.cli import main
 from sparsemem.config import load_study
-from sparsemem.study.diff import describe_diff, diff
+from sparsemem.study.display.diff import describe_diff, diff
 from sparsemem.study.plan import plan
 
 

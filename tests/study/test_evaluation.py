@@ -20,8 +20,8 @@ from sparsemem.cli import main
 from sparsemem.config import ConfigError, Run, load_study
 from sparsemem.data import Tokens, prepare
 from sparsemem.data.prepare import cache_folder
-from sparsemem.study.engine import Job
-from sparsemem.study.worker import run_job
+from sparsemem.study.engines.worker import run_job
+from sparsemem.study.jobs import Job
 from sparsemem.train import text_loss
 from sparsemem.train.kept import KeptModel, load_model
 from sparsemem.train.text_loss import Text, evaluate, held_out_text, read_text
@@ -219,7 +219,7 @@ def test_a_list_of_many_documents_is_cut(
     kept: KeptModel, made: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(made[1])
-    monkeypatch.setattr("sparsemem.study.evaluation.MOST_DOCUMENTS", 2)
+    monkeypatch.setattr("sparsemem.study.display.evaluation.MOST_DOCUMENTS", 2)
     assert main(["evaluate", "trial", "--text", "val/*.txt"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("val/") == 2

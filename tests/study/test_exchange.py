@@ -24,11 +24,12 @@ from sparsemem import load_model
 from sparsemem.api import run_study
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, Run, load_study
-from sparsemem.study import exchange, launch
-from sparsemem.study.engine import Job
+from sparsemem.study import launch
+from sparsemem.study.engines.worker import run_job
+from sparsemem.study.jobs import Job
 from sparsemem.study.ledger import Ledger
-from sparsemem.study.storage import Storage, StorageAway
-from sparsemem.study.worker import run_job
+from sparsemem.study.remote import exchange
+from sparsemem.study.remote.storage import Storage, StorageAway
 from sparsemem.train import loop
 
 from .conftest import TINY, write_corpus
@@ -457,10 +458,10 @@ def test_names_from_a_storage_do_not_leave_the_results_folder(tmp_path: Path) ->
 
 def _worker(job: Job, cache: Path) -> subprocess.Popen[bytes]:
     train = (
-        "import sys; from pathlib import Path; from sparsemem.config import Run; from sparsemem.study import engine, "
-        "worker\n"
+        "import sys; from pathlib import Path; from sparsemem.config import Run; from sparsemem.study.jobs import Job\n"
+        "from sparsemem.study.engines.worker import run_job\n"
     )
-    train += "worker.run_job(engine.Job(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]), Run())"
+    train += "run_job(Job(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]), Run())"
     command = [sys.executable, "-c", train, str(job.trial_folder), str(job.tokens_folder), str(job.storage)]
     return subprocess.Popen(command, env=os.environ | {"SPARSEMEM_CACHE": str(cache)})
 

@@ -14,11 +14,12 @@ from sparsemem import load_model
 from sparsemem.api import run_study
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, Run, load_study
-from sparsemem.study import launch, tune
-from sparsemem.study.engine import Job
+from sparsemem.study import launch
+from sparsemem.study.engines.worker import run_job
+from sparsemem.study.jobs import Job
 from sparsemem.study.ledger import Ledger
-from sparsemem.study.pack import pack_study
-from sparsemem.study.worker import run_job
+from sparsemem.study.ledger.pack import pack_study
+from sparsemem.study.tune import study as tune
 from sparsemem.trial_files import MODEL, MODEL_FILES, PACK, RECORDS
 
 from .conftest import TINY

@@ -18,9 +18,9 @@ import yaml
 from sparsemem.api import run_study
 from sparsemem.config import ConfigError, load_study
 from sparsemem.failure import record_failure
+from sparsemem.study.display.progress import look, overview
+from sparsemem.study.display.watch import trial_log
 from sparsemem.study.ledger import Ledger, study_lock
-from sparsemem.study.progress import look, overview
-from sparsemem.study.watch import trial_log
 
 
 def run(file: Path, remarks: list[str] | None = None) -> Ledger:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from sparsemem.config import Run
-from sparsemem.study.engine import Job
-from sparsemem.study.local import Workers, _devices
+from sparsemem.study.engines.local import Workers, _devices
+from sparsemem.study.jobs import Job
 
 PATIENCE = 120.0
 ENDLESS = {"total_params": "30k", "active_params": "7k", "tokens": "1B", "tolerance": "5%"}
@@ -183,7 +183,8 @@ def test_a_server_that_cannot_start_is_an_error(
 @pytest.mark.slow
 def test_everything_dies_with_a_driver_that_is_killed(make_job: Callable[..., Job]) -> None:
     job = make_job(budget=ENDLESS)
-    code = "import sys, pathlib; from sparsemem.study.engine import Job; from sparsemem.study.local import run_trials\n"
+    code = "import sys, pathlib; from sparsemem.study.jobs import Job\n"
+    code += "from sparsemem.study.engines.local import run_trials\n"
     code += "from sparsemem.config import Run; run_trials([Job(*map(pathlib.Path, sys.argv[1:]))], Run())"
     driver = subprocess.Popen([sys.executable, "-c", code, str(job.trial_folder), str(job.tokens_folder)])
     _trained(job)

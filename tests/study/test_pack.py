@@ -20,13 +20,13 @@ from sparsemem.cli import main
 from sparsemem.config import ConfigError, load_study
 from sparsemem.files import set_aside
 from sparsemem.study import loggers
-from sparsemem.study.diff import diff
-from sparsemem.study.exchange import Driver
+from sparsemem.study.display.diff import diff
+from sparsemem.study.display.progress import look, overview
 from sparsemem.study.ledger import Ledger, study_lock
-from sparsemem.study.pack import pack_study
+from sparsemem.study.ledger.pack import pack_study
 from sparsemem.study.plan import plan
-from sparsemem.study.progress import look, overview
-from sparsemem.study.storage import Storage
+from sparsemem.study.remote.exchange import Driver
+from sparsemem.study.remote.storage import Storage
 from sparsemem.trial_files import PACK, Records, TrialFiles, read_pack
 
 from .conftest import finish
@@ -364,7 +364,7 @@ def test_a_kill_at_any_moment_leaves_the_study_whole(
 
 def test_a_disk_that_gives_back_something_else_costs_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = _records(folder)
-    monkeypatch.setattr("sparsemem.study.pack.read_pack", lambda path: {**read_pack(path), "more": {}})
+    monkeypatch.setattr("sparsemem.study.ledger.pack.read_pack", lambda path: {**read_pack(path), "more": {}})
     with pytest.raises(OSError, match="does not read back as it was written, so nothing was packed"):
         _pack(folder)
     assert _records(folder) == before

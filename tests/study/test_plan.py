@@ -10,8 +10,8 @@ from sparsemem import Study
 from sparsemem.api import foresee
 from sparsemem.config import ConfigError, Run, load_study
 from sparsemem.results import COLUMNS, MEASURED
-from sparsemem.study import engine
-from sparsemem.study.engine import slots
+from sparsemem.study import jobs
+from sparsemem.study.jobs import slots
 from sparsemem.study.launch import find_engine
 from sparsemem.study.plan import _interpolated, _makespan, describe, estimate_seconds, in_order, plan
 
@@ -167,8 +167,8 @@ def test_a_machine_without_room_for_one_trial_is_refused(write_study: Callable[.
 
 
 def test_slots_are_what_processors_memory_gpus_and_the_study_allow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "processors", lambda: 16)
-    monkeypatch.setattr(engine, "memory", lambda: 64 * 10**9)
+    monkeypatch.setattr(jobs, "processors", lambda: 16)
+    monkeypatch.setattr(jobs, "memory", lambda: 64 * 10**9)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert slots(Run()) == 16
     assert slots(Run(cpus_per_trial=3)) == 5

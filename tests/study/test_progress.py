@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from sparsemem.results import COLUMNS, MEASURED
+from sparsemem.study.display.progress import headline, look, overview, seconds_left
 from sparsemem.study.ledger import Ledger, study_lock
-from sparsemem.study.progress import headline, look, overview, seconds_left
 from sparsemem.study.text import table
 
 CURVE = "step,tokens,train_loss,val_loss,lr,grad_norm,expert_load_max,tokens_per_second,seconds\n"

@@ -15,7 +15,7 @@ from machine import Driver, table
 
 exceptions = pytest.importorskip("ray.exceptions")
 
-from sparsemem.study.ray_ending import LOST, as_known, each_error_ends_one_trial, record_ending  # noqa: E402
+from sparsemem.study.engines.ray_ending import LOST, as_known, each_error_ends_one_trial, record_ending  # noqa: E402
 
 NODE = "b48bc716279edf365b7e5e8b0f20d361a5bf011665eca9bc07591517"
 SAID = f"killed on the node (IP: 10.20.30.40, ID: {NODE}), pid=4711, python -m secret /home/ann/project"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sparsemem.config import ConfigError, load_study
-from sparsemem.study.storage import Storage, StorageAway
+from sparsemem.study.remote.storage import Storage, StorageAway
 
 
 @pytest.fixture

@@ -27,10 +27,11 @@ from sparsemem.api import run_study
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, Trial, Tune, Winner, load_study
 from sparsemem.failure import record_failure
-from sparsemem.study import launch, tune
-from sparsemem.study.engine import Job
+from sparsemem.study import launch
+from sparsemem.study.jobs import Job
 from sparsemem.study.plan import describe, plan
-from sparsemem.study.tuned import Outcome, describe_outcomes, movements
+from sparsemem.study.tune import study as tune
+from sparsemem.study.tune.tuned import Outcome, describe_outcomes, movements
 
 EVALUATIONS = 8
 TUNE = {"search": {"train.lr": {"low": 1e-3, "high": 0.1, "log": True}}, "per": ["rho"], "trials": 6, "pruner": "none"}

@@ -16,9 +16,9 @@ from sparsemem.api import run_study
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, load_study
 from sparsemem.failure import record_failure
-from sparsemem.study import watch
+from sparsemem.study.display import watch
+from sparsemem.study.display.progress import TrialProgress, headline
 from sparsemem.study.ledger import study_lock
-from sparsemem.study.progress import TrialProgress, headline
 
 TRIALS = [
     TrialProgress("aaaaaaaaaaaa", "rho 1.0, seed 0", "finished", "", 1000, 1000, 10.0, 1e3, 0.0, 3.5, 3600.0),

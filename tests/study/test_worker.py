@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sparsemem.config import Run
-from sparsemem.study import worker
-from sparsemem.study.engine import Job
+from sparsemem.study.engines import worker
+from sparsemem.study.jobs import Job
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,4 @@ def test_a_trial_gets_the_devices_that_the_study_says(
     seen: list[Any] = []
     monkeypatch.setattr("sparsemem.train.run_trial", lambda *_, **settings: seen.append(settings))
     worker.run_job(make_job(), Run(gpus_per_trial=gpus))
-    assert seen == [{"threads": 1, "device": device, "ranks": ranks, "gpu_share": share}]
+    assert seen == [{"threads": 1, "device": device, "ranks": ranks, "gpu_share": share, "keep": False}]

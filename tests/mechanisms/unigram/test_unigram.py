@@ -22,8 +22,8 @@ from sparsemem.config import ConfigError, Model, Study, Trial, load_study
 from sparsemem.data import prepare
 from sparsemem.mechanisms import MEMORY_POOLS, POOLS, VARIABLE
 from sparsemem.model import Transformer, check_account
-from sparsemem.study.access import describe_access, memory_access
 from sparsemem.study.plan import plan
+from sparsemem.study.plan.access import describe_access, memory_access
 from sparsemem.train import loop, run_trial
 
 HERE = Path(__file__).parent

@@ -13,7 +13,7 @@ from typing import Any
 
 from sparsemem.failure import record_failure
 from sparsemem.results import TrialStatus
-from sparsemem.study.storage import StorageAway
+from sparsemem.study.remote.storage import StorageAway
 
 LOST = (
     "NodeDiedError",

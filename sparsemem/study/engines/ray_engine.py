@@ -24,9 +24,9 @@ from typing import Any
 from sparsemem.config import ConfigError, Run
 from sparsemem.failure import record_failure
 from sparsemem.files import scratch_folder
-from sparsemem.study.engine import Job, slots
-from sparsemem.study.ray_ending import each_error_ends_one_trial, record_ending
-from sparsemem.study.ray_watch import ends_with_ray
+from sparsemem.study.engines.ray_ending import each_error_ends_one_trial, record_ending
+from sparsemem.study.engines.ray_watch import ends_with_ray
+from sparsemem.study.jobs import Job, slots
 
 CONNECT_SECONDS = 5.0
 OBJECT_STORE_BYTES = 80 * 2**20  # nothing travels through it; Ray's default is 30% of the machine's memory
@@ -131,7 +131,7 @@ def _trainable() -> type:
 
     class TrialProcess(tune.Trainable):
         def step(self) -> dict[str, Any]:
-            from sparsemem.study.worker import run_job
+            from sparsemem.study.engines.worker import run_job
 
             run_job(self.config["jobs"][self.config["trial"]], self.config["run"], _node_name())
             return {"done": True}

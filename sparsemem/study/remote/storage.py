@@ -18,7 +18,9 @@ from typing import Any, BinaryIO, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 from uuid import uuid4
 
+from sparsemem.config import ConfigError, Study
 from sparsemem.files import write_atomically
+from sparsemem.study.ledger import Ledger
 from sparsemem.values import parse_storage
 
 T = TypeVar("T")
@@ -207,3 +209,19 @@ class Storage:
                     ) from error
             time.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+
+def storage_of(study: Study, base: Path, ledger: Ledger) -> Storage | None:
+    """What `run.storage` names.
+
+    Raises:
+        ConfigError: it is the results folder.
+    """
+    uri = study.run.storage
+    if uri and "://" not in uri:
+        uri = str((base / uri).resolve())
+        if Path(uri) / study.study == ledger.folder.resolve():
+            raise ConfigError(
+                f"field `run.storage` has the value {study.run.storage!r}: that is the results folder; name another one"
+            )
+    return Storage(uri, study.study) if uri else None

@@ -27,9 +27,9 @@ from scipy.stats import qmc
 from sparsemem.config import ConfigError, Trial, Tune, Winner, changed, named, point
 from sparsemem.files import write_atomically
 from sparsemem.results import LEARNED_NATS, TrialStatus
-from sparsemem.study.engine import Job
+from sparsemem.study.jobs import Job
 from sparsemem.study.ledger import Ledger, data_id
-from sparsemem.study.tuned import Outcome, edges
+from sparsemem.study.tune.tuned import Outcome, edges
 
 DIGITS = 4  # of a proposed number: what is trained is what winners.yaml says
 SPREAD_SHARE = (

@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING
 from sparsemem.config import ConfigError
 from sparsemem.locks import is_held
 from sparsemem.results import TrialStatus as S
+from sparsemem.study.display.progress import (
+    LINE_SECONDS,
+    REFRESH_SECONDS,
+    TrialProgress,
+    headline,
+    look,
+    on_nodes,
+    overview,
+)
 from sparsemem.study.ledger import Ledger, is_beating
-from sparsemem.study.progress import LINE_SECONDS, REFRESH_SECONDS, TrialProgress, headline, look, on_nodes, overview
 from sparsemem.study.text import count, duration
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """What a worker process does, under either engine: train one job to its end. And the server that forks such processes.
 
-`python -m sparsemem.study.worker` is the local engine's server. It has imported what training needs, without starting a
-thread or CUDA, and forks a process for each job: as much on its own as a new Python, in milliseconds in place of
-seconds.
+`python -m sparsemem.study.engines.worker` is the local engine's server. It has imported what training needs, without
+starting a thread or CUDA, and forks a process for each job: as much on its own as a new Python, in milliseconds in
+place of seconds.
 
 The server ends with its driver, and workers with their server, even by `kill -9`: each holds one end of a pipe whose
 other end only the process above it holds. That works on every system, where a parent-death signal exists on Linux only.
@@ -29,9 +29,9 @@ import yaml
 
 from sparsemem.config import Run, Trial
 from sparsemem.files import or_warn, write_json
-from sparsemem.study.engine import Job
-from sparsemem.study.exchange import brought_here
-from sparsemem.study.storage import StorageAway
+from sparsemem.study.jobs import Job
+from sparsemem.study.remote.exchange import brought_here
+from sparsemem.study.remote.storage import StorageAway
 
 STORAGE_AWAY = 4  # an exit code
 GRACE_SECONDS = 5.0  # between asking a process to end and killing it

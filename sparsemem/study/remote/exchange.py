@@ -40,9 +40,9 @@ import yaml
 
 from sparsemem.config import ConfigError
 from sparsemem.files import scratch_folder
-from sparsemem.study.engine import Job
+from sparsemem.study.jobs import Job
 from sparsemem.study.ledger import BEAT_SECONDS, Ledger
-from sparsemem.study.storage import Storage
+from sparsemem.study.remote.storage import Storage
 from sparsemem.trial_files import MODEL, MODEL_FILES
 
 CONNECTIONS = 16

@@ -15,9 +15,9 @@ import yaml
 
 from sparsemem.config import ConfigError, Study, Trial, Tuned
 from sparsemem.results import FINAL, TrialStatus
+from sparsemem.study.display.progress import look, shown
 from sparsemem.study.ledger import Ledger, nearest_study, study_fields
 from sparsemem.study.plan import PlannedTrial
-from sparsemem.study.progress import look, shown
 from sparsemem.study.text import table
 
 STATES = ("finished", "partly trained", "not begun", "new", "no longer planned")
@@ -96,9 +96,9 @@ def changed_texts(
         ConfigError: `run` will refuse: finished trials were trained on a text that is not to be had any more, or some
             text cannot be read.
     """
-    from sparsemem.study.corpora import finished_notes, text_notes, texts_begun
-    from sparsemem.study.exchange import FIRST_PATIENCE_SECONDS, corpus_in
-    from sparsemem.study.launch import storage_of
+    from sparsemem.study.plan.corpora import finished_notes, text_notes, texts_begun
+    from sparsemem.study.remote.exchange import FIRST_PATIENCE_SECONDS, corpus_in
+    from sparsemem.study.remote.storage import storage_of
 
     ledger = Ledger(folder, [p.row() for p in planned])
     storage = storage_of(study, base, ledger)

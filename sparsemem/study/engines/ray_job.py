@@ -17,9 +17,9 @@ import yaml
 from sparsemem.config import ConfigError, Study
 from sparsemem.data.files import matching
 from sparsemem.files import write_text
-from sparsemem.study.launch import terminated_like_interrupted, to_stderr
+from sparsemem.study.console import terminated_like_interrupted, to_stderr
+from sparsemem.study.engines.ray_engine import offer_token, past_proxies
 from sparsemem.study.ledger import study_fields
-from sparsemem.study.ray_engine import offer_token, past_proxies
 
 SCHEME = "ray-job:"
 UPLOAD_BYTES = 100 * 2**20

@@ -21,15 +21,15 @@ from sparsemem.config import ConfigError, Study, Trial, Tune, Tuned, changed, lo
 from sparsemem.failure import record_failure
 from sparsemem.files import remove_temporaries, write_text
 from sparsemem.results import FINAL, TrialStatus
-from sparsemem.study.corpora import begun_with, prepare_corpora
-from sparsemem.study.engine import Job
-from sparsemem.study.launch import terminated_like_interrupted, to_stderr
+from sparsemem.study.console import terminated_like_interrupted, to_stderr
+from sparsemem.study.engines.local import Workers
+from sparsemem.study.jobs import Job
 from sparsemem.study.ledger import Ledger, study_lock
-from sparsemem.study.local import Workers
 from sparsemem.study.plan import plan
-from sparsemem.study.search import Attempt, PointSearch, open_journal, texts_searched
+from sparsemem.study.plan.corpora import begun_with, prepare_corpora
 from sparsemem.study.text import duration
-from sparsemem.study.tuned import Outcome, values_text
+from sparsemem.study.tune.search import Attempt, PointSearch, open_journal, texts_searched
+from sparsemem.study.tune.tuned import Outcome, values_text
 
 POLL_SECONDS = 0.1
 

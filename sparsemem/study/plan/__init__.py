@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsemem.config import WIDEST_TOLERANCE, Budget, BudgetError, ConfigError, Model, Run, Study, Trial
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS, POOLS
-from sparsemem.study.engine import slots
+from sparsemem.study.jobs import slots
 from sparsemem.study.text import count, duration, size, table
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import Self
 from sparsemem.config import Run
 from sparsemem.failure import record_failure
 from sparsemem.results import TrialStatus
-from sparsemem.study.engine import Job, slots
-from sparsemem.study.worker import GRACE_SECONDS, STORAGE_AWAY
+from sparsemem.study.engines.worker import GRACE_SECONDS, STORAGE_AWAY
+from sparsemem.study.jobs import Job, slots
 
 POLL_SECONDS = 0.05
 
@@ -62,7 +62,7 @@ class Workers:
         self._server, end = multiprocessing.Pipe()
         with end:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sparsemem.study.worker", str(end.fileno())],
+                [sys.executable, "-m", "sparsemem.study.engines.worker", str(end.fileno())],
                 pass_fds=[end.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
