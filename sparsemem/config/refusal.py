@@ -6,6 +6,7 @@ import difflib
 import re
 import types
 import typing
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
 from sparsemem.values import ConfigError, brief, parse_quantity, shortened
 
 MOST_PROBLEMS = 10  # named in a refusal
+QUOTES = dict.fromkeys("“”„", '"') | dict.fromkeys("‘’", "'") | {"\u3000": " "}
 
 EXAMPLES: dict[str, str] = {
     "study": "my-study",
@@ -74,7 +76,7 @@ class named_errors:
             if problem["type"] == "extra_forbidden":
                 outside = parts[-2:-1] == ["model"] and isinstance(problem["input"], dict)
                 lines.append(
-                    f"unknown field `{name}`{nearest_field(self.root, parts)}"
+                    f"unknown field `{name}`{_wide(name) or nearest_field(self.root, parts)}"
                     + " A mechanism from outside has to be installed here." * outside
                 )
             elif problem["type"] == "missing":
@@ -85,13 +87,22 @@ class named_errors:
                 value = brief(problem["input"])
                 if name == "run.storage":  # it may hold a secret
                     value = re.sub(r"//[^/?]*@|\?.*", "...", value)
-                lines.append(f"field `{name}` has the value {value}: {_remedy(self.root, parts, problem) or message}")
+                remedy = _remedy(self.root, parts, problem) or message
+                lines.append(f"field `{name}` has the value {value}: {remedy}{_wide(str(problem['input']))}")
         if error.error_count() > MOST_PROBLEMS:
             lines.append(f"and {error.error_count() - MOST_PROBLEMS} more")
         point = (
             ", ".join(f"{key}={brief(value)}" for key, value in self.given.items()) if self.prefix and at_point else ""
         )
         raise ConfigError("; ".join(lines) + (f" (at the point {point})" if point else "")) from None
+
+
+def _wide(text: str) -> str:
+    """What to type for a character of East Asian width or a typographic quote; '' where there is none."""
+    for wide, plain in ((each, QUOTES.get(each) or unicodedata.normalize("NFKC", each)) for each in text):
+        if wide in QUOTES or unicodedata.east_asian_width(wide) == "F":
+            return f"; `{wide}` (U+{ord(wide):04X}) is not `{plain}`: type the latter"
+    return ""
 
 
 def nearest_field(root: type[BaseModel], parts: list[str]) -> str:
