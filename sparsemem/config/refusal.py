@@ -19,7 +19,7 @@ from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
 from sparsemem.values import ConfigError, brief, parse_quantity, shortened
 
 MOST_PROBLEMS = 10  # named in a refusal
-QUOTES = dict.fromkeys("“”„", '"') | dict.fromkeys("‘’", "'") | {"\u3000": " "}
+QUOTES = dict.fromkeys("\u201c\u201d\u201e", '"') | dict.fromkeys("\u2018\u2019", "'") | {"\u3000": " "}
 
 EXAMPLES: dict[str, str] = {
     "study": "my-study",
