@@ -18,6 +18,12 @@ from .fits.log_log import LogLogFit as LogLogFit
 from .fits.log_log import fit_log_log as fit_log_log
 from .fits.moe_joint import MoeJointFit as MoeJointFit
 from .fits.moe_joint import fit_moe_joint as fit_moe_joint
+from .fits.power_law import (
+    PowerFit as PowerFit,
+)
+from .fits.power_law import (
+    fit_power as fit_power,
+)
 from .fits.precision import PrecisionFit as PrecisionFit
 from .fits.precision import fit_precision as fit_precision
 from .fits.routing import RoutingFit as RoutingFit
@@ -27,13 +33,7 @@ from .fits.simplex_result import SimplexFit as SimplexFit
 from .fits.slots import fit_slots as fit_slots
 from .fits.slots_result import SlotsFit as SlotsFit
 from .fits.surface import (
-    PowerFit as PowerFit,
-)
-from .fits.surface import (
     SurfaceFit as SurfaceFit,
-)
-from .fits.surface import (
-    fit_power as fit_power,
 )
 from .fits.surface import (
     fit_surface as fit_surface,

@@ -32,6 +32,7 @@ import pandas as pd
 from analysis.errors import AnalysisError, require_columns
 from analysis.fits.allocation import require_apart
 from analysis.fits.joint_budgets import BUDGET, UNITS, factors_of, named, tell_apart, with_budgets
+from analysis.fits.joint_curve import BOUNDS, SOFT
 from analysis.fits.joint_findings import (
     alone,
     chances,
@@ -43,7 +44,7 @@ from analysis.fits.joint_findings import (
     shifts_of,
     verdict,
 )
-from analysis.fits.joint_law import BOUNDS, PRIOR_SD, SOFT, VALLEYS, Law, Means, aiccs, fit_curve, nested
+from analysis.fits.joint_law import PRIOR_SD, VALLEYS, Law, Means, aiccs, fit_curve, nested
 from analysis.fits.joint_result import JointFit
 from analysis.fits.linear import LEVEL
 from analysis.fits.newton import SETTLED

@@ -14,7 +14,8 @@ import numpy as np
 from scipy.special import fdtrc
 
 from analysis.fits.joint_budgets import FACTORS, VARIES, WORDS, tell_apart
-from analysis.fits.joint_law import BOUNDS, POSITION, SHAPES, Curve, Means, aiccs, deviations, fit_curve, nested
+from analysis.fits.joint_curve import BOUNDS, POSITION, SHAPES, Curve
+from analysis.fits.joint_law import Means, aiccs, deviations, fit_curve, nested
 from analysis.fits.joint_result import LeftOut, Model
 from analysis.fits.linear import LEVEL, holm
 from analysis.fits.types import REFUTED, Estimate

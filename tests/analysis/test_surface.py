@@ -18,10 +18,11 @@ from scipy.optimize import minimize
 from analysis import AnalysisError, Status, fit_log_log, fit_power, fit_surface
 from analysis.fits import power_sum
 from analysis.fits.newton import Minimum
+from analysis.fits.power_law import PowerFit
 from analysis.fits.power_sum import PowerSum
 from analysis.fits.reference import STARTS, fit_from, measure_surface_fit
 from analysis.fits.refits import fit_all, resampled_weights, verdict
-from analysis.fits.surface import PowerFit, SurfaceFit
+from analysis.fits.surface import SurfaceFit
 from analysis.fits.types import Estimate
 
 TRUTH = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}
