@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sparsemem.config import ConfigError, Study, Trial
+from sparsemem.config import ConfigError, Study
 from sparsemem.study.console import terminated_like_interrupted, to_stderr
 from sparsemem.study.display.progress import Progress
 from sparsemem.study.jobs import ENGINES, Engine, Job, slots
@@ -20,7 +20,7 @@ from sparsemem.study.loggers import Loggers, check_loggers
 from sparsemem.study.plan import PlannedTrial, in_order, labelled, plan
 from sparsemem.study.plan.corpora import finished_notes, prepare_corpora, texts_begun
 from sparsemem.study.plan.kept import check_kept, without_model
-from sparsemem.study.remote.exchange import corpus_in, driving
+from sparsemem.study.remote.exchange import Driver, corpus_in, driving
 from sparsemem.study.remote.storage import storage_of
 from sparsemem.study.tune.adapt import Adaptive, Judge
 
@@ -57,109 +57,139 @@ def train_study(
     together = 0 if address else slots(study.run)  # a cluster's slots are not known before Ray has it
     check_loggers(study.run.loggers)
     ledger = Ledger(results / study.study, [])
-    adaptive = Adaptive(study, ledger, judge)
-    planned = _plan(adaptive, ledger)
-    check_kept(study, [p.trial for p in planned])
+    training = _Training(study, base, ledger, Adaptive(study, ledger, judge), say)
+    check_kept(study, list(training.trials.values()))
     ledger.check_owner()
-    storage = storage_of(study, base, ledger)
     with ExitStack() as held:
-        if ledger.folder.exists():
-            held.enter_context(study_lock(ledger.folder))
-        shared = held.enter_context(driving(storage, ledger, say)) if storage else None
-        if shared and shared.holds_study():
-            if not ledger.folder.exists():
-                _make(ledger.folder, held)
-            shared.begin()
-            while adaptive.advance():  # the storage knew of finished batches
-                planned = _plan(adaptive, ledger)
-                shared.pull(shared.storage)
-        trials = {p.trial.id: p.trial for p in planned}
-        waiting = ledger.unfinished()
-        for line in foresee(adaptive.study, planned) if waiting else ():
-            say(labelled(line))
-        begun, fetch = texts_begun(ledger, trials.values()), partial(corpus_in, storage) if storage else None
-        for line in finished_notes(list(trials.values()), waiting, base, begun, ledger)[0]:
-            say(line)
-        folders, corpora = prepare_corpora([trials[id_] for id_ in waiting], base, begun, say, fetch)
-        ledger.check_precision(study, trials)
-        if not ledger.folder.exists():
-            _make(ledger.folder, held)
-        if taken := _take_over(study, ledger, trials, corpora):
-            say(
-                f"{study.study}: {taken} of its trials were trained to their end by `sparsemem tune`; their results "
-                "are taken over"
-            )
-            waiting = ledger.unfinished()
-        ledger.begin(study, trials, corpora, say)
-        if shared:
-            shared.send(waiting, folders, say)
-        say(
-            f"{study.study}: {len(trials)} trials, {len(trials) - len(waiting)} of them finished before; results in "
-            f"{ledger.folder}"
-        )
-        damaged = set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*"))
-        uri = storage.uri if storage else None
-        for line in (*adaptive.remarks, *without_model(study.run, trials.values(), ledger)):
-            say(line)
-        try:
-            while True:
-                left = set(waiting)
-                ahead = [p.trial for p in in_order(planned, study.run) if p.trial.id in left]
-                jobs = [
-                    Job(ledger.trial_folder(trial.id).resolve(), folders[data_id(trial.data)], uri) for trial in ahead
-                ]
-                with terminated_like_interrupted(), Loggers(study.run.loggers, ledger, trials, say):
-                    if jobs:
-                        with Progress(ledger, together), shared.following(say) if shared else nullcontext():
-                            run_trials(jobs, study.run)
-                if not adaptive.advance(say):
-                    break
-                tried, planned = trials, _plan(adaptive, ledger)
-                trials = {p.trial.id: p.trial for p in planned}
-                waiting = [id_ for id_ in ledger.unfinished() if id_ not in tried]
-                ledger.begin(study, trials, corpora, say)
-                if shared:
-                    shared.send(waiting, folders, say)
-        finally:
-            ledger.write_table()
-            for path in sorted(set(ledger.folder.glob("trials/*/checkpoint*.corrupt-*")) - damaged):
-                say(
-                    f"{path}: a damaged checkpoint was found and set aside; its trial went on from the one before, or "
-                    "started again"
-                )
+        training.join(held)
+        training.prepare(foresee)
+        training.begin(held)
+        training.train(run_trials, together)
     return ledger
 
 
-def _take_over(
-    study: Study, ledger: Ledger, trials: Mapping[str, Trial], corpora: Mapping[str, Mapping[str, Any]]
-) -> int:
-    """Take over what the study's own tuning has trained: its winners are trials of the study. Returns their number."""
-    tuning = Ledger(ledger.folder / "tune", [])
-    if not study.tuned or not (tuning.folder / "journal.log").exists():
-        return 0
-    from sparsemem.study.tune.search import texts_searched
+class _Training:
+    """A study on its way through the phases of `train_study`, which call each method once, in their order here."""
 
-    digests, _ = texts_searched(tuning.folder / "journal.log")
-    texts = {name: manifest["digest"] for name, manifest in corpora.items()}
-    same = [
-        trials[id_]
-        for id_ in ledger.unfinished()
-        if digests.get(name := data_id(trials[id_].data)) == texts.get(name) and not study.run.keeps(trials[id_])
-    ]
-    gpu = study.run.gpus_per_trial > 0
-    return sum(ledger.take_over(tuning, trial.id, trial.train.precision_on(gpu)) for trial in same)
+    shared: Driver | None = None
+    waiting: list[str]
+    """Ids of the trials to train in this round."""
+    folders: Mapping[str, Path]
+    """Tokens, by the id of their data."""
+    corpora: Mapping[str, Mapping[str, Any]]
+    """Manifests of the texts, by the id of their data."""
 
+    def __init__(self, study: Study, base: Path, ledger: Ledger, adaptive: Adaptive, say: Callable[[str], None]):
+        self.study, self.base, self.ledger, self.adaptive, self.say = study, base, ledger, adaptive, say
+        self._plan()
 
-def _plan(adaptive: Adaptive, ledger: Ledger) -> list[PlannedTrial]:
-    """All trials asked for so far, which are the ledger's from now on."""
-    planned = plan(adaptive.study)
-    ledger.rows = [p.row() for p in planned]
-    return planned
+    def _plan(self) -> None:
+        """All trials asked for so far, which are the ledger's from now on."""
+        self.planned = plan(self.adaptive.study)
+        self.ledger.rows = [p.row() for p in self.planned]
+        self.trials = {p.trial.id: p.trial for p in self.planned}
 
+    def join(self, held: ExitStack) -> None:
+        """Lock what there is of the study, here and in its storage, and catch up with what the storage knows."""
+        self.storage = storage_of(self.study, self.base, self.ledger)
+        if self.ledger.folder.exists():
+            held.enter_context(study_lock(self.ledger.folder))
+        if not self.storage:
+            return
+        self.shared = held.enter_context(driving(self.storage, self.ledger, self.say))
+        if self.shared.holds_study():
+            self._make_folder(held)
+            self.shared.begin()
+            while self.adaptive.advance():  # the storage knew of finished batches
+                self._plan()
+                self.shared.pull(self.shared.storage)
 
-def _make(folder: Path, held: ExitStack) -> None:
-    folder.mkdir(parents=True, exist_ok=True)  # another driver may begin at the same moment
-    held.enter_context(study_lock(folder))
+    def _make_folder(self, held: ExitStack) -> None:
+        if not self.ledger.folder.exists():
+            self.ledger.folder.mkdir(parents=True, exist_ok=True)  # another driver may begin at the same moment
+            held.enter_context(study_lock(self.ledger.folder))
+
+    def prepare(self, foresee: Foresee) -> None:
+        """Say what can be known before training, and prepare the texts. The last phase that refuses anything."""
+        self.waiting = self.ledger.unfinished()
+        for line in foresee(self.adaptive.study, self.planned) if self.waiting else ():
+            self.say(labelled(line))
+        begun = texts_begun(self.ledger, self.trials.values())
+        for line in finished_notes(list(self.trials.values()), self.waiting, self.base, begun, self.ledger)[0]:
+            self.say(line)
+        fetch = partial(corpus_in, self.storage) if self.storage else None
+        untrained = [self.trials[id_] for id_ in self.waiting]
+        self.folders, self.corpora = prepare_corpora(untrained, self.base, begun, self.say, fetch)
+        self.ledger.check_precision(self.study, self.trials)
+
+    def begin(self, held: ExitStack) -> None:
+        """Write the study's folder, with the results that its tuning has already."""
+        name = self.study.study
+        self._make_folder(held)
+        if taken := self._take_over():
+            self.say(
+                f"{name}: {taken} of its trials were trained to their end by `sparsemem tune`; their results are taken "
+                "over"
+            )
+            self.waiting = self.ledger.unfinished()
+        self._begin_trials()
+        self.say(
+            f"{name}: {len(self.trials)} trials, {len(self.trials) - len(self.waiting)} of them finished before; "
+            f"results in {self.ledger.folder}"
+        )
+        for line in (*self.adaptive.remarks, *without_model(self.study.run, self.trials.values(), self.ledger)):
+            self.say(line)
+
+    def _take_over(self) -> int:
+        """Take over the study's trials that its own tuning has trained: its winners. Returns their number."""
+        tuning = Ledger(self.ledger.folder / "tune", [])
+        if not self.study.tuned or not (tuning.folder / "journal.log").exists():
+            return 0
+        from sparsemem.study.tune.search import texts_searched
+
+        run, waiting = self.study.run, [self.trials[id_] for id_ in self.ledger.unfinished()]
+        digests, _ = texts_searched(tuning.folder / "journal.log")
+        texts = {name: manifest["digest"] for name, manifest in self.corpora.items()}
+        same = [t for t in waiting if digests.get(name := data_id(t.data)) == texts.get(name) and not run.keeps(t)]
+        gpu = run.gpus_per_trial > 0
+        return sum(self.ledger.take_over(tuning, trial.id, trial.train.precision_on(gpu)) for trial in same)
+
+    def _begin_trials(self) -> None:
+        self.ledger.begin(self.study, self.trials, self.corpora, self.say)
+        if self.shared:
+            self.shared.send(self.waiting, self.folders, self.say)
+
+    def train(self, run_trials: Engine, together: int) -> None:
+        """Train round by round: searched shares ask for the next one."""
+        damaged = self._damaged()
+        try:
+            self._train_waiting(run_trials, together)
+            while self.adaptive.advance(self.say):
+                tried = self.trials
+                self._plan()
+                self.waiting = [id_ for id_ in self.ledger.unfinished() if id_ not in tried]
+                self._begin_trials()
+                self._train_waiting(run_trials, together)
+        finally:
+            self.ledger.write_table()
+            for path in sorted(self._damaged() - damaged):
+                self.say(
+                    f"{path}: a damaged checkpoint was found and set aside; its trial went on from the one before, or "
+                    "started again"
+                )
+
+    def _damaged(self) -> set[Path]:
+        return set(self.ledger.folder.glob("trials/*/checkpoint*.corrupt-*"))
+
+    def _train_waiting(self, run_trials: Engine, together: int) -> None:
+        run, ledger, waiting = self.study.run, self.ledger, set(self.waiting)
+        uri = self.storage.uri if self.storage else None
+        ahead = [p.trial for p in in_order(self.planned, run) if p.trial.id in waiting]
+        jobs = [Job(ledger.trial_folder(t.id).resolve(), self.folders[data_id(t.data)], uri) for t in ahead]
+        with terminated_like_interrupted(), Loggers(run.loggers, ledger, self.trials, self.say):
+            if jobs:
+                with Progress(ledger, together), self.shared.following(self.say) if self.shared else nullcontext():
+                    run_trials(jobs, run)
 
 
 def find_engine(name: str, address: str | None = None) -> Engine:
