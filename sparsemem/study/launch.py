@@ -15,7 +15,8 @@ from sparsemem.config import ConfigError, Study
 from sparsemem.study.console import terminated_like_interrupted, to_stderr
 from sparsemem.study.display.progress import Progress
 from sparsemem.study.jobs import ENGINES, Engine, Job, slots
-from sparsemem.study.ledger import Ledger, data_id, study_lock
+from sparsemem.study.ledger import Ledger, study_lock
+from sparsemem.study.ledger.provenance import data_id
 from sparsemem.study.loggers import Loggers, check_loggers
 from sparsemem.study.plan import PlannedTrial, in_order, labelled, plan
 from sparsemem.study.plan.corpora import finished_notes, prepare_corpora, texts_begun

@@ -16,7 +16,7 @@ from sparsemem.config import Data, Study, load_study
 from sparsemem.config.trial import FIRST_DATA_FIELDS
 from sparsemem.data.corpus import Corpus
 from sparsemem.data.prepare import FORMAT, _digest
-from sparsemem.study.ledger import data_id
+from sparsemem.study.ledger.provenance import data_id
 
 RESULTS = Path(__file__).parents[2] / "results"
 

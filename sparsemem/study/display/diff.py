@@ -16,7 +16,8 @@ import yaml
 from sparsemem.config import ConfigError, Study, Trial, Tuned
 from sparsemem.results import FINAL, TrialStatus
 from sparsemem.study.display.progress import look, shown
-from sparsemem.study.ledger import Ledger, nearest_study, study_fields
+from sparsemem.study.ledger import Ledger, nearest_study
+from sparsemem.study.ledger.provenance import study_fields
 from sparsemem.study.plan import PlannedTrial
 from sparsemem.study.text import table
 

@@ -22,7 +22,8 @@ from sparsemem.study.display.progress import (
     on_nodes,
     overview,
 )
-from sparsemem.study.ledger import Ledger, is_beating
+from sparsemem.study.ledger import Ledger
+from sparsemem.study.ledger.state import is_beating
 from sparsemem.study.text import count, duration
 
 if TYPE_CHECKING:

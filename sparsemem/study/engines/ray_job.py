@@ -19,7 +19,7 @@ from sparsemem.data.files import matching
 from sparsemem.files import write_text
 from sparsemem.study.console import terminated_like_interrupted, to_stderr
 from sparsemem.study.engines.ray_engine import offer_token, past_proxies
-from sparsemem.study.ledger import study_fields
+from sparsemem.study.ledger.provenance import study_fields
 
 SCHEME = "ray-job:"
 UPLOAD_BYTES = 100 * 2**20

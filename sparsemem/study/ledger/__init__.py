@@ -1,61 +1,37 @@
 """The results folder of a study: what was planned, how far each trial is, and what came out. It must not know engines
 or torch.
 
-Files are the only state. A trial's status follows from its files (`trial_files`: its folder's, or those of a packed
-trial):
-
-- `result.json` -> finished or diverged; it is written last, so its presence means that the rest is there.
-- its lock is held, or its `beat.json` changes (a machine with another disk, see `exchange`) -> running.
-- `failure.json` -> failed or out_of_memory.
-- `curve.csv` or a checkpoint -> interrupted: it goes on from there.
-- nothing -> pending.
+Files are the only state. How far a trial is follows from its own: `state`.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
-import hashlib
 import io
 import json
-import math
 import os
-import platform
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sparsemem.checkout import checkout
-from sparsemem.config import ConfigError, Data, Study, Trial, load_study, study_around
+from sparsemem.config import ConfigError, Study, Trial, load_study, study_around
 from sparsemem.files import TEMPORARY, remove_temporaries, set_aside, write_json, write_text
-from sparsemem.locks import is_held, locked
+from sparsemem.locks import locked
 from sparsemem.results import COLUMNS, FINAL, MEASURED, TrialStatus
+from sparsemem.study.ledger.provenance import study_fields, versions
+from sparsemem.study.ledger.state import State, read_state
 from sparsemem.trial_files import TrialFiles, damaged
 
-BEAT_SECONDS = 3.0
-LOST_BEATS = 10  # a busy machine or store may miss some
 CLOCK_TICK_NS = 10**9  # two changes within less may leave a folder with one time
-
-
-@dataclass(frozen=True)
-class State:
-    """How far a trial is."""
-
-    status: TrialStatus
-    result: Mapping[str, Any] = field(default_factory=dict)
-    """Of a final trial: its `result.json`."""
-    message: str = ""
-    """Why a trial failed or diverged."""
 
 
 class Ledger:
@@ -133,7 +109,7 @@ class Ledger:
         packed = trial_id in self.files.packed  # looked at last: a folder goes once the pack is there
         if not packed and changed in (0, self._untouched.get(trial_id)):
             return State(TrialStatus.PENDING)
-        state = _state(self.files, trial_id)
+        state = read_state(self.files, trial_id)
         if state.status in FINAL:
             self._final[trial_id] = state
         elif packed:
@@ -320,7 +296,7 @@ class Ledger:
                     **{key: manifest[key] for key in ("corpus", "digest", "train_tokens", "validation_tokens")},
                 }
             started = provenance.get("started") or datetime.now(UTC).isoformat(timespec="seconds")
-            provenance = {**_versions(), "started": started, "data": list(data.values())}
+            provenance = {**versions(), "started": started, "data": list(data.values())}
         text = yaml.safe_dump(
             study_fields(study) | {"provenance": provenance}, sort_keys=False, allow_unicode=True, width=120
         )
@@ -331,28 +307,6 @@ class Ledger:
     def _provenance(self) -> dict[str, Any]:
         recorded = _mapping(self.folder / "study.yaml").get("provenance")
         return recorded if isinstance(recorded, dict) else {}
-
-
-def study_fields(study: Study) -> dict[str, Any]:
-    """A study's fields as its file holds them, what `tuned` names included: `load_study` reads the same study again."""
-    written = json.loads(json.dumps(study.model_dump(mode="json")))
-    vary = written["vary"]
-    kept = {
-        "study": written["study"],
-        "question": written["question"],
-        "analysis": written["analysis"],
-        **written["base"],
-    }
-    kept |= {"vary": vary[0] if len(vary) == 1 else vary, "run": written["run"]}
-    return kept | {name: written[name] for name in ("tune", "tuned") if written[name]}
-
-
-def data_id(data: Data) -> str:
-    """Names a way of preparing text, so that trials that vary `data` can be told apart by it."""
-    return hashlib.sha256(data.model_dump_json(exclude=data.unnamed).encode()).hexdigest()[:12]
-
-
-# --- locks ------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -377,61 +331,6 @@ def study_lock(folder: Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
-
-
-def is_beating(path: Path) -> bool:
-    """Whether a process on another machine renewed this file a moment ago."""
-    try:
-        return time.time() - path.stat().st_mtime < LOST_BEATS * BEAT_SECONDS
-    except FileNotFoundError:
-        return False
-
-
-# --- reading a trial's files ------------------------------------------------------------------------------------------
-
-
-def _state(files: TrialFiles, trial_id: str) -> State:
-    folder = files.folder / "trials" / trial_id
-    try:
-        result = _result(files, trial_id)
-        return State(TrialStatus(result["status"]), result, str(result.get("why", "")))
-    except (OSError, ValueError):
-        pass  # none yet, or not a whole one: `begin` sets that aside
-    if is_held(folder / "lock") or is_beating(folder / "beat.json"):
-        return State(TrialStatus.RUNNING)
-    try:
-        failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))
-        return State(TrialStatus(failure["status"]), message=str(failure["message"]))
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, TypeError, KeyError):
-        return State(TrialStatus.FAILED, message="failure.json cannot be read")
-    began = (folder / "curve.csv").exists() or any(folder.glob("checkpoint*.pt"))
-    return State(TrialStatus.INTERRUPTED if began else TrialStatus.PENDING)
-
-
-def _result(files: TrialFiles, trial_id: str) -> dict[str, Any]:
-    """
-    Raises:
-        OSError, ValueError: it is not the whole result of this trial.
-    """
-    result = json.loads(files.read(trial_id, "result.json"))
-    if not isinstance(result, dict) or result.get("status") not in FINAL:
-        raise ValueError(f"its status is not one of {', '.join(FINAL)}")
-    if result.get("trial_id") != trial_id:
-        raise ValueError(f"it is that of trial {result.get('trial_id')}")
-    for name in ("val_loss", "val_bpb"):
-        value = result.get(name)
-        if result["status"] == TrialStatus.FINISHED and not (isinstance(value, int | float) and math.isfinite(value)):
-            raise ValueError(f"its {name} is {value!r}")
-    if result["status"] == TrialStatus.FINISHED:
-        text = files.read(trial_id, "val_losses.csv").decode()
-        losses = [
-            float(loss) for loss in text.replace("\n", ",").split(",")[3::2]
-        ]  # two columns; millions of lines in a large study
-        if not losses or not math.isclose(math.fsum(losses) / len(losses), result["val_loss"], rel_tol=1e-6):
-            raise ValueError("val_losses.csv beside it is not the one it was made from")
-    return result
 
 
 def nearest_study(folder: Path) -> str:
@@ -476,27 +375,3 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 def _name(study_yaml: Path) -> str:
     return str(_mapping(study_yaml).get("study", "(unreadable study.yaml)"))
-
-
-# --- provenance -------------------------------------------------------------------------------------------------------
-
-
-def _versions() -> dict[str, Any]:
-    """What the numbers were made with. No host names, no paths, nothing of the environment's variables."""
-    commit, dirty = checkout()
-    return {
-        "sparsemem": _version("sparsemem"),
-        "python": platform.python_version(),
-        "torch": _version("torch"),
-        "ray": _version("ray"),
-        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
-        "git_commit": commit,
-        "git_dirty": dirty,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -32,7 +32,8 @@ from sparsemem.data.prepare import (
     whole_folder,
 )
 from sparsemem.results import FINAL
-from sparsemem.study.ledger import Ledger, data_id
+from sparsemem.study.ledger import Ledger
+from sparsemem.study.ledger.provenance import data_id
 
 GONE = "cannot be read any more"
 MOST_NAMES = 4  # of what has changed, in a message

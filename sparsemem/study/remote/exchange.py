@@ -41,7 +41,8 @@ import yaml
 from sparsemem.config import ConfigError
 from sparsemem.files import scratch_folder
 from sparsemem.study.jobs import Job
-from sparsemem.study.ledger import BEAT_SECONDS, Ledger
+from sparsemem.study.ledger import Ledger
+from sparsemem.study.ledger.state import BEAT_SECONDS
 from sparsemem.study.remote.storage import Storage
 from sparsemem.trial_files import MODEL, MODEL_FILES
 

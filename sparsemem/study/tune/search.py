@@ -28,7 +28,8 @@ from sparsemem.config import ConfigError, Trial, Tune, Winner, changed, named, p
 from sparsemem.files import write_atomically
 from sparsemem.results import LEARNED_NATS, TrialStatus
 from sparsemem.study.jobs import Job
-from sparsemem.study.ledger import Ledger, data_id
+from sparsemem.study.ledger import Ledger
+from sparsemem.study.ledger.provenance import data_id
 from sparsemem.study.tune.tuned import Outcome, edges
 
 DIGITS = 4  # of a proposed number: what is trained is what winners.yaml says
