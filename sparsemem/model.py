@@ -182,21 +182,39 @@ class Transformer(nn.Module):
             targets_BT
         )
 
+    def residual_streams(self, tokens_BT: Tensor) -> list[Tensor]:
+        """What enters the first block and what leaves each, all (B, T, D), before the final norm."""
+        seen: list[Tensor] = []
+        self._trunk(tokens_BT, seen)
+        return seen
+
+    def unembed(self, x_ND: Tensor) -> Tensor:
+        """Logits (N, V) of a residual stream: the final norm, then the head."""
+        return linear(self.norm(x_ND), self._head)
+
     @property
     def _head(self) -> Tensor:
         return self.embedding if self.head is None else self.head
 
-    def _trunk(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """What the head reads, (B, T, D), and the auxiliary loss."""
+    def _trunk(self, tokens_BT: Tensor, seen: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """What the head reads, (B, T, D), and the auxiliary loss.
+
+        Args:
+            seen: receives the residual stream before the first block and after each.
+        """
         x_BTD = F.embedding(tokens_BT, self.embedding)
         losses: list[Tensor] = []
         for layer in self._at_embedding:
             x_BTD = _output(layer(x_BTD, tokens_BT), losses)
         auxiliary = sum(losses, x_BTD.new_zeros(()))
         arrivals: dict[int, list[Tensor]] = {}
+        if seen is not None:
+            seen.append(x_BTD)
         for block in self.blocks:
             x_BTD, losses = block(x_BTD, tokens_BT, self.cos_sin_2THK[:, : tokens_BT.shape[1]], arrivals)
             auxiliary = sum(losses, auxiliary)
+            if seen is not None:
+                seen.append(x_BTD)
         return self.norm(x_BTD), auxiliary
 
     def initialize(self, seed: int) -> Transformer:
