@@ -193,7 +193,7 @@ def test_a_warning_of_a_library_is_a_line_without_its_source(
         warnings.warn("the driver in /usr/lib/x/driver.so is old\nand more", UserWarning, stacklevel=1)
         return 0
 
-    monkeypatch.setattr(cli, "_plan", warn)
+    monkeypatch.setitem(cli._COMMANDS, "plan", warn)
     monkeypatch.setattr("sys.warnoptions", [])
     assert main(["plan", str(study)]) == 0
     assert capsys.readouterr().err == "warning: the driver in .../driver.so is old\n"

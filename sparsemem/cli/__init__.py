@@ -17,43 +17,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsemem.arguments import Parser
+from sparsemem.cli.parser import parser
 from sparsemem.config import ConfigError, load_study
 from sparsemem.config.reading import read_value
 from sparsemem.failure import impersonal
-from sparsemem.study.jobs import ENGINES
 
 if TYPE_CHECKING:
     from sparsemem.study.plan import PlannedTrial
 
 DONE, SOME_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
-
-_ABOUT = """\
-At a fixed number of parameters and of activated parameters: where should the sparse ones live, in routed experts or
-in memory tables? Write a study in YAML, look at its plan, run it, read its report.
-
-  sparsemem plan sweeps/allocation-quick.yaml      every trial, solved and timed, nothing trained
-  sparsemem run sweeps/allocation-quick.yaml       train what is not finished, then write the report
-  sparsemem status runs/allocation-quick --watch   how far it is, from another terminal
-  sparsemem tune my-study.yaml                     find the learning rate at each share, apart from the study
-  sparsemem report runs/allocation-quick           fits, figures and report again, from the result files
-  sparsemem evaluate runs/my-study/trials/ID       loss of a kept model on its held-out text or on yours
-  sparsemem pack runs/allocation-quick             all finished trials' files in one, to keep or to commit
-  sparsemem bench step                             speed of a training step here; more with `sparsemem bench --help`
-
-exit codes: 0 done, 1 some trials failed, 2 refused input, 130 interrupted and resumable"""
-
-_BENCHES = """\
-  step     a training step against the dense model and `transformers`, at three sizes
-  profile  where the time of a step goes
-  moe      ways of dispatch to routed experts
-  memory   each kind of memory against routed experts, updates of large tables, gathers against random reads
-  data     batches, hashing and tokenising as shares of a step
-  eval     the held-out loss against training
-  fit      a loss surface with 4,000 refits against SciPy from every start
-  sweep    overhead of a trial and busy share of the slots under both engines, planning and skipping 10,000 trials
-
-Each takes some minutes on an otherwise idle machine and prints its measurements as they come."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 1 some trials failed, 2 refused input (nothing was written), 130 interrupted and resumable.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = _parser().parse_args(given)
+    parsed = parser(_COMMANDS).parse_args(given)
     try:
         with _libraries_in_a_line():
             return int(parsed.command(parsed))
@@ -106,142 +78,6 @@ def _name() -> str:
     """How the command is called here: `make` calls it by a path that is not on PATH."""
     invoked = sys.argv[0]
     return invoked if Path(invoked).name == "sparsemem" and not shutil.which("sparsemem") else "sparsemem"
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="sparsemem", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands, known = parser.add_subparsers(required=True, metavar="COMMAND"), dict[str, Parser]()
-
-    def add(name: str, command: Any, does: str, example: str) -> Parser:
-        sub = commands.add_parser(
-            name,
-            help=does,
-            description=f"{does[0].upper()}{does[1:]}.",
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        sub.set_defaults(command=command)
-        sub.commands = known
-        known[name] = sub
-        return sub
-
-    plan = add(
-        "plan",
-        _plan,
-        "show every trial before anything is trained",
-        "sparsemem plan sweeps/allocation-quick.yaml --json",
-    )
-    plan.add_argument(
-        "--json", action="store_true", help='print {"trials": [...], "memory_access": [...]}, names as in trials.csv'
-    )
-    plan.add_argument(
-        "--detect", type=float, metavar="NATS", help="also say how many seeds a difference of so many nats/token takes"
-    )
-    plan.add_argument(
-        "--noise", type=Path, metavar="DIR", help="results of a similar study, for --detect (default: this one's own)"
-    )
-    plan.add_argument(
-        "--diff",
-        type=Path,
-        nargs="?",
-        const=Path(),
-        metavar="DIR",
-        help="also say what of these results stays, what is new and what is no longer planned (default: this study's "
-        "own)",
-    )
-    run = add(
-        "run",
-        _run,
-        "train what a study has not finished yet, then write its report; safe to repeat",
-        "sparsemem run sweeps/allocation-quick.yaml --set budget.tokens=100k --set 'vary.rho=[1, 0.5, 0]'",
-    )
-    tune = add(
-        "tune",
-        _tune,
-        "find the learning rate and other training fields at each point of a study, as its block `tune` says, in local "
-        "processes",
-        "sparsemem tune my-study.yaml --set tune.trials=24",
-    )
-    tune.add_argument("--json", action="store_true", help="print one object a point: its winner and what was tried")
-    for sub in (run, tune):
-        sub.add_argument(
-            "--results",
-            type=Path,
-            default=Path("runs"),
-            metavar="DIR",
-            help="receives the folder <study>/ (default: runs)",
-        )
-    run.add_argument(
-        "--engine", choices=ENGINES, default="ray", help="ray: Ray Tune; local: forked processes (default: ray)"
-    )
-    run.add_argument(
-        "--address",
-        metavar="ADDR",
-        help="run on a Ray cluster: HOST:PORT of its head, auto, or ray-job:http://HOST:8265",
-    )
-    for sub in (plan, run, tune):
-        sub.add_argument("study", type=Path, metavar="STUDY.yaml")
-        sub.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="path=value",
-            help="replace a field of the file, by its dotted path; the value is YAML; repeatable",
-        )
-    status = add(
-        "status", _status, "show how far a study is, from its files alone", "sparsemem status runs/allocation-quick"
-    )
-    report = add(
-        "report",
-        _report,
-        "write fits, figures and report again, from the result files",
-        "sparsemem report runs/allocation-quick",
-    )
-    does = "put the files of finished trials into one, which every command reads as it reads folders"
-    pack = add("pack", _pack, does, "sparsemem pack results/allocation-quick")
-    evaluate = add(
-        "evaluate",
-        _evaluate,
-        "give the loss of a kept model (`run.keep_models`) on a text, also by document and by how often n-grams occur "
-        "in the training text",
-        "sparsemem evaluate runs/my-study/trials/0123456789ab --text corpus/*.txt",
-    )
-    evaluate.add_argument("folder", type=Path, metavar="DIR", help="folder of a trial, or a copy of its three files")
-    evaluate.add_argument(
-        "--text", nargs="+", default=[], metavar="FILE", help="texts or globs (default: the trial's held-out text)"
-    )
-    evaluate.add_argument(
-        "--train",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="texts to count n-grams in (default: the trial's training text, where the cache still has it)",
-    )
-    evaluate.add_argument("--json", action="store_true", help="print one object: loss, documents, ngrams")
-    for sub in (report, pack):
-        sub.add_argument("folder", type=Path, metavar="DIR", help="results folder of one study")
-    status.add_argument(
-        "folder", metavar="DIR|URI", help="results folder of one study, or its address in a storage (`run.storage`)"
-    )
-    shown = status.add_mutually_exclusive_group()
-    shown.add_argument(
-        "--watch",
-        action="store_true",
-        help="keep showing it until no process runs it any more; Ctrl-C leaves at any time",
-    )
-    shown.add_argument("--log", metavar="TRIAL", help="print what this trial's process said, and why it failed")
-    bench = add("bench", _bench, "measure this machine, as ratios taken in one run", "sparsemem bench memory --json")
-    bench.add_argument(
-        "what",
-        choices=("step", "profile", "moe", "memory", "data", "eval", "fit", "sweep"),
-        help="what to measure, see above",
-    )
-    bench.description = f"{bench.description}\n\n{_BENCHES}"
-    bench.add_argument("--json", action="store_true", help="print one JSON object a line")
-    return parser
-
-
-# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -513,3 +349,15 @@ def _overrides(settings: Sequence[str]) -> dict[str, Any]:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+_COMMANDS = {
+    "plan": _plan,
+    "run": _run,
+    "tune": _tune,
+    "status": _status,
+    "report": _report,
+    "pack": _pack,
+    "evaluate": _evaluate,
+    "bench": _bench,
+}
