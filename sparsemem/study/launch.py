@@ -21,7 +21,8 @@ from sparsemem.study.loggers import Loggers, check_loggers
 from sparsemem.study.plan import PlannedTrial, in_order, labelled, plan
 from sparsemem.study.plan.corpora import finished_notes, prepare_corpora, texts_begun
 from sparsemem.study.plan.kept import check_kept, without_model
-from sparsemem.study.remote.exchange import Driver, corpus_in, driving
+from sparsemem.study.remote.exchange import Driver, driving
+from sparsemem.study.remote.staging import corpus_in
 from sparsemem.study.remote.storage import storage_of
 from sparsemem.study.tune.adapt import Adaptive, Judge
 

@@ -28,7 +28,7 @@ from sparsemem.study import launch
 from sparsemem.study.engines.worker import run_job
 from sparsemem.study.jobs import Job
 from sparsemem.study.ledger import Ledger
-from sparsemem.study.remote import exchange
+from sparsemem.study.remote import exchange, staging
 from sparsemem.study.remote.storage import Storage, StorageAway
 from sparsemem.train import loop
 
@@ -67,7 +67,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Elsewhere:
     monkeypatch.setattr(launch, "find_engine", lambda name, address: engine)
     monkeypatch.setattr("sparsemem.api._report", lambda folder, say: None)
     monkeypatch.setattr(exchange, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(exchange, "SEND_SECONDS", 0.01)
+    monkeypatch.setattr(staging, "SEND_SECONDS", 0.01)
     monkeypatch.setattr(exchange, "FOLLOW_SECONDS", 0.1)
     monkeypatch.setattr(exchange, "FIRST_PATIENCE_SECONDS", 0.5)
     return engine
@@ -328,7 +328,7 @@ def test_a_storage_that_stays_away_leaves_the_trial_to_go_on_later(
     file = write_study(vary={"rho": [1.0]}, run={"storage": "shared"})
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", _at(taken, {8: lambda: shared.rename(away)}))
-        patch.setattr(exchange, "Storage", functools.partial(Storage, patience=0.5))
+        patch.setattr(staging, "Storage", functools.partial(Storage, patience=0.5))
         with pytest.raises(StorageAway):
             run(file)
     assert Ledger.read(tmp_path / "runs" / "tiny").counts() == {"interrupted": 1}

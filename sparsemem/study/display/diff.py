@@ -98,7 +98,8 @@ def changed_texts(
             text cannot be read.
     """
     from sparsemem.study.plan.corpora import finished_notes, text_notes, texts_begun
-    from sparsemem.study.remote.exchange import FIRST_PATIENCE_SECONDS, corpus_in
+    from sparsemem.study.remote.exchange import FIRST_PATIENCE_SECONDS
+    from sparsemem.study.remote.staging import corpus_in
     from sparsemem.study.remote.storage import storage_of
 
     ledger = Ledger(folder, [p.row() for p in planned])

@@ -30,7 +30,7 @@ import yaml
 from sparsemem.config import Run, Trial
 from sparsemem.files import or_warn, write_json
 from sparsemem.study.jobs import Job
-from sparsemem.study.remote.exchange import brought_here
+from sparsemem.study.remote.staging import brought_here
 from sparsemem.study.remote.storage import StorageAway
 
 STORAGE_AWAY = 4  # an exit code
@@ -45,7 +45,7 @@ def run_job(job: Job, run: Run, node: str | None = None) -> None:
 
     Raises:
         As `train.run_trial`.
-        StorageAway: see `exchange.brought_here`.
+        StorageAway: see `staging.brought_here`.
     """
     os.environ["OMP_NUM_THREADS"] = str(run.cpus_per_trial)  # before torch is imported
     from sparsemem.train import run_trial

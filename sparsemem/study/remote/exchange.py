@@ -32,121 +32,23 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from sparsemem.config import ConfigError
-from sparsemem.files import scratch_folder
-from sparsemem.study.jobs import Job
 from sparsemem.study.ledger import Ledger
 from sparsemem.study.ledger.state import BEAT_SECONDS
 from sparsemem.study.remote.storage import Storage
 from sparsemem.trial_files import MODEL, MODEL_FILES
 
 CONNECTIONS = 16
-SEND_SECONDS = 1.0
 FOLLOW_SECONDS = 2.0
 WATCHED_BEATS = 5
 FIRST_PATIENCE_SECONDS = 10.0  # of a driver that begins: a misspelt address is refused, not waited for
-OWN = ("lock", "trial.yaml", "result.json", "log.txt")
-"""Of a trial's folder, what a worker does not send as it changes: `result.json` comes last, the rest is
-the driver's.
-"""
 SIGNS = ("driver.json", "beat.json", "worker.json", "failure.json")  # what is gone there ends here too; records stay
-_NAMES = re.compile(r"(trials/[0-9a-f]{12}/)?\w[\w.-]*")  # a name from outside never leaves the study's folder
-
-
-# --- a worker ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def brought_here(job: Job) -> Iterator[Job]:
-    """The job with folders of this machine; what its training writes is sent as it appears, and at the end of the body
-    all the rest.
-
-    Raises:
-        StorageAway: at either end the storage could not be reached; what was sent is there, and the trial goes on from
-            that.
-    """
-    from sparsemem.data.prepare import cache_folder, whole_folder
-
-    assert job.storage is not None
-    storage, trial = Storage(job.storage, job.trial_folder.parents[1].name), f"trials/{job.trial_folder.name}"
-    digest = job.tokens_folder.name
-
-    scratch = cache_folder() / "scratch"
-    scratch.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(scratch, "trial-") as own, beating(storage, f"{trial}/beat.json"):
-        folder = own / "trial"
-        folder.mkdir()
-        for name in storage.list(trial):
-            if _NAMES.fullmatch(name) and not name.endswith("/beat.json") and ".corrupt-" not in name:
-                storage.get(name, folder / PurePosixPath(name).name)
-        sender = _Sender(folder, trial)
-        here = Job(folder, whole_folder(digest, partial(_fetch_corpus, storage, digest)))
-        try:
-            with every(SEND_SECONDS, lambda: sender.send(storage.at_once())):
-                yield here
-        finally:
-            sender.send(storage)
-            if (folder / "result.json").exists():
-                storage.put(folder / "result.json", f"{trial}/result.json")
-
-
-def corpus_in(storage: Storage, digest: str) -> Callable[[Path], None] | None:
-    """What brings the prepared corpus of that digest into a folder here; None where the storage does not hold it."""
-    held = f"data/{digest}/manifest.json" in storage.list(f"data/{digest}")  # sent last
-    return partial(_fetch_corpus, storage, digest) if held else None
-
-
-def _fetch_corpus(storage: Storage, digest: str, folder: Path) -> None:
-    for name in storage.list(f"data/{digest}"):
-        storage.get(name, folder / PurePosixPath(name).name)
-
-
-class _Sender:
-    """Keeps the storage's copy of a trial's folder as the folder is."""
-
-    def __init__(self, folder: Path, trial: str) -> None:
-        self._folder, self._trial = folder, trial
-        self._sent = self._found()
-
-    def _found(self) -> dict[str, tuple[int, int, int]]:
-        """Files to send, each with what tells it from any other content."""
-        found = {}
-        for path in self._folder.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if path.is_file() and path.name not in OWN and not path.name.startswith("."):
-                    stat = path.stat()
-                    found[path.name] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        return found
-
-    def send(self, storage: Storage) -> None:
-        found, sent = self._found(), self._sent
-        ended = (
-            self._folder / "result.json"
-        ).exists()  # looked for last: it is there before training removes its checkpoints
-        for name in [name for name in found if sent.get(name) != found[name]]:
-            before = next(
-                (old for old, content in sent.items() if content == found[name] and found.get(old) != content), None
-            )
-            with contextlib.suppress(
-                OSError
-            ):  # renamed there too, which spares sending it; where that fails it is sent
-                if before:
-                    storage.at_once().move(f"{self._trial}/{before}", f"{self._trial}/{name}")
-                    sent[name] = sent.pop(before)
-        for name, content in found.items():
-            if sent.get(name) != content:
-                with contextlib.suppress(FileNotFoundError):  # replaced or removed meanwhile: next time
-                    storage.put(self._folder / name, f"{self._trial}/{name}")
-                    sent[name] = content
-        for name in sent.keys() - found.keys() if not ended else ():
-            storage.delete(f"{self._trial}/{name}")
-            del sent[name]
+NAMES = re.compile(r"(trials/[0-9a-f]{12}/)?\w[\w.-]*")  # a name from outside never leaves the study's folder
 
 
 # --- the driver -------------------------------------------------------------------------------------------------------
@@ -401,7 +303,7 @@ class Follower:
         names = [
             name
             for name in listed
-            if _NAMES.fullmatch(name) and name.endswith((".yaml", ".csv", ".json", MODEL)) and wanted(name)
+            if NAMES.fullmatch(name) and name.endswith((".yaml", ".csv", ".json", MODEL)) and wanted(name)
         ]
 
         def get(name: str) -> None:
