@@ -305,6 +305,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def _probe(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from sparsemem.probes.study import probe_study
+    from sparsemem.train.loop import default_device
+
+    torch.set_flush_denormal(True)  # as in training
+    print(probe_study(arguments.folder, arguments.trial, arguments.sequences, default_device(), _say))
+    return DONE
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     from sparsemem.bench import bench
 
@@ -359,5 +370,6 @@ _COMMANDS = {
     "report": _report,
     "pack": _pack,
     "evaluate": _evaluate,
+    "probe": _probe,
     "bench": _bench,
 }

@@ -19,6 +19,7 @@ in memory tables? Write a study in YAML, look at its plan, run it, read its repo
   sparsemem tune my-study.yaml                     find the learning rate at each share, apart from the study
   sparsemem report runs/allocation-quick           fits, figures and report again, from the result files
   sparsemem evaluate runs/my-study/trials/ID       loss of a kept model on its held-out text or on yours
+  sparsemem probe runs/my-study                    what the layers of its kept models predict and share
   sparsemem pack runs/allocation-quick             all finished trials' files in one, to keep or to commit
   sparsemem bench step                             speed of a training step here; more with `sparsemem bench --help`
 
@@ -130,7 +131,7 @@ def _add_to_train(add: Callable[[str, str, str], Parser]) -> None:
 
 
 def _add_to_read(add: Callable[[str, str, str], Parser]) -> None:
-    """status, report, pack and evaluate: commands on results."""
+    """status, report, pack, evaluate and probe: commands on results."""
     status = add("status", "show how far a study is, from its files alone", "sparsemem status runs/allocation-quick")
     report = add(
         "report",
@@ -157,7 +158,19 @@ def _add_to_read(add: Callable[[str, str, str], Parser]) -> None:
         help="texts to count n-grams in (default: the trial's training text, where the cache still has it)",
     )
     evaluate.add_argument("--json", action="store_true", help="print one object: loss, documents, ngrams")
-    for sub in (report, pack):
+    probe = add(
+        "probe",
+        "look inside the kept models of a study: what each layer would predict, and which layers of two models are "
+        "alike",
+        "sparsemem probe runs/my-study --trial 1.0 0.5",
+    )
+    probe.add_argument(
+        "--trial", nargs="+", default=[], metavar="TRIAL", help="shares, `dense` or ids (default: every kept model)"
+    )
+    probe.add_argument(
+        "--sequences", type=int, default=256, metavar="N", help="held-out sequences at most (default: %(default)s)"
+    )
+    for sub in (report, pack, probe):
         sub.add_argument("folder", type=Path, metavar="DIR", help="results folder of one study")
     status.add_argument(
         "folder", metavar="DIR|URI", help="results folder of one study, or its address in a storage (`run.storage`)"

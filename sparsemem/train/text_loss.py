@@ -104,8 +104,8 @@ def held_out_text(kept: KeptModel) -> Text:
     tokens = _corpus(kept)
     if tokens is None:
         raise ConfigError(
-            f"the cache does not hold the corpus {kept.corpus} of this model, whose held-out text is evaluated without "
-            "--text; name texts by --text FILES, or set SPARSEMEM_CACHE to the folder that holds it"
+            f"the cache does not hold the corpus {kept.corpus} of this model, and with it its held-out text; set "
+            "SPARSEMEM_CACHE to the folder that holds it, or (`sparsemem evaluate`) name texts by --text FILES"
         )
     count = min(kept.trial.data.validation_tokens, len(tokens.val))
     ids, sizes = np.array(tokens.val[:count]), np.array(tokens.val_bytes[:count])

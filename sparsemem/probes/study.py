@@ -1,0 +1,217 @@
+"""`sparsemem probe`: the probes of all kept models of a study, from its results folder and the text in the cache.
+
+<study>/trials/<id>/probes/logit_lens.csv    of each model, by layer
+<study>/probes/cka.csv                       of pairs of models, by layers of both
+<study>/probes/alignment.csv                 soft alignment index of pairs, less that of another seed
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsemem.config import ConfigError, Run, Trial
+from sparsemem.data import validation_windows
+from sparsemem.files import write_text
+from sparsemem.probes.cka import CKA, KINDS, LEAST_TOKENS
+from sparsemem.probes.logit_lens import MEASURES, logit_lens
+from sparsemem.probes.pairs import SEEDS, alignments, by_share, pairs, share_of
+from sparsemem.results import TrialStatus
+from sparsemem.study.ledger import Ledger
+from sparsemem.study.plan.kept import without_model
+from sparsemem.study.text import table
+from sparsemem.train.evaluate import sequences_at_once
+from sparsemem.train.kept import KeptModel, load_model
+from sparsemem.train.text_loss import held_out_text
+from sparsemem.trial_files import MODEL
+from sparsemem.values import parse_kept
+
+FOLDER = "probes"
+
+Say = Callable[[str], object]
+
+
+def probe_study(folder: Path, names: Sequence[str], sequences: int, device: str, say: Say) -> str:
+    """Write the probes' files; returns what came out, for people.
+
+    Args:
+        names: shares or ids of the trials to probe; none: all.
+        sequences: of the held-out text, at most.
+        say: is told of each step.
+
+    Raises:
+        ConfigError: no model was kept of these trials, one is damaged, or the cache lacks their text.
+    """
+    if sequences < 1:
+        raise ConfigError(f"--sequences {sequences}: write 1 or more held-out sequences")
+    trials = kept_trials(Ledger.read(folder), names)
+    chosen = list(pairs(trials))
+    steps, done = len(trials) + len(chosen), 0
+    loaded = lru_cache(maxsize=2)(lambda id_: load_model(folder / "trials" / id_, device))
+    for trial in trials:
+        done += 1
+        say(f"[{done}/{steps}] logit lens of {_named(trial)}")
+        kept = loaded(trial.id)
+        _write(folder / "trials" / trial.id / FOLDER / "logit_lens.csv", lens_rows(kept, *windows(kept, sequences)))
+    rows, compared = list[dict[str, Any]](), list[tuple[str, Trial, Trial, Tensor]]()
+    for kind, first, second in chosen:
+        done += 1
+        say(f"[{done}/{steps}] CKA of {_named(first)} and {_named(second)}")
+        cka = compare(loaded(first.id), loaded(second.id), sequences)
+        rows += [{"pair": kind, **row} for row in cka_rows(first, second, cka)]
+        compared.append((kind, first, second, cka.matrix("unbiased")[1:, 1:]))
+    if not chosen:
+        return f"{len(trials)} probed; no two of them differ in their shares or their seed alone, so none are compared"
+    _write(folder / FOLDER / "cka.csv", rows)
+    aligned = alignments(compared)
+    if aligned:
+        _write(folder / FOLDER / "alignment.csv", aligned)
+    return _summary(aligned, any(kind == SEEDS for kind, *_ in chosen))
+
+
+def kept_trials(ledger: Ledger, names: Sequence[str]) -> list[Trial]:
+    """The trials of these names, or all, whose model was kept, in the order of the plan.
+
+    Raises:
+        ConfigError: there is none; says what to type.
+    """
+    ids = [row["trial_id"] for row in ledger.rows]
+    trials = [trial for id_ in ids if (trial := ledger.trial(id_)) is not None]
+    if names:
+        try:
+            wanted = parse_kept(list(names))
+        except ValueError as error:
+            raise ConfigError(f"--trial: {error}") from None
+        for name in wanted:
+            if not any(trial.is_named(name) for trial in trials):
+                known = ", ".join(f"{trial.id} (share {share_of(trial)})" for trial in trials)
+                raise ConfigError(f"--trial {name}: no trial that was begun has it; these were: {known or 'none'}")
+        trials = [trial for trial in trials if any(map(trial.is_named, wanted))]
+    kept = [trial for trial in trials if (ledger.trial_folder(trial.id) / MODEL).is_file()]
+    if not kept or (names and len(kept) < len(trials)):
+        lacking = [trial for trial in trials if trial not in kept]
+        told = without_model(Run(keep_models=True), lacking, ledger)
+        unfinished = [trial.id for trial in lacking if ledger.state(trial.id).status != TrialStatus.FINISHED]
+        if unfinished or not trials:
+            told.append(f"not finished: {', '.join(unfinished) or 'any trial'}; run the study")
+        of = ", ".join(trial.id for trial in lacking) if names else "its trials"
+        remedy = "write `run: {keep_models: true}` into the study's file before they are trained"
+        raise ConfigError("\n".join([f"{ledger.folder}: holds no kept model ({MODEL}) of {of}; {remedy}", *told]))
+    return kept
+
+
+def _named(trial: Trial) -> str:
+    return f"{trial.id} (share {share_of(trial)}, seed {trial.seed})"
+
+
+def windows(kept: KeptModel, sequences: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of the first held-out sequences, (S, T) each, as in training."""
+    ids, data = held_out_text(kept).ids, kept.trial.data
+    count = min(sequences, (len(ids) - 1) // data.context)
+    return validation_windows(ids, data.context, count, kept.separator_id if data.mask_document_start else None)
+
+
+def lens_rows(kept: KeptModel, inputs_ST: Tensor, targets_ST: Tensor) -> list[dict[str, Any]]:
+    """Of each layer, `MEASURES` in nats per token, each with its standard error over sequences."""
+    parts = list(logit_lens(kept.model, inputs_ST, targets_ST, kept.precision))
+    sums_SL3, counts_S = (torch.cat(part) for part in zip(*parts, strict=True))
+    means_SL3 = sums_SL3 / counts_S.double().mean()
+    rows = []
+    for layer in range(means_SL3.shape[1]):
+        row: dict[str, Any] = {"layer": layer}
+        for place, name in enumerate(MEASURES):
+            of_S = means_SL3[:, layer, place]
+            row[name] = float(of_S.mean())
+            row[f"{name}_se"] = float(of_S.std() / math.sqrt(len(of_S))) if len(of_S) > 1 else None
+        rows.append(row | {"sequences": len(means_SL3), "tokens": int(counts_S.sum())})
+    return rows
+
+
+def compare(first: KeptModel, second: KeptModel, sequences: int) -> CKA:
+    """CKA of what enters the first block and what leaves each, at all positions of the held-out sequences.
+
+    Raises:
+        ConfigError: they were trained on different texts, or on sequences that are too short.
+    """
+    if first.corpus != second.corpus:
+        raise ConfigError(
+            f"trials {first.trial.id} and {second.trial.id} were trained on different texts ({first.corpus} and "
+            f"{second.corpus}); name trials of one text by --trial"
+        )
+    if first.trial.data.context < LEAST_TOKENS:
+        raise ConfigError(f"`data.context` is {first.trial.data.context}; CKA needs {LEAST_TOKENS} tokens or more")
+    inputs_ST, _ = windows(first, sequences)
+    found = CKA()
+    for inputs_BT in inputs_ST.split(sequences_at_once(inputs_ST.shape[1])):
+        found.add(*(_streams(kept, inputs_BT) for kept in (first, second)))
+    return found
+
+
+@torch.inference_mode()
+def _streams(kept: KeptModel, inputs_BT: Tensor) -> list[Tensor]:
+    device, precision = kept.model.embedding.device, kept.precision
+    with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+        return [each.flatten(0, 1) for each in kept.model.residual_streams(inputs_BT.to(device))]
+
+
+def cka_rows(first: Trial, second: Trial, cka: CKA) -> Iterator[dict[str, Any]]:
+    """One for each layer of the first and each of the second, 0 being what enters the first block."""
+    values = {kind: cka.matrix(kind).tolist() for kind in KINDS}
+    for layer, row in enumerate(values[KINDS[0]]):
+        for other in range(len(row)):
+            yield {
+                "first_id": first.id,
+                "second_id": second.id,
+                "first_share": share_of(first),
+                "second_share": share_of(second),
+                "first_seed": first.seed,
+                "second_seed": second.seed,
+                "first_layer": layer,
+                "second_layer": other,
+                **{kind: values[kind][layer][other] for kind in KINDS},
+                "tokens": cka.tokens,
+            }
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A CSV; a value that is missing or not a number is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        missing = {name: "" for name, value in row.items() if isinstance(value, float) and math.isnan(value)}
+        writer.writerow({**row, **missing})
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, text.getvalue())
+
+
+def _summary(aligned: Sequence[Mapping[str, Any]], with_null: bool) -> str:
+    lines = list[str]()
+    if aligned and with_null:
+        cells = [
+            [
+                f"{share} in {reference}",
+                *("-" if each is None else f"{each:+.3f}" for each in (mean, error)),
+                str(seeds),
+            ]
+            for reference, share, mean, error, seeds in by_share(aligned)
+        ]
+        lines += [
+            "soft alignment index less that of the reference's own other seeds, mean over layers (positive: as deep as",
+            "later layers of the reference), with its standard error over seeds, whose nulls share models:",
+            table(["share in reference", "layers", "error", "seeds"], cells),
+        ]
+    elif aligned:
+        lines += [
+            "the soft alignment index has no null to be held against: train a second seed of each share "
+            "(`vary: {seed: [0, 1]}`) and keep its model"
+        ]
+    return "\n".join([*lines, "CKA between layers stands in probes/cka.csv of the study, the index in alignment.csv"])

@@ -1,0 +1,181 @@
+"""`sparsemem probe`: the files that it leaves of a trained study, and what it says where it can leave none."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import machine
+import pytest
+import torch
+
+from sparsemem.api import run_study
+from sparsemem.cli import main
+from sparsemem.config import Run, Trial, load_study
+from sparsemem.probes import study as module
+from sparsemem.probes.alignment import soft_alignment
+from sparsemem.probes.pairs import SEEDS, SHARES, alignments, by_share, pairs
+from sparsemem.study import launch
+from sparsemem.study.engines.worker import run_job
+from sparsemem.study.jobs import Job
+from sparsemem.study.ledger import Ledger
+from sparsemem.train.kept import load_model
+from sparsemem.trial_files import MODEL
+
+FIELDS = {
+    "budget": machine.TINY["budget"] | {"tokens": 512},
+    "vary": {"rho": [1.0, 0.5], "seed": [0, 1]},
+    "run": {"keep_models": True},
+}
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
+    """A study of two shares and two seeds with its models; the cache holds its text."""
+    base = tmp_path_factory.mktemp("probed")
+
+    def train(jobs: Sequence[Job], run: Run) -> None:
+        for job in jobs:
+            run_job(job, run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("SPARSEMEM_CACHE", str(base / "cache"))
+        patch.setattr(launch, "find_engine", lambda name, address: train)
+        patch.setattr("sparsemem.api._report", lambda folder, say: None)
+        file = machine.write_study(base, **FIELDS)
+        yield run_study(load_study(file), base, base / "runs", say=lambda line: None)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_kept_model_and_pair_is_probed(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", str(ledger.folder), "--sequences", "1000"]) == 0
+    out, err = capsys.readouterr()
+    assert "[8/8] CKA of" in err  # 4 models, 2 pairs of shares, 2 of seeds
+    assert "0.5 in 1" in out
+    for row in ledger.rows:
+        lens = read(ledger.trial_folder(row["trial_id"]) / "probes" / "logit_lens.csv")
+        assert [each["layer"] for each in lens] == ["0", "1", "2"]
+        assert float(lens[-1]["kl_final_layer"]) == float(lens[-1]["kl_layer_final"]) == 0
+        assert float(lens[0]["kl_final_layer"]) > 0
+        result = ledger.state(row["trial_id"]).result
+        assert float(lens[-1]["loss"]) == pytest.approx(result["val_loss"], rel=1e-6)
+        assert float(lens[-1]["loss_se"]) == pytest.approx(result["val_loss_se"], rel=1e-5)
+    cka = read(ledger.folder / "probes" / "cka.csv")
+    kinds = [each["pair"] for each in cka]
+    assert (kinds.count(SHARES), kinds.count(SEEDS)) == (18, 18)
+    for each in cka:
+        same = (each["first_share"] == each["second_share"], each["first_seed"] == each["second_seed"])
+        assert same == ((False, True) if each["pair"] == SHARES else (True, False))
+    aligned = read(ledger.folder / "probes" / "alignment.csv")
+    assert len(aligned) == 8
+    for each in aligned:
+        column = [
+            float(row["unbiased"])
+            for row in cka
+            for reference, other in (("first", "second"), ("second", "first"))
+            if (row[f"{reference}_id"], row[f"{other}_id"]) == (each["reference_id"], each["trial_id"])
+            and row[f"{other}_layer"] == each["layer"]
+            and row[f"{reference}_layer"] != "0"
+        ]
+        assert float(each["index"]) == soft_alignment(torch.tensor([column]).T, 1)[0]
+        assert float(each["difference"]) == float(each["index"]) - float(each["null"])
+
+
+def test_named_trials_alone_are_probed(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (row["trial_id"] for row in ledger.rows[:2])
+    assert main(["probe", str(ledger.folder), "--trial", first, second, "--sequences", "3"]) == 0
+    assert "[3/3] CKA" in capsys.readouterr().err
+    assert {row["sequences"] for row in read(ledger.trial_folder(first) / "probes" / "logit_lens.csv")} == {"3"}
+    assert main(["probe", str(ledger.folder), "--trial", first, "--sequences", "1"]) == 0
+    assert "none are compared" in capsys.readouterr().out
+    assert read(ledger.trial_folder(first) / "probes" / "logit_lens.csv")[0]["loss_se"] == ""
+
+
+def test_a_model_is_like_itself(ledger: Ledger) -> None:
+    kept = load_model(ledger.trial_folder(ledger.rows[0]["trial_id"]))
+    for kind in ("unbiased", "minibatch", "biased"):
+        assert torch.allclose(module.compare(kept, kept, 64).matrix(kind).diagonal(), torch.ones(3).double())
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--trial", "0.25"], "--trial 0.25: no trial that was begun has it"),
+        (["--trial", "half"], "--trial: 'half' names no trial: write a share"),
+        (["--sequences", "0"], "--sequences 0: write 1 or more"),
+    ],
+)
+def test_what_cannot_be_probed_is_refused(
+    ledger: Ledger, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["probe", str(ledger.folder), *more]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_where_no_model_was_kept_it_says_what_to_type(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id_ = ledger.rows[0]["trial_id"]
+    model = ledger.trial_folder(id_) / MODEL
+    aside = model.rename(model.with_suffix(".aside"))
+    try:
+        assert main(["probe", str(ledger.folder), "--trial", id_]) == 2
+    finally:
+        aside.rename(model)
+    said = capsys.readouterr().err
+    assert "keep_models: true" in said
+    assert f"rm {ledger.trial_folder(id_) / 'result.json'}" in said
+    monkeypatch.setenv("SPARSEMEM_CACHE", str(ledger.folder / "elsewhere"))
+    assert main(["probe", str(ledger.folder), "--trial", id_]) == 2
+    assert "set SPARSEMEM_CACHE" in capsys.readouterr().err
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def trial(rho: Any, seed: int, **model: Any) -> Trial:
+    fields = {name: machine.TINY[name] for name in ("data", "budget", "train")}
+    return Trial.model_validate(fields | {"model": machine.TINY["model"] | model, "rho": rho, "seed": seed})
+
+
+def test_pairs_differ_in_shares_or_seed_alone() -> None:
+    experts, again, half, dense = trial(1.0, 0), trial(1.0, 1), trial(0.5, 0), trial("dense", 1)
+    wider, faster = trial(0.5, 0, width=32), half.model_copy(update={"train": half.train.model_copy(update={"lr": 1})})
+    assert list(pairs([experts, again, half, dense])) == [
+        (SEEDS, experts, again),
+        (SHARES, experts, half),
+        (SHARES, again, dense),
+    ]
+    assert list(pairs([experts, wider])) == []
+    assert list(pairs([experts, faster])) == [(SHARES, experts, faster)]
+    assert list(pairs([faster, trial(0.5, 1)])) == []
+
+
+def test_the_index_is_held_against_the_references_own_seeds() -> None:
+    experts, again, half = trial(1.0, 0), trial(1.0, 1), trial(0.5, 0)
+    null, found = torch.tensor([[0.9, 0.2], [0.1, 0.8]]), torch.tensor([[0.3, 0.1], [0.7, 0.9]])
+    rows = alignments([(SEEDS, experts, again, null), (SHARES, experts, half, found)])
+    deeper, shallower = rows[:2], rows[2:]
+    assert [(row["index"], row["null"], row["difference"]) for row in deeper] == [(2, 1, 1), (2, 2, 0)]
+    assert [row["share"] for row in deeper] == ["0.5", "0.5"]
+    assert [(row["index"], row["null"], row["difference"]) for row in shallower] == [(1, None, None), (2, None, None)]
+    assert by_share(rows) == [("1", "0.5", 0.5, None, 1), ("0.5", "1", None, None, 0)]
+
+
+def test_the_interval_is_over_seeds() -> None:
+    def row(seed: int, layer: int, difference: float) -> dict[str, Any]:
+        ids = {"reference_id": f"a{seed}", "trial_id": f"b{seed}"}
+        return ids | {"reference_share": "1", "share": "0", "layer": layer, "difference": difference}
+
+    rows = [row(0, 1, 1.0), row(0, 2, 0.0), row(1, 1, 2.0), row(1, 2, math.nan), row(2, 1, 0.0), row(2, 2, 1.0)]
+    means = [0.5, 2.0, 0.5]
+    assert by_share(rows) == [("1", "0", 1.0, statistics.stdev(means) / math.sqrt(3), 3)]
