@@ -119,13 +119,12 @@ class CKA:
         counts = {len(each) for each in (*x_PND, *y_QNE)}
         if len(counts) != 1 or min(counts) < LEAST_TOKENS:
             raise ValueError(f"CKA needs {LEAST_TOKENS} tokens or more, as many of each layer; these have {counts}")
-        x_PND, y_QNE = [each.double() for each in x_PND], [each.double() for each in y_QNE]
         if self._shifts is None:  # CKA does not depend on it, rounding does
-            self._shifts = ([each.mean(0) for each in x_PND], [each.mean(0) for each in y_QNE])
+            self._shifts = ([each.double().mean(0) for each in x_PND], [each.double().mean(0) for each in y_QNE])
             self._pairs = {(p, q): _Pair() for p in range(len(x_PND)) for q in range(len(y_QNE))}
             self._own = ([_Pair() for _ in x_PND], [_Pair() for _ in y_QNE])
         near_x, near_y = (
-            [each - shift for each, shift in zip(layers, shifts, strict=True)]
+            [each.double() - shift for each, shift in zip(layers, shifts, strict=True)]
             for layers, shifts in zip((x_PND, y_QNE), self._shifts, strict=True)
         )
         for own, layers in zip(self._own, (near_x, near_y), strict=True):

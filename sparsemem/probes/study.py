@@ -28,13 +28,13 @@ from sparsemem.results import TrialStatus
 from sparsemem.study.ledger import Ledger
 from sparsemem.study.plan.kept import without_model
 from sparsemem.study.text import table
-from sparsemem.train.evaluate import sequences_at_once
 from sparsemem.train.kept import KeptModel, load_model
 from sparsemem.train.text_loss import held_out_text
 from sparsemem.trial_files import MODEL
 from sparsemem.values import parse_kept
 
 FOLDER = "probes"
+TOKENS_AT_ONCE = 2048  # whose streams of all layers of both models are held, in float64; a minibatch of CKA
 
 Say = Callable[[str], object]
 
@@ -150,7 +150,7 @@ def compare(first: KeptModel, second: KeptModel, sequences: int) -> CKA:
         raise ConfigError(f"`data.context` is {first.trial.data.context}; CKA needs {LEAST_TOKENS} tokens or more")
     inputs_ST, _ = windows(first, sequences)
     found = CKA()
-    for inputs_BT in inputs_ST.split(sequences_at_once(inputs_ST.shape[1])):
+    for inputs_BT in inputs_ST.split(max(1, TOKENS_AT_ONCE // inputs_ST.shape[1])):
         found.add(*(_streams(kept, inputs_BT) for kept in (first, second)))
     return found
 
