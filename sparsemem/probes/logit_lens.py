@@ -18,7 +18,7 @@ from torch import Tensor
 from sparsemem.model import Transformer
 from sparsemem.train.evaluate import sequences_at_once
 
-LOGITS_AT_ONCE = 1 << 22  # numbers
+LOGITS_AT_ONCE = 1 << 18  # numbers; more leave the cache
 MEASURES = ("kl_final_layer", "kl_layer_final", "loss")
 """KL(final || layer), KL(layer || final), and the cross-entropy of the layer's own prediction."""
 
@@ -45,20 +45,14 @@ def _measures(model: Transformer, streams_LND: list[Tensor], targets_N: Tensor, 
     """Of each token of a part, (N, L, 3) float64; 0 where its target is below 0."""
     targets_N1 = targets_N[part].unsqueeze(1)
     final_NV = _log_probabilities(model, streams_LND[-1][part])
-    found = []
+    final_probabilities_NV, found = final_NV.exp(), list[Tensor]()
     for number, stream_ND in enumerate(streams_LND):
         last = number == len(streams_LND) - 1
         layer_NV = final_NV if last else _log_probabilities(model, stream_ND[part])
-        found += [
-            torch.stack(
-                (
-                    (final_NV.exp() * (final_NV - layer_NV)).sum(1, dtype=torch.float64),
-                    (layer_NV.exp() * (layer_NV - final_NV)).sum(1, dtype=torch.float64),
-                    -layer_NV.gather(1, targets_N1.clamp(min=0)).squeeze(1).double(),
-                ),
-                1,
-            )
-        ]
+        losses_N = -layer_NV.gather(1, targets_N1.clamp(min=0)).squeeze(1)
+        forward_N = (final_probabilities_NV * (final_NV - layer_NV)).sum(1)
+        backward_N = (layer_NV.exp() * (layer_NV - final_NV)).sum(1)
+        found.append(torch.stack((forward_N, backward_N, losses_N), 1).double())
     return torch.stack(found, 1) * (targets_N1 >= 0).unsqueeze(2)
 
 

@@ -64,7 +64,7 @@ def test_every_kept_model_and_pair_is_probed(ledger: Ledger, capsys: pytest.Capt
     for row in ledger.rows:
         lens = read(ledger.trial_folder(row["trial_id"]) / "probes" / "logit_lens.csv")
         assert [each["layer"] for each in lens] == ["0", "1", "2"]
-        assert float(lens[-1]["kl_final_layer"]) == float(lens[-1]["kl_layer_final"]) == 0
+        assert lens[-1]["kl_final_layer"] == lens[-1]["kl_layer_final"] == "0.0"
         assert float(lens[0]["kl_final_layer"]) > 0
         result = ledger.state(row["trial_id"]).result
         assert float(lens[-1]["loss"]) == pytest.approx(result["val_loss"], rel=1e-6)
