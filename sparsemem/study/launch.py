@@ -74,6 +74,7 @@ class _Training:
     """A study on its way through the phases of `train_study`, which call each method once, in their order here."""
 
     shared: Driver | None = None
+    _holds = False
     waiting: list[str]
     """Ids of the trials to train in this round."""
     folders: Mapping[str, Path]
@@ -95,21 +96,25 @@ class _Training:
         """Lock what there is of the study, here and in its storage, and catch up with what the storage knows."""
         self.storage = storage_of(self.study, self.base, self.ledger)
         if self.ledger.folder.exists():
-            held.enter_context(study_lock(self.ledger.folder))
+            self._hold_folder(held)
         if not self.storage:
             return
         self.shared = held.enter_context(driving(self.storage, self.ledger, self.say))
         if self.shared.holds_study():
-            self._make_folder(held)
+            self._hold_folder(held)
             self.shared.begin()
             while self.adaptive.advance():  # the storage knew of finished batches
                 self._plan()
                 self.shared.pull(self.shared.storage)
 
-    def _make_folder(self, held: ExitStack) -> None:
-        if not self.ledger.folder.exists():
-            self.ledger.folder.mkdir(parents=True, exist_ok=True)  # another driver may begin at the same moment
+    def _hold_folder(self, held: ExitStack) -> None:
+        """Make the study's folder and lock it, once. Another driver may have made it since this one looked: then it is
+        refused here, or its trials are finished by now.
+        """
+        if not self._holds:
+            self.ledger.folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(study_lock(self.ledger.folder))
+            self._holds = True
 
     def prepare(self, foresee: Foresee) -> None:
         """Say what can be known before training, and prepare the texts. The last phase that refuses anything."""
@@ -127,7 +132,8 @@ class _Training:
     def begin(self, held: ExitStack) -> None:
         """Write the study's folder, with the results that its tuning has already."""
         name = self.study.study
-        self._make_folder(held)
+        self._hold_folder(held)
+        self.waiting = self.ledger.unfinished()
         if taken := self._take_over():
             self.say(
                 f"{name}: {taken} of its trials were trained to their end by `sparsemem tune`; their results are taken "

@@ -201,7 +201,7 @@ class Driver:
         if pid == self.process.pid:
             return Process(pid, command, "driver")
         server = parent == self.process.pid and re.search(
-            r"sparsemem\.study\.worker \d+$", command
+            r"sparsemem\.study\.engines\.worker \d+$", command
         )  # its forks are called alike
         return Process(pid, command, "server" if server else _kind(command))
 

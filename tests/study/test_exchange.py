@@ -542,6 +542,7 @@ def test_ray_trains_over_a_storage_too(
     assert {path.name for path in tmp_path.rglob("trials/*/*")} <= {
         "trial.yaml",
         "curve.csv",
+        "usage.csv",
         "val_losses.csv",
         "result.json",
     }

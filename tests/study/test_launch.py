@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 from sparsemem.api import run_study
 from sparsemem.config import ConfigError, load_study
 from sparsemem.failure import record_failure
+from sparsemem.study import launch
 from sparsemem.study.display.progress import look, overview
 from sparsemem.study.display.watch import trial_log
 from sparsemem.study.ledger import Ledger, study_lock
@@ -77,6 +79,24 @@ def test_winners_and_searches_are_kept_with_the_study(
 
     (cell,) = split_cells(load_trials(folder))  # each share has its own rate and warmup, and all are one curve
     assert cell.trials["rho"].tolist() == [1.0, 0.5, 0.0]
+
+
+def test_a_driver_is_refused_whose_study_another_began_after_it_had_looked(
+    write_study: Callable[..., Path], engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_study()
+    prepare, folder = launch.prepare_corpora, file.parent / "runs" / "tiny"
+    with ExitStack() as held:
+
+        def meanwhile(*arguments: Any) -> Any:
+            folder.mkdir(parents=True)
+            held.enter_context(study_lock(folder))
+            return prepare(*arguments)
+
+        monkeypatch.setattr(launch, "prepare_corpora", meanwhile)
+        with pytest.raises(ConfigError, match="is being run by process"):
+            run(file)
+    assert not (folder / "study.yaml").exists()
 
 
 def test_running_again_trains_nothing_and_changes_nothing(write_study: Callable[..., Path], engine: Any) -> None:
