@@ -105,12 +105,12 @@ LAWS = {
         "L = A x^-alpha",
         ("x", "loss"),
         ("run",),
-        _call("surface", "fit_power", {"floor": False}),
+        _call("power_law", "fit_power", {"floor": False}),
         "--x flops --loss loss",
         ("x",),
     ),
     "saturating-power": Law(
-        "L = E + A x^-alpha", ("x", "loss"), ("run",), _call("surface", "fit_power"), "--x flops --loss loss", ("x",)
+        "L = E + A x^-alpha", ("x", "loss"), ("run",), _call("power_law", "fit_power"), "--x flops --loss loss", ("x",)
     ),
     "isoflop": Law(
         "the best size at each budget, and the power with which it grows",

@@ -213,6 +213,7 @@ def test_trials_of_another_corpus_are_not_mixed_in(
 # --- what survives ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("place", ["folder", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.parametrize("damage", [pytest.param("none", marks=pytest.mark.slow), "cut short"])
 def test_a_trial_goes_on_elsewhere_from_its_checkpoint(
     write_study: Callable[..., Path],
@@ -381,6 +382,7 @@ def test_a_storage_that_cannot_be_used_is_refused_and_nothing_written(
     assert not elsewhere.ran
 
 
+@pytest.mark.parametrize("place", ["folder", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
 def test_status_of_a_storage_is_that_of_its_study(
     write_study: Callable[..., Path],
     elsewhere: Elsewhere,
