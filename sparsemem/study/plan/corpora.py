@@ -230,13 +230,14 @@ def text_notes(
     """
     notes, digests = [], {}
     for text, data in {text_id(trial.data): trial.data for trial in trials}.items():
-        kept = _kept(data, base, begun[text], fetch) if text in begun else None
+        change = _changed(data, base, begun[text].digest) if text in begun else None
+        kept = _kept(data, begun[text], change, fetch) if change else None
         if kept:
             notes.append(kept.note)
             digests[text] = begun[text].digest
         else:
             open_corpus(data, base)
-            notes += _begins_anew(data, base, begun.get(text))
+            notes += _begins_anew(change)
     return notes, digests
 
 
@@ -306,9 +307,10 @@ def _text(
     data: Data, base: Path, begun: Begun | None, say: Callable[[str], None], fetch: Fetch | None
 ) -> tuple[Path, Mapping[str, str]]:
     """Folder of the tokens, and content -> name of own files that they were made of."""
-    kept = _kept(data, base, begun, fetch) if begun else None
+    change = _changed(data, base, begun.digest) if begun else None
+    kept = _kept(data, begun, change, fetch) if begun and change else None
     if kept is None:
-        for note in _begins_anew(data, base, begun):
+        for note in _begins_anew(change):
             say(note)
         corpus, digest = named_corpus(data, base)
         names = {version: name for name, version in corpus.versions.items()} if data.corpus == "files" else {}
@@ -317,9 +319,8 @@ def _text(
     return kept.bring(), {}
 
 
-def _begins_anew(data: Data, base: Path, begun: Begun | None) -> list[str]:
+def _begins_anew(change: str | None) -> list[str]:
     """A note where the text has changed and nothing is finished on what it was, so that trials begin anew."""
-    change = _changed(data, base, begun.digest) if begun else None
     return [
         f"note: the text of `data` {change}; no trial is finished on what it was, so trials begin anew with the text "
         "as it is now"
@@ -334,16 +335,14 @@ class _Kept:
     note: str
 
 
-def _kept(data: Data, base: Path, begun: Begun, fetch: Fetch | None) -> _Kept | None:
+def _kept(data: Data, begun: Begun, change: str, fetch: Fetch | None) -> _Kept | None:
     """None where the text may be prepared as it is now.
 
     Raises:
         ConfigError: trials are finished, and neither the tokens nor the text that they were trained on is to be had.
     """
-    digest, change = begun.digest, _changed(data, base, begun.digest)
-    if change is None or not (
-        begun.trials or data.corpus == "python-source"
-    ):  # own files that were mended before anything was finished
+    digest = begun.digest
+    if not (begun.trials or data.corpus == "python-source"):  # own files that were mended before anything was finished
         return None
     note = _note(begun, change)
     if folder := kept_folder(digest):
