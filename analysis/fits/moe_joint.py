@@ -123,10 +123,7 @@ class MoeJointFit(SizedFit):
     experts.
     """
 
-    def _predict(self, places: pd.DataFrame) -> dict[str, Array]:
-        if not (places[self.columns[2]] >= 1).all():
-            raise AnalysisError("predict: sizes must be positive and experts at least 1")
-        return super()._predict(places)
+    EXPERTS = 2
 
     def _found(self) -> str:
         gamma, zeta, most = (self.parameters[name] for name in ("gamma", "zeta", "E_max"))

@@ -104,6 +104,8 @@ class RoutingLaw:
 class RoutingFit(SizesFit):
     """The routing law, of the size and the number of experts."""
 
+    EXPERTS = 1
+
     _law: RoutingLaw | None = field(default=None, repr=False, compare=False)
     _mean: float = field(default=0.0, repr=False, compare=False)
     """Of log10 N."""
@@ -113,11 +115,6 @@ class RoutingFit(SizesFit):
     def _losses(self, x_TX: Array) -> Array:
         assert self._law
         return 10 ** self._law.log_value(self._theta_BK, np.log10(x_TX[0]) - self._mean, x_TX[1])
-
-    def _predict(self, places: pd.DataFrame) -> dict[str, Array]:
-        if not (places[self.columns[1]] >= 1).all():
-            raise AnalysisError("predict: sizes must be positive and experts at least 1")
-        return super()._predict(places)
 
     def _found(self) -> str:
         b, c, most = (self.parameters[name] for name in ("b", "c", "E_max"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,9 @@ Array = np.ndarray
 @dataclass(frozen=True, kw_only=True)
 class SizesFit(Fit):
     """Intervals are percentile intervals over resampled runs; losses are in the unit of their column."""
+
+    EXPERTS: ClassVar[int | None] = None
+    """Place among `columns` of the number of routed experts, of which a dense model has one."""
 
     columns: tuple[str, ...]
     """Of the sizes, in the order of the law."""
@@ -44,6 +48,8 @@ class SizesFit(Fit):
 
     def _predict(self, places: pd.DataFrame) -> dict[str, Array]:
         x_TX = places.to_numpy(float).T
+        if self.EXPERTS is not None and not (x_TX[self.EXPERTS] >= 1).all():
+            raise AnalysisError("predict: sizes must be positive and experts at least 1")
         if not (x_TX > 0).all():
             raise AnalysisError("predict: sizes must be positive")
         return banded(self._losses(x_TX))
