@@ -88,8 +88,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     from sparsemem.study.ledger import Ledger
     from sparsemem.study.plan import describe, estimate_seconds, labelled, plan
     from sparsemem.study.plan.access import describe_access, memory_access
-    from sparsemem.study.plan.corpora import describe_texts
     from sparsemem.study.plan.kept import check_kept, describe_kept, kept_size, without_model
+    from sparsemem.study.plan.texts import describe_texts
 
     planned = plan(study)
     check_kept(study, [p.trial for p in planned])
@@ -108,12 +108,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     noted, kept = changed_texts(study, planned, base, there) if there else ([], {})
     if compared:
         compared["text"] = noted
-    texts: tuple[list[dict[str, Any]], str] = ([], "")
-    try:
-        texts = describe_texts([p.trial for p in planned], base, kept)
-    except ConfigError:
-        if not there:  # else `run` has no need of the text, or goes on with its tokens
-            raise
+    finished = (
+        {p.trial.id for p in planned} - set(Ledger(there, [p.row() for p in planned]).unfinished()) if there else set()
+    )
+    texts = describe_texts([p.trial for p in planned], base, kept, finished)
     _say(f"{study.study}: {len(planned)} trials; timing a few training steps ...")
     estimate = estimate_seconds(planned, study)
     if arguments.json:

@@ -257,6 +257,21 @@ def test_plan_and_run_say_alike_that_the_text_has_changed_or_is_gone(
             shutil.rmtree(tmp_path / "runs" / "tiny" / "trials" / engine.ran[-1]) if ran == 4 else None
 
 
+def test_a_new_text_of_a_study_that_has_results_is_refused_by_plan_as_by_run(
+    write_study: Callable[..., Path],
+    engine: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write_study()
+    run(file)
+    (file.parent / "mine.txt").write_bytes(b"caf\xe9 " * 4000)
+    assert main(["plan", str(file), "--set", "data.files=[mine.txt]"]) == 2
+    assert "'mine.txt': byte 3 is not UTF-8" in capsys.readouterr().err
+
+
 def test_finished_trials_under_another_name_of_the_same_text_are_told(
     write_study: Callable[..., Path],
     engine: Any,
