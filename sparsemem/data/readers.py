@@ -70,21 +70,38 @@ def _pieces(path: Path) -> Iterator[str]:
         at, chunk = len(mark), chunk[len(mark) :]
         while True:
             pending = len(decoder.getstate()[0])
+            wide = "" if mark else _wide(chunk, at)
             try:
-                yield decoder.decode(chunk, final=not chunk)
+                text = decoder.decode(chunk, final=not chunk)
+                if wide:  # whose ASCII is UTF-8 too, with zeros between the letters
+                    raise UnicodeDecodeError("utf-8", chunk, chunk.index(0), len(chunk), "zero")
             except UnicodeDecodeError as error:
-                wide = b"\0" in chunk
-                guess = "; it looks like UTF-16 without a byte-order mark" if wide else ""
-                to = f"iconv -f {'UTF-16LE' if wide else 'LATIN1'} -t UTF-8 {path.name}"
-                remedy = (
-                    f"byte {at - pending + error.start} is not {encoding.upper()}{guess}; convert the file to UTF-8 "
-                    f"(such as `{to}`)"
-                )
-                raise refused("files", path.name, remedy) from None
+                wrong = f"byte {at - pending + error.start} is not {encoding.upper()}"
+                raise refused("files", path.name, f"{wrong}; {_remedy(path.name, chunk, wide, bool(mark))}") from None
+            yield text
             if not chunk:
                 return
             at += len(chunk)
             chunk = stream.read(CHUNK_BYTES)
+
+
+def _wide(chunk: bytes, at: int) -> str:
+    """The UTF-16 that bytes from place `at` of a file look like, "" for none: one of two holds many zeros, the other
+    hardly any.
+    """
+    first, second = (chunk[start::2].count(0) for start in (at % 2, 1 - at % 2))
+    few, many = sorted((first, second))
+    return "" if many <= max(10 * few, 8 + len(chunk) // 100) else "UTF-16BE" if first > second else "UTF-16LE"
+
+
+def _remedy(name: str, chunk: bytes, wide: str, marked: bool) -> str:
+    """What to do about bytes that cannot be decoded."""
+    if marked:
+        return "the file is damaged there, though its byte-order mark names that encoding; write it again, as UTF-8"
+    if not wide and b"\0" in chunk:
+        return "it holds zero bytes, so it is no text; name a text file (a compressed one ends in .gz or .zst)"
+    guess = "it looks like UTF-16 without a byte-order mark; " * bool(wide)
+    return f"{guess}convert the file to UTF-8 (such as `iconv -f {wide or 'LATIN1'} -t UTF-8 {name}`)"
 
 
 def opened(path: Path) -> BinaryIO:

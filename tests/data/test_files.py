@@ -204,6 +204,12 @@ def test_a_nested_column_of_parquet_is_read(tmp_path: Path, small: Settings) -> 
     )
 
 
+def test_a_stray_zero_makes_no_utf_16_of_a_text(text_folder: Path, small: Settings) -> None:
+    one = text_folder / "corpus" / "stray.txt"
+    one.write_text("a\0b")
+    assert prepared(text_folder, small()).manifest
+
+
 def test_a_folder_with_a_pattern_in_its_name_is_no_pattern(text_folder: Path, small: Settings) -> None:
     base = text_folder / "study [v1]*"
     shutil.copytree(text_folder / "corpus", base / "corpus")
@@ -221,6 +227,10 @@ def test_a_folder_with_a_pattern_in_its_name_is_no_pattern(text_folder: Path, sm
             r"`data.text_field` has the value 'text': line 1 of nested.jsonl has no such column; it has meta.body, n",
         ),
         (["wide.txt"], r"byte 0 is not UTF-8; it looks like UTF-16 without .*such as `iconv -f UTF-16LE"),
+        (["ascii.txt"], r"byte 1 is not UTF-8; it looks like UTF-16 without .*such as `iconv -f UTF-16LE"),
+        (["big.txt"], r"byte 0 is not UTF-8; it looks like UTF-16 without .*such as `iconv -f UTF-16BE"),
+        (["cut.txt"], r"byte 6 is not UTF-16-LE; the file is damaged there, .*; write it again, as UTF-8"),
+        (["archive.txt"], r"byte 1 is not UTF-8; it holds zero bytes, so it is no text; .* ends in .gz or .zst"),
         (
             ["latin.jsonl"],
             r"'latin.jsonl': byte 13 is not UTF-8; convert the file to UTF-8 \(such as `iconv -f LATIN1 -t UTF-8",
@@ -236,6 +246,10 @@ def test_what_cannot_be_read_names_the_remedy(
     (text_folder / "nulls.jsonl").write_text('{"text": null}\n' * 3)
     (text_folder / "nested.jsonl").write_text('{"meta": {"body": "a"}, "n": 1}\n')
     (text_folder / "wide.txt").write_bytes("é\u0435".encode("utf-16-le") * 100)
+    (text_folder / "ascii.txt").write_bytes("plain words\n".encode("utf-16-le") * 100)
+    (text_folder / "big.txt").write_bytes("words".encode("utf-16-be") * 100)
+    (text_folder / "cut.txt").write_bytes("ab".encode("utf-16")[:-1] + b"\0\xd8\xd8")
+    (text_folder / "archive.txt").write_bytes(gzip.compress(prose(0, 9000).encode(), mtime=0))
     (text_folder / "latin.jsonl").write_bytes(b'{"text": "caf\xe9 au lait"}\n')
     (text_folder / "half.txt.gz").write_bytes(gzip.compress(prose(0, 9000).encode())[:-900])
     (text_folder / "none.txt.gz").write_bytes(b"no archive")
