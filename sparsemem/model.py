@@ -229,10 +229,16 @@ class Transformer(nn.Module):
 
 def usage_of(model: Transformer) -> Iterator[dict[str, Any]]:
     """What evaluation read of each memory since the last call, by `layer` (0: before the first block) and `pool`."""
+    for pool, block, layer in placed_layers(model):
+        if layer.rows:
+            yield {"layer": block, "pool": pool, **layer.usage()}
+
+
+def placed_layers(model: Transformer) -> Iterator[tuple[str, int, SparseLayer]]:
+    """Pool, block (0: before the first) and layer of each layer of a mechanism, in the order of the model."""
     order = {"embedding": 0, "entry": 1, "feed_forward": 2, "beside": 3}
     for pool, each in sorted(model._placed, key=lambda one: (one[1].block, order[one[1].at])):
-        if each.layer.rows:
-            yield {"layer": each.block, "pool": pool, **each.layer.usage()}
+        yield pool, each.block, each.layer
 
 
 # --- the account of a whole model -------------------------------------------------------------------------------------

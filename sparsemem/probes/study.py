@@ -1,15 +1,13 @@
 """`sparsemem probe`: the probes of all kept models of a study, from its results folder and the text in the cache.
 
-<study>/trials/<id>/probes/logit_lens.csv    of each model, by layer
 <study>/probes/cka.csv                       of pairs of models, by layers of both
 <study>/probes/alignment.csv                 soft alignment index of pairs, less that of another seed
+
+Those of one model: `probes.trial`.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,21 +17,19 @@ import torch
 from torch import Tensor
 
 from sparsemem.config import ConfigError, Run, Trial
-from sparsemem.data import validation_windows
-from sparsemem.files import write_text
 from sparsemem.probes.cka import CKA, KINDS, LEAST_TOKENS
-from sparsemem.probes.logit_lens import MEASURES, logit_lens
 from sparsemem.probes.pairs import SEEDS, alignments, by_share, pairs, share_of
+from sparsemem.probes.sample import Sample
+from sparsemem.probes.trial import FOLDER, probe_trial, write_rows
 from sparsemem.results import TrialStatus
 from sparsemem.study.ledger import Ledger
 from sparsemem.study.plan.kept import without_model
 from sparsemem.study.text import table
 from sparsemem.train.kept import KeptModel, load_model
-from sparsemem.train.text_loss import held_out_text
+from sparsemem.train.text_loss import held_out_text, training_ids
 from sparsemem.trial_files import MODEL
 from sparsemem.values import parse_kept
 
-FOLDER = "probes"
 TOKENS_AT_ONCE = 2048  # whose streams of all layers of both models are held, in float64; a minibatch of CKA
 
 Say = Callable[[str], object]
@@ -56,24 +52,25 @@ def probe_study(folder: Path, names: Sequence[str], sequences: int, device: str,
     chosen = list(pairs(trials))
     steps, done = len(trials) + len(chosen), 0
     loaded = lru_cache(maxsize=2)(lambda id_: load_model(folder / "trials" / id_, device))
+    samples = Samples(sequences)
     for trial in trials:
         done += 1
-        say(f"[{done}/{steps}] logit lens of {_named(trial)}")
+        say(f"[{done}/{steps}] lens, gates, suppression and usage of {_named(trial)}")
         kept = loaded(trial.id)
-        _write(folder / "trials" / trial.id / FOLDER / "logit_lens.csv", lens_rows(kept, *windows(kept, sequences)))
+        probe_trial(kept, samples.of(kept), folder / "trials" / trial.id)
     rows, compared = list[dict[str, Any]](), list[tuple[str, Trial, Trial, Tensor]]()
     for kind, first, second in chosen:
         done += 1
         say(f"[{done}/{steps}] CKA of {_named(first)} and {_named(second)}")
-        cka = compare(loaded(first.id), loaded(second.id), sequences)
+        cka = compare(loaded(first.id), loaded(second.id), samples)
         rows += [{"pair": kind, **row} for row in cka_rows(first, second, cka)]
         compared.append((kind, first, second, cka.matrix("unbiased")[1:, 1:]))
     if not chosen:
         return f"{len(trials)} probed; no two of them differ in their shares or their seed alone, so none are compared"
-    _write(folder / FOLDER / "cka.csv", rows)
+    write_rows(folder / FOLDER / "cka.csv", rows)
     aligned = alignments(compared)
     if aligned:
-        _write(folder / FOLDER / "alignment.csv", aligned)
+        write_rows(folder / FOLDER / "alignment.csv", aligned)
     return _summary(aligned, any(kind == SEEDS for kind, *_ in chosen))
 
 
@@ -112,30 +109,24 @@ def _named(trial: Trial) -> str:
     return f"{trial.id} (share {share_of(trial)}, seed {trial.seed})"
 
 
-def windows(kept: KeptModel, sequences: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of the first held-out sequences, (S, T) each, as in training."""
-    ids, data = held_out_text(kept).ids, kept.trial.data
-    count = min(sequences, (len(ids) - 1) // data.context)
-    return validation_windows(ids, data.context, count, kept.separator_id if data.mask_document_start else None)
+class Samples:
+    """The held-out sequences of models; trials of one text share what is known of it."""
+
+    def __init__(self, sequences: int) -> None:
+        self._sequences = sequences
+        self._found: dict[tuple[Any, ...], Sample] = {}
+
+    def of(self, kept: KeptModel) -> Sample:
+        data = kept.trial.data
+        key = (kept.corpus, data.context, data.validation_tokens, data.mask_document_start)
+        if key not in self._found:
+            self._found.clear()
+            ids = held_out_text(kept).ids
+            self._found[key] = Sample.of(kept, ids, lambda: training_ids(kept, (), Path()), self._sequences)
+        return self._found[key]
 
 
-def lens_rows(kept: KeptModel, inputs_ST: Tensor, targets_ST: Tensor) -> list[dict[str, Any]]:
-    """Of each layer, `MEASURES` in nats per token, each with its standard error over sequences."""
-    parts = list(logit_lens(kept.model, inputs_ST, targets_ST, kept.precision))
-    sums_SL3, counts_S = (torch.cat(part) for part in zip(*parts, strict=True))
-    means_SL3 = sums_SL3 / counts_S.double().mean()
-    rows = []
-    for layer in range(means_SL3.shape[1]):
-        row: dict[str, Any] = {"layer": layer}
-        for place, name in enumerate(MEASURES):
-            of_S = means_SL3[:, layer, place]
-            row[name] = float(of_S.mean())
-            row[f"{name}_se"] = float(of_S.std() / math.sqrt(len(of_S))) if len(of_S) > 1 else None
-        rows.append(row | {"sequences": len(means_SL3), "tokens": int(counts_S.sum())})
-    return rows
-
-
-def compare(first: KeptModel, second: KeptModel, sequences: int) -> CKA:
+def compare(first: KeptModel, second: KeptModel, samples: Samples) -> CKA:
     """CKA of what enters the first block and what leaves each, at all positions of the held-out sequences.
 
     Raises:
@@ -148,7 +139,7 @@ def compare(first: KeptModel, second: KeptModel, sequences: int) -> CKA:
         )
     if first.trial.data.context < LEAST_TOKENS:
         raise ConfigError(f"`data.context` is {first.trial.data.context}; CKA needs {LEAST_TOKENS} tokens or more")
-    inputs_ST, _ = windows(first, sequences)
+    inputs_ST, _ = samples.of(first).windows
     found = CKA()
     for inputs_BT in inputs_ST.split(max(1, TOKENS_AT_ONCE // inputs_ST.shape[1])):
         found.add(*(_streams(kept, inputs_BT) for kept in (first, second)))
@@ -179,18 +170,6 @@ def cka_rows(first: Trial, second: Trial, cka: CKA) -> Iterator[dict[str, Any]]:
                 **{kind: values[kind][layer][other] for kind in KINDS},
                 "tokens": cka.tokens,
             }
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A CSV; a value that is missing or not a number is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        missing = {name: "" for name, value in row.items() if isinstance(value, float) and math.isnan(value)}
-        writer.writerow({**row, **missing})
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, text.getvalue())
 
 
 def _summary(aligned: Sequence[Mapping[str, Any]], with_null: bool) -> str:

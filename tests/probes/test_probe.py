@@ -52,6 +52,8 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
 
 
 def read(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -69,6 +71,13 @@ def test_every_kept_model_and_pair_is_probed(ledger: Ledger, capsys: pytest.Capt
         result = ledger.state(row["trial_id"]).result
         assert float(lens[-1]["loss"]) == pytest.approx(result["val_loss"], rel=1e-6)
         assert float(lens[-1]["loss_se"]) == pytest.approx(result["val_loss_se"], rel=1e-5)
+        for name, pools in (("suppression", ("moe", "engram")), ("usage", ("moe", "engram")), ("gates", ("engram",))):
+            rows = read(ledger.trial_folder(row["trial_id"]) / "probes" / f"{name}.csv")
+            held = [pool for pool in pools if float(row["share_moe"]) < 1 or pool == "moe"]
+            assert list(dict.fromkeys(each["pool"] for each in rows)) == held
+        for each in read(ledger.trial_folder(row["trial_id"]) / "probes" / "suppression.csv"):
+            if not each["order"]:
+                assert float(each["loss"]) == pytest.approx(result["val_loss"], rel=1e-6)
     cka = read(ledger.folder / "probes" / "cka.csv")
     kinds = [each["pair"] for each in cka]
     assert (kinds.count(SHARES), kinds.count(SEEDS)) == (18, 18)
@@ -103,7 +112,9 @@ def test_named_trials_alone_are_probed(ledger: Ledger, capsys: pytest.CaptureFix
 def test_a_model_is_like_itself(ledger: Ledger) -> None:
     kept = load_model(ledger.trial_folder(ledger.rows[0]["trial_id"]))
     for kind in ("unbiased", "minibatch", "biased"):
-        assert torch.allclose(module.compare(kept, kept, 64).matrix(kind).diagonal(), torch.ones(3).double())
+        assert torch.allclose(
+            module.compare(kept, kept, module.Samples(64)).matrix(kind).diagonal(), torch.ones(3).double()
+        )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ width).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,20 +58,25 @@ class NgramHash(nn.Module):
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """(B, T) raw token ids -> (B, T, H) row numbers, int64."""
-        ids_BT = self.canonical[tokens_BT]
-        document_BT = documents(tokens_BT, self.separator)
-        mix_BT = ids_BT * self.multipliers[0]
-        rows, order = [], 1
-        for n, wanted in enumerate(self.orders):
-            while order < wanted:
-                back_BT = F.pad(ids_BT, (order, 0), value=self.pad)[:, : ids_BT.shape[1]]
-                if self.reset:
-                    same_BT = F.pad(document_BT, (order, 0), value=-1)[:, : ids_BT.shape[1]] == document_BT
-                    back_BT = torch.where(same_BT, back_BT, self.pad)
-                mix_BT = mix_BT ^ (back_BT * self.multipliers[order])
-                order += 1
-            rows.append(mix_BT.unsqueeze(-1) % self.primes_NH[n])
+        rows, mix_BT = list[Tensor](), torch.zeros_like(tokens_BT)
+        for back, ids_BT in enumerate(self.lookback(tokens_BT)):
+            mix_BT = mix_BT ^ (ids_BT * self.multipliers[back])
+            if back + 1 in self.orders:
+                rows.append(mix_BT.unsqueeze(-1) % self.primes_NH[len(rows)])
         return torch.cat(rows, dim=-1)
+
+    def lookback(self, tokens_BT: Tensor) -> Iterator[Tensor]:
+        """The hashed ids of each token, of the one before it and so on, (B, T) each; the separator's where an n-gram
+        may not reach.
+        """
+        ids_BT, document_BT = self.canonical[tokens_BT], documents(tokens_BT, self.separator)
+        yield ids_BT
+        for back in range(1, self.orders[-1]):
+            back_BT = F.pad(ids_BT, (back, 0), value=self.pad)[:, : ids_BT.shape[1]]
+            if self.reset:
+                same_BT = F.pad(document_BT, (back, 0), value=-1)[:, : ids_BT.shape[1]] == document_BT
+                back_BT = torch.where(same_BT, back_BT, self.pad)
+            yield back_BT
 
 
 def hash_multipliers(config: Engram, layer: int, vocabulary: int) -> Tensor:
@@ -114,8 +120,12 @@ class EngramMemory(SparseLayer):
         documents_BT = documents(tokens_BT, self.hash.separator) if self.config.conv_reset_at_document_end else None
         out_BTD = value_BTD + self._convolve(value_BTD, documents_BT) if self.config.conv else value_BTD
         if not self.training:
-            self.note(rows_BTH + self.table.first_H, out_BTD, gate_mean=gate_BT1)
+            self.note(rows_BTH + self.table.first_H, out_BTD, gated=value_BTD, gate_mean=gate_BT1)
         return out_BTD
+
+    def ngrams(self, tokens_BT: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        orders_H = tuple(order for order in self.config.orders for _ in range(self.config.heads))
+        return torch.stack(tuple(self.hash.lookback(tokens_BT)), -1), orders_H
 
     def gate(self, hidden_BTD: Tensor, key_BTD: Tensor) -> Tensor:
         """How much of the memory each position lets in, (B, T, 1) between 0 and 1 (Engram sec. 2)."""

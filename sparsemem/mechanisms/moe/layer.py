@@ -64,7 +64,13 @@ class MixtureOfExperts(SparseLayer):
         x_SD = x_BTD.flatten(0, -2)
         gates_SK, experts_SK, auxiliary = self.route(x_SD)
         y_BTD = self.routed(x_SD, gates_SK, experts_SK).view_as(x_BTD)
+        if not self.training:
+            self.note(experts_SK, y_BTD)
         return (y_BTD if self.shared is None else y_BTD + self.shared(x_BTD)), auxiliary
+
+    def without(self, x_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
+        """The shared experts alone."""
+        return super().without(x_BTD, tokens_BT) if self.shared is None else self.shared(x_BTD)
 
     def route(self, x_SD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Choose the experts of each token: gates (S, K), expert indices (S, K), weighted auxiliary loss."""

@@ -13,7 +13,9 @@ memory width (H x row width).
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,12 +50,12 @@ class PolynomialHash(nn.Module):
         super().__init__()
         memory: NgramEmbedding = config.pools["ngram_embedding"]
         self.reset, self.separator = memory.reset_at_document_end, separator
-        order_H = [order for order in memory.orders for _ in range(memory.heads)]
-        longest = order_H[-1]
+        self.orders_H = tuple(order for order in memory.orders for _ in range(memory.heads))
+        longest = self.orders_H[-1]
         # V^j mod m for V^j leaves h mod m what it is, and each term of h below V m: its sum is exact in int64.
         assert longest * vocabulary * max(rows) < 2**63
         powers = [
-            [pow(vocabulary, j, m) if j < order else 0 for m, order in zip(rows, order_H, strict=True)]
+            [pow(vocabulary, j, m) if j < order else 0 for m, order in zip(rows, self.orders_H, strict=True)]
             for j in range(longest)
         ]
         self.register_buffer("powers_NH", torch.tensor(powers), persistent=False)
@@ -61,17 +63,22 @@ class PolynomialHash(nn.Module):
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """(B, T) raw token ids -> (B, T, H) row numbers, int64."""
+        digits = (back_BT.unsqueeze(-1) * self.powers_NH[j] for j, back_BT in enumerate(self.lookback(tokens_BT)))
+        return functools.reduce(torch.add, digits) % self.primes_H
+
+    def lookback(self, tokens_BT: Tensor) -> Iterator[Tensor]:
+        """The ids of each token, of the one before it and so on, (B, T) each; the separator's where an n-gram may not
+        reach.
+        """
         before_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(
             tokens_BT
         )  # tokens before t, of its document
         if self.reset:
             begins_BT = F.pad(tokens_BT[:, :-1] == self.separator, (1, 0))
             before_BT = before_BT - (before_BT * begins_BT).cummax(1).values
-        sum_BTH = tokens_BT.unsqueeze(-1) * self.powers_NH[0]
+        yield tokens_BT
         for j in range(1, len(self.powers_NH)):
-            back_BT = torch.where(before_BT >= j, tokens_BT.roll(j, 1), self.separator)
-            sum_BTH = sum_BTH + back_BT.unsqueeze(-1) * self.powers_NH[j]
-        return sum_BTH % self.primes_H
+            yield torch.where(before_BT >= j, tokens_BT.roll(j, 1), self.separator)
 
 
 class NgramEmbeddingLayer(SparseLayer):
@@ -95,7 +102,17 @@ class NgramEmbeddingLayer(SparseLayer):
         added_BTD = linear(self.table(rows_BTH), self.projection)
         if not self.training:
             self.note(rows_BTH + self.table.first_H, added_BTD * self.factor)  # before the norm
-        out_BTD = (embedded_BTD + added_BTD) * self.factor
+        return self._scaled(embedded_BTD + added_BTD)
+
+    def without(self, embedded_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
+        """The vocabulary embedding, scaled and normed as with n-grams."""
+        return self._scaled(embedded_BTD)
+
+    def ngrams(self, tokens_BT: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        return torch.stack(tuple(self.hash.lookback(tokens_BT)), -1), self.hash.orders_H
+
+    def _scaled(self, sum_BTD: Tensor) -> Tensor:
+        out_BTD = sum_BTD * self.factor
         return out_BTD if self.norm is None else self.norm(out_BTD)
 
 

@@ -1,0 +1,74 @@
+"""The probes of one kept model, written into its trial's folder.
+
+<trial>/probes/logit_lens.csv     what each layer would predict
+<trial>/probes/gates.csv          how far gates open, and at what
+<trial>/probes/gate_text.csv      gates at each token of a passage
+<trial>/probes/suppression.csv    the loss without a pool's sparse parameters
+<trial>/probes/usage.csv          of experts and rows, and what n-grams share
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsemem.files import write_text
+from sparsemem.probes.gates import gate_rows, text_rows
+from sparsemem.probes.logit_lens import MEASURES, logit_lens
+from sparsemem.probes.reading import read
+from sparsemem.probes.sample import Sample
+from sparsemem.probes.suppression import suppression_rows
+from sparsemem.probes.use import usage_rows
+from sparsemem.train.kept import KeptModel
+
+FOLDER = "probes"
+
+
+def probe_trial(kept: KeptModel, sample: Sample, trial_folder: Path) -> None:
+    """Write all files. One of which the model has nothing (a dense one has no gates, pools or rows) is left out."""
+    folder = trial_folder / FOLDER
+    write_rows(folder / "logit_lens.csv", lens_rows(kept, sample))
+    losses_ST, readings = read(kept.model, *sample.windows, kept.precision)
+    write_rows(folder / "gates.csv", gate_rows(sample, readings))
+    write_rows(folder / "gate_text.csv", text_rows(sample, readings))
+    suppressed = suppression_rows(kept.model, sample, losses_ST, readings, kept.precision)
+    write_rows(folder / "suppression.csv", suppressed)
+    write_rows(folder / "usage.csv", usage_rows(readings))
+
+
+def lens_rows(kept: KeptModel, sample: Sample) -> list[dict[str, Any]]:
+    """Of each layer, `MEASURES` in nats per token, each with its standard error over sequences."""
+    parts = list(logit_lens(kept.model, *sample.windows, kept.precision))
+    sums_SL3, counts_S = (torch.cat(part) for part in zip(*parts, strict=True))
+    means_SL3 = sums_SL3 / counts_S.double().mean()
+    rows = []
+    for layer in range(means_SL3.shape[1]):
+        row: dict[str, Any] = {"layer": layer}
+        for place, name in enumerate(MEASURES):
+            of_S = means_SL3[:, layer, place]
+            row[name] = float(of_S.mean())
+            row[f"{name}_se"] = float(of_S.std() / math.sqrt(len(of_S))) if len(of_S) > 1 else None
+        rows.append(row | {"sequences": len(means_SL3), "tokens": int(counts_S.sum())})
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A CSV, or none where there are no rows; a value that is missing or not a number is empty."""
+    rows = list(rows)
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        missing = {name: "" for name, value in row.items() if isinstance(value, float) and math.isnan(value)}
+        writer.writerow({**row, **missing})
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, text.getvalue())
