@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 from analysis import prose
 from analysis.figures.style import save
 from analysis.fits.types import plain
+from analysis.inside.parts import Part, inside, scope
 from analysis.results import LEARNED_NOTHING, Results
 from analysis.studies import analyse
 from analysis.studies.tables import led, rates_sections, tuned_sections
@@ -51,9 +52,12 @@ def write_report(results_dir: Path | str) -> Path:
     results = Results(Path(results_dir))
     analysis = analyse(results)
     record = _fits_record(results, analysis)  # reads the ledger: what is refused is refused before anything is written
-    drawings = analysis.drawings()
+    parts = inside(results)
+    drawings = [*analysis.drawings(), *(drawing for part in parts for drawing in part.drawings)]
     record["figures"] = [drawing.name for drawing in drawings]
-    page = _page(results, analysis, [_save(drawing, results.folder / "figures") for drawing in drawings])
+    if parts:
+        record["inside"] = [{"label": part.heading, "sentences": part.sentences, "sure": part.sure} for part in parts]
+    page = _page(results, analysis, [_save(drawing, results.folder / "figures") for drawing in drawings], parts)
     write_json(results.folder / "fits.json", record)
     write_text(results.folder / "report.html", page)
     return results.folder / "report.html"
@@ -69,7 +73,9 @@ def summarize(results_dir: Path | str) -> str:
     record = Results(Path(results_dir)).report
     warnings = [line for line in record["remarks"] if line.startswith("Warning: ")]
     others = [line for line in record["remarks"] if line not in warnings]
-    lines = [led(reading["label"], reading["sentences"]) for reading in record["readings"]]
+    lines = [
+        led(reading["label"], reading["sentences"]) for reading in (*record["readings"], *record.get("inside", ()))
+    ]
     return "\n".join([record["counts"], *warnings, *lines, *others])
 
 
@@ -119,8 +125,9 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -> str:
+def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]], parts: list[Part]) -> str:
     trials, described = results.trials, results.described
+    of_parts = {drawing.name for part in parts for drawing in part.drawings}
     return render(
         "report.html",
         name=results.name,
@@ -131,7 +138,11 @@ def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]]) -
         readings=analysis.readings(),
         remarks=[*prose.remarks(results), *analysis.remarks()],
         terms=analysis.terms,
-        figures=figures,
+        figures=[figure for figure in figures if figure["name"] not in of_parts],
+        inside=[
+            (part, [each for each in figures if each["name"] in {one.name for one in part.drawings}]) for part in parts
+        ],
+        scope=scope(results) if parts else "",
         caveats=[*prose.caveats(results, analysis.point, analysis.axis), *analysis.caveats()],
         sections=[
             *analysis.sections(),

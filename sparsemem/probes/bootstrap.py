@@ -8,7 +8,7 @@ Shape letters: S sequences, R resamples, K quantities.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -91,20 +91,3 @@ def _drawn(sequences: int) -> Numbers:
 def named(name: str, found: Estimate) -> dict[str, float | None]:
     """Columns of a table: the value and its interval."""
     return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
-
-
-def over_seeds(values: Sequence[float]) -> Estimate:
-    """Mean over seeds and its Student interval; none of a single seed.
-
-    >>> [round(each, 3) for each in over_seeds([1.0, 2.0, 3.0])]
-    [2.0, -0.484, 4.484]
-    """
-    from scipy.stats import t as student
-
-    if not values:
-        return None, None, None
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, None, None
-    reach = float(student.ppf(HIGH, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return mean, mean - reach, mean + reach

@@ -1,5 +1,6 @@
 """`sparsemem probe`: the probes of all kept models of a study, from its results folder and the text in the cache.
 
+<study>/probes/lens_area.csv                 of pairs of models, the area between their lens curves
 <study>/probes/cka.csv                       of pairs of models, by layers of both
 <study>/probes/alignment.csv                 soft alignment index of pairs, less that of another seed
 
@@ -13,10 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sparsemem.config import ConfigError, Run, Trial
+from sparsemem.probes.bootstrap import named, ratio
 from sparsemem.probes.cka import CKA, KINDS, LEAST_TOKENS
 from sparsemem.probes.pairs import SEEDS, alignments, by_share, pairs, share_of
 from sparsemem.probes.sample import Sample
@@ -30,6 +34,8 @@ from sparsemem.train.text_loss import held_out_text, training_ids
 from sparsemem.trial_files import MODEL
 from sparsemem.values import parse_kept
 
+ALL, UNIT_ENDS = "all", "unit_ends"
+"""Positions: all, or those at which a word or identifier of several tokens ends."""
 TOKENS_AT_ONCE = 2048  # whose streams of all layers of both models are held, in float64; a minibatch of CKA
 
 Say = Callable[[str], object]
@@ -52,21 +58,26 @@ def probe_study(folder: Path, names: Sequence[str], sequences: int, device: str,
     chosen = list(pairs(trials))
     steps, done = len(trials) + len(chosen), 0
     loaded = lru_cache(maxsize=2)(lambda id_: load_model(folder / "trials" / id_, device))
-    samples = Samples(sequences)
+    samples, under = Samples(sequences), dict[str, npt.NDArray[np.float64]]()
     for trial in trials:
         done += 1
         say(f"[{done}/{steps}] lens, gates, suppression and usage of {_named(trial)}")
         kept = loaded(trial.id)
-        probe_trial(kept, samples.of(kept), folder / "trials" / trial.id)
-    rows, compared = list[dict[str, Any]](), list[tuple[str, Trial, Trial, Tensor]]()
+        under[trial.id] = probe_trial(kept, samples.of(kept), folder / "trials" / trial.id).numpy()
+    rows, areas, compared = list[dict[str, Any]](), list[dict[str, Any]](), list[tuple[str, Trial, Trial, Tensor]]()
     for kind, first, second in chosen:
         done += 1
         say(f"[{done}/{steps}] CKA of {_named(first)} and {_named(second)}")
-        cka = compare(loaded(first.id), loaded(second.id), samples)
-        rows += [{"pair": kind, **row} for row in cka_rows(first, second, cka)]
-        compared.append((kind, first, second, cka.matrix("unbiased")[1:, 1:]))
+        found = compare(loaded(first.id), loaded(second.id), samples)
+        for positions, cka in found.items():
+            rows += [{"pair": kind, "positions": positions, **row} for row in cka_rows(first, second, cka)]
+        compared.append((kind, first, second, found[ALL].matrix("unbiased")[1:, 1:]))
+        scored_S = (samples.of(loaded(first.id)).windows[1] >= 0).sum(1).double().numpy()
+        between = named("area", ratio(under[second.id] - under[first.id], scored_S))
+        areas.append({"pair": kind, **of_pair(first, second), **between})
     if not chosen:
         return f"{len(trials)} probed; no two of them differ in their shares or their seed alone, so none are compared"
+    write_rows(folder / FOLDER / "lens_area.csv", areas)
     write_rows(folder / FOLDER / "cka.csv", rows)
     aligned = alignments(compared)
     if aligned:
@@ -126,8 +137,9 @@ class Samples:
         return self._found[key]
 
 
-def compare(first: KeptModel, second: KeptModel, samples: Samples) -> CKA:
-    """CKA of what enters the first block and what leaves each, at all positions of the held-out sequences.
+def compare(first: KeptModel, second: KeptModel, samples: Samples) -> dict[str, CKA]:
+    """CKA of what enters the first block and what leaves each: at `ALL` positions of the held-out sequences and at
+    `UNIT_ENDS`, where the text has enough of those.
 
     Raises:
         ConfigError: they were trained on different texts, or on sequences that are too short.
@@ -139,11 +151,15 @@ def compare(first: KeptModel, second: KeptModel, samples: Samples) -> CKA:
         )
     if first.trial.data.context < LEAST_TOKENS:
         raise ConfigError(f"`data.context` is {first.trial.data.context}; CKA needs {LEAST_TOKENS} tokens or more")
-    inputs_ST, _ = samples.of(first).windows
-    found = CKA()
-    for inputs_BT in inputs_ST.split(max(1, TOKENS_AT_ONCE // inputs_ST.shape[1])):
-        found.add(*(_streams(kept, inputs_BT) for kept in (first, second)))
-    return found
+    sample = samples.of(first)
+    inputs_ST, ends_ST = sample.windows[0], torch.from_numpy(sample.unit_ends_P).view(sample.sequences, -1)
+    found, at_once = {ALL: CKA(), UNIT_ENDS: CKA()}, max(1, TOKENS_AT_ONCE // inputs_ST.shape[1])
+    for inputs_BT, ends_BT in zip(inputs_ST.split(at_once), ends_ST.split(at_once), strict=True):
+        streams, ends_N = [_streams(kept, inputs_BT) for kept in (first, second)], ends_BT.flatten()
+        found[ALL].add(*streams)
+        if int(ends_N.sum()) >= LEAST_TOKENS:
+            found[UNIT_ENDS].add(*([each[ends_N.to(each.device)] for each in layers] for layers in streams))
+    return {positions: cka for positions, cka in found.items() if cka.tokens}
 
 
 @torch.inference_mode()
@@ -153,18 +169,23 @@ def _streams(kept: KeptModel, inputs_BT: Tensor) -> list[Tensor]:
         return [each.flatten(0, 1) for each in kept.model.residual_streams(inputs_BT.to(device))]
 
 
+def of_pair(first: Trial, second: Trial) -> dict[str, Any]:
+    """Columns that name two trials."""
+    return {
+        f"{name}_{what}": value
+        for what in ("id", "share", "seed")
+        for name, trial in (("first", first), ("second", second))
+        for value in (trial.id if what == "id" else share_of(trial) if what == "share" else trial.seed,)
+    }
+
+
 def cka_rows(first: Trial, second: Trial, cka: CKA) -> Iterator[dict[str, Any]]:
     """One for each layer of the first and each of the second, 0 being what enters the first block."""
     values = {kind: cka.matrix(kind).tolist() for kind in KINDS}
     for layer, row in enumerate(values[KINDS[0]]):
         for other in range(len(row)):
             yield {
-                "first_id": first.id,
-                "second_id": second.id,
-                "first_share": share_of(first),
-                "second_share": share_of(second),
-                "first_seed": first.seed,
-                "second_seed": second.seed,
+                **of_pair(first, second),
                 "first_layer": layer,
                 "second_layer": other,
                 **{kind: values[kind][layer][other] for kind in KINDS},

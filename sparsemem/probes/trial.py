@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sparsemem.files import write_text
 from sparsemem.probes.gates import gate_rows, text_rows
@@ -30,22 +31,38 @@ from sparsemem.train.kept import KeptModel
 FOLDER = "probes"
 
 
-def probe_trial(kept: KeptModel, sample: Sample, trial_folder: Path) -> None:
-    """Write all files. One of which the model has nothing (a dense one has no gates, pools or rows) is left out."""
+def probe_trial(kept: KeptModel, sample: Sample, trial_folder: Path) -> Tensor:
+    """Write all files. One of which the model has nothing (a dense one has no gates, pools or rows) is left out.
+
+    Returns:
+        The area under KL(final || layer) against relative depth (`under_lens`).
+    """
     folder = trial_folder / FOLDER
-    write_rows(folder / "logit_lens.csv", lens_rows(kept, sample))
+    parts = list(logit_lens(kept.model, *sample.windows, kept.precision))
+    sums_SL3, counts_S = (torch.cat(part) for part in zip(*parts, strict=True))
+    write_rows(folder / "logit_lens.csv", lens_rows(sums_SL3, counts_S))
     losses_ST, readings = read(kept.model, *sample.windows, kept.precision)
     write_rows(folder / "gates.csv", gate_rows(sample, readings))
     write_rows(folder / "gate_text.csv", text_rows(sample, readings))
     suppressed = suppression_rows(kept.model, sample, losses_ST, readings, kept.precision)
     write_rows(folder / "suppression.csv", suppressed)
     write_rows(folder / "usage.csv", usage_rows(readings))
+    return under_lens(sums_SL3)
 
 
-def lens_rows(kept: KeptModel, sample: Sample) -> list[dict[str, Any]]:
+def under_lens(sums_SL3: Tensor) -> Tensor:
+    """The area under the first of `MEASURES` against depth from 0 to 1, by trapezoids; summed over the tokens of each
+    sequence, (S,).
+
+    >>> under_lens(torch.tensor([[[4.0], [1.0], [0.0]]]))
+    tensor([1.5000])
+    """
+    kl_SL = sums_SL3[..., 0]
+    return (kl_SL.sum(1) - (kl_SL[:, 0] + kl_SL[:, -1]) / 2) / (kl_SL.shape[1] - 1)
+
+
+def lens_rows(sums_SL3: Tensor, counts_S: Tensor) -> list[dict[str, Any]]:
     """Of each layer, `MEASURES` in nats per token, each with its standard error over sequences."""
-    parts = list(logit_lens(kept.model, *sample.windows, kept.precision))
-    sums_SL3, counts_S = (torch.cat(part) for part in zip(*parts, strict=True))
     means_SL3 = sums_SL3 / counts_S.double().mean()
     rows = []
     for layer in range(means_SL3.shape[1]):

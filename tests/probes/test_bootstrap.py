@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from sparsemem.probes import bootstrap
-from sparsemem.probes.bootstrap import mean_ranks, over_seeds, rank_correlation, ratio
+from sparsemem.probes.bootstrap import mean_ranks, rank_correlation, ratio
 
 DRAWS = np.random.default_rng(3)
 
@@ -35,15 +35,6 @@ def test_what_has_no_interval_has_none() -> None:
     assert ratio(np.array([3.0]), np.array([2.0])) == (1.5, None, None)
     assert ratio(np.zeros(4), np.zeros(4)) == (None, None, None)
     assert rank_correlation(np.ones(8), np.arange(8.0), np.arange(8), 8) == (None, None, None)
-    assert over_seeds([]) == (None, None, None)
-    assert over_seeds([2.0]) == (2.0, None, None)
-
-
-def test_an_interval_over_seeds_is_students() -> None:
-    values = [0.3, 0.1, 0.4, 0.35]
-    mean, low, high = over_seeds(values)
-    assert (low, high) == pytest.approx(stats.t.interval(0.95, 3, np.mean(values), stats.sem(values)))
-    assert mean == pytest.approx(np.mean(values))
 
 
 def test_resamples_are_the_same_in_every_call() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from sparsemem.cli import main
 from sparsemem.config import Run, Trial, load_study
 from sparsemem.probes import study as module
 from sparsemem.probes.alignment import soft_alignment
+from sparsemem.probes.cka import CKA
 from sparsemem.probes.pairs import SEEDS, SHARES, alignments, by_share, pairs
 from sparsemem.study import launch
 from sparsemem.study.engines.worker import run_job
@@ -79,8 +81,9 @@ def test_every_kept_model_and_pair_is_probed(ledger: Ledger, capsys: pytest.Capt
             if not each["order"]:
                 assert float(each["loss"]) == pytest.approx(result["val_loss"], rel=1e-6)
     cka = read(ledger.folder / "probes" / "cka.csv")
-    kinds = [each["pair"] for each in cka]
-    assert (kinds.count(SHARES), kinds.count(SEEDS)) == (18, 18)
+    kinds = [(each["pair"], each["positions"]) for each in cka]
+    assert all(kinds.count((pair, at)) == 18 for pair in (SHARES, SEEDS) for at in ("all", "unit_ends"))
+    cka = [each for each in cka if each["positions"] == "all"]
     for each in cka:
         same = (each["first_share"] == each["second_share"], each["first_seed"] == each["second_seed"])
         assert same == ((False, True) if each["pair"] == SHARES else (True, False))
@@ -99,6 +102,20 @@ def test_every_kept_model_and_pair_is_probed(ledger: Ledger, capsys: pytest.Capt
         assert float(each["difference"]) == float(each["index"]) - float(each["null"])
 
 
+def test_the_area_between_lens_curves_is_that_of_the_curves(ledger: Ledger) -> None:
+    assert main(["probe", str(ledger.folder), "--sequences", "1000"]) == 0
+    areas = read(ledger.folder / "probes" / "lens_area.csv")
+    assert [each["pair"] for each in areas].count(SHARES) == [each["pair"] for each in areas].count(SEEDS) == 2
+    for each in areas:
+        under = []
+        for name in ("first", "second"):
+            lens = read(ledger.trial_folder(each[f"{name}_id"]) / "probes" / "logit_lens.csv")
+            kl = [float(row["kl_final_layer"]) for row in lens]
+            under.append(np.trapezoid(kl, dx=1 / (len(kl) - 1)))
+        assert float(each["area"]) == pytest.approx(under[1] - under[0], abs=1e-9)
+        assert float(each["area_low"]) < float(each["area"]) < float(each["area_high"])
+
+
 def test_named_trials_alone_are_probed(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = (row["trial_id"] for row in ledger.rows[:2])
     assert main(["probe", str(ledger.folder), "--trial", first, second, "--sequences", "3"]) == 0
@@ -113,7 +130,7 @@ def test_a_model_is_like_itself(ledger: Ledger) -> None:
     kept = load_model(ledger.trial_folder(ledger.rows[0]["trial_id"]))
     for kind in ("unbiased", "minibatch", "biased"):
         assert torch.allclose(
-            module.compare(kept, kept, module.Samples(64)).matrix(kind).diagonal(), torch.ones(3).double()
+            module.compare(kept, kept, module.Samples(64))["all"].matrix(kind).diagonal(), torch.ones(3).double()
         )
 
 
@@ -190,3 +207,14 @@ def test_the_interval_is_over_seeds() -> None:
     rows = [row(0, 1, 1.0), row(0, 2, 0.0), row(1, 1, 2.0), row(1, 2, math.nan), row(2, 1, 0.0), row(2, 2, 1.0)]
     means = [0.5, 2.0, 0.5]
     assert by_share(rows) == [("1", "0", 1.0, statistics.stdev(means) / math.sqrt(3), 3)]
+
+
+def test_cka_at_ends_of_units_is_that_of_their_rows(ledger: Ledger) -> None:
+    first, second = (load_model(ledger.trial_folder(row["trial_id"])) for row in ledger.rows[:2])
+    samples = module.Samples(64)
+    found, sample = module.compare(first, second, samples), samples.of(first)
+    ends = torch.from_numpy(sample.unit_ends_P)
+    wanted = CKA()
+    wanted.add(*([each[ends] for each in module._streams(kept, sample.windows[0])] for kept in (first, second)))
+    assert found["unit_ends"].tokens == int(ends.sum()) < found["all"].tokens
+    assert torch.allclose(found["unit_ends"].matrix("unbiased"), wanted.matrix("unbiased"), atol=1e-10)
