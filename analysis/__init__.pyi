@@ -9,8 +9,8 @@ from .fits.data_constrained import (
     fit_data_constrained as fit_data_constrained,
 )
 from .fits.density import fit_density as fit_density
-from .fits.isoflop import IsoflopFit as IsoflopFit
 from .fits.isoflop import fit_isoflop as fit_isoflop
+from .fits.isoflop_result import IsoflopFit as IsoflopFit
 from .fits.joint import fit_joint as fit_joint
 from .fits.joint_result import JointFit as JointFit
 from .fits.ladder import fit_ladder as fit_ladder

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy.special import chdtri
+from scipy.special import chdtri, nctdtr, stdtrit
 
 from analysis.cells import RATE, cell_fields
 from analysis.errors import AnalysisError
-from analysis.fits.noise import LEVEL, POWER, detectable, power, seeds_needed
 from analysis.results import Results
 from analysis.studies import analyse
 from analysis.table import si
 
+LEVEL, POWER, MOST_SEEDS = 0.05, 0.8, 1000
 UNEVEN = 2.0
 """Factor between the noises of two cells from which on they are named."""
 
@@ -110,3 +110,52 @@ def describe_detect(found: dict[str, Any]) -> str:
         takes = f"{needed or 'more than 1,000'} seeds see {depth:g} with {POWER:.0%}{span}"
         lines.append(f"  {design['points']} points, {seeds} each: {can}; {takes}")
     return "\n".join(lines)
+
+
+# --- the power of the test --------------------------------------------------------------------------------------------
+
+
+def power(depth: float, paired_sd: float, seeds: int, points: int) -> float:
+    """Chance that a paired difference of two points of this size is told from 0: two-sided t test at 5%, noise pooled
+    over all points.
+
+    Both are named beforehand; the best of many points, picked afterwards, needs more.
+
+    Args:
+        depth: true difference, nats per token.
+        paired_sd: of one run once the effect of its seed is off, nats per token.
+        seeds: of each point.
+        points: whose runs the noise is pooled over, each with all seeds: (points - 1) (seeds - 1) degrees of freedom.
+    """
+    df = (points - 1) * (seeds - 1)
+    if df < 1:
+        return 0.0
+    shift, critical = depth / (paired_sd * math.sqrt(2 / seeds)), float(stdtrit(df, 1 - LEVEL / 2))
+    # Far from 0 the noncentral t's distribution function is not evaluated; there the test cannot miss.
+    return 1.0 if shift > critical + 20 else float(1 - nctdtr(df, shift, critical) + nctdtr(df, shift, -critical))
+
+
+def seeds_needed(depth: float, paired_sd: float, points: int) -> int | None:
+    """Fewest seeds at each point with a `power` of 80%; None beyond 1,000."""
+    low, high = 1, 2
+    while power(depth, paired_sd, high, points) < POWER:
+        low, high = high, 2 * high
+        if low >= MOST_SEEDS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(depth, paired_sd, middle, points) >= POWER else (middle, high)
+    return high
+
+
+def detectable(paired_sd: float, seeds: int, points: int) -> float | None:
+    """Least difference with a `power` of 80%, nats per token; None with one seed."""
+    if (points - 1) * (seeds - 1) < 1:
+        return None
+    low, high = 0.0, paired_sd
+    while power(high, paired_sd, seeds, points) < POWER:
+        low, high = high, 2 * high
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if power(middle, paired_sd, seeds, points) >= POWER else (middle, high)
+    return high

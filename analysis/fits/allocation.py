@@ -19,6 +19,7 @@ from analysis.errors import AnalysisError
 from analysis.fits.allocation_result import AllocationFit, Candidate, Curves
 from analysis.fits.laws import Akima, Cubic, Law, Quadratic, TwoPower
 from analysis.fits.noise import (
+    Noise,
     SeedModel,
     aicc,
     aiccs,
@@ -29,11 +30,13 @@ from analysis.fits.noise import (
     resample,
     seed_model,
     tied_with_best,
+    unrepeated,
 )
 from analysis.fits.runs import (
-    NO_LOSS,
     Runs,
     read_shares,
+    refused_losses,
+    require_apart,
     require_one_budget,
     require_resamples,
     same_losses,
@@ -47,8 +50,6 @@ Array = np.ndarray
 LawName = Literal["auto", "quadratic", "cubic", "two-power", "akima"]
 LAWS: tuple[Law, ...] = (Quadratic(), Cubic(), TwoPower(), Akima())
 LEAST_SHARES = 4
-APART = 1e-4  # shares nearer to each other cannot be meant as two
-HUGE = 1e100  # losses beyond it have squares that no number holds
 DIGITS = 1e-7  # part of a loss that single precision resolves: smaller deviations refute no law
 
 
@@ -88,7 +89,7 @@ def fit_allocation(
     shares = np.unique(runs.x_NK)
     common: dict[str, Any] = {
         "shares": tuple(map(float, shares)),
-        "seeds": len(np.unique(runs.seeds_N)),
+        "seeds": runs.seeds,
         "rows": runs.rows,
         "conventions": _conventions(x, loss, law, resamples, random_seed),
         "_runs": runs,
@@ -143,8 +144,8 @@ def _estimate(
     x_N, seeds = runs.x_NK[:, 0], common["seeds"]
     model = seed_model(x_N, runs.y_N, runs.seeds_N)
     weights_I = 1 / np.diag(model.covariance_II)
-    sd, df = _noise(model, weights_I, common["conventions"])
-    y_BI = np.vstack([model.mean_I, resample(model, sd, df, resamples, rng)])
+    noise = model.noise(lambda: _leftover(model, weights_I, common["conventions"]))
+    y_BI = np.vstack([model.mean_I, resample(model, noise, resamples, rng)])
     theta = tuple(each.fit(model.x_I, weights_I, y_BI) for each in laws)
     settled_B = np.logical_and.reduce(
         [each.settled(model.x_I, weights_I, y_BI, own) for each, own in zip(laws, theta, strict=True)]
@@ -156,7 +157,7 @@ def _estimate(
     low, high = float(shares[0]), float(shares[-1])
     best_B, inside_B = curves.best(low, high)
     p_interior = float(inside_B[1:].mean())
-    tied_I = tied_with_best(model, sd, df, rng)
+    tied_I = tied_with_best(model, noise, rng)
     louder = tuple(map(float, shares[noisier(x_N, runs.y_N, runs.seeds_N, rng)])) if model.df else ()
     interior = bool(inside_B[0]) and p_interior >= (0.95 if tied_I.all() else 0.5)
     end = float(best_B[0]) if not inside_B[0] else low if model.mean_I[0] <= model.mean_I[-1] else high
@@ -198,7 +199,7 @@ def _estimate(
         depth=depth,
         p_interior=p_interior,
         tied=tuple(map(float, shares[tied_I])),
-        paired_sd=model.sd if model.df else None,
+        paired_sd=model.paired_sd,
         seed_sd=model.spread if math.isfinite(model.spread) else None,
         depth_over_noise=depth.value / model.sd if depth and model.df and model.sd > 0 else None,
         lack_of_fit_p=lack,
@@ -211,17 +212,13 @@ def _estimate(
     )
 
 
-def _noise(model: SeedModel, weights_I: Array, conventions: dict[str, Any]) -> tuple[float, int]:
-    """Standard deviation of a run and its degrees of freedom. Where nothing is repeated the residuals around the most
-    flexible law that leaves any stand in, which `conventions` then say.
-    """
-    if model.df:
-        return model.sd, model.df
+def _leftover(model: SeedModel, weights_I: Array, conventions: dict[str, Any]) -> Noise:
+    """The residuals around the most flexible law that leaves any, in place of noise; `conventions` then say so."""
     loosest = [each for each in LAWS[:3] if len(model.x_I) >= each.least_shares][-1]
     residual_I = model.mean_I - loosest.value(model.x_I, loosest.fit(model.x_I, weights_I, model.mean_I[None]))[0]
     df = len(model.x_I) - len(loosest.parameters)
     conventions["noise"] = f"nothing is repeated: residuals around the {loosest.name} curve stand in for it"
-    return float(np.sqrt(np.sum(weights_I * residual_I**2) / df)), df
+    return Noise(float(np.sqrt(np.sum(weights_I * residual_I**2) / df)), df)
 
 
 def _choice(
@@ -238,18 +235,6 @@ def _choice(
     errors_LA = np.sqrt(np.mean((left_out_LAI - y_BI[asked_A, 1:-1]) ** 2, axis=2))
     chosen_B[refuted_B] = errors_LA.argmin(0)[refuted_B[asked_A]]
     return chosen_B, left_out_LAI[:, 0]
-
-
-def require_apart(shares: Array, caller: str) -> None:
-    """Refuse shares that differ by rounding alone.
-
-    Raises:
-        AnalysisError: naming two of them.
-    """
-    near = np.flatnonzero(np.diff(shares) < APART)
-    if len(near):
-        pair = " and ".join(f"{share:.9g}" for share in shares[near[0] : near[0] + 2])
-        raise AnalysisError(f"{caller}: the shares {pair} are nearer than {APART:g}: give what is one share one value")
 
 
 def _laws(name: str) -> tuple[Law, ...]:
@@ -300,11 +285,8 @@ def _squares(law: Law, theta_BK: Array, model: SeedModel, w_I: Array, y_BI: Arra
 
 def _refusal(shares: Array, runs: Runs) -> tuple[Status, str] | None:
     """Why no curve can be fitted, or None."""
-    bad = runs.unusable()
-    if bad:
-        return Status.NOT_FINITE, NO_LOSS.format(bad)
-    if runs.y_N.size and runs.y_N.max() > HUGE:
-        return Status.NOT_FINITE, f"the loss reaches {runs.y_N.max():.3g}: check the column, or give it in other units."
+    if refused := refused_losses(runs):
+        return refused
     if len(shares) < LEAST_SHARES:
         return (
             Status.TOO_FEW_POINTS,
@@ -385,10 +367,7 @@ def _verdict(
         )
     if seeds < 2 or model.df == 0:
         status = Status.TOO_FEW_POINTS
-        doubts.append(
-            "no repeats, so seed noise is not measured and the residuals around the curve stand in for it: train a "
-            "second seed."
-        )
+        doubts.append(unrepeated("the residuals around the curve stand in for it"))
     return status, " ".join(doubts)
 
 

@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import require_columns
-from analysis.fits.linear import LEVEL, Noise, chance, combine, covariance, holm
-from analysis.fits.noise import SeedModel, noisier, quieter, seed_model
-from analysis.fits.runs import NO_LOSS, Runs, read_runs, require_one_budget, same_runs, same_seeds
+from analysis.fits.linear import LEVEL, chance, combine, covariance, holm
+from analysis.fits.noise import Noise, SeedModel, noisier, quieter, seed_model, unrepeated
+from analysis.fits.runs import Runs, read_runs, refused_losses, require_one_budget, same_losses, same_runs, same_seeds
 from analysis.fits.types import Estimate, Fit, with_doubt
 from analysis.status import Status
 
@@ -216,7 +216,7 @@ def fit_comparison(
     common: dict[str, Any] = {
         "law": "paired differences",
         "reference": reference,
-        "seeds": len(np.unique(runs.seeds_N)),
+        "seeds": runs.seeds,
         "rows": runs.rows,
         "conventions": {
             **{"name": name, "share": share, "loss": loss, "loss_unit": "nats per token"},
@@ -229,8 +229,8 @@ def fit_comparison(
             "held_out_set": "the same sequences for every run; intervals hold for that set",
         },
     }
-    if bad := runs.unusable():
-        return ComparisonFit(status=Status.NOT_FINITE, message=NO_LOSS.format(bad), **common)
+    if refused := refused_losses(runs):
+        return ComparisonFit(status=refused[0], message=refused[1], **common)
     return _estimate(runs, named, pairs, common)
 
 
@@ -249,7 +249,7 @@ def _estimate(
     if not points:
         return ComparisonFit(status=Status.TOO_FEW_POINTS, message="no run has finished.", **common)
     model = seed_model(runs.x_NK[:, 0], runs.y_N, runs.seeds_N)
-    copied = same_seeds(model.sd, runs.y_N) if model.df else ""
+    copied = same_losses(runs.y_N) or same_seeds(model.sd, runs.y_N)
     repeated = model.df > 0 and not copied
     errors = model.sd * np.sqrt(np.diag(model.covariance_II))
     levels = tuple(
@@ -264,9 +264,8 @@ def _estimate(
     chosen = [pair for pair in chosen if reference not in pair]
     asked = _questions(points, chosen, reference)
     if not any(asked.values()) or not repeated:
-        message = (
-            "no two alternatives have a finished run at one share." if not any(asked.values()) else copied or _ONE_SEED
-        )
+        alone = "" if any(asked.values()) else "no two alternatives have a finished run at one share."
+        message = alone or copied or unrepeated("no difference can be told from it")
         return ComparisonFit(status=Status.TOO_FEW_POINTS, message=message, levels=levels, **common)
     noise = Noise(model.sd, model.df)
     differences, means, gains = (_answers(asked[family], model, noise) for family in ("differences", "means", "gains"))
@@ -307,9 +306,6 @@ def _unlike(runs: Runs, levels: Sequence[Level]) -> str:
     )
 
 
-_ONE_SEED = (
-    "no seed is repeated, so the noise is not measured and no difference can be told from it: train a second seed."
-)
 Question = tuple[Array, str, str, float | None]
 """Weights over the points, first, second, share."""
 

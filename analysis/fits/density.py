@@ -30,14 +30,14 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError
-from analysis.fits.linear import TIE, LinearFit, Noise, fit_linear, left_out_errors, leftover, nested
-from analysis.fits.noise import SeedModel, aicc, lack_of_fit, seed_model
+from analysis.fits.linear import TIE, LinearFit, fit_linear, left_out_errors, leftover, nested
+from analysis.fits.noise import Noise, SeedModel, aicc, lack_of_fit, seed_model, unrepeated
 from analysis.fits.runs import (
     LENGTH,
-    NO_LOSS,
     Runs,
     distinct,
     read_runs,
+    refused_losses,
     require_one_budget,
     require_one_size,
     same_losses,
@@ -231,7 +231,7 @@ def fit_density(
     )
     common: dict[str, Any] = {
         "points": tuple((float(size), float(reads)) for size, reads in points_I2),
-        "seeds": len(np.unique(runs.seeds_N)),
+        "seeds": runs.seeds,
         "rows": runs.rows,
         "conventions": _conventions(rows, read, loss),
     }
@@ -296,7 +296,7 @@ def _estimate(runs: Runs, points_I2: Array, point_N: Array, common: dict[str, An
         exchange=plane.estimate(-math.log2(EXCHANGE[0]) * SIZE - math.log2(EXCHANGE[1]) * READ),
         surfaces=surfaces,
         gain_ranges=_gain_ranges(logs_I2, drawn.surface, kept.theta_K),
-        paired_sd=model.sd if model.df else None,
+        paired_sd=model.paired_sd,
         noise_df=model.df,
         _drawn=kept,
         **common,
@@ -318,18 +318,14 @@ def _verdict(drawn: Surface, model: SeedModel, runs: Runs) -> tuple[Status, str]
         )
     if model.df == 0:
         status = Status.TOO_FEW_POINTS
-        doubts.append(
-            "no repeats, so seed noise is not measured and the residuals around the plane stand in for it: train a "
-            "second seed."
-        )
+        doubts.append(unrepeated("the residuals around the plane stand in for it"))
     return status, " ".join(doubts)
 
 
 def _refusal(runs: Runs, points_I2: Array) -> tuple[Status, str] | None:
     """Why nothing can be fitted, or None."""
-    bad = runs.unusable()
-    if bad:
-        return Status.NOT_FINITE, NO_LOSS.format(bad)
+    if refused := refused_losses(runs):
+        return refused
     equal = same_losses(runs.y_N)
     if equal:
         return Status.TOO_FEW_POINTS, equal
@@ -344,7 +340,7 @@ def _refusal(runs: Runs, points_I2: Array) -> tuple[Status, str] | None:
 
 
 def _noise(model: SeedModel, logs_I2: Array) -> Noise:
-    return Noise(model.sd, model.df) if model.df else leftover(model, _design(logs_I2, "plane"))
+    return model.noise(lambda: leftover(model, _design(logs_I2, "plane")))
 
 
 def _logs(x_X2: Array, points_I2: Array) -> Array:

@@ -12,24 +12,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import chdtrc, fdtrc  # scipy.stats would take a second to import
 
 from analysis.fits.counting import unit_of_flops
+from analysis.fits.isoflop_result import Budget, IsoflopFit, Profile
 from analysis.fits.log_log import LogLogFit, fit_log_log
 from analysis.fits.points import Points, read_points
 from analysis.fits.runs import distinct, finished, listed, require_resamples, same_seeds
 from analysis.fits.scatter import judge_scatter, with_scatter
-from analysis.fits.types import REFUTED, Estimate, Fit, banded, with_doubt
+from analysis.fits.types import REFUTED, Estimate
 from analysis.interval import percent, takes_level
 from analysis.status import Status
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Array = np.ndarray
 SAME_BUDGET = (
@@ -37,113 +34,6 @@ SAME_BUDGET = (
 )
 LEAST_SIZES, LEAST_BUDGETS = 4, 3
 EDGE = 0.01  # an optimum within this part of the sampled range from an end counts as that end
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The runs of one budget and their optimum."""
-
-    flops: float
-    """Geometric mean, in FLOPs where `conventions` knows the unit of its column, otherwise in that unit."""
-    runs: int
-    optimum: Estimate | None
-    """Size at the least loss of the parabola; None where the budget is left out."""
-    log_se: float | None
-    """Standard deviation of log optimum over the resamples."""
-    loss: Estimate | None
-    """At the optimum."""
-    p_interior: float | None
-    """Part of the resamples whose optimum is inside the sampled sizes; None where no parabola was fitted."""
-    note: str = ""
-    """Why it is left out; '' where it is kept."""
-
-    @property
-    def is_profile(self) -> bool:
-        """Whether a parabola was fitted."""
-        return self.p_interior is not None
-
-
-@dataclass(frozen=True)
-class _Profile:
-    """One budget's runs and curves."""
-
-    log_n_I: Array
-    y_I: Array
-    center: float
-    theta_B3: Array
-    """Parabolas in log size less `center`; row 0 is that of the data."""
-    level: float
-    """What `y_I` and the parabolas are in units of."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class IsoflopFit(Fit):
-    """Optimal size against budget. The optima have 95% percentile intervals over resampled noise, the exponent one of
-    Student's t.
-    """
-
-    columns: tuple[str, str]
-    """Of the budget and of the size."""
-    budgets: tuple[Budget, ...]
-    """All, those left out too."""
-    noise_sd: float | None = None
-    """Standard deviation of one run's loss; None where every run has its own."""
-    lack_of_fit_p: float | None = None
-    """Chance of so poor a fit if the profiles were parabolas; None where the noise was not measured."""
-    line: LogLogFit | None = None
-    """Through the optima that are kept."""
-    _profiles: tuple[_Profile | None, ...] = field(default=(), repr=False, compare=False)
-
-    @property
-    def predictors(self) -> tuple[str, ...]:
-        """The column of the budget, in its unit; what is predicted is the best size."""
-        return self.columns[:1]
-
-    def _predict(self, places: pd.DataFrame) -> dict[str, Array]:
-        assert self.line
-        return {name: values.to_numpy() for name, values in self.line.predict(places).iloc[:, 1:].items()}
-
-    def summary(self) -> str:
-        lines = [self.line.sentence()] if self.line and self.line.parameters else []
-        kept, profiles = sum(not each.note for each in self.budgets), sum(each.is_profile for each in self.budgets)
-        if profiles:
-            lines.append(f"{kept} of {profiles} profiles have an optimum inside their sizes.")
-        return with_doubt(self.status, self.message, lines)
-
-    def drawn(self) -> pd.DataFrame:
-        """What `plot` draws -> series (run, curve, optimum), group (FLOPs), x (size), loss, low, high (of an optimum:
-        its size).
-        """
-        from analysis.figures.law import curves_of, runs_of
-
-        tables = []
-        for budget, profile in zip(self.budgets, self._profiles, strict=True):
-            if profile is None:
-                continue
-            tables.append(runs_of(np.exp(profile.log_n_I), profile.level * profile.y_I, budget.flops))
-            log_n_X = np.linspace(profile.log_n_I.min(), profile.log_n_I.max(), 61)
-            loss_BX = profile.level * profile.theta_B3 @ np.vander(log_n_X - profile.center, 3, increasing=True).T
-            curve = pd.DataFrame({self.columns[1]: np.exp(log_n_X), **banded(loss_BX)})
-            tables.append(curves_of(curve, self.columns[1], budget.flops))
-            if budget.optimum and budget.loss:
-                best = {
-                    "x": budget.optimum.value,
-                    "loss": budget.loss.value,
-                    "low": budget.optimum.low,
-                    "high": budget.optimum.high,
-                }
-                tables.append(pd.DataFrame([{"series": "optimum", "group": budget.flops, **best}]))
-        return (
-            pd.concat(tables, ignore_index=True)
-            if tables
-            else pd.DataFrame(columns=["series", "group", "x", "loss", "low", "high"])
-        )
-
-    def _draw(self, ax: Axes, data: pd.DataFrame) -> None:
-        from analysis.figures.law import draw_law
-
-        label = self.columns[0] if self.conventions["unit_of_C"] in (None, 1.0) else "FLOPs"
-        draw_law(ax, data, self.columns[1], self.conventions["loss"], label)
 
 
 @takes_level
@@ -204,41 +94,11 @@ def fit_isoflop(
     if not used:
         message = f"no budget has {LEAST_SIZES} distinct sizes: train more of them."
         return IsoflopFit(status=Status.TOO_FEW_POINTS, message=points.with_left_out(message), budgets=(), **common)
-    y_N = points.y_N / points.level
-    sd_N, df, measured = _noise(points, y_N, used, conventions)
-    copied = same_seeds(float(sd_N[0]), y_N) if measured and not loss_se else ""
-    sd_N = np.maximum(sd_N, 1e-12)  # where parabolas leave nothing over
     rng = np.random.default_rng(random_seed)
-    level_B = np.sqrt(df / rng.chisquare(df, resamples)) if df else np.ones(resamples)
-    found, profiles, squares, free, rest_N = _profiles(points, y_N, sd_N, owns, level_B, unit or 1.0, rng)
-    lack = None
-    if measured and free and not copied:
-        lack = float(fdtrc(free, df, squares / free)) if df else float(chdtrc(free, squares))
-    kept = [each for each in found if each.optimum]
-    optima = pd.DataFrame(
-        [(each.flops / (unit or 1.0), each.optimum.value, each.log_se) for each in kept if each.optimum],
-        columns=[flops, params, "log_se"],
-        dtype=float,
-    )
-    line = fit_log_log(optima.assign(log_se=np.maximum(optima["log_se"], 1e-9)), x=flops, y=params, log_se="log_se")
-    status, message = with_scatter(
-        *_verdict(found, line, lack, measured, copied, "FLOPs" if unit else f"of `{flops}`"),
-        *judge_scatter(points, rest_N),
-    )
-    message = f"{message} {units}".strip()
-    return IsoflopFit(
-        status=status,
-        message=points.with_left_out(message),
-        budgets=tuple(found),
-        parameters=line.parameters,
-        covariance=line.covariance,
-        objective=line.objective,
-        noise_sd=None if loss_se else points.level * float(sd_N[0]),
-        lack_of_fit_p=lack,
-        line=line,
-        _profiles=tuple(profiles),
-        **common,
-    )
+    return _estimate(points, owns, used, loss_se is not None, (unit, units), common, resamples, rng)
+
+
+# --- the steps --------------------------------------------------------------------------------------------------------
 
 
 def _conventions(
@@ -260,6 +120,60 @@ def _conventions(
     }
 
 
+def _estimate(
+    points: Points,
+    owns: list[Array],
+    used: list[Array],
+    given: bool,
+    units: tuple[float | None, str],
+    common: dict[str, Any],
+    resamples: int,
+    rng: np.random.Generator,
+) -> IsoflopFit:
+    """
+    Args:
+        owns: runs of each budget.
+        used: of those that determine a parabola.
+        given: every run has its own standard error.
+        units: of the budget's column, in FLOPs, None where it is not known; and what there is to say of it.
+    """
+    (flops, params), (unit, said) = common["columns"], units
+    y_N = points.y_N / points.level
+    sd_N, df, measured = _noise(points, y_N, used, common["conventions"])
+    copied = same_seeds(float(sd_N[0]), y_N) if measured and not given else ""
+    sd_N = np.maximum(sd_N, 1e-12)  # where parabolas leave nothing over
+    level_B = np.sqrt(df / rng.chisquare(df, resamples)) if df else np.ones(resamples)
+    found, profiles, squares, free, rest_N = _profiles(points, y_N, sd_N, owns, level_B, unit or 1.0, rng)
+    lack = None
+    if measured and free and not copied:
+        lack = float(fdtrc(free, df, squares / free)) if df else float(chdtrc(free, squares))
+    kept = [each for each in found if each.optimum]
+    optima = pd.DataFrame(
+        [(each.flops / (unit or 1.0), each.optimum.value, each.log_se) for each in kept if each.optimum],
+        columns=[flops, params, "log_se"],
+        dtype=float,
+    )
+    line = fit_log_log(optima.assign(log_se=np.maximum(optima["log_se"], 1e-9)), x=flops, y=params, log_se="log_se")
+    status, message = with_scatter(
+        *_verdict(found, line, lack, measured, copied, "FLOPs" if unit else f"of `{flops}`"),
+        *judge_scatter(points, rest_N),
+    )
+    message = f"{message} {said}".strip()
+    return IsoflopFit(
+        status=status,
+        message=points.with_left_out(message),
+        budgets=tuple(found),
+        parameters=line.parameters,
+        covariance=line.covariance,
+        objective=line.objective,
+        noise_sd=None if given else points.level * float(sd_N[0]),
+        lack_of_fit_p=lack,
+        line=line,
+        _profiles=tuple(profiles),
+        **common,
+    )
+
+
 def _fittable(points: Points, own: Array) -> bool:
     """Whether the runs of a budget determine a parabola and leave something over."""
     return distinct(points.x_TN[1, own]) >= LEAST_SIZES
@@ -273,7 +187,7 @@ def _profiles(
     level_B: Array,
     unit: float,
     rng: np.random.Generator,
-) -> tuple[list[Budget], list[_Profile | None], float, int, Array]:
+) -> tuple[list[Budget], list[Profile | None], float, int, Array]:
     """Optimum and parabolas of each budget; the squares that the parabolas leave over in units of the noise, their
     degrees of freedom, and log loss less theirs -> [N].
 
@@ -283,7 +197,7 @@ def _profiles(
         unit: of the budgets, in FLOPs.
     """
     found: list[Budget] = []
-    profiles: list[_Profile | None] = []
+    profiles: list[Profile | None] = []
     squares, free, rest_N = 0.0, 0, np.zeros(len(y_N))
     for own in owns:
         center = float(np.exp(np.log(points.x_TN[0, own]).mean())) * unit
@@ -346,14 +260,14 @@ def _noise(points: Points, y_N: Array, owns: list[Array], conventions: dict[str,
     return np.full(len(y_N), sd), df, measured
 
 
-def _profile(log_n_I: Array, y_I: Array, sd_I: Array, noise_BI: Array, level: float) -> _Profile:
+def _profile(log_n_I: Array, y_I: Array, sd_I: Array, noise_BI: Array, level: float) -> Profile:
     """The parabola through the runs, and through the runs with noise."""
     center = float(log_n_I.mean())
     map_3I = np.linalg.pinv(np.vander(log_n_I - center, 3, increasing=True) / sd_I[:, None]) / sd_I
-    return _Profile(log_n_I, y_I, center, np.vstack([y_I, y_I + noise_BI]) @ map_3I.T, level)
+    return Profile(log_n_I, y_I, center, np.vstack([y_I, y_I + noise_BI]) @ map_3I.T, level)
 
 
-def _optimum(flops: float, profile: _Profile) -> Budget:
+def _optimum(flops: float, profile: Profile) -> Budget:
     c_B, s_B, k_B = profile.theta_B3.T
     low, high = profile.log_n_I.min() - profile.center, profile.log_n_I.max() - profile.center
     air = EDGE * (high - low)

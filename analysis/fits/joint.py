@@ -30,7 +30,6 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError, require_columns
-from analysis.fits.allocation import require_apart
 from analysis.fits.joint_budgets import BUDGET, UNITS, factors_of, named, tell_apart, with_budgets
 from analysis.fits.joint_curve import BOUNDS, SOFT
 from analysis.fits.joint_findings import (
@@ -48,13 +47,14 @@ from analysis.fits.joint_law import PRIOR_SD, VALLEYS, Law, Means, aiccs, fit_cu
 from analysis.fits.joint_result import JointFit
 from analysis.fits.linear import LEVEL
 from analysis.fits.newton import SETTLED
-from analysis.fits.noise import SeedModel, resample, seed_model, tie_width, tied_with_best
+from analysis.fits.noise import Noise, SeedModel, resample, seed_model, tie_width, tied_with_best, unrepeated
 from analysis.fits.runs import (
-    NO_LOSS,
     Runs,
     listed,
     places,
     read_shares,
+    refused_losses,
+    require_apart,
     require_one_budget,
     require_resamples,
     same_losses,
@@ -121,9 +121,8 @@ def fit_joint(
         "budgets": budgets,
         "factors": factors,
     }
-    bad = ", ".join(filter(None, (runs.unusable() for runs in read)))
-    if bad:
-        return JointFit(status=Status.NOT_FINITE, message=NO_LOSS.format(bad), law="none", **common)
+    if refused := refused_losses(*read):
+        return JointFit(status=refused[0], message=refused[1], law="none", **common)
     seed_models = [seed_model(runs.x_NK[:, 0], runs.y_N, runs.seeds_N) for runs in read]
     refusal = _refusal(budgets, factors, seed_models)
     if refusal:
@@ -246,15 +245,9 @@ def _estimate(
     models = compared(curves, theta, score_MB[:, 0], means, errors)
     movement_p = chances(full, models, means)
     shifts = shifts_of(curves[-1], theta[-1], means, low, high)
-    tied_C = np.array(
-        [
-            tied_with_best(model, sd, int(df), rng).all()
-            for model, sd, df in zip(seed_models, means.sd_C, means.df_C, strict=True)
-        ]
-    )
-    widths = [
-        tie_width(model, sd, int(df), rng) for model, sd, df in zip(seed_models, means.sd_C, means.df_C, strict=True)
-    ]
+    noisy = list(zip(seed_models, means.noises, strict=True))
+    tied_C = np.array([tied_with_best(*each, rng).all() for each in noisy])
+    widths = [tie_width(*each, rng) for each in noisy]
     status, message = verdict(
         curves[chosen], theta[chosen][0], optima_CB, (low, high), models[chosen], means, tied_C, settled_B
     )
@@ -295,23 +288,22 @@ def _refusal(budgets: Sequence[Mapping[str, float]], factors: tuple[str, ...], m
             "`budget.total_params`."
         )
     if not any(model.df for model in models):
-        return "no seed is repeated, so the noise is not measured and nothing can be compared: train a second seed."
+        return unrepeated("nothing can be compared")
     return ""
 
 
 def _means(models: Sequence[SeedModel], z_CF: Array, seeds_C: Array, resamples: int, rng: np.random.Generator) -> Means:
     """A budget without repeats has the pooled noise of the others."""
     df = sum(model.df for model in models)
-    pooled = math.sqrt(sum(model.squares for model in models) / df)
-    sd_C = np.array([model.sd if model.df else pooled for model in models])
-    df_C = np.array([model.df or df for model in models])
+    pooled = Noise(math.sqrt(sum(model.squares for model in models) / df), df)
+    noises = tuple(model.noise(lambda: pooled) for model in models)
     budget_I = np.repeat(np.arange(len(models)), [len(model.x_I) for model in models])
     weigh_II = np.zeros((len(budget_I), len(budget_I)))
     for c, model in enumerate(models):
-        whiten = np.linalg.inv(np.linalg.cholesky(model.covariance_II)) / sd_C[c]
+        whiten = np.linalg.inv(np.linalg.cholesky(model.covariance_II)) / noises[c].sd
         level = whiten.sum(1) / np.linalg.norm(whiten.sum(1))
         weigh_II[np.ix_(budget_I == c, budget_I == c)] = whiten - np.outer(level, level @ whiten)
-    draws = [resample(model, sd, int(df), resamples, rng) for model, sd, df in zip(models, sd_C, df_C, strict=True)]
+    draws = [resample(model, noise, resamples, rng) for model, noise in zip(models, noises, strict=True)]
     y_BI = np.hstack([np.vstack([model.mean_I, drawn]) for model, drawn in zip(models, draws, strict=True)])
     x_I = np.concatenate([model.x_I for model in models])
-    return Means(x_I, y_BI, budget_I, z_CF, tuple(models), sd_C, df_C, weigh_II, seeds_C)
+    return Means(x_I, y_BI, budget_I, z_CF, tuple(models), noises, weigh_II, seeds_C)

@@ -94,7 +94,7 @@ def chances(full: Curve, models: Sequence[Model], means: Means) -> dict[str, flo
     budget, the least: with those of all, 10 of 100 simulated ladders (three factors, 8 budgets of 7 shares and 2 seeds)
     had a factor move where none did; now 2.
     """
-    squares, df = {model.moves_with: model.squares for model in models}, int(means.df_C.min())
+    squares, df = {model.moves_with: model.squares for model in models}, min(noise.df for noise in means.noises)
 
     def alone(name: str) -> float:
         without = squares[tuple(other for other in full.factors if other != name)]

@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis.fits.joint_curve import Curve
 from analysis.fits.newton import Minimum
-from analysis.fits.noise import SeedModel
+from analysis.fits.noise import Noise, SeedModel
 from analysis.fits.refits import fit_rows
 
 Array = np.ndarray
@@ -40,8 +40,8 @@ class Means:
     z_CF: Array
     """Decimal logarithms of the factors."""
     models: tuple[SeedModel, ...]
-    sd_C: Array
-    df_C: Array
+    noises: tuple[Noise, ...]
+    """Of a run in each budget."""
     weigh_II: Array
     """Takes the level of each budget off, and makes the noise of what is left independent and of size 1."""
     seeds_C: Array
@@ -62,8 +62,7 @@ class Means:
             budget_I=np.searchsorted(own, self.budget_I[own_I]),
             z_CF=z_CF,
             models=tuple(self.models[c] for c in own),
-            sd_C=self.sd_C[own],
-            df_C=self.df_C[own],
+            noises=tuple(self.noises[c] for c in own),
             weigh_II=self.weigh_II[np.ix_(own_I, own_I)],
             seeds_C=self.seeds_C[own],
         )
@@ -227,9 +226,8 @@ def aiccs(curve: Curve, theta_BK: Array, means: Means) -> Array:
     budgets = len(means.models)
     runs_C = np.array([model.counts_I.sum() for model in means.models])
     rest_BI = deviations(curve, theta_BK, means)
-    squares_BC = (
-        np.stack([(rest_BI[:, means.budget_I == c] ** 2).sum(1) for c in range(budgets)], axis=1) * means.sd_C**2
-    )
+    squares_CB = [(rest_BI[:, means.budget_I == c] ** 2).sum(1) * noise.sd**2 for c, noise in enumerate(means.noises)]
+    squares_BC = np.stack(squares_CB, axis=1)
     squares_BC[1:] /= 2
     free, runs = len(curve.names) + budgets + int((means.seeds_C - 1).sum()) + budgets, int(runs_C.sum())
     if runs - free <= 1:

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis.fits.linear import LEVEL, Noise, chance, combine, covariance, holm
-from analysis.fits.noise import seed_model
+from analysis.fits.linear import LEVEL, chance, combine, covariance, holm
+from analysis.fits.noise import Noise, seed_model, unrepeated
 from analysis.fits.runs import (
     LENGTH,
-    NO_LOSS,
     Runs,
     read_runs,
+    refused_losses,
     require_one_budget,
     require_one_size,
     same_losses,
@@ -178,7 +178,7 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
     require_one_size(frame, [rung], rung, "fit_ladder")
     common: dict[str, Any] = {
         "law": "paired steps",
-        "seeds": len(np.unique(runs.seeds_N)),
+        "seeds": runs.seeds,
         "rows": runs.rows,
         "conventions": {
             "loss": loss,
@@ -191,14 +191,12 @@ def fit_ladder(frame: pd.DataFrame, rung: str = "rung", loss: str = "val_loss", 
             "held_out_set": "the same sequences for every run; intervals hold for that set",
         },
     }
-    bad, places = runs.unusable(), [int(place) for place in np.unique(runs.x_NK[:, 0])]
-    if bad or len(places) < 2:
-        status = Status.NOT_FINITE if bad else Status.TOO_FEW_POINTS
-        few = f"rungs with a finished run: {len(places)}; a step needs two."
-        return LadderFit(status=status, message=NO_LOSS.format(bad) if bad else few, **common)
-    equal = same_losses(runs.y_N)
-    if equal:
-        return LadderFit(status=Status.TOO_FEW_POINTS, message=equal, **common)
+    if refused := refused_losses(runs):
+        return LadderFit(status=refused[0], message=refused[1], **common)
+    places = [int(place) for place in np.unique(runs.x_NK[:, 0])]
+    few = f"rungs with a finished run: {len(places)}; a step needs two." if len(places) < 2 else ""
+    if few := few or same_losses(runs.y_N):
+        return LadderFit(status=Status.TOO_FEW_POINTS, message=few, **common)
 
     return _estimate(runs, places, common)
 
@@ -235,7 +233,7 @@ def _estimate(runs: Runs, places: list[int], common: dict[str, Any]) -> LadderFi
     status, message = Status.CONVERGED, ""
     if model.df == 0:
         status = Status.TOO_FEW_POINTS
-        message = "no repeats, so seed noise is not measured and no step can be told from it: train a second seed."
+        message = unrepeated("no step can be told from it")
     copied = same_seeds(model.sd, runs.y_N)
     if copied:
         status, message = Status.TOO_FEW_POINTS, copied
@@ -246,7 +244,7 @@ def _estimate(runs: Runs, places: list[int], common: dict[str, Any]) -> LadderFi
         covariance=covariance(model, weights_KI, noise) if parameters else (),
         objective=model.squares,
         rungs=rungs,
-        paired_sd=model.sd if model.df else None,
+        paired_sd=model.paired_sd,
         noise_df=model.df,
         **common,
     )

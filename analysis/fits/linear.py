@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
-from scipy.special import stdtr, stdtrit  # scipy.stats would take a second to import
+from scipy.special import stdtr  # scipy.stats would take a second to import
 
-from analysis.fits.noise import SeedModel
+from analysis.fits.noise import Noise, SeedModel
 from analysis.fits.types import Estimate
-from analysis.interval import ends
 
 Array = np.ndarray
 Name = TypeVar("Name", bound=Hashable)
@@ -29,19 +28,6 @@ TIE = 2.0
 """AICc difference below which two laws are not told apart (Burnham and Anderson, Model Selection and Multimodel
 Inference, sec. 2.6).
 """
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Standard deviation of one run once the effect of its seed is off, and the degrees of freedom behind it."""
-
-    sd: float
-    df: int
-
-    @property
-    def t(self) -> float:
-        """Half width of a 95% interval in standard errors."""
-        return float(stdtrit(self.df, ends()[1]))
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,37 @@ Letters: I shares, J seeds, N runs, B resamples.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import fdtrc, nctdtr, stdtrit  # scipy.stats would take a second to import
+from scipy.special import fdtrc, stdtrit  # scipy.stats would take a second to import
+
+from analysis.interval import ends
 
 Array = np.ndarray
+
+
+def unrepeated(instead: str) -> str:
+    """What there is to doubt where no seed is repeated.
+
+    Args:
+        instead: what follows from it.
+    """
+    return f"no repeats, so seed noise is not measured and {instead}: train a second seed."
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviation of one run once the effect of its seed is off, and the degrees of freedom behind it."""
+
+    sd: float
+    df: int
+
+    @property
+    def t(self) -> float:
+        """Half width of a 95% interval in standard errors."""
+        return float(stdtrit(self.df, ends()[1]))
 
 
 @dataclass(frozen=True)
@@ -45,6 +70,15 @@ class SeedModel:
     def covariance_II(self) -> Array:
         """Covariance of `mean_I` in units of sd^2."""
         return self.map_IN @ self.map_IN.T
+
+    @property
+    def paired_sd(self) -> float | None:
+        """`sd`, None where nothing is repeated."""
+        return self.sd if self.df else None
+
+    def noise(self, leftover: Callable[[], Noise]) -> Noise:
+        """Of a run; where nothing is repeated, what a law leaves over stands in for it."""
+        return Noise(self.sd, self.df) if self.df else leftover()
 
 
 def seed_model(x_N: Array, y_N: Array, seed_N: Array) -> SeedModel:
@@ -125,7 +159,7 @@ def quieter(x_N: Array, y_N: Array, rng: np.random.Generator) -> Array:
     return np.asarray(parts(y_N[None])[0] < np.quantile(parts(rng.standard_normal((4000, len(y_N)))).min(1), 0.05))
 
 
-def resample(model: SeedModel, sd: float, df: int, count: int, rng: np.random.Generator) -> Array:
+def resample(model: SeedModel, noise: Noise, count: int, rng: np.random.Generator) -> Array:
     """Share means of `count` repeated studies -> [B, I].
 
     With two or three seeds there is too little to draw from by resampling the runs themselves, so Gaussian noise of the
@@ -133,31 +167,31 @@ def resample(model: SeedModel, sd: float, df: int, count: int, rng: np.random.Ge
     noise level from its own uncertainty (scaled inverse chi-square), which widens the interval of a study with few
     seeds as Student's t would.
     """
-    level_B = sd * np.sqrt(df / rng.chisquare(df, count))
+    level_B = noise.sd * np.sqrt(noise.df / rng.chisquare(noise.df, count))
     noise_BN = rng.standard_normal((count, model.map_IN.shape[1])) * level_B[:, None]
     return model.mean_I + noise_BN @ model.map_IN.T
 
 
-def tied_with_best(model: SeedModel, sd: float, df: int, rng: np.random.Generator) -> Array:
+def tied_with_best(model: SeedModel, noise: Noise, rng: np.random.Generator) -> Array:
     """Which shares may be the best: bool [I]. The true best is among them with 95% confidence, jointly over all shares.
 
     Gupta's subset selection (Technometrics 7, 1965): share k stays if no share i beats it by more than d_k standard
     errors of their paired difference, d_k being the 95% quantile of the largest such ratio when all shares are equal
     (simulated, pooled noise).
     """
-    error_II, most_I = _ties(model, df, rng)
+    error_II, most_I = _ties(model, noise.df, rng)
     return np.array(
-        [((model.mean_I[k] - model.mean_I) / error_II[k]).max() <= sd * most_I[k] for k in range(len(most_I))]
+        [((model.mean_I[k] - model.mean_I) / error_II[k]).max() <= noise.sd * most_I[k] for k in range(len(most_I))]
     )
 
 
-def tie_width(model: SeedModel, sd: float, df: int, rng: np.random.Generator) -> float:
+def tie_width(model: SeedModel, noise: Noise, rng: np.random.Generator) -> float:
     """How much worse than the best a share may be and still be tied with it (`tied_with_best`), the median over shares:
     what a study of these seeds and this noise does not tell apart, nats per token.
     """
-    error_II, most_I = _ties(model, df, rng)
+    error_II, most_I = _ties(model, noise.df, rng)
     return float(
-        sd
+        noise.sd
         * np.median(
             [
                 most * np.median(np.delete(error_I, k))
@@ -230,52 +264,3 @@ def cps(squares_B: Array, parameters: int, sd: float) -> Array:
     data ask for.
     """
     return np.asarray(squares_B / sd**2 + 2 * parameters)
-
-
-LEVEL, POWER, MOST_SEEDS = 0.05, 0.8, 1000
-
-
-def power(depth: float, paired_sd: float, seeds: int, points: int) -> float:
-    """Chance that a paired difference of two points of this size is told from 0: two-sided t test at 5%, noise pooled
-    over all points.
-
-    Both are named beforehand; the best of many points, picked afterwards, needs more.
-
-    Args:
-        depth: true difference, nats per token.
-        paired_sd: of one run once the effect of its seed is off, nats per token.
-        seeds: of each point.
-        points: whose runs the noise is pooled over, each with all seeds: (points - 1) (seeds - 1) degrees of freedom.
-    """
-    df = (points - 1) * (seeds - 1)
-    if df < 1:
-        return 0.0
-    shift, critical = depth / (paired_sd * math.sqrt(2 / seeds)), float(stdtrit(df, 1 - LEVEL / 2))
-    # Far from 0 the noncentral t's distribution function is not evaluated; there the test cannot miss.
-    return 1.0 if shift > critical + 20 else float(1 - nctdtr(df, shift, critical) + nctdtr(df, shift, -critical))
-
-
-def seeds_needed(depth: float, paired_sd: float, points: int) -> int | None:
-    """Fewest seeds at each point with a `power` of 80%; None beyond 1,000."""
-    low, high = 1, 2
-    while power(depth, paired_sd, high, points) < POWER:
-        low, high = high, 2 * high
-        if low >= MOST_SEEDS:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(depth, paired_sd, middle, points) >= POWER else (middle, high)
-    return high
-
-
-def detectable(paired_sd: float, seeds: int, points: int) -> float | None:
-    """Least difference with a `power` of 80%, nats per token; None with one seed."""
-    if (points - 1) * (seeds - 1) < 1:
-        return None
-    low, high = 0.0, paired_sd
-    while power(high, paired_sd, seeds, points) < POWER:
-        low, high = high, 2 * high
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (low, middle) if power(middle, paired_sd, seeds, points) >= POWER else (middle, high)
-    return high

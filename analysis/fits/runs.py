@@ -14,11 +14,15 @@ import pandas as pd
 
 from analysis.columns import floats, is_finished
 from analysis.errors import AnalysisError, require_columns
+from analysis.status import Status
 
 Array = np.ndarray
 
 
-NO_LOSS = "the loss of {} is not a number or is negative: leave such runs out and say so, or repeat them."
+HUGE = 1e100
+"""Losses beyond it have squares that no number holds."""
+APART = 1e-4
+"""Shares nearer to each other cannot be meant as two."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,23 @@ class Runs:
     rows: tuple[str, ...]
     """Trial ids, or the table's index where it has none."""
 
-    def unusable(self) -> str:
-        """Names the runs whose loss is not a number or is negative; '' where there is none. `NO_LOSS` says
-        what to do.
-        """
-        return listed(
-            [row for row, value in zip(self.rows, self.y_N, strict=True) if not (np.isfinite(value) and value >= 0)]
-        )
+    @property
+    def seeds(self) -> int:
+        """How many there are."""
+        return len(np.unique(self.seeds_N))
+
+
+def refused_losses(*cells: Runs) -> tuple[Status, str] | None:
+    """Why nothing can be fitted to such losses; None where they are losses."""
+    held = [(row, loss) for runs in cells for row, loss in zip(runs.rows, runs.y_N, strict=True)]
+    wrong = [row for row, loss in held if not (np.isfinite(loss) and loss >= 0)]
+    if wrong:
+        remedy = "leave such runs out and say so, or repeat them."
+        return Status.NOT_FINITE, f"the loss of {listed(wrong)} is not a number or is negative: {remedy}"
+    most = max((loss for _, loss in held), default=0.0)
+    if most > HUGE:
+        return Status.NOT_FINITE, f"the loss reaches {most:.3g}: check the column, or give it in other units."
+    return None
 
 
 def read_shares(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, caller: str) -> Runs:
@@ -54,6 +68,18 @@ def read_shares(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, cal
         names = ", ".join(f"`{name}`" for name in x)
         raise AnalysisError(f"{caller}: column {names} must hold shares between 0 and 1")
     return runs
+
+
+def require_apart(shares: Array, caller: str) -> None:
+    """Refuse shares that differ by rounding alone.
+
+    Raises:
+        AnalysisError: naming two of them.
+    """
+    near = np.flatnonzero(np.diff(shares) < APART)
+    if len(near):
+        pair = " and ".join(f"{share:.9g}" for share in shares[near[0] : near[0] + 2])
+        raise AnalysisError(f"{caller}: the shares {pair} are nearer than {APART:g}: give what is one share one value")
 
 
 def read_runs(frame: pd.DataFrame, x: Sequence[str], loss: str, seed: str, caller: str) -> Runs:

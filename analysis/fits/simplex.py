@@ -28,14 +28,14 @@ import pandas as pd
 from scipy.spatial import ConvexHull
 
 from analysis.errors import AnalysisError
-from analysis.fits.allocation import APART
 from analysis.fits.mixture import LAW, LAWS, Quadratics, distances, grid, terms
-from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model, tied_with_best
+from analysis.fits.noise import Noise, SeedModel, aicc, lack_of_fit, resample, seed_model, tied_with_best, unrepeated
 from analysis.fits.runs import (
-    NO_LOSS,
+    APART,
     Runs,
     listed,
     read_shares,
+    refused_losses,
     require_one_budget,
     require_resamples,
     same_losses,
@@ -93,7 +93,7 @@ def fit_simplex(
     common: dict[str, Any] = {
         "pools": pools,
         "points": tuple(tuple(map(float, point)) for point in points_I3),
-        "seeds": len(np.unique(runs.seeds_N)),
+        "seeds": runs.seeds,
         "rows": runs.rows,
         "conventions": _conventions(pools, loss, resamples, random_seed),
         "law": LAW,
@@ -134,12 +134,12 @@ def _estimate(runs: Runs, common: dict[str, Any], resamples: int, rng: np.random
     pools, points_I3, point_N = common["pools"], *np.unique(runs.x_NK, axis=0, return_inverse=True)
     model = seed_model(point_N.ravel(), runs.y_N, runs.seeds_N)
     weights_I = 1 / np.diag(model.covariance_II)
-    sd, df = _noise(model, points_I3, weights_I, common["conventions"])
-    y_BI = np.vstack([model.mean_I, resample(model, sd, df, resamples, rng)])
+    noise = model.noise(lambda: _leftover(model, points_I3, weights_I, common["conventions"]))
+    y_BI = np.vstack([model.mean_I, resample(model, noise, resamples, rng)])
     corners_S3 = points_I3[ConvexHull(points_I3[:, :2]).vertices]
     to_beta_KI = _solve(points_I3, weights_I, np.eye(len(points_I3)), LAW).T
-    covariance_KK = sd**2 * to_beta_KI @ model.covariance_II @ to_beta_KI.T
-    surfaces = Quadratics(y_BI @ to_beta_KI.T, corners_S3, covariance_KK, df)
+    covariance_KK = noise.sd**2 * to_beta_KI @ model.covariance_II @ to_beta_KI.T
+    surfaces = Quadratics(y_BI @ to_beta_KI.T, corners_S3, covariance_KK, noise.df)
     candidates = tuple(
         _surface(law, points_I3, weights_I, model, corners_S3, common["seeds"])
         for law in LAWS
@@ -153,7 +153,7 @@ def _estimate(runs: Runs, common: dict[str, Any], resamples: int, rng: np.random
     grid_X3 = grid(corners_S3, 100)
     near_X = surfaces.tie(grid_X3) <= 1
     near_X3 = np.vstack([grid_X3[near_X], best_B3[:1]])
-    tied_I = tied_with_best(model, sd, df, rng)
+    tied_I = tied_with_best(model, noise, rng)
     gains = _gains(surfaces, least_B, pools)
     own = next(each for each in candidates if each.law == LAW)
     status, message = _verdict(place_B[0], places, pools, tied_I, own, candidates, model, common["seeds"])
@@ -173,7 +173,7 @@ def _estimate(runs: Runs, common: dict[str, Any], resamples: int, rng: np.random
         tied=tuple(point for point, tied in zip(common["points"], tied_I, strict=True) if tied),
         **gains,
         third_pool_gain=_third_pool(gains["edge_gains"]),
-        paired_sd=model.sd if model.df else None,
+        paired_sd=model.paired_sd,
         seed_sd=model.spread if math.isfinite(model.spread) else None,
         lack_of_fit_p=own.lack_of_fit_p,
         objective=_squares(points_I3, weights_I, model, LAW),
@@ -184,22 +184,17 @@ def _estimate(runs: Runs, common: dict[str, Any], resamples: int, rng: np.random
     )
 
 
-def _noise(model: SeedModel, points_I3: Array, weights_I: Array, conventions: dict[str, Any]) -> tuple[float, int]:
-    """Standard deviation of a run and its degrees of freedom; where nothing is repeated the residuals around the
-    surface stand in, which `conventions` then say.
-    """
-    if model.df:
-        return model.sd, model.df
+def _leftover(model: SeedModel, points_I3: Array, weights_I: Array, conventions: dict[str, Any]) -> Noise:
+    """The residuals around the surface, in place of noise; `conventions` then say so."""
     df = len(points_I3) - LAWS[LAW]
     conventions["noise"] = f"nothing is repeated: residuals around the {LAW} surface stand in for it"
-    return float(np.sqrt(_squares(points_I3, weights_I, model, LAW) / df)), df
+    return Noise(float(np.sqrt(_squares(points_I3, weights_I, model, LAW) / df)), df)
 
 
 def _refusal(points_I3: Array, runs: Runs) -> tuple[Status, str] | None:
     """Why no surface can be fitted, or None."""
-    bad = runs.unusable()
-    if bad:
-        return Status.NOT_FINITE, NO_LOSS.format(bad)
+    if refused := refused_losses(runs):
+        return refused
     if len(points_I3) < LEAST_POINTS:
         return (
             Status.TOO_FEW_POINTS,
@@ -333,10 +328,7 @@ def _verdict(
         )
     if seeds < 2 or model.df == 0:
         status = Status.TOO_FEW_POINTS
-        doubts.append(
-            "no repeats, so seed noise is not measured and the residuals around the surface stand in: train a second "
-            "seed."
-        )
+        doubts.append(unrepeated("the residuals around the surface stand in for it"))
     return status, " ".join(doubts)
 
 

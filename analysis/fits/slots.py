@@ -22,15 +22,15 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import AnalysisError, require_columns
-from analysis.fits.linear import TIE, Noise, combine, covariance, fit_linear, left_out_errors, leftover, part
-from analysis.fits.noise import SeedModel, aicc, lack_of_fit, resample, seed_model
+from analysis.fits.linear import TIE, combine, covariance, fit_linear, left_out_errors, leftover, part
+from analysis.fits.noise import Noise, SeedModel, aicc, lack_of_fit, resample, seed_model, unrepeated
 from analysis.fits.power import ALPHA, box_cox, fit_means
 from analysis.fits.runs import (
     LENGTH,
-    NO_LOSS,
     Runs,
     distinct,
     read_runs,
+    refused_losses,
     require_one_budget,
     require_one_size,
     require_resamples,
@@ -90,7 +90,7 @@ def fit_slots(
     )
     require_one_budget(frame, seed, "fit_slots", LENGTH)
     require_one_size(frame, [mechanism, x], seed, "fit_slots")
-    bad, runs = runs.unusable(), _linked(runs)
+    refused, runs = refused_losses(runs), _linked(runs)
     code_N, x_N = runs.x_NK.T
     if not ((x_N > 0) & np.isfinite(x_N))[code_N >= 0].all():
         raise AnalysisError(
@@ -99,12 +99,12 @@ def fit_slots(
     common: dict[str, Any] = {
         "law": LINE,
         "_mechanism": mechanism,
-        "seeds": len(np.unique(runs.seeds_N)),
+        "seeds": runs.seeds,
         "rows": runs.rows,
         "conventions": _conventions(x, loss, resamples, random_seed),
     }
-    if bad:
-        return SlotsFit(status=Status.NOT_FINITE, message=NO_LOSS.format(bad), **common)
+    if refused:
+        return SlotsFit(status=refused[0], message=refused[1], **common)
     if not (code_N >= 0).any():
         return SlotsFit(status=Status.TOO_FEW_POINTS, message="no run with a memory has finished.", **common)
     equal = same_losses(runs.y_N)
@@ -149,7 +149,7 @@ def _estimate(runs: Runs, names: list[Any], common: dict[str, Any], resamples: i
     owns = [points_PK[:, 0] == code for code in own_codes]
     names_N = [str(alphabet[int(code)]) if code >= 0 else "" for code in code_N]
     copied = same_seeds(model.sd, runs.y_N) or same_runs(names_N, x_N, runs.seeds_N, runs.y_N)
-    noise = Noise(model.sd, model.df) if model.df else _leftover(model, points_PK[:, 1], owns)
+    noise = model.noise(lambda: _leftover(model, points_PK[:, 1], owns))
     fits = []
     for code, name, own_P in zip(own_codes, names, owns, strict=True):
         own_N = code_N == code
@@ -182,7 +182,7 @@ def _estimate(runs: Runs, names: list[Any], common: dict[str, Any], resamples: i
             for (first, one_P), (second, other_P) in combinations(slopes if model.df else (), 2)
         ),
         backbone=float(model.mean_I[backbone_P][0]) if backbone_P.any() else None,
-        paired_sd=model.sd if model.df else None,
+        paired_sd=model.paired_sd,
         noise_df=model.df,
         seed_effects={
             seed: float(np.mean((runs.y_N - model.mean_I[point_N])[runs.seeds_N == seed]))
@@ -247,10 +247,7 @@ def _fit_one(
         doubts.append("less than two decades of rows, so whether the fall slows cannot be told.")
     if model.df == 0:
         status = Status.TOO_FEW_POINTS
-        doubts.append(
-            "no repeats, so seed noise is not measured and the residuals around the lines stand in for it: train a "
-            "second seed."
-        )
+        doubts.append(unrepeated("the residuals around the lines stand in for it"))
     elif copied:
         status = Status.TOO_FEW_POINTS
         doubts.append(copied)
@@ -309,7 +306,7 @@ def _with_laws(
     ]
     power = None
     if distinct(np.array(fit.sizes)) >= LEAST_SIZES_POWER:
-        y_BI = np.vstack([model.mean_I, resample(model, noise.sd, noise.df, resamples, rng)])
+        y_BI = np.vstack([model.mean_I, resample(model, noise, resamples, rng)])
         law, power = _power_law(model, alone, seeds, np.array(fit.sizes), y_BI)
         laws.append(law)
     preferred, doubts = "", []

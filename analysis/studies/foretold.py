@@ -19,8 +19,8 @@ import pandas as pd
 from analysis.cells import Cell
 from analysis.fits.allocation_result import AllocationFit
 from analysis.fits.joint_budgets import FACTORS, factors_of
-from analysis.fits.linear import Noise, combine
-from analysis.fits.noise import seed_model
+from analysis.fits.linear import combine
+from analysis.fits.noise import Noise, seed_model
 from analysis.fits.types import Estimate
 from analysis.results import Results
 from analysis.studies.allocation_tables import budget_name

@@ -91,7 +91,7 @@ def test_an_interval_without_zero_that_is_not_told_says_why() -> None:
 def test_one_seed_has_a_status_and_no_difference() -> None:
     fit = fit_comparison(simulate(0, seeds=1))
     assert (fit.status, fit.differences) == (Status.TOO_FEW_POINTS, ())
-    assert fit.summary().startswith("Status too_few_points: no seed is repeated")
+    assert fit.summary().startswith("Status too_few_points: no repeats, so seed noise is not measured")
     assert len(fit.levels) == 7
 
 

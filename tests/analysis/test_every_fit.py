@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 from collections.abc import Callable
 
 import matplotlib.pyplot as plt
@@ -49,30 +50,44 @@ def power(frame: pd.DataFrame) -> pd.Series:
     return 1.7 + 400 * frame["params"] ** -0.34 + 410 * frame["tokens"] ** -0.28
 
 
-@functools.cache
-def made(name: str) -> Fit:
-    rng = np.random.default_rng(1)
+def paired_runs(name: str) -> pd.DataFrame:
+    """Runs for a fit that pairs them by seed."""
     match name:
         case "allocation":
-            return analysis.fit_allocation(noisy(SHARES, valley), resamples=50)
+            return noisy(SHARES, valley)
         case "simplex":
-            curve = lambda mix: 4 + (mix["share_a"] - 0.4) ** 2 + (mix["share_b"] - 0.3) ** 2  # noqa: E731
-            return analysis.fit_simplex(noisy(MIXES, curve), ["a", "b", "c"], resamples=50)
+            return noisy(MIXES, lambda mix: 4 + (mix["share_a"] - 0.4) ** 2 + (mix["share_b"] - 0.3) ** 2)
         case "joint":
             frame = SHARES.merge(crossed(tokens=[4e5, 1.6e6, 6.4e6]), how="cross")
-            frame = noisy(frame.assign(total_params=1e6, active_params=1e5), valley)
-            return analysis.fit_joint(frame, resamples=20)
+            return noisy(frame.assign(total_params=1e6, active_params=1e5), valley)
         case "slots":
             frame = crossed(mechanism=["a", "b"], memory_rows=[1e3, 1e4, 1e5], seed=[0, 1])
-            return analysis.fit_slots(noisy(frame, lambda each: 4 - 0.02 * np.log10(each["memory_rows"])), resamples=20)
+            return noisy(frame, lambda each: 4 - 0.02 * np.log10(each["memory_rows"]))
         case "density":
             frame = crossed(memory_rows=[1e3, 4e3, 1.6e4], memory_rows_read=[4, 16, 64], seed=[0, 1])
-            return analysis.fit_density(noisy(frame, lambda each: 4 - 0.02 * np.log10(each["memory_rows"])))
+            return noisy(frame, lambda each: 4 - 0.02 * np.log10(each["memory_rows"]))
         case "ladder":
-            return analysis.fit_ladder(noisy(crossed(rung=[0, 1, 2], seed=[0, 1]), lambda each: 4 - 0.1 * each["rung"]))
-        case "comparison":
-            frame = crossed(memory=["a", "b"], rho=[0.5, 1.0], seed=[0, 1])
-            return fit_comparison(noisy(frame, lambda each: 4 + 0.1 * each["rho"]))
+            return noisy(crossed(rung=[0, 1, 2], seed=[0, 1]), lambda each: 4 - 0.1 * each["rung"])
+    return noisy(crossed(memory=["a", "b"], rho=[0.5, 1.0], seed=[0, 1]), lambda each: 4 + 0.1 * each["rho"])
+
+
+PAIRED: dict[str, Callable[[pd.DataFrame], Fit]] = {
+    "allocation": functools.partial(analysis.fit_allocation, resamples=50),
+    "simplex": functools.partial(analysis.fit_simplex, pools=["a", "b", "c"], resamples=50),
+    "joint": functools.partial(analysis.fit_joint, resamples=20),
+    "slots": functools.partial(analysis.fit_slots, resamples=20),
+    "density": analysis.fit_density,
+    "ladder": analysis.fit_ladder,
+    "comparison": fit_comparison,
+}
+
+
+@functools.cache
+def made(name: str) -> Fit:
+    if name in PAIRED:
+        return PAIRED[name](paired_runs(name))
+    rng = np.random.default_rng(1)
+    match name:
         case "log_log":
             x = np.geomspace(1, 100, 6)
             return analysis.fit_log_log(
@@ -121,7 +136,7 @@ def made(name: str) -> Fit:
 
 
 NAMES = (
-    *("allocation", "simplex", "joint", "slots", "density", "ladder", "comparison", "log_log", "isoflop"),
+    *(*PAIRED, "log_log", "isoflop"),
     *("power", "surface", "routing", "data_constrained", "precision", "moe_joint"),
 )
 
@@ -178,3 +193,41 @@ def test_predictions_take_a_table_a_mapping_or_an_array(name: str) -> None:
         assert np.allclose(found.to_numpy(float), fit.predict(np.array(places)).to_numpy(float))
     with pytest.raises(AnalysisError, match=f"`{fit.predictors[-1]}` is missing"):
         fit.predict(dict.fromkeys(fit.predictors[:-1], 1.0))
+
+
+@pytest.mark.parametrize("name", PAIRED)
+@pytest.mark.parametrize("loss", [math.nan, -1.0, 1e200])
+def test_what_is_no_loss_refuses_every_paired_fit(name: str, loss: float) -> None:
+    frame = paired_runs(name)
+    fit = PAIRED[name](frame.assign(val_loss=frame["val_loss"].where(frame.index != 3, loss)))
+    assert fit.status == "not_finite"
+    assert not fit.parameters
+    assert "loss" in fit.message
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_equal_losses_and_copied_seeds_converge_nowhere(name: str) -> None:
+    frame = paired_runs(name)
+    flat = PAIRED[name](frame.assign(val_loss=4.0))
+    assert flat.status != "converged"
+    assert "all losses are equal" in flat.message
+    points = [column for column in frame if column not in ("seed", "val_loss")]
+    copies = PAIRED[name](frame.assign(val_loss=frame.groupby(points)["val_loss"].transform("first")))
+    assert copies.status == "too_few_points"
+    assert "different seeds have the same losses" in copies.message
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_without_repeats_every_paired_fit_asks_for_a_second_seed(name: str) -> None:
+    fit = PAIRED[name](paired_runs(name)[lambda frame: frame["seed"] == 0])
+    assert fit.status == "too_few_points"
+    assert "no repeats, so seed noise is not measured" in fit.message
+    assert fit.message.endswith("train a second seed.")
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_every_paired_fit_refuses_two_vocabularies(name: str) -> None:
+    frame = paired_runs(name)
+    frame["embedding_params"] = np.where(frame["seed"] == 0, 1000, 2000)
+    with pytest.raises(AnalysisError, match="`embedding_params` runs from 1,000 to 2,000"):
+        PAIRED[name](frame)

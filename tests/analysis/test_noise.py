@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.fits.noise import detectable, power, resample, seed_model, seeds_needed, tied_with_best
+from analysis.detect import detectable, power, seeds_needed
+from analysis.fits.noise import Noise, resample, seed_model, tied_with_best
 
 
 def balanced(noise: float, seeds: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -28,7 +29,7 @@ def test_balanced_means_are_plain_means() -> None:
 
 def test_resamples_scatter_as_the_means_do() -> None:
     model = seed_model(*balanced(0.02, 2, np.random.default_rng(2)))
-    draws = resample(model, 0.02, 10_000, 20_000, np.random.default_rng(3))
+    draws = resample(model, Noise(0.02, 10_000), 20_000, np.random.default_rng(3))
     assert (draws[:, 0] - draws[:, 1]).std() == pytest.approx(0.02, rel=0.03)  # sqrt(2) x 0.02 / sqrt(2 seeds)
 
 
@@ -39,7 +40,7 @@ def test_tied_shares_hold_the_best_in_95_of_100_studies() -> None:
         x, y, seed = balanced(0.02, 2, rng)
         y = y - x + np.where(x == 0, 0, 0.01)  # share 0 is best by a little
         model = seed_model(x, y, seed)
-        tied = tied_with_best(model, model.sd, model.df, rng)
+        tied = tied_with_best(model, Noise(model.sd, model.df), rng)
         held.append(tied[0])
         all_kept.append(tied.all())
     assert np.mean(held) >= 0.94
@@ -49,7 +50,7 @@ def test_tied_shares_hold_the_best_in_95_of_100_studies() -> None:
 def test_far_worse_shares_are_not_tied() -> None:
     x, y, seed = balanced(0.02, 2, np.random.default_rng(5))
     model = seed_model(x, y, seed)
-    assert tied_with_best(model, model.sd, model.df, np.random.default_rng(0)).tolist() == [True, *[False] * 7]
+    assert tied_with_best(model, Noise(model.sd, model.df), np.random.default_rng(0)).tolist() == [True, *[False] * 7]
 
 
 def test_the_power_is_that_of_simulated_studies() -> None:
