@@ -25,11 +25,11 @@ from torch import Tensor, nn
 PATIENCE = timedelta(days=1)  # the first rank evaluates and saves alone; that a rank has died is noticed otherwise
 
 _ranks, _rank = 1, 0
-_divided = False
+_sharded = False
 
 
 @contextmanager
-def joined(meeting: Path, rank: int, ranks: int, device: torch.device) -> Iterator[None]:
+def process_group(rendezvous: Path, rank: int, ranks: int, device: torch.device) -> Iterator[None]:
     """Be one of several ranks, all on this machine; traffic stays on loopback.
 
     Args:
@@ -42,7 +42,7 @@ def joined(meeting: Path, rank: int, ranks: int, device: torch.device) -> Iterat
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
-    store = dist.FileStore(str(meeting), ranks)  # type: ignore[attr-defined]
+    store = dist.FileStore(str(rendezvous), ranks)  # type: ignore[attr-defined]
     dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=ranks, timeout=PATIENCE)
     _ranks, _rank = ranks, rank
     try:
@@ -61,7 +61,7 @@ def rank() -> int:
     return _rank
 
 
-def of_first(number: int, device: torch.device) -> int:
+def broadcast(number: int, device: torch.device) -> int:
     """The first rank's number."""
     told = torch.tensor(number, device=device)
     if _ranks > 1:
@@ -70,31 +70,31 @@ def of_first(number: int, device: torch.device) -> int:
 
 
 @contextmanager
-def divided(rows: int) -> Iterator[slice]:
-    """This rank's part of a batch of so many rows; inside, `total` and `add_up_gradients` sum over the ranks.
+def shard(rows: int) -> Iterator[slice]:
+    """This rank's part of a batch of so many rows; inside, `all_reduce` and `all_reduce_gradients` sum over the ranks.
 
     A batch of fewer rows than ranks, as a last one may be, is trained whole by each.
     """
-    global _divided
-    _divided = 1 < _ranks <= rows
+    global _sharded
+    _sharded = 1 < _ranks <= rows
     try:
-        yield slice(rows * _rank // _ranks, rows * (_rank + 1) // _ranks) if _divided else slice(0, rows)
+        yield slice(rows * _rank // _ranks, rows * (_rank + 1) // _ranks) if _sharded else slice(0, rows)
     finally:
-        _divided = False
+        _sharded = False
 
 
-def is_divided() -> bool:
-    return _divided
+def is_sharded() -> bool:
+    return _sharded
 
 
-def total(part: Tensor) -> Tensor:
+def all_reduce(part: Tensor) -> Tensor:
     """Sum over the parts of a divided batch, alike in every rank; gradients flow back to every part."""
-    return _Total.apply(part) if _divided else part
+    return _Total.apply(part) if _sharded else part
 
 
-def add_up_gradients(weights: Iterable[nn.Parameter]) -> None:
+def all_reduce_gradients(weights: Iterable[nn.Parameter]) -> None:
     """Sum gradients over the parts of a divided batch: dense ones in one go, sparse ones row by row."""
-    if not _divided:
+    if not _sharded:
         return
     held = [weight for weight in weights if weight.grad is not None]
     dense = [weight.grad for weight in held if weight.grad is not None and not weight.grad.is_sparse]

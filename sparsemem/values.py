@@ -160,7 +160,7 @@ Quantity = Annotated[int, BeforeValidator(parse_quantity), Field(gt=0, le=10**15
 Real = Annotated[float, BeforeValidator(parse_real)]
 Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1)]
 Size = Annotated[StrictInt, Field(ge=1, le=2**31 - 1)]
-Few = Annotated[StrictInt, Field(ge=1, le=256)]
+SmallCount = Annotated[StrictInt, Field(ge=1, le=256)]
 """Of things that are made one by one, such as blocks: a study of a stranger must not keep a plan busy for hours."""
 Count = Annotated[StrictInt, Field(ge=0, le=2**63 - 1)]
 

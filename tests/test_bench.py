@@ -59,7 +59,7 @@ TINY_STEP: dict[str, Any] = {
 def _small_and_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
     """No change to the process of the other tests, and no large product for the peak."""
     monkeypatch.setattr("sparsemem.bench.prepare_process", lambda threads: None)
-    monkeypatch.setattr("sparsemem.train.loop.prepare_process", lambda threads: None)
+    monkeypatch.setattr("sparsemem.train.step.prepare_process", lambda threads: None)
     monkeypatch.setattr(measure, "SIDE", 32)
 
 

@@ -16,7 +16,7 @@ from sparsemem.bench.profile import bench_profile
 from sparsemem.bench.step import bench_step
 from sparsemem.bench.sweep import bench_sweep
 from sparsemem.study.jobs import processors
-from sparsemem.train.loop import prepare_process
+from sparsemem.train.step import prepare_process
 
 BENCHES = {
     **{

@@ -21,7 +21,7 @@ from sparsemem.bench.step import ROUNDS, SHAPES, SHARES, TAKEN_APART
 from sparsemem.config import Trial
 from sparsemem.data import Batches
 from sparsemem.data.tokenizer import encode, train_tokenizer
-from sparsemem.train.loop import StepTimer
+from sparsemem.train.step import StepTimer
 
 TEXT_BYTES, TEXT_TOKENS = 2_000_000, 10_000_000
 

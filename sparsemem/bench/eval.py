@@ -10,7 +10,7 @@ from sparsemem.bench.measure import Place, Row, measurement, over, progress, tak
 from sparsemem.bench.step import ROUNDS, SHAPES, SHARES
 from sparsemem.config import Trial
 from sparsemem.train.evaluate import TOKENS_AT_ONCE, sequence_losses
-from sparsemem.train.loop import StepTimer
+from sparsemem.train.step import StepTimer
 
 
 def bench_eval() -> Iterator[Row]:

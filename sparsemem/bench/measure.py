@@ -17,7 +17,7 @@ import torch
 
 from sparsemem.config import Train
 from sparsemem.kernels.matmul import by_onednn
-from sparsemem.train.loop import default_device, precision_on
+from sparsemem.train.step import default_device, precision_on
 
 WARM_UP = 2
 SIDE, GPU_SIDE = 1536, 8192  # of the square matrices whose product is the device's peak

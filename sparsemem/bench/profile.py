@@ -23,7 +23,7 @@ from sparsemem.config import Trial
 from sparsemem.kernels.cross_entropy import head_loss
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
 from sparsemem.model import Block
-from sparsemem.train.loop import StepTimer
+from sparsemem.train.step import StepTimer
 
 ROUNDS = {"quick": 15, "1M": 7, "10M": 3}
 

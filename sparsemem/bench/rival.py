@@ -22,7 +22,7 @@ from sparsemem.bench.measure import Place, progress
 from sparsemem.budget import solve
 from sparsemem.config import Trial
 from sparsemem.mechanisms import EXPERTS
-from sparsemem.train.loop import prepare_process
+from sparsemem.train.step import prepare_process
 
 
 @contextmanager

@@ -5,7 +5,7 @@
 - `dense`: the dense model of the same activated parameters;
 - `transformers`: Hugging Face's Qwen2-MoE of the same widths and experts (extra `compare`), forward, backward and
   AdamW, in a process of its own as its users run it; `transformers-kept`: with our settings of the process
-  (`train.loop.prepare_process`).
+  (`train.step.prepare_process`).
 
 The machine's peak is the fastest of several large matrix products, with the same threads, by either of torch's
 libraries. All of them run on one device and in one precision, which each line names: bf16 on the GPU where there is one
@@ -27,7 +27,7 @@ from sparsemem.budget import solve
 from sparsemem.config import Trial
 from sparsemem.mechanisms import EXPERTS
 from sparsemem.model import Sizes, count_model
-from sparsemem.train.loop import StepTimer
+from sparsemem.train.step import StepTimer
 
 ROUNDS = {"quick": 12, "1M": 7, "10M": 4}
 MEASURED: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("shapes.yaml").read_text(encoding="utf-8"))

@@ -240,9 +240,9 @@ def _status(arguments: argparse.Namespace) -> int:
     from sparsemem.study.display.progress import look, overview
     from sparsemem.study.display.watch import trial_log, watch
     from sparsemem.study.ledger import Ledger
-    from sparsemem.study.remote.exchange import looked_at
+    from sparsemem.study.remote.exchange import mirrored
 
-    with looked_at(arguments.folder) as folder:
+    with mirrored(arguments.folder) as folder:
         if arguments.log:
             if log := trial_log(folder, arguments.log):
                 print(log)
@@ -286,7 +286,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     from sparsemem.study.display.evaluation import describe_evaluation
     from sparsemem.train.kept import load_model
-    from sparsemem.train.loop import default_device
+    from sparsemem.train.step import default_device
     from sparsemem.train.text_loss import evaluate, held_out_text, read_text, training_ids
 
     torch.set_flush_denormal(True)  # as in training
@@ -307,7 +307,7 @@ def _probe(arguments: argparse.Namespace) -> int:
     import torch
 
     from sparsemem.probes.study import probe_study
-    from sparsemem.train.loop import default_device
+    from sparsemem.train.step import default_device
 
     torch.set_flush_denormal(True)  # as in training
     print(probe_study(arguments.folder, arguments.trial, arguments.sequences, default_device(), _say))

@@ -10,13 +10,13 @@ from pydantic.fields import FieldInfo
 
 from sparsemem import mechanisms
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS, POOLS, Mechanism, MemoryFields
-from sparsemem.values import Few, Real, Size, Strict, brief, refuse_partial_rows
+from sparsemem.values import Real, Size, SmallCount, Strict, brief, refuse_partial_rows
 
 
 class Model(Strict):
     """Pre-norm decoder: RoPE, QK-norm, grouped-query attention, SwiGLU."""
 
-    layers: Few
+    layers: SmallCount
     width: Size
     heads: Size
     kv_heads: Size | None = None

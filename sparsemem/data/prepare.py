@@ -11,11 +11,8 @@ import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from sparsemem.config import ConfigError, Data, nearest_path
+from sparsemem.config import Data, nearest_path
 from sparsemem.data.account import accounts, describe_text
+from sparsemem.data.cache import STORED, whole_folder
 from sparsemem.data.canonical import canonical_table
 from sparsemem.data.corpus import Corpus, Document, refused
 from sparsemem.data.files import is_undivided, open_files
@@ -34,7 +32,6 @@ from sparsemem.data.python_source import open_python_source
 from sparsemem.data.selection import Selection, fair_share, hold_out_by_size, select
 from sparsemem.data.tokenizer import SEPARATOR, load_tokenizer, tokenize, train_tokenizer
 from sparsemem.files import write_json
-from sparsemem.locks import locked
 
 FORMAT = 1  # part of the digest: raise it when the same settings give other tokens
 VALIDATION_BYTES_A_TOKEN = (
@@ -44,7 +41,6 @@ MORE_TEXT = "use more text that differs"
 VALIDATION_REMEDY = f"{MORE_TEXT}, or name texts to hold out by `validation_files`"
 NOT_IN_TOKENS = ("context", "mask_document_start")  # fields of `data` that studies vary over the same tokens
 OVERLAP_ORDERS = (2, 3, 4, 5, 8)
-STORED = ("train.npy", "val.npy", "val_bytes.npy", "canonical.npy", "tokenizer.json")
 
 Encoded = tuple[
     Document, npt.NDArray[Any], npt.NDArray[np.int64]
@@ -137,54 +133,6 @@ def check_held_out(tokens: int, config: Data) -> None:
         raise refused("context", config.context, f"{remedy} {VALIDATION_REMEDY}")
 
 
-def kept_folder(digest: str, cache: Path | None = None) -> Path | None:
-    """The prepared corpus of that digest where the cache has it whole, whatever has become of its text."""
-    folder = (cache or cache_folder()) / digest
-    return folder if _is_whole(folder, digest) else None
-
-
-def whole_folder(digest: str, fill: Callable[[Path], None], cache: Path | None = None) -> Path:
-    """The prepared corpus of that digest; where it is missing or damaged, `fill` writes it into an empty folder that
-    then takes its place.
-
-    Raises:
-        OSError: `fill` did not write all of it.
-    """
-    cache = cache or cache_folder()
-    folder = cache / digest
-    with _lock(cache, digest):
-        if not _is_whole(folder, digest):
-            shutil.rmtree(folder, ignore_errors=True)
-            for left_over in cache.glob(f".{digest}.*"):  # of a builder that was killed
-                shutil.rmtree(left_over, ignore_errors=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{digest}.", dir=cache))
-            try:
-                fill(temporary)
-                if not _is_whole(temporary, digest):
-                    raise OSError(f"the corpus {digest} is not whole where it was copied from")
-                temporary.chmod(0o755)
-                temporary.rename(folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-    return folder
-
-
-def cache_folder() -> Path:
-    """Of this machine.
-
-    Raises:
-        ConfigError: none is given, and the user has no home.
-    """
-    if given := os.environ.get("SPARSEMEM_CACHE"):
-        return Path(given)
-    try:
-        return Path.home() / ".cache" / "sparsemem"
-    except RuntimeError:  # neither HOME nor an entry among the users, as in a container
-        raise ConfigError(
-            "there is no home folder to keep prepared texts in; set SPARSEMEM_CACHE to a folder that can be written"
-        ) from None
-
-
 def _digest(config: Data, corpus: Corpus, base: Path) -> str:
     named = {"files", "validation_files"} if config.corpus == "files" else set()  # these are named by what they hold
     settings = config.model_dump(mode="json", exclude={*NOT_IN_TOKENS, "tokenizer", *named, *config.unnamed})
@@ -217,30 +165,6 @@ def _tokenizer_file(config: Data, base: Path) -> Path:
         )
         raise refused("tokenizer", config.tokenizer, f"it cannot be read ({error.strerror}); {remedy}") from None
     return path
-
-
-@contextmanager
-def _lock(cache: Path, digest: str) -> Iterator[None]:
-    """Wait for other builders of the same tokens. The system frees the lock of a process that dies."""
-    with ExitStack() as held:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(cache / f"{digest}.lock"))
-        except OSError as error:
-            raise ConfigError(
-                f"the cache folder {cache} cannot be written ({error.strerror}); set SPARSEMEM_CACHE to one that can"
-            ) from None
-        yield
-
-
-def _is_whole(folder: Path, digest: str) -> bool:
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return manifest["digest"] == digest and all(
-            (folder / name).stat().st_size == manifest["stored"][name] for name in STORED
-        )
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
 
 
 def _build(config: Data, corpus: Corpus, base: Path, folder: Path, digest: str, report: Callable[[str], None]) -> None:

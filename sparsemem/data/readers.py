@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from sparsemem.config import ConfigError, Data
-from sparsemem.config.trial import BLANK_LINES, separating_pattern
+from sparsemem.config.data import BLANK_LINES, separating_pattern
 from sparsemem.data.corpus import refused
 
 CHUNK_BYTES = 1 << 20

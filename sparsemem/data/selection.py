@@ -93,52 +93,10 @@ def select(
         held_out = [document for document in documents if document.unit in chosen]
         documents = [document for document in documents if document.unit not in chosen]
 
-    selection = Selection()
-    exact, held_exact = set[bytes](), set[bytes]()
-    held_table, train_table = ShingleTable(validation_bytes), ShingleTable(max_bytes)
-
-    def keep(
-        candidates: Iterable[Document], room: int, unit_room: int, table: ShingleTable, others: Sequence[ShingleTable]
-    ) -> list[Kept]:
-        kept = []
-        taken: Counter[str] = Counter()
-        by_file = level and table is train_table
-        for document in candidates:
-            if room <= 0:
-                break
-            unit = document.package if by_file else document.unit
-            if taken[unit] >= unit_room:
-                continue
-            text = document.read()
-            if not text:
-                continue
-            digest = hashlib.sha256(text).digest()
-            if digest in exact:
-                selection.duplicates_exact += 1
-                selection.exact += len(text)
-                selection.held += len(text) * (digest in held_exact and table is train_table)
-                continue
-            exact.add(digest)
-            if table is held_table:
-                held_exact.add(digest)
-            text = cut_utf8(text, min(room, unit_room - taken[unit]))
-            shingles = shingles_of(text)
-            if share_seen(shingles, (table, *others)) >= NEAR_SHARE:
-                selection.duplicates_near += 1
-                if table is held_table:
-                    selection.near_held_out += len(text)
-                else:
-                    selection.near += len(text)
-                    selection.held += len(text) * (share_seen(shingles, (held_table,)) >= NEAR_SHARE)
-                continue
-            table.add(shingles)
-            kept.append(Kept(document, text))
-            taken[unit] += len(text)
-            room -= len(text)
-        return kept
-
+    sieve = _Sieve(validation_bytes, max_bytes)
+    selection = sieve.selection
     unit_room = fair_share(_unit_sizes(held_out).values(), validation_bytes)
-    held = keep(levelled(held_out), validation_bytes, unit_room, held_table, ())
+    held = sieve.keep(levelled(held_out), validation_bytes, unit_room, held_out=True)
     room = max_bytes - sum(len(k.text) for k in held)
     file_room = room
     if level:
@@ -146,12 +104,81 @@ def select(
         for document in documents:
             files[document.package] += document.size
         file_room = level_of(files.values(), room)
-    selection.train = keep(levelled(documents), room, file_room, train_table, (held_table,))
+    selection.train = sieve.keep(levelled(documents), room, file_room, by_package=level)
     # The other direction: a held-out document that is a small part of a large training document.
-    selection.validation = [k for k in held if share_seen(shingles_of(k.text), (train_table,)) < NEAR_SHARE]
+    selection.validation = [k for k in held if share_seen(shingles_of(k.text), (sieve.train,)) < NEAR_SHARE]
     selection.duplicates_near += len(held) - len(selection.validation)
     selection.near_held_out += sum(len(k.text) for k in held) - sum(len(k.text) for k in selection.validation)
     return selection
+
+
+class _Sieve:
+    """Keeps documents, and counts the copies that it drops."""
+
+    def __init__(self, validation_bytes: int, max_bytes: int) -> None:
+        self.selection = Selection()
+        self.exact, self.held_exact = set[bytes](), set[bytes]()
+        self.held_out, self.train = ShingleTable(validation_bytes), ShingleTable(max_bytes)
+
+    def keep(
+        self,
+        candidates: Iterable[Document],
+        room: int,
+        unit_room: int,
+        held_out: bool = False,
+        by_package: bool = False,
+    ) -> list[Kept]:
+        """The documents that nearly equal none before them, in their order.
+
+        Args:
+            room: bytes of text.
+            unit_room: of it, for one unit.
+            by_package: a package (file) counts as a unit.
+        """
+        kept = []
+        taken: Counter[str] = Counter()
+        for document in candidates:
+            if room <= 0:
+                break
+            unit = document.package if by_package else document.unit
+            if taken[unit] >= unit_room:
+                continue
+            text = document.read()
+            if not text or self._is_copy(text, held_out):
+                continue
+            text = cut_utf8(text, min(room, unit_room - taken[unit]))
+            shingles = shingles_of(text)
+            if self._is_near(shingles, len(text), held_out):
+                continue
+            (self.held_out if held_out else self.train).add(shingles)
+            kept.append(Kept(document, text))
+            taken[unit] += len(text)
+            room -= len(text)
+        return kept
+
+    def _is_copy(self, text: bytes, held_out: bool) -> bool:
+        digest = hashlib.sha256(text).digest()
+        if digest not in self.exact:
+            self.exact.add(digest)
+            if held_out:
+                self.held_exact.add(digest)
+            return False
+        self.selection.duplicates_exact += 1
+        self.selection.exact += len(text)
+        self.selection.held += len(text) * (digest in self.held_exact and not held_out)
+        return True
+
+    def _is_near(self, shingles: npt.NDArray[np.uint64], size: int, held_out: bool) -> bool:
+        before = (self.held_out,) if held_out else (self.train, self.held_out)
+        if share_seen(shingles, before) < NEAR_SHARE:
+            return False
+        self.selection.duplicates_near += 1
+        if held_out:
+            self.selection.near_held_out += size
+        else:
+            self.selection.near += size
+            self.selection.held += size * (share_seen(shingles, (self.held_out,)) >= NEAR_SHARE)
+        return True
 
 
 def hold_out_by_size(documents: Sequence[Document], validation_bytes: int) -> tuple[list[Document], list[Document]]:

@@ -21,7 +21,7 @@ from sparsemem.study.loggers import Loggers, check_loggers
 from sparsemem.study.plan import PlannedTrial, in_order, labelled, plan
 from sparsemem.study.plan.corpora import finished_notes, prepare_corpora, texts_begun
 from sparsemem.study.plan.kept import check_kept, without_model
-from sparsemem.study.remote.exchange import Driver, driving
+from sparsemem.study.remote.exchange import Driver, driver_lease
 from sparsemem.study.remote.staging import corpus_in
 from sparsemem.study.remote.storage import storage_of
 from sparsemem.study.tune.adapt import Adaptive, Judge
@@ -99,7 +99,7 @@ class _Training:
             self._hold_folder(held)
         if not self.storage:
             return
-        self.shared = held.enter_context(driving(self.storage, self.ledger, self.say))
+        self.shared = held.enter_context(driver_lease(self.storage, self.ledger, self.say))
         if self.shared.holds_study():
             self._hold_folder(held)
             self.shared.begin()

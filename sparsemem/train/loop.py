@@ -10,18 +10,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import platform
 import resource
-import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,7 +26,7 @@ import torch
 
 from sparsemem import parallel
 from sparsemem.budget import solve
-from sparsemem.config import Train, Trial
+from sparsemem.config import Trial
 from sparsemem.data import Batches, Tokens, validation_windows
 from sparsemem.failure import record_failure
 from sparsemem.files import or_warn, remove_temporaries, write_json, write_text
@@ -40,40 +35,15 @@ from sparsemem.locks import locked
 from sparsemem.model import Sizes, Transformer, check_account, usage_of
 from sparsemem.results import TrialStatus
 from sparsemem.train import checkpoint
-from sparsemem.train.allocator import claim_gpus, is_out_of_memory, keep_freed_memory
+from sparsemem.train.allocator import claim_gpus, is_out_of_memory
+from sparsemem.train.curve import Curve
 from sparsemem.train.evaluate import sequence_losses, why_diverged
 from sparsemem.train.kept import keep_model
 from sparsemem.train.optim import Optimizer, learning_rate
-from sparsemem.train.ranks import started
+from sparsemem.train.ranks import spawn_ranks
+from sparsemem.train.step import default_device, precision_on, prepare_process, train_step
 from sparsemem.trial_files import TOKENIZER
 
-CURVE_COLUMNS = (
-    "step",
-    "tokens",
-    "train_loss",
-    "val_loss",
-    "lr",
-    "grad_norm",
-    "expert_load_max",
-    "tokens_per_second",
-    "seconds",
-)
-USAGE_COLUMNS = (
-    *(
-        "step",
-        "tokens",
-        "layer",
-        "pool",
-        "coverage",
-        "kl_uniform",
-        "top1_score",
-        "topm_score",
-        "output_std",
-        "singular_values",
-    ),
-    "gate_mean",
-)
-"""Of every `usage.csv`; what else a mechanism logs follows."""
 CURVE_ROWS = 50
 CHECKPOINT_SECONDS = 20.0
 CHECKPOINT_TIMES = (
@@ -126,8 +96,8 @@ def run_trial(
             first = torch.device(device or default_device())
             if first.type == "cuda":
                 claim_gpus(ranks, gpu_share)
-            with started(trial, tokens_folder, trial_folder, threads, first, ranks) as own:
-                return _Run(trial, tokens_folder, trial_folder, own, keep).to_the_end()
+            with spawn_ranks(trial, tokens_folder, trial_folder, threads, first, ranks) as own:
+                return _Run(trial, tokens_folder, trial_folder, own, keep).run()
         except Exception as error:
             _leave_word(trial_folder, error)
             if is_out_of_memory(error):
@@ -139,7 +109,7 @@ def follow(trial: Trial, tokens_folder: Path, trial_folder: Path, threads: int, 
     """Train as another rank than the first: only weights come of it."""
     try:
         prepare_process(threads)
-        _Run(trial, tokens_folder, trial_folder, device).along()
+        _Run(trial, tokens_folder, trial_folder, device).follow()
     except Exception as error:
         _leave_word(trial_folder, error)
         raise
@@ -149,85 +119,6 @@ def _leave_word(trial_folder: Path, error: Exception) -> None:
     """Of what went wrong first: the end of one rank is an error of all others."""
     status = TrialStatus.OUT_OF_MEMORY if is_out_of_memory(error) else TrialStatus.FAILED
     record_failure(trial_folder, str(error) or type(error).__name__, status, traceback.format_exc(), unless_known=True)
-
-
-class StepTimer:
-    """Training steps of a trial's model on random tokens, to be timed. Nothing is read or written."""
-
-    def __init__(self, trial: Trial, threads: int, device: str | None = None) -> None:
-        prepare_process(threads)
-        self.trial, self.device = trial, torch.device(device or default_device())
-        sizes = solve(trial.model, trial.budget, trial.shares)
-        model = Transformer(trial.model, sizes, trial.data.context, torch.arange(trial.data.vocab_size), separator=0)
-        self.model = model.initialize(trial.seed).to(self.device)
-        self.optimizer, self.precision = Optimizer(self.model, trial.train), precision_on(self.device, trial.train)
-
-    def step(self) -> float:
-        """Seconds of one step."""
-        data, batch_tokens = self.trial.data, self.trial.train.batch_tokens
-        windows = torch.randint(data.vocab_size, (batch_tokens // data.context, data.context + 1), device=self.device)
-        start = time.perf_counter()
-        train_step(self.model, self.optimizer, windows[:, :-1], windows[:, 1:], batch_tokens, 1e-6, 0.0, self.precision)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter() - start
-
-
-def measure_step(trial: Trial, threads: int, device: str | None = None, steps: int = 4) -> float:
-    """Median seconds of a training step, after one that does not count."""
-    timer = StepTimer(trial, threads, device)
-    timer.step()
-    return statistics.median(timer.step() for _ in range(steps))
-
-
-def train_step(
-    model: Transformer,
-    optimizer: Optimizer,
-    inputs_BT: torch.Tensor,
-    targets_BT: torch.Tensor,
-    tokens: int,
-    rate: float,
-    done: float,
-    precision: torch.dtype,
-) -> tuple[float, float]:
-    """One update on the first `tokens` targets of the batch, `done` of the token budget; targets below 0 have no loss.
-
-    Returns (mean nats per token, gradient norm).
-    """
-    rows, context = inputs_BT.shape
-    with parallel.divided(rows) as part:
-        own = min(tokens, part.stop * context) - part.start * context
-        with torch.autocast(inputs_BT.device.type, dtype=precision, enabled=precision != torch.float32):
-            loss, auxiliary = model.loss(inputs_BT[part], targets_BT[part], own)
-        scored, all_scored = (
-            (each.flatten()[:count] >= 0).sum() for each, count in ((targets_BT[part], own), (targets_BT, tokens))
-        )
-        loss = loss * (scored / all_scored.clamp_min(1))
-        (loss + auxiliary * ((part.stop - part.start) / rows)).backward()
-        value = float(parallel.total(loss.detach()))
-        parallel.add_up_gradients(model.parameters())
-    norm = optimizer.step(rate, done) if math.isfinite(value) else math.nan
-    for layer in model.layers_of():
-        layer.end_step()
-    return value, norm
-
-
-def default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@dataclass
-class _Since:
-    """What has gathered since the last row of the curve. Part of the checkpoint, so that a resumed curve has the same
-    rows.
-    """
-
-    loss: float = 0.0
-    norm: float = 0.0
-    load: float = 0.0
-    steps: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
 
 
 class _Run:
@@ -250,11 +141,9 @@ class _Run:
         self.steps = -(-trial.budget.tokens // trial.train.batch_tokens)
         self.row_steps = _spread(self.steps, CURVE_ROWS)
         self.evaluation_steps = _spread(self.steps, trial.train.evaluations)
-        self.step, self.seconds, self.since = 0, 0.0, _Since()
-        self.curve: list[dict[str, Any]] = []
-        self.usage: list[dict[str, Any]] = []
+        self.step, self.curve = 0, Curve()
         loaded = parallel.rank() == 0 and self._load()
-        step = parallel.of_first(self.step, device)
+        step = parallel.broadcast(self.step, device)
         if parallel.rank() > 0 and step > 0:  # the first has found it sound, and cannot replace it before all have it
             loaded = self._load()
         if not loaded:
@@ -263,28 +152,29 @@ class _Run:
         if self.step != step:
             raise ValueError(f"rank {parallel.rank()} is at step {self.step}, the first one at {step}")
 
-    def along(self) -> None:
+    def follow(self) -> None:
         """The steps of another rank, up to the first loss that is not finite."""
         while self.step < self.steps and math.isfinite(self._advance()[0]):
             pass
 
-    def to_the_end(self) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         saved, spent = time.monotonic(), 0.0
         final: torch.Tensor | None = None
-        or_warn(self._write_curve)
+        or_warn(lambda: self.curve.write(self.folder))
         while self.step < self.steps:
             start = time.perf_counter()
             loss, norm, rate = self._advance()
-            self._gather(loss, norm, time.perf_counter() - start)
+            self.curve.gather(loss, norm, self._busiest(), time.perf_counter() - start, self._tokens_done())
             if not math.isfinite(loss):
-                self._row(rate, None)
+                self.curve.end_row(self.step, self._tokens_done(), rate, None)
                 return self._finish(loss, None, f"the loss of step {self.step} is {loss}")
             if self.step in self.row_steps or self.step in self.evaluation_steps:
                 evaluation = self._evaluate() if self.step in self.evaluation_steps else None
                 final = evaluation if self.step == self.steps else None
-                self._row(rate, None if evaluation is None else float(evaluation.mean()))
+                val_loss = None if evaluation is None else float(evaluation.mean())
+                self.curve.end_row(self.step, self._tokens_done(), rate, val_loss)
                 if self.step < self.steps:
-                    or_warn(self._write_curve)
+                    or_warn(lambda: self.curve.write(self.folder))
             if self.step < self.steps and (began := time.monotonic()) - saved > max(
                 CHECKPOINT_SECONDS, CHECKPOINT_TIMES * spent
             ):
@@ -292,8 +182,10 @@ class _Run:
                 saved = time.monotonic()
                 spent = saved - began
         assert final is not None
-        why = why_diverged(final, min(row["train_loss"] for row in self.curve), math.log(self.trial.data.vocab_size))
-        return self._finish(self.curve[-1]["train_loss"], final, why)
+        why = why_diverged(
+            final, min(row["train_loss"] for row in self.curve.rows), math.log(self.trial.data.vocab_size)
+        )
+        return self._finish(self.curve.rows[-1]["train_loss"], final, why)
 
     # --- one step ---
 
@@ -312,48 +204,19 @@ class _Run:
     def _tokens_done(self) -> int:
         return min(self.step * self.trial.train.batch_tokens, self.trial.budget.tokens)
 
-    # --- the curve ---
-
-    def _gather(self, loss: float, norm: float, seconds: float) -> None:
-        since = self.since
-        since.loss, since.norm, since.steps = since.loss + loss, since.norm + norm, since.steps + 1
-        since.load += max(
-            (load for layer in self.model.layers_of() if not math.isnan(load := layer.imbalance)), default=math.nan
-        )
-        since.seconds += seconds
-        since.tokens = self._tokens_done() - (self.curve[-1]["tokens"] if self.curve else 0)
-        self.seconds += seconds
-
-    def _row(self, rate: float, val_loss: float | None) -> None:
-        since, self.since = self.since, _Since()
-        self.curve.append(
-            {
-                "step": self.step,
-                "tokens": self._tokens_done(),
-                "train_loss": since.loss / since.steps,
-                "val_loss": val_loss,
-                "lr": rate,
-                "grad_norm": since.norm / since.steps,
-                "expert_load_max": since.load / since.steps,
-                "tokens_per_second": since.tokens / since.seconds,
-                "seconds": self.seconds,
-            }
-        )
-
-    def _write_curve(self) -> None:
-        write_text(self.folder / "curve.csv", _csv(CURVE_COLUMNS, self.curve))
-        if self.usage:
-            columns = dict.fromkeys(name for names in (USAGE_COLUMNS, *self.usage) for name in names)
-            write_text(self.folder / "usage.csv", _csv(list(columns), self.usage))
-        else:  # what an unusable checkpoint may have left
-            (self.folder / "usage.csv").unlink(missing_ok=True)
+    def _busiest(self) -> float:
+        """Load of the busiest expert, next to an even one; NaN without experts."""
+        loads = (layer.imbalance for layer in self.model.layers_of())
+        return max((load for load in loads if not math.isnan(load)), default=math.nan)
 
     def _evaluate(self) -> torch.Tensor:
         inputs_ST, targets_ST = self.held_out
         if self.step < self.steps:
             inputs_ST, targets_ST = inputs_ST[::PARTIAL_EVALUATION], targets_ST[::PARTIAL_EVALUATION]
         losses_S = sequence_losses(self.model, inputs_ST, targets_ST, self.precision)
-        self.usage += [{"step": self.step, "tokens": self._tokens_done(), **usage} for usage in usage_of(self.model)]
+        self.curve.usage += [
+            {"step": self.step, "tokens": self._tokens_done(), **usage} for usage in usage_of(self.model)
+        ]
         return losses_S
 
     # --- stop and go ---
@@ -368,10 +231,7 @@ class _Run:
             "precision": str(self.precision),
             "library": library(),
             "step": self.step,
-            "seconds": self.seconds,
-            "since": vars(self.since),
-            "curve": self.curve,
-            "usage": self.usage,
+            **self.curve.state(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
@@ -389,19 +249,13 @@ class _Run:
     def _resume(self, state: dict[str, Any]) -> None:
         if state["precision"] != str(self.precision):
             raise ValueError(f"it was trained in {state['precision']}, not {self.precision}")
-        since = _Since(**state["since"])
+        curve = Curve.of(state)
         use_library(state.get("library", "onednn"))  # which multiplied before there was a choice
         self._build()
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
-        self.step, self.seconds, self.curve, self.usage = (
-            state["step"],
-            state["seconds"],
-            state["curve"],
-            state["usage"],
-        )
-        self.since = since  # nothing of a state that turns out to be another version's is left in this run
+        self.step, self.curve = state["step"], curve  # nothing of another version's state is left in this run
 
     def _finish(self, train_loss: float, final: torch.Tensor | None, why: str) -> dict[str, Any]:
         """Write the result down.
@@ -409,7 +263,7 @@ class _Run:
         Args:
             why: it has diverged; '' where it has not.
         """
-        self._write_curve()
+        self.curve.write(self.folder)
         result: dict[str, Any] = {
             "trial_id": self.trial.id,
             "status": TrialStatus.DIVERGED if why else TrialStatus.FINISHED,
@@ -427,9 +281,9 @@ class _Run:
             "train_loss": train_loss if math.isfinite(train_loss) else None,
             "tokens": self._tokens_done(),
             "steps": self.step,
-            "tokens_per_second": self._tokens_done() / self.seconds,
+            "tokens_per_second": self._tokens_done() / self.curve.seconds,
             "peak_memory_bytes": _peak_memory(self.device),
-            "seconds": self.seconds,
+            "seconds": self.curve.seconds,
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": _device_name(self.device),
             "threads": torch.get_num_threads() * parallel.ranks(),
@@ -461,40 +315,9 @@ class _Run:
 # --- small parts ------------------------------------------------------------------------------------------------------
 
 
-def prepare_process(threads: int) -> None:
-    """Settings of the whole process that make training fast."""
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)  # Adam's second moments of rarely used experts decay into denormals, which are slow
-    keep_freed_memory()
-
-
 def _spread(steps: int, points: int) -> frozenset[int]:
     """At most `points` steps, evenly spaced, the last one included."""
     return frozenset(-(-steps * (number + 1) // points) for number in range(points))
-
-
-def precision_on(device: torch.device, config: Train) -> torch.dtype:
-    """In which a trial multiplies there, by autocast if it is not fp32."""
-    return torch.bfloat16 if config.precision_on(gpu=device.type == "cuda") == "bf16" else torch.float32
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_shown(row.get(column)) for column in columns] for row in rows)
-    return text.getvalue()
-
-
-def _shown(value: Any) -> str:
-    """A number as text that reads back to the same losses in every run; several with spaces; nothing for what was not
-    measured.
-    """
-    if isinstance(value, str | list):
-        return value if isinstance(value, str) else " ".join(map(_shown, value))
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return str(value) if isinstance(value, int) else f"{value:.9g}"
 
 
 def _own_version() -> str | None:

@@ -26,5 +26,5 @@ if __name__ == "__main__":
         fields, tokens_folder, trial_folder, threads, kind, rank, ranks = json.loads(first.readline())
     threading.Thread(target=_end_with_first, daemon=True).start()
     device = device_of(kind, rank)
-    with parallel.joined(Path(trial_folder) / "ranks", rank, ranks, device):
+    with parallel.process_group(Path(trial_folder) / "ranks", rank, ranks, device):
         follow(Trial.model_validate(fields), Path(tokens_folder), Path(trial_folder), threads, device)

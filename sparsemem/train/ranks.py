@@ -23,7 +23,7 @@ GRACE_SECONDS = 10.0  # that the first rank has to notice by itself that another
 
 
 @contextmanager
-def started(
+def spawn_ranks(
     trial: Trial, tokens_folder: Path, trial_folder: Path, threads: int, device: torch.device, ranks: int
 ) -> Iterator[torch.device]:
     """Be the first of so many ranks and start the others. Yields this rank's device.
@@ -35,11 +35,11 @@ def started(
     if ranks == 1:
         yield device
         return
-    meeting = trial_folder / "ranks"
-    meeting.unlink(missing_ok=True)  # of a run that was killed
+    rendezvous = trial_folder / "ranks"
+    rendezvous.unlink(missing_ok=True)  # of a run that was killed
     left = threading.Event()
     with ExitStack() as held:
-        held.callback(meeting.unlink, missing_ok=True)
+        held.callback(rendezvous.unlink, missing_ok=True)
         for rank in range(1, ranks):
             process = subprocess.Popen([sys.executable, "-m", "sparsemem.train.rank"], stdin=subprocess.PIPE)
             held.callback(_end, process)
@@ -58,7 +58,7 @@ def started(
             threading.Thread(target=_watch, args=(process, rank, trial_folder, left), daemon=True).start()
         held.callback(left.set)
         device = device_of(device.type, 0)
-        with parallel.joined(meeting, 0, ranks, device):
+        with parallel.process_group(rendezvous, 0, ranks, device):
             try:
                 yield device
             except BaseException:

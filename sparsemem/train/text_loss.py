@@ -23,8 +23,9 @@ import torch
 
 from sparsemem.config import ConfigError, nearest_path
 from sparsemem.data import Tokens, validation_windows
+from sparsemem.data.cache import kept_folder
 from sparsemem.data.ngrams import occurrences_in
-from sparsemem.data.prepare import kept_folder, open_corpus
+from sparsemem.data.prepare import open_corpus
 from sparsemem.data.selection import levelled
 from sparsemem.data.tokenizer import MOST_UNKNOWN, encode
 from sparsemem.train.evaluate import sequences_at_once, token_losses

@@ -16,7 +16,7 @@ from sparsemem.bench import BENCHES
 from sparsemem.config import Trial
 from sparsemem.kernels import grouped_experts as moe
 from sparsemem.train.evaluate import sequence_losses
-from sparsemem.train.loop import StepTimer
+from sparsemem.train.step import StepTimer
 
 from .device import Watch, fake_cuda
 
@@ -148,7 +148,7 @@ def bench(name: str) -> dict[str, Any]:
     with ExitStack() as held:
         for path, value in values.items():
             held.enter_context(patch(f"sparsemem.bench.{path}", value))
-        held.enter_context(patch("sparsemem.train.loop.default_device", lambda: "cuda"))
+        held.enter_context(patch("sparsemem.train.step.default_device", lambda: "cuda"))
         held.enter_context(patch("sparsemem.bench.step.rivals", lambda *_: nullcontext({})))
         rows = list(BENCHES[name]())
     return {"rows": {row["name"]: [row["device"], row["dtype"]] for row in rows}}

@@ -51,7 +51,7 @@ IN_FP32 = {
     "mechanisms/product_key/retrieval.py:<genexpr>": "their filter",
     "mechanisms/product_key/retrieval.py:_choose_products": "scores of candidate rows",
     "mechanisms/product_key/retrieval.py:score_pairs": "scores of chosen rows",
-    "train/loop.py:train_step": "the backward passes of these",
+    "train/step.py:train_step": "the backward passes of these",
 }
 """Who multiplies matrices in fp32 though autocast is on, and what."""
 CHEAP = ("moe", "ultramem")  # between them they hold most of what can go wrong

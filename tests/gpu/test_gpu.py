@@ -14,7 +14,8 @@ import torch
 from sparsemem.config import Trial
 from sparsemem.mechanisms.moe.layer import MixtureOfExperts
 from sparsemem.train import loop
-from sparsemem.train.loop import StepTimer, run_trial
+from sparsemem.train.loop import run_trial
+from sparsemem.train.step import StepTimer
 
 from ..fake_cuda import cases
 from ..fake_cuda.test_budgets import BUDGETS

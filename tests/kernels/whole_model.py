@@ -9,7 +9,7 @@ import torch
 
 from sparsemem import kernels
 from sparsemem.config import Trial
-from sparsemem.train.loop import StepTimer, train_step
+from sparsemem.train.step import StepTimer, train_step
 
 POOLS = {
     "engram": {"layers": [2], "heads": 2, "row_dim": 4},

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sparsemem.config import Model
 from sparsemem.layers.feed_forward import FeedForward
+from sparsemem.mechanisms.product_key.cost import retrieval_account
 from sparsemem.mechanisms.product_key.layer import (
     SILU_SQUARE,
     ProductKeyMemory,
@@ -26,7 +27,7 @@ from sparsemem.mechanisms.product_key.layer import (
     row_parameters,
     row_stds,
 )
-from sparsemem.mechanisms.product_key.retrieval import retrieval_account, top_score_moments
+from sparsemem.mechanisms.product_key.retrieval import top_score_moments
 from sparsemem.parameter import initialize
 
 WIDTH, KEYS = 16, (5, 4)

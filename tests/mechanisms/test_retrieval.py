@@ -23,15 +23,13 @@ from sparsemem.config import Model
 from sparsemem.layers.documents import documents
 from sparsemem.mechanisms import Index
 from sparsemem.mechanisms.product_key import retrieval
+from sparsemem.mechanisms.product_key.cost import index_cost, key_parameters, retrieval_account
 from sparsemem.mechanisms.product_key.fields import ProductKey
 from sparsemem.mechanisms.product_key.retrieval import (
     BatchNorm,
     ProductKeyRetrieval,
     choose_pairs,
-    index_cost,
     initial_gain,
-    key_parameters,
-    retrieval_account,
     score_pairs,
     top_score_moments,
 )

@@ -23,7 +23,7 @@ from sparsemem.cli import main
 from sparsemem.config import ConfigError, load_study
 from sparsemem.data import python_source
 from sparsemem.data.batches import Tokens
-from sparsemem.data.prepare import cache_folder, kept_folder
+from sparsemem.data.cache import cache_folder, kept_folder
 from sparsemem.study.ledger import Ledger
 
 FOUR = {"vary": {"rho": [1.0, 0.7, 0.5, 0.0]}}

@@ -19,7 +19,7 @@ import yaml
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, Run, load_study
 from sparsemem.data import Tokens, prepare
-from sparsemem.data.prepare import cache_folder
+from sparsemem.data.cache import cache_folder
 from sparsemem.study.engines.worker import run_job
 from sparsemem.study.jobs import Job
 from sparsemem.train import text_loss

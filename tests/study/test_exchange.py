@@ -349,7 +349,7 @@ def test_a_second_driver_is_refused_wherever_it_is_and_names_the_first(
     file, storage = write_study(run={"storage": place}), Storage(place, "tiny")
     storage.create()
     with (
-        exchange.beating(storage, "driver.json"),
+        exchange.heartbeat(storage, "driver.json"),
         pytest.raises(ConfigError, match=rf"is being run by process {os.getpid()} on "),
     ):
         run(file)
@@ -404,7 +404,7 @@ def test_status_of_a_storage_is_that_of_its_study(
     shown = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert "finished" in shown[first]
     assert "interrupted" in shown[last]
-    with exchange.beating(storage, f"trials/{last}/beat.json"):
+    with exchange.heartbeat(storage, f"trials/{last}/beat.json"):
         assert main(["status", at]) == 0
         assert "1 running" in capsys.readouterr().out
     if "://" not in address:  # the folder itself is one that `status` reads
@@ -427,7 +427,7 @@ def test_a_kept_model_arrives_with_its_result(
     assert load_model(ledger.trial_folder(half)).val_loss == ledger.state(half).result["val_loss"]
     root, question, options = place.partition("?")
     address = f"{root}/tiny{question}{options}"
-    with exchange.looked_at(address if "://" in address else f"file://{address}") as folder:
+    with exchange.mirrored(address if "://" in address else f"file://{address}") as folder:
         assert (folder / "trials" / half / "result.json").exists()
         assert not list(folder.rglob("model.safetensors"))  # an onlooker has no need of it
 

@@ -13,7 +13,7 @@ import yaml
 
 from sparsemem import checkout
 from sparsemem.config import Data, Study, load_study
-from sparsemem.config.trial import FIRST_DATA_FIELDS
+from sparsemem.config.data import FIRST_DATA_FIELDS
 from sparsemem.data.corpus import Corpus
 from sparsemem.data.prepare import FORMAT, _digest
 from sparsemem.study.ledger.provenance import data_id

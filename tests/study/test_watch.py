@@ -42,7 +42,7 @@ TRIALS = [
 
 def lines(trials: list[TrialProgress], width: int, height: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width, height=height)
-    console.print(watch.picture(trials, width, height))
+    console.print(watch.render(trials, width, height))
     return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
 
 

@@ -39,8 +39,8 @@ from sparsemem.kernels import grouped_experts, matmul
 from sparsemem.mechanisms.moe import layer as moe
 from sparsemem.mechanisms.product_key import retrieval
 from sparsemem.model import Transformer
-from sparsemem.train.loop import train_step
 from sparsemem.train.optim import Optimizer, learning_rate
+from sparsemem.train.step import train_step
 
 from .conftest import BASE, MEMORIES, write_tokens
 

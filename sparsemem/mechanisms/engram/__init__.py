@@ -10,7 +10,7 @@ from pydantic import Field, StrictBool, model_validator
 from sparsemem.accounting import Account
 from sparsemem.mechanisms.hashed import Hashed, Order, refuse_unless_rising
 from sparsemem.mechanisms.mechanism import MemoryFields, Placed, Vocabulary
-from sparsemem.values import Count, Few, Real, Size
+from sparsemem.values import Count, Real, Size, SmallCount
 
 if TYPE_CHECKING:
     from sparsemem.config import Model
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 class Engram(MemoryFields):
     """Hashed n-gram memory (arXiv 2601.07372)."""
 
-    layers: tuple[Few, ...] = Field(examples=["[2]"])
+    layers: tuple[SmallCount, ...] = Field(examples=["[2]"])
     """1-based blocks at whose entry a module sits."""
     orders: tuple[Order, ...] = (2, 3)
     """Lengths of the suffix n-grams."""
-    heads: Few = 8
+    heads: SmallCount = 8
     """Hash heads an order; each has its own table of a prime number of rows."""
     row_dim: Size = 8
     """Width of one row."""
@@ -34,7 +34,7 @@ class Engram(MemoryFields):
     """Biases in the key and value projections (released demo)."""
     conv: StrictBool = True
     """The depthwise causal convolution after the gate."""
-    conv_kernel: Few = 4
+    conv_kernel: SmallCount = 4
     """Taps of that convolution; its dilation is the largest order."""
     conv_reset_at_document_end: StrictBool = False
     """Nor does the convolution reach across document separators. (The released code's does; attention always does,

@@ -82,7 +82,7 @@ class MixtureOfExperts(SparseLayer):
         gates_SK = affinity_SE.gather(-1, experts_SK)
         if self.config.normalize_gates:
             gates_SK = _normalized(gates_SK)
-        load_E = parallel.total(occurrences(experts_SK.flatten(), logits_SE.shape[-1]))  # of the whole batch
+        load_E = parallel.all_reduce(occurrences(experts_SK.flatten(), logits_SE.shape[-1]))  # of the whole batch
         if self.training:
             self.load_E += load_E
         return gates_SK.to(x_SD.dtype), experts_SK, self._auxiliary(logits_SE, affinity_SE, load_E)

@@ -12,7 +12,7 @@ from pydantic import Field, StrictBool, model_validator
 from sparsemem.accounting import Account
 from sparsemem.mechanisms.hashed import Hashed, Order, refuse_unless_rising
 from sparsemem.mechanisms.mechanism import MemoryFields, Placed, Vocabulary
-from sparsemem.values import Few, Real, Size
+from sparsemem.values import Real, Size, SmallCount
 
 if TYPE_CHECKING:
     from sparsemem.config import Model
@@ -26,7 +26,7 @@ class NgramEmbedding(MemoryFields):
 
     orders: tuple[Order, ...] = (2, 3)
     """Lengths of the suffix n-grams."""
-    heads: Few = 4
+    heads: SmallCount = 4
     """Tables an order, each with a prime number of rows of its own and a projection to the model's width."""
     row_dim: Size = 8
     """Width of one row."""

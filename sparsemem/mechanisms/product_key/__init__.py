@@ -117,13 +117,13 @@ class ProductKeyMechanism(Mechanism):
         return read * self.row_width(model) * BYTES_PER_PARAMETER / batch
 
     def key_bytes(self, model: Model, sizes: Sizes, batch: int) -> float:
-        from sparsemem.mechanisms.product_key.retrieval import key_parameters
+        from sparsemem.mechanisms.product_key.cost import key_parameters
 
         keys = sum(key_parameters(self.of(model), keys) for keys in self._keys(sizes))
         return keys * layers_per_table(model, self.name) * BYTES_PER_PARAMETER / batch
 
     def index(self, model: Model, sizes: Sizes) -> Index:
-        from sparsemem.mechanisms.product_key.retrieval import index_cost
+        from sparsemem.mechanisms.product_key.cost import index_cost
 
         costs, together = (
             [index_cost(self.of(model), keys) for keys in self._keys(sizes)],

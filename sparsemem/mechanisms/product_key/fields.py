@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, StrictBool, model_validator
 
 from sparsemem.mechanisms.mechanism import MemoryFields
-from sparsemem.values import Count, Few, Real, Size
+from sparsemem.values import Count, Real, Size, SmallCount
 
 if TYPE_CHECKING:
     from sparsemem.config import Model
@@ -25,9 +25,9 @@ class ProductKey(MemoryFields):
     field by field.
     """
 
-    layers: tuple[Few, ...] | None = None
+    layers: tuple[SmallCount, ...] | None = None
     """1-based blocks that hold a memory layer; default: every block."""
-    layers_per_table: Few | Literal["all"] = 1
+    layers_per_table: SmallCount | Literal["all"] = 1
     """Memory layers, counted from the first, that read one table of values (Memory+): groups without overlap. In
     UltraMemV2's released code each layer reads a window of all values that slides from layer to layer; that is not
     built.
@@ -64,7 +64,7 @@ class ProductKey(MemoryFields):
     """Weight of the penalty on the core's singular values after the first."""
     tucker_threshold: Annotated[Real, Field(ge=0)] = 0.15
     """Singular values below it are free."""
-    cores: Few = 1
+    cores: SmallCount = 1
     """Tucker cores: rows are chosen by their sum, and slice i of a value is weighted by the score of core i (multi-core
     scoring).
     """
@@ -138,7 +138,7 @@ class PKM(ProductKey):
 class MemoryPlus(ProductKey):
     """Memory layers at scale (arXiv 2412.09764): one table for all layers, gated output."""
 
-    layers_per_table: Few | Literal["all"] = "all"
+    layers_per_table: SmallCount | Literal["all"] = "all"
     norm: Literal["none", "batch", "layer"] = "layer"
     projection: Literal["none", "linear", "gated"] = "gated"
 
@@ -163,7 +163,7 @@ class UltraMem(ProductKey):
     softmax: StrictBool = False
     tucker_rank: Rank = 2
     tucker_penalty: Annotated[Real, Field(ge=0)] = 0.001
-    cores: Few = 2
+    cores: SmallCount = 2
     virtual_tables: Size = 4
     projection: Literal["none", "linear", "gated"] = "linear"
     init: Literal["flat", "released", "ultramem", "ultramem_v2"] = "ultramem"
@@ -179,7 +179,7 @@ class UltraMemV2(ProductKey):
     norm: Literal["none", "batch", "layer"] = "layer"
     softmax: StrictBool = False
     tucker_rank: Rank = 2
-    cores: Few = 2
+    cores: SmallCount = 2
     virtual_tables: Size = 4
     projection_per_table: StrictBool = False
     projection: Literal["none", "linear", "gated"] = "linear"

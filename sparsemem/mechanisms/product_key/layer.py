@@ -30,8 +30,9 @@ from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
 from sparsemem.kernels.matmul import linear
 from sparsemem.layers.documents import documents
 from sparsemem.mechanisms.layer import SparseLayer
+from sparsemem.mechanisms.product_key.cost import retrieval_account
 from sparsemem.mechanisms.product_key.fields import ProductKey, layers_per_table, memory_layers
-from sparsemem.mechanisms.product_key.retrieval import ProductKeyRetrieval, retrieval_account, top_score_moments
+from sparsemem.mechanisms.product_key.retrieval import ProductKeyRetrieval, top_score_moments
 from sparsemem.memory.table import MemoryTable, Reads
 from sparsemem.parameter import parameter, residual_std
 

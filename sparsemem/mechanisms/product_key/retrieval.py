@@ -35,11 +35,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemem import parallel
-from sparsemem.accounting import Account, always_active
 from sparsemem.kernels.matmul import linear, linears
 from sparsemem.kernels.topk import topk
 from sparsemem.layers.documents import earlier
-from sparsemem.mechanisms.mechanism import Index
+from sparsemem.mechanisms.product_key.cost import candidates_of, logical_keys, queries_of, query_features, undominated
 from sparsemem.mechanisms.product_key.fields import ProductKey
 from sparsemem.parameter import parameter
 
@@ -67,7 +66,7 @@ class ProductKeyRetrieval(nn.Module):
         self.memory, self.eps = memory, config.norm_eps
         sets, ranks, width = 1 if memory.shared_keys else memory.heads, max(memory.tucker_rank, 1), memory.key_dim
         row_keys, self.column_keys = logical_keys(memory, keys)
-        features = _query_features(memory)
+        features = query_features(memory)
         self.taps_JD = (
             parameter(memory.query_conv, config.width) if memory.query_conv else None
         )  # beyond the identity, hence zero
@@ -122,7 +121,7 @@ class ProductKeyRetrieval(nn.Module):
     def _key_scores(self, query_SF: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of all row keys and of all column keys, (H, R, S, N) each."""
         memory = self.memory
-        heads, queries, width = memory.heads, _queries(memory), (memory.key_dim,)
+        heads, queries, width = memory.heads, queries_of(memory), (memory.key_dim,)
         if memory.norm == "batch":
             query_SF = self.query_norm(query_SF)
         query_SQ2RK = query_SF.view(len(query_SF), queries, 2, -1, memory.key_dim)
@@ -183,7 +182,7 @@ class BatchNorm(nn.Module):
 
     def forward(self, x_SF: Tensor) -> Tensor:
         """(S, F) -> (S, F); training needs at least two tokens."""
-        if parallel.is_divided():
+        if parallel.is_sharded():
             return self._over_all_parts(x_SF)
         return F.batch_norm(
             x_SF, self.running_mean, self.running_var, self.gain, self.bias, self.training, momentum=0.1, eps=1e-5
@@ -191,9 +190,9 @@ class BatchNorm(nn.Module):
 
     def _over_all_parts(self, x_SF: Tensor) -> Tensor:
         """In training on a batch that ranks have divided: the statistics are those of the whole."""
-        count = parallel.total(x_SF.new_tensor(len(x_SF)))
-        mean_F = parallel.total(x_SF.sum(0)) / count
-        var_F = parallel.total((x_SF - mean_F).square().sum(0)) / count
+        count = parallel.all_reduce(x_SF.new_tensor(len(x_SF)))
+        mean_F = parallel.all_reduce(x_SF.sum(0)) / count
+        var_F = parallel.all_reduce((x_SF - mean_F).square().sum(0)) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean_F, 0.1)
             self.running_var.lerp_(var_F * count / (count - 1), 0.1)
@@ -244,20 +243,10 @@ def _choose_products(
 
 def _choose_sums(row_HSN: Tensor, column_HSN: Tensor, top_m: int) -> tuple[Tensor, Tensor]:
     (row_HSP, rows_HSP), (column_HSP, columns_HSP) = topk(row_HSN, top_m), topk(column_HSN, top_m)
-    pairs = _undominated(row_HSP.shape[-1], column_HSP.shape[-1], top_m)
+    pairs = undominated(row_HSP.shape[-1], column_HSP.shape[-1], top_m)
     first_X, second_X = torch.tensor(pairs, device=row_HSN.device).T
     best_HSM = topk(row_HSP[..., first_X] + column_HSP[..., second_X], top_m)[1]
     return rows_HSP.gather(-1, first_X[best_HSM]), columns_HSP.gather(-1, second_X[best_HSM])
-
-
-@functools.cache
-def _undominated(rows: int, columns: int, top_m: int) -> tuple[tuple[int, int], ...]:
-    """Pairs of places in two sorted lists, from 0, that may be among the top-m sums.
-
-    >>> _undominated(3, 3, 3)
-    ((0, 0), (0, 1), (0, 2), (1, 0), (2, 0))
-    """
-    return tuple((i, j) for i in range(rows) for j in range(min(columns, top_m // (i + 1))))
 
 
 def score_pairs(row_HRSM: Tensor, column_HRSM: Tensor, cores_GHRR: Tensor | None) -> Tensor:
@@ -298,7 +287,7 @@ def initial_gain(memory: ProductKey, keys: tuple[int, int]) -> float:
         return memory.key_dim**-0.4
     if memory.init == "ultramem":
         return memory.key_dim**-0.33
-    ranks, pairs = max(memory.tucker_rank, 1), math.prod(_candidates(memory, keys))
+    ranks, pairs = max(memory.tucker_rank, 1), math.prod(candidates_of(memory, keys))
     if (
         max(8 * ranks * sum(logical_keys(memory, keys)) * memory.key_dim, 128 * ranks * memory.cores * pairs)
         > LARGEST_SIMULATION
@@ -332,7 +321,7 @@ def top_score_moments(memory: ProductKey, keys: tuple[int, int]) -> tuple[float,
     Source: UltraMemV2's initialisation ("std of the top-k scores by simulation"; MECHANISMS 3.5).
     """
     ranks, width, sets = max(memory.tucker_rank, 1), memory.key_dim, 8
-    pairs = math.prod(_candidates(memory, keys))
+    pairs = math.prod(candidates_of(memory, keys))
     tokens = sets * max(16, min(512, 2**21 // (pairs + ranks * sum(logical_keys(memory, keys)))))
     stream = torch.Generator("cpu").manual_seed(0)
     draw = functools.partial(torch.randn, generator=stream, device="cpu", dtype=torch.float32)
@@ -353,72 +342,3 @@ def top_score_moments(memory: ProductKey, keys: tuple[int, int]) -> tuple[float,
     rows_HSM, columns_HSM = choose_pairs(row_HRSN, column_HRSN, cores_GHRR, filters_2HR, memory.top_m)
     std, mean = torch.std_mean(score_pairs(_take(row_HRSN, rows_HSM), _take(column_HRSN, columns_HSM), cores_GHRR))
     return float(mean), float(std / mean)
-
-
-# --- what it costs ----------------------------------------------------------------------------------------------------
-
-
-def index_cost(memory: ProductKey, keys: tuple[int, int]) -> Index:
-    """What finding the rows costs in one layer, for a table of `keys` (before its virtual expansion).
-
-    For each head, with p_row = min(m, n_row) and p_column alike:
-
-    - scoring: 2 x key width x max(r, 1) x (n_row + n_column);
-    - candidates: one sum for each pair of the i-th row key and the j-th column key with i j <= m. With Tucker, p_row
-      p_column pairs: `2 r (n_row + n_column)` for the filter, `2 r^2 p_row + 2 r p_row p_column` for the summed core,
-      and `cores x m x (2 r^2 + 2 r)` for each core's score of the chosen rows;
-    - sorting: n_row log2 p_row + n_column log2 p_column + pairs x log2 m.
-    """
-    rank, top_m = memory.tucker_rank, memory.top_m
-    (rows, columns), (first, second) = logical_keys(memory, keys), _candidates(memory, keys)
-    scoring = 2 * memory.key_dim * max(rank, 1) * (rows + columns)
-    pairs = candidates = len(_undominated(first, second, top_m))
-    if rank:
-        pairs = first * second
-        candidates = 2 * rank * (rows + columns + rank * first + pairs) + memory.cores * top_m * 2 * rank * (rank + 1)
-    sorting = rows * math.log2(first) + columns * math.log2(second) + pairs * math.log2(top_m)
-    return Index(memory.heads * scoring, memory.heads * candidates, round(memory.heads * sorting))
-
-
-def key_parameters(memory: ProductKey, keys: tuple[int, int]) -> int:
-    """Values of all keys of one layer, of both sides and all heads and ranks."""
-    return (
-        (1 if memory.shared_keys else memory.heads)
-        * max(memory.tucker_rank, 1)
-        * memory.key_dim
-        * sum(logical_keys(memory, keys))
-    )
-
-
-def retrieval_account(config: Model, memory: ProductKey, keys: tuple[int, int]) -> Account:
-    """Closed form of one layer's retrieval; every token is multiplied with all of it.
-
-    FLOPs: query projection `2 D F`, convolution `2 J D`, and `scoring` and `candidates` of `index_cost`; keys that
-    heads share are scored by each. Of the candidates, only the chosen rows' weights have a backward pass.
-    """
-    features, index = _query_features(memory), index_cost(memory, keys)
-    norms = {"none": 0, "batch": 2 * features, "layer": 2 * memory.key_dim}[memory.norm]
-    cores = memory.cores * memory.heads * memory.tucker_rank**2
-    weighing = 2 * (memory.tucker_rank + 1) * memory.tucker_rank * memory.cores * memory.heads * memory.top_m
-    scored = always_active(norms + key_parameters(memory, keys) + cores, flops=index.scoring + index.candidates)
-    projections = always_active((features + memory.query_conv) * config.width)
-    return projections + scored + Account(selection_flops=index.candidates - weighing)
-
-
-def logical_keys(memory: ProductKey, keys: tuple[int, int]) -> tuple[int, int]:
-    """Row keys and column keys that are scored: sqrt(E) times those of the table."""
-    times = math.isqrt(memory.virtual_tables)
-    return times * keys[0], times * keys[1]
-
-
-def _candidates(memory: ProductKey, keys: tuple[int, int]) -> tuple[int, int]:
-    rows, columns = logical_keys(memory, keys)
-    return min(memory.top_m, rows), min(memory.top_m, columns)
-
-
-def _queries(memory: ProductKey) -> int:
-    return memory.heads // 2 if memory.shared_query else memory.heads
-
-
-def _query_features(memory: ProductKey) -> int:
-    return _queries(memory) * 2 * (memory.tucker_rank if memory.query_per_rank else 1) * memory.key_dim

@@ -191,12 +191,12 @@ class Progress:
         with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
             while not self._ended.wait(max(REFRESH_SECONDS, spent / OWN_SHARE)):
                 start = time.perf_counter()
-                live.update(_picture(look(self._ledger), self._slots, self._ledger.most_trials), refresh=True)
+                live.update(_render(look(self._ledger), self._slots, self._ledger.most_trials), refresh=True)
                 spent = time.perf_counter() - start
-            live.update(_picture(look(self._ledger), self._slots, self._ledger.most_trials), refresh=True)
+            live.update(_render(look(self._ledger), self._slots, self._ledger.most_trials), refresh=True)
 
 
-def _picture(trials: Sequence[TrialProgress], slots: int, most: int | None) -> RenderableType:
+def _render(trials: Sequence[TrialProgress], slots: int, most: int | None) -> RenderableType:
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table

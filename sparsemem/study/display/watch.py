@@ -23,7 +23,7 @@ from sparsemem.study.display.progress import (
     overview,
 )
 from sparsemem.study.ledger import Ledger
-from sparsemem.study.ledger.state import is_beating
+from sparsemem.study.ledger.state import has_heartbeat
 from sparsemem.study.text import count, duration
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def watch(folder: Path) -> None:
             if table.stat().st_mtime_ns != read:  # a run with an edited study plans other trials
                 ledger, read = Ledger.read(folder), table.stat().st_mtime_ns
             runs = _is_run(ledger)
-            live.update(picture(look(ledger), console.width, console.height, ledger.most_trials), refresh=True)
+            live.update(render(look(ledger), console.width, console.height, ledger.most_trials), refresh=True)
             if not runs:
                 return
             time.sleep(REFRESH_SECONDS)
@@ -88,11 +88,13 @@ def watch(folder: Path) -> None:
 def _is_run(ledger: Ledger) -> bool:
     """Whether a driver holds the study, or a worker that outlived its driver a trial."""
     return (
-        is_held(ledger.folder / "lock") or is_beating(ledger.folder / "driver.json") or ledger.counts()[S.RUNNING] > 0
+        is_held(ledger.folder / "lock")
+        or has_heartbeat(ledger.folder / "driver.json")
+        or ledger.counts()[S.RUNNING] > 0
     )
 
 
-def picture(trials: Sequence[TrialProgress], width: int, height: int, most: int | None = None) -> RenderableType:
+def render(trials: Sequence[TrialProgress], width: int, height: int, most: int | None = None) -> RenderableType:
     """The headline and as many trials as fit the screen, those first that something is to be known of."""
     from rich.console import Group
     from rich.table import Table

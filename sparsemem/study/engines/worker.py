@@ -30,7 +30,7 @@ import yaml
 from sparsemem.config import Run, Trial
 from sparsemem.files import or_warn, write_json
 from sparsemem.study.jobs import Job
-from sparsemem.study.remote.staging import brought_here
+from sparsemem.study.remote.staging import staged
 from sparsemem.study.remote.storage import StorageAway
 
 STORAGE_AWAY = 4  # an exit code
@@ -45,7 +45,7 @@ def run_job(job: Job, run: Run, node: str | None = None) -> None:
 
     Raises:
         As `train.run_trial`.
-        StorageAway: see `staging.brought_here`.
+        StorageAway: see `staging.staged`.
     """
     os.environ["OMP_NUM_THREADS"] = str(run.cpus_per_trial)  # before torch is imported
     from sparsemem.train import run_trial
@@ -57,7 +57,7 @@ def run_job(job: Job, run: Run, node: str | None = None) -> None:
         "pid": os.getpid(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with brought_here(job) if job.storage else contextlib.nullcontext(job) as here:
+    with staged(job) if job.storage else contextlib.nullcontext(job) as here:
         trial = Trial.model_validate(yaml.safe_load((here.trial_folder / "trial.yaml").read_text(encoding="utf-8")))
         place = here.trial_folder / "worker.json"
         or_warn(write_json, place, worker)

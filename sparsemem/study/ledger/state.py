@@ -36,7 +36,7 @@ class State:
     """Why a trial failed or diverged."""
 
 
-def is_beating(path: Path) -> bool:
+def has_heartbeat(path: Path) -> bool:
     """Whether a process on another machine renewed this file a moment ago."""
     try:
         return time.time() - path.stat().st_mtime < LOST_BEATS * BEAT_SECONDS
@@ -51,7 +51,7 @@ def read_state(files: TrialFiles, trial_id: str) -> State:
         return State(TrialStatus(result["status"]), result, str(result.get("why", "")))
     except (OSError, ValueError):
         pass  # none yet, or not a whole one: `begin` sets that aside
-    if is_held(folder / "lock") or is_beating(folder / "beat.json"):
+    if is_held(folder / "lock") or has_heartbeat(folder / "beat.json"):
         return State(TrialStatus.RUNNING)
     try:
         failure = json.loads((folder / "failure.json").read_text(encoding="utf-8"))

@@ -16,16 +16,9 @@ from typing import Any
 from sparsemem.config import ConfigError, Data, Trial
 from sparsemem.data import Batches, Tokens
 from sparsemem.data.batches import token_frequency_loss
+from sparsemem.data.cache import cache_folder, kept_folder, whole_folder
 from sparsemem.data.corpus import Corpus
-from sparsemem.data.prepare import (
-    cache_folder,
-    check_context,
-    kept_folder,
-    named_corpus,
-    open_corpus,
-    prepare_named,
-    whole_folder,
-)
+from sparsemem.data.prepare import check_context, named_corpus, open_corpus, prepare_named
 from sparsemem.results import FINAL
 from sparsemem.study.ledger import Ledger
 from sparsemem.study.ledger.provenance import data_id

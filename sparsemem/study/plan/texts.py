@@ -15,7 +15,8 @@ from typing import Any
 from sparsemem.config import ConfigError, Data, Trial
 from sparsemem.data.account import accounts, describe_text
 from sparsemem.data.batches import check_batch
-from sparsemem.data.prepare import NOT_IN_TOKENS, check_held_out, kept_folder, named_corpus, select_text
+from sparsemem.data.cache import kept_folder
+from sparsemem.data.prepare import NOT_IN_TOKENS, check_held_out, named_corpus, select_text
 from sparsemem.study.ledger.provenance import data_id
 
 

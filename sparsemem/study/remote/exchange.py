@@ -55,7 +55,7 @@ NAMES = re.compile(r"(trials/[0-9a-f]{12}/)?\w[\w.-]*")  # a name from outside n
 
 
 @contextmanager
-def driving(storage: Storage, ledger: Ledger, say: Callable[[str], None]) -> Iterator[Driver]:
+def driver_lease(storage: Storage, ledger: Ledger, say: Callable[[str], None]) -> Iterator[Driver]:
     """Hold a study in a storage for one driver.
 
     Raises:
@@ -85,7 +85,7 @@ def driving(storage: Storage, ledger: Ledger, say: Callable[[str], None]) -> Ite
             f"field `run.storage` has the value {storage.uri!r}, which cannot be used: {error}; make the folder or "
             "bucket first, give credentials by the environment, and an address that every machine reaches"
         ) from None
-    with beating(storage, "driver.json"):
+    with heartbeat(storage, "driver.json"):
         yield Driver(storage, ledger)
 
 
@@ -250,7 +250,7 @@ def _is_aside(name: str) -> bool:
 
 
 @contextmanager
-def looked_at(address: str) -> Iterator[Path]:
+def mirrored(address: str) -> Iterator[Path]:
     """A results folder; from an address of a storage, a temporary one that is kept as the storage is while the body
     runs.
 
@@ -330,7 +330,7 @@ class Follower:
 
 
 @contextmanager
-def beating(storage: Storage, name: str) -> Iterator[None]:
+def heartbeat(storage: Storage, name: str) -> Iterator[None]:
     """Renew a file for as long as the body runs, so that others see that this process is alive."""
     at_once, beats = storage.at_once(), itertools.count()
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from sparsemem.files import scratch_folder
 from sparsemem.study.jobs import Job
-from sparsemem.study.remote.exchange import NAMES, beating, every
+from sparsemem.study.remote.exchange import NAMES, every, heartbeat
 from sparsemem.study.remote.storage import Storage
 
 SEND_SECONDS = 1.0
@@ -21,7 +21,7 @@ the driver's.
 
 
 @contextmanager
-def brought_here(job: Job) -> Iterator[Job]:
+def staged(job: Job) -> Iterator[Job]:
     """The job with folders of this machine; what its training writes is sent as it appears, and at the end of the body
     all the rest.
 
@@ -29,7 +29,7 @@ def brought_here(job: Job) -> Iterator[Job]:
         StorageAway: at either end the storage could not be reached; what was sent is there, and the trial goes on from
             that.
     """
-    from sparsemem.data.prepare import cache_folder, whole_folder
+    from sparsemem.data.cache import cache_folder, whole_folder
 
     assert job.storage is not None
     storage, trial = Storage(job.storage, job.trial_folder.parents[1].name), f"trials/{job.trial_folder.name}"
@@ -37,7 +37,7 @@ def brought_here(job: Job) -> Iterator[Job]:
 
     scratch = cache_folder() / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(scratch, "trial-") as own, beating(storage, f"{trial}/beat.json"):
+    with scratch_folder(scratch, "trial-") as own, heartbeat(storage, f"{trial}/beat.json"):
         folder = own / "trial"
         folder.mkdir()
         for name in storage.list(trial):

@@ -70,7 +70,7 @@ class PointSearch:
         self.label = named(self.at) or "all trials"
         self.fields = _distributions(trial, settings)
         self.tokens_folder = folders[data_id(trial.data)]
-        self.flying: set[int] = set()
+        self.in_flight: set[int] = set()
         self.failed: set[int] = set()
         """Places whose trial failed in this run: the next one tries them again."""
         self._study = optuna.create_study(
@@ -92,7 +92,7 @@ class PointSearch:
     @property
     def open(self) -> list[int]:
         """Places to ask for, the first one first."""
-        closed = self._done_places() | self.flying | self.failed
+        closed = self._done_places() | self.in_flight | self.failed
         return [place for place in range(self.settings.trials) if place not in closed]
 
     def _done_places(self) -> set[int]:
@@ -111,7 +111,7 @@ class PointSearch:
         asked = self._study.ask(self.fields)
         place = asked.user_attrs.get("place", place)
         asked.set_user_attr("place", place)
-        self.flying.add(place)
+        self.in_flight.add(place)
         trial = changed(
             self.trial, {path: _rounded(value, self.settings, path) for path, value in asked.params.items()}
         )
@@ -138,7 +138,7 @@ class PointSearch:
         """
         attempt.asked.set_user_attr("status", status)
         attempt.asked.set_user_attr("val_loss_se", se)
-        self.flying.discard(attempt.place)
+        self.in_flight.discard(attempt.place)
         if status == TrialStatus.FINISHED:
             self._study.tell(attempt.asked, loss)
         elif status == TrialStatus.DIVERGED:

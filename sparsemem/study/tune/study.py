@@ -81,7 +81,7 @@ def tune_study(study: Study, base: Path, results: Path, say: Callable[[str], Non
         )
         held.enter_context(terminated_like_interrupted())
         held.enter_context(workers)
-        _Driver(searches, ledger, workers, say).to_the_end()
+        _Driver(searches, ledger, workers, say).run()
         outcomes = [search.outcome() for search in searches]
         _write_winners(ledger.folder / "winners.yaml", study.study, outcomes, say)
     return outcomes
@@ -94,41 +94,41 @@ class _Driver:
         self, searches: Sequence[PointSearch], ledger: Ledger, workers: Workers, say: Callable[[str], None]
     ) -> None:
         self.searches, self.ledger, self.workers, self.say = searches, ledger, workers, say
-        self.flying: dict[Job, Attempt] = {}
+        self.in_flight: dict[Job, Attempt] = {}
         self.held: list[Attempt] = []
         """Asked for, but the same trial is in flight already; its result will serve."""
         self.began, self.ended = time.monotonic(), 0
 
-    def to_the_end(self) -> None:
+    def run(self) -> None:
         while True:
             while self.workers.free and (attempt := self._next()):
                 self._begin(attempt)
-            if not self.flying:
+            if not self.in_flight:
                 return
-            for attempt in list(self.flying.values()):
+            for attempt in list(self.in_flight.values()):
                 if self._judged_bad(attempt):
                     self.workers.stop(attempt.job)
                     self._end(attempt, pruned=True)
             for job in self.workers.ended(POLL_SECONDS):
-                self._end(self.flying[job], pruned=self._judged_bad(self.flying[job]))
+                self._end(self.in_flight[job], pruned=self._judged_bad(self.in_flight[job]))
 
     def _next(self) -> Attempt | None:
         """Of the search with the fewest trials in flight, then the fewest done: one at a time each where there are
         enough.
         """
         for attempt in self.held:
-            if attempt.job not in self.flying:
+            if attempt.job not in self.in_flight:
                 self.held.remove(attempt)
                 return attempt
         while waiting := [search for search in self.searches if search.open]:
-            attempt = min(waiting, key=lambda search: (len(search.flying), search.done)).ask(self.ledger)
-            if attempt.job not in self.flying:
+            attempt = min(waiting, key=lambda search: (len(search.in_flight), search.done)).ask(self.ledger)
+            if attempt.job not in self.in_flight:
                 return attempt
             self.held.append(attempt)
         return None
 
     def _begin(self, attempt: Attempt) -> None:
-        self.flying[attempt.job] = attempt
+        self.in_flight[attempt.job] = attempt
         if (
             self.ledger.state(attempt.trial.id).status in FINAL
         ):  # trained before: for another place, or by a driver that was killed then
@@ -148,7 +148,7 @@ class _Driver:
         return False
 
     def _end(self, attempt: Attempt, pruned: bool) -> None:
-        del self.flying[attempt.job]
+        del self.in_flight[attempt.job]
         state = self.ledger.state(attempt.trial.id)
         status = TrialStatus.PRUNED if pruned else state.status
         if pruned:
@@ -168,7 +168,7 @@ class _Driver:
     def _remark(self, attempt: Attempt, status: TrialStatus, loss: float | None, message: str) -> None:
         search, best = attempt.search, attempt.search.best()
         self.ended += 1
-        left = sum(len(s.open) + len(s.flying) for s in self.searches)
+        left = sum(len(s.open) + len(s.in_flight) for s in self.searches)
         stopped = f"stopped at evaluation {attempt.reported}"
         came_to = {TrialStatus.FINISHED: f"{loss or 0:.4f}", TrialStatus.PRUNED: stopped}.get(status, status)
         parts = [f"{search.label}: {values_text(attempt.trial.at(search.fields))} -> {came_to}"]

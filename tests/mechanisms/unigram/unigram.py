@@ -19,7 +19,7 @@ from sparsemem.mechanisms import Mechanism, MemoryFields, Placed, Tables, Vocabu
 from sparsemem.mechanisms.layer import SparseLayer
 from sparsemem.memory.table import MemoryTable
 from sparsemem.parameter import parameter
-from sparsemem.values import Few, Real
+from sparsemem.values import Real, SmallCount
 
 if TYPE_CHECKING:
     from sparsemem.config import Model
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Unigram(MemoryFields):
     """One table a layer, whose rows are as wide as the model."""
 
-    layers: tuple[Few, ...] = Field(examples=["[1]"])
+    layers: tuple[SmallCount, ...] = Field(examples=["[1]"])
     """1-based blocks at whose entry a layer sits."""
     init_std: Annotated[Real, Field(ge=0)] = 0.02
     """Standard deviation of the rows at the start."""
