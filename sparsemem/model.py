@@ -1,11 +1,12 @@
 """The decoder: blocks assembled from the model's config and the sizes that the budget solved, and the account of the
 whole.
 
-Pre-norm blocks of attention and a feed-forward. The layers of the mechanisms stand at the places that these name
-(`mechanisms.Placed`): at the vocabulary embedding, at the entry of a block, as its feed-forward or beside it. Which
-mechanisms there are is not known here.
+Blocks of attention and a feed-forward, pre-norm or on several residual streams (`layers.streams`). The layers of the
+mechanisms stand at the places that these name (`mechanisms.Placed`): at the vocabulary embedding, at the entry of a
+block, as its feed-forward or beside it. Which mechanisms there are is not known here.
 
-Shape letters: B sequences, T positions, D model width, V vocabulary.
+Shape letters: B sequences, T positions, N residual streams, D model width, V vocabulary. `x` without letters is
+(B, T, D) with one stream and (B, T, N, D) with several.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sparsemem.kernels.rotary import rotations
 from sparsemem.layers.attention import Attention, attention_account
 from sparsemem.layers.feed_forward import FeedForward, feed_forward_account
 from sparsemem.layers.norm import RMSNorm, norm_account
+from sparsemem.layers.streams import connection, connection_account, expanded, read, write
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS, POOLS, Placed, Tables, Vocabulary
 from sparsemem.mechanisms.layer import SparseLayer
 from sparsemem.parameter import initialize, parameter
@@ -63,8 +65,11 @@ class Sizes:
 
 
 class Block(nn.Module):
-    """What stands at the entry, attention, then feed-forward and what stands beside it, each added to the residual
-    stream.
+    """What stands at the entry, attention, then feed-forward and what stands beside it, each added to the residual.
+
+    With several streams, a layer at the entry reads what attention would read and adds to all streams alike, unless it
+    is one for each stream. Layers beside the feed-forward are fed what it is fed; where they arrive, they write as the
+    feed-forward of that block.
     """
 
     def __init__(self, config: Model, sizes: Sizes, block: int, placed: Sequence[Placed]) -> None:
@@ -78,10 +83,13 @@ class Block(nn.Module):
         at_entry, as_ffn, beside = (
             [each for each in placed if each.at == at] for at in ("entry", "feed_forward", "beside")
         )
-        self._entry = _attach(self, at_entry)
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self._entry = list(zip(_attach(self, at_entry), [each.per_stream for each in at_entry], strict=True))
+        self.attention_streams, self.ffn_streams = (connection(config, 2 * block - 2 + place) for place in range(2))
+        self.attention_norm, self.ffn_norm = (
+            None if through and through.norms else RMSNorm(config.width, config.norm_eps)
+            for through in (self.attention_streams, self.ffn_streams)
+        )
         self.attention = Attention(config)
-        self.ffn_norm = RMSNorm(config.width, config.norm_eps)
         if not _attach(self, as_ffn):
             self.ffn = (
                 None if block in config.replaced else FeedForward(config, EXPERTS.dense_width(config, sizes, block))
@@ -90,28 +98,31 @@ class Block(nn.Module):
         self._skips = [each.skip for each in beside]
 
     def forward(
-        self, x_BTD: Tensor, tokens_BT: Tensor, cos_sin_2THK: Tensor, arrivals: dict[int, list[Tensor]]
+        self, x: Tensor, tokens_BT: Tensor, cos_sin_2THK: Tensor, arrivals: dict[int, list[Tensor]]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Returns the residual stream and the block's auxiliary losses.
+        """Returns the residual and the block's auxiliary losses.
 
         Args:
             arrivals: block -> what layers add after it. This block takes out its own and puts in what it read for later
                 ones.
         """
         auxiliary: list[Tensor] = []
-        for layer in self._entry:
-            x_BTD = x_BTD + _output(layer(x_BTD, tokens_BT), auxiliary)
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_sin_2THK)
-        normed_BTD = self.ffn_norm(x_BTD)
+        for layer, per_stream in self._entry:
+            if per_stream or self.attention_streams is None:
+                x = x + _output(layer(x, tokens_BT), auxiliary)
+            else:
+                x = x + _output(layer(self.attention_streams.mixed(x), tokens_BT), auxiliary).unsqueeze(2)
+        read_BTD, weights = read(self.attention_streams, self.attention_norm, x)
+        x = write(self.attention_streams, x, [self.attention(read_BTD, cos_sin_2THK)], weights)
+        read_BTD, weights = read(self.ffn_streams, self.ffn_norm, x)
         for layer, skip in zip(self._beside, self._skips, strict=True):
-            arrivals.setdefault(self.number + skip, []).append(_output(layer(normed_BTD, tokens_BT), auxiliary))
+            arrivals.setdefault(self.number + skip, []).append(_output(layer(read_BTD, tokens_BT), auxiliary))
+        outputs_BTD = arrivals.pop(self.number, [])
         if isinstance(self.ffn, FeedForward):
-            x_BTD = x_BTD + self.ffn(normed_BTD)
+            outputs_BTD = [self.ffn(read_BTD), *outputs_BTD]
         elif self.ffn is not None:
-            x_BTD = x_BTD + _output(self.ffn(normed_BTD, tokens_BT), auxiliary)
-        for y_BTD in arrivals.pop(self.number, []):
-            x_BTD = x_BTD + y_BTD
-        return x_BTD, auxiliary
+            outputs_BTD = [_output(self.ffn(read_BTD, tokens_BT), auxiliary), *outputs_BTD]
+        return write(self.ffn_streams, x, outputs_BTD, weights), auxiliary
 
 
 def _attach(owner: nn.Module, placed: Sequence[Placed]) -> tuple[SparseLayer, ...]:
@@ -149,6 +160,7 @@ class Transformer(nn.Module):
         The weights are uninitialised until `initialize(seed)`, so that a model may be built on the meta device.
         """
         super().__init__()
+        self.streams = config.stream_count
         vocabulary = len(canonical)
         known = Vocabulary(canonical, separator)
         self._placed = [(pool, each) for pool in sizes.pools for each in POOLS[pool].build(config, sizes, known)]
@@ -183,7 +195,9 @@ class Transformer(nn.Module):
         )
 
     def residual_streams(self, tokens_BT: Tensor) -> list[Tensor]:
-        """What enters the first block and what leaves each, all (B, T, D), before the final norm."""
+        """What enters the first block and what leaves each, all (B, T, D), before the final norm; of several streams
+        their mean, which is what the head reads.
+        """
         seen: list[Tensor] = []
         self._trunk(tokens_BT, seen)
         return seen
@@ -210,12 +224,17 @@ class Transformer(nn.Module):
         arrivals: dict[int, list[Tensor]] = {}
         if seen is not None:
             seen.append(x_BTD)
+        x = expanded(x_BTD, self.streams) if self.streams > 1 else x_BTD
         for block in self.blocks:
-            x_BTD, losses = block(x_BTD, tokens_BT, self.cos_sin_2THK[:, : tokens_BT.shape[1]], arrivals)
+            x, losses = block(x, tokens_BT, self.cos_sin_2THK[:, : tokens_BT.shape[1]], arrivals)
             auxiliary = sum(losses, auxiliary)
             if seen is not None:
-                seen.append(x_BTD)
-        return self.norm(x_BTD), auxiliary
+                seen.append(self._collapsed(x))
+        return self.norm(self._collapsed(x)), auxiliary
+
+    def _collapsed(self, x: Tensor) -> Tensor:
+        """The residual as the head reads it, (B, T, D)."""
+        return x.mean(2) if self.streams > 1 else x
 
     def initialize(self, seed: int) -> Transformer:
         """Draw all weights; see `parameter.initialize` for what two models of one seed share."""
@@ -302,7 +321,7 @@ def count_model(config: Model, sizes: Sizes, context: int, vocabulary: int) -> M
     """Closed form of everything `Transformer` holds."""
     backbone, with_experts = norm_account(config.width), EXPERTS.blocks(config, sizes)
     for block in range(1, config.layers + 1):
-        backbone += attention_account(config, context) + norm_account(config.width) * 2
+        backbone += attention_account(config, context) + connection_account(config) * 2
         if block not in config.replaced and block not in with_experts:
             backbone += feed_forward_account(config.width, EXPERTS.dense_width(config, sizes, block))
     parts = {"backbone": backbone} | {pool: POOLS[pool].account(config, sizes) for pool in sizes.pools}

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 
 def parameter(
-    *shape: int, std: float = 0.0, mean: float = 0.0, uniform: tuple[float, float] | None = None
+    *shape: int,
+    std: float = 0.0,
+    mean: float = 0.0,
+    uniform: tuple[float, float] | None = None,
+    values: Sequence[float] | None = None,
 ) -> nn.Parameter:
     """An uninitialised parameter that remembers its initial distribution: Normal(mean, std^2), or between the two ends
-    of `uniform`.
+    of `uniform`, or these `values`.
     """
     result = nn.Parameter(torch.empty(*shape))
-    result.initial = (mean, std, uniform)  # type: ignore[attr-defined]
+    result.initial = (mean, std, uniform, values)  # type: ignore[attr-defined]
     return result
 
 
@@ -36,10 +41,12 @@ def initialize(module: nn.Module, seed: int) -> None:
     across shares.
     """
     for name, weight in module.named_parameters():
-        mean, std, uniform = weight.initial  # type: ignore[attr-defined]
+        mean, std, uniform, values = weight.initial  # type: ignore[attr-defined]
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         stream = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        if uniform:
+        if values is not None:
+            weight.copy_(torch.tensor(values).view(weight.shape))
+        elif uniform:
             weight.copy_(torch.rand(weight.shape, generator=stream) * (uniform[1] - uniform[0]) + uniform[0])
         else:
             weight.copy_(_normal(weight, stream) * std + mean if std else torch.full_like(weight, mean))

@@ -86,7 +86,9 @@ def parts(timer: StepTimer) -> dict[str, Callable[[], float]]:
     shared = [layer.shared for layer in experts if layer.shared is not None]
     return {
         "attention": both_ways(*(lambda x, block=block: block.attention(x, model.cos_sin_2THK) for block in blocks)),
-        "norms": both_ways(*(norm for block in blocks for norm in (block.attention_norm, block.ffn_norm)), model.norm),
+        "norms": both_ways(
+            *(norm for block in blocks for norm in (block.attention_norm, block.ffn_norm) if norm), model.norm
+        ),
         "router": both_ways(*(lambda x, layer=layer: _sum(layer.route(x.flatten(0, 1))[::2]) for layer in experts)),
         "experts": both_ways(*map(routed, experts)),
         "shared-experts": both_ways(*shared),

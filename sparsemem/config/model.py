@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, model_validator
 from pydantic.fields import FieldInfo
@@ -12,9 +12,11 @@ from sparsemem import mechanisms
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS, POOLS, Mechanism, MemoryFields
 from sparsemem.values import Real, Size, SmallCount, Strict, brief, refuse_partial_rows
 
+MANY_STREAMS = ("static", "hyper_connections", "manifold", "gated")
+
 
 class Model(Strict):
-    """Pre-norm decoder: RoPE, QK-norm, grouped-query attention, SwiGLU."""
+    """Decoder: RoPE, QK-norm, grouped-query attention, SwiGLU."""
 
     layers: SmallCount
     width: Size
@@ -28,6 +30,14 @@ class Model(Strict):
     init_std: Annotated[Real, Field(gt=0)] = 0.02
     tie_embeddings: StrictBool = False
     """Use the vocabulary embedding as the LM head too."""
+    residual: Literal["pre_norm", "static", "hyper_connections", "manifold", "gated"] = "pre_norm"
+    """How attention and feed-forwards read and write the residual. `pre_norm`: one stream; the others: several, with
+    learned reads and writes. `hyper_connections` (arXiv 2409.19606) and `manifold` (mHC, 2512.24880: its mixing matrix
+    is doubly stochastic) depend on the token; `static` is `manifold` without that; `gated` (2608.30320) gates each
+    number that is read and mixes nothing. Its parameters count in P_act.
+    """
+    streams: Annotated[Few, Field(ge=2)] | None = None
+    """Residual streams where there are several; default: 4."""
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -37,6 +47,11 @@ class Model(Strict):
     def head_width(self) -> int:
         """Width of an attention head."""
         return self.head_dim or self.width // self.heads
+
+    @property
+    def stream_count(self) -> int:
+        """Residual streams."""
+        return self.streams or 1
 
     @property
     def pools(self) -> dict[str, Any]:
@@ -53,8 +68,21 @@ class Model(Strict):
         """1-based blocks in which a memory stands in place of the feed-forward."""
         return {block for pool in self.pools for block in POOLS[pool].replaced(self)}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _streams(cls, raw: Any) -> Any:
+        """Their number, so that a model is the same whether its default is written or not."""
+        if isinstance(raw, dict) and raw.get("residual") in MANY_STREAMS and raw.get("streams") is None:
+            return raw | {"streams": 4}
+        return raw
+
     @model_validator(mode="after")
     def _shapes(self) -> Model:
+        if self.streams and self.residual not in MANY_STREAMS:
+            raise ValueError(
+                f"`streams` is {self.streams}, and `residual: {self.residual}` has one stream; leave `streams` out, or "
+                f"write residual: {', '.join(MANY_STREAMS[:-1])} or {MANY_STREAMS[-1]}"
+            )
         if self.head_dim is None and self.width % (2 * self.heads):
             counts = [heads for heads in range(1, self.width) if self.width % (2 * heads) == 0]
             fit = ", ".join(map(str, sorted(sorted(counts, key=lambda heads: abs(heads - self.heads))[:6])))

@@ -26,6 +26,8 @@ _CALLED = {
     "model.width": "hidden_size hidden_dim d_model dim n_embd embed_dim model_dim",
     "model.heads": "n_head n_heads num_heads num_attention_heads",
     "model.kv_heads": "n_kv_heads num_kv_heads num_key_value_heads num_query_groups",
+    "model.residual": "residual_type residual_kind residual_connection hyper_connections hyper_connection mhc",
+    "model.streams": "hc_mult hc_count n_streams num_streams residual_streams num_residual_streams expansion_rate",
     "model.tie_embeddings": "tie_word_embeddings weight_tying",
     "data.context": "seq_len seq_length sequence_length block_size context_length max_seq_len max_seq_length n_ctx",
     "data.vocab_size": "n_vocab vocab",

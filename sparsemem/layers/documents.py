@@ -15,11 +15,12 @@ def documents(tokens_BT: Tensor, separator: int) -> Tensor:
     return ends_BT.cumsum(1) - ends_BT.long()
 
 
-def earlier(x_BTD: Tensor, back: int, documents_BT: Tensor | None) -> Tensor:
-    """What stood `back` positions (1 to T - 1) before each; 0 before the sequence or, given documents, in
-    another one.
+def earlier(x: Tensor, back: int, documents_BT: Tensor | None) -> Tensor:
+    """What stood `back` positions (1 to T - 1) before each of (B, T, ..., D); 0 before the sequence or, given
+    documents, in another one.
     """
-    before_BTD = x_BTD[:, :-back]
+    before, widths = x[:, :-back], x.ndim - 2
     if documents_BT is not None:
-        before_BTD = before_BTD * (documents_BT[:, :-back] == documents_BT[:, back:]).unsqueeze(-1)
-    return F.pad(before_BTD, (0, 0, back, 0))
+        same_BT = documents_BT[:, :-back] == documents_BT[:, back:]
+        before = before * same_BT.view(*same_BT.shape, *[1] * widths)
+    return F.pad(before, (*[0, 0] * widths, back, 0))

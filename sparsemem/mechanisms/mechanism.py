@@ -62,6 +62,8 @@ class Placed:
     layer: SparseLayer
     skip: int = 0
     """So many blocks later its output is added; of a layer `beside`."""
+    per_stream: bool = False
+    """Of a layer at the `entry`: it is fed all residual streams, (B, T, N, D), and adds to each its own."""
 
 
 class Index(NamedTuple):

@@ -30,6 +30,11 @@ class Engram(MemoryFields):
     """Width of one row."""
     gate: Literal["signed-root", "plain"] = "signed-root"
     """`plain`: sigmoid of the scaled dot product (paper); `signed-root`: of its signed square root (released code)."""
+    fusion: Literal["after_mix", "per_branch"] = "after_mix"
+    """With several residual streams. `after_mix`: one gate on what attention would read, whose output all streams get
+    alike; `per_branch`: a key projection, a gate and a convolution for each stream, on one table and one value
+    projection (paper, sec. 2.4).
+    """
     bias: StrictBool = False
     """Biases in the key and value projections (released demo)."""
     conv: StrictBool = True
@@ -69,6 +74,11 @@ class EngramMechanism(Hashed):
             raise ValueError(
                 f"`engram.layers` {list(engram.layers)} names a block beyond the {model.layers} of the model"
             )
+        if engram.fusion == "per_branch" and model.stream_count == 1:
+            raise ValueError(
+                f"`engram.fusion` is per_branch, and `residual: {model.residual}` has one stream; leave `fusion` out, "
+                "or write a `residual` of several streams, such as residual: manifold"
+            )
         super().check(model)
 
     def account(self, model: Model, sizes: Sizes) -> Account:
@@ -81,7 +91,7 @@ class EngramMechanism(Hashed):
 
         for block, rows in zip(self.of(model).layers, sizes.of(self.name), strict=True):
             layer = EngramMemory(model, block, rows, vocabulary.canonical, vocabulary.separator)
-            yield Placed(block, "entry", "memory", layer)
+            yield Placed(block, "entry", "memory", layer, per_stream=layer.streams > 1)
 
 
 ENGRAM = EngramMechanism()

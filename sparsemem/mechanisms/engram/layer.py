@@ -4,9 +4,11 @@ differ.
 - Row numbers depend on token ids alone: no router, no key scoring. Suffix n-grams of several orders, several hash heads
   an order, every head with a table of its own and a distinct prime number of rows.
 - What is read is gated by the hidden state, smoothed by a short causal convolution, and added to the residual stream.
+- With several residual streams (sec. 2.4) each may have a key projection, norms, a gate and a convolution of its own,
+  while all have the table and the value projection in common.
 
-Shape letters: B sequences, T positions, D model width, N orders, H tables (orders x heads), M memory width (H x row
-width).
+Shape letters: B sequences, T positions, S residual streams, D model width, N orders, H tables (orders x heads), M
+memory width (H x row width).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from sparsemem.accounting import BYTES_PER_PARAMETER, Account, always_active
 from sparsemem.kernels.matmul import linear
 from sparsemem.layers.documents import documents, earlier
 from sparsemem.layers.norm import RMSNorm, norm_account
+from sparsemem.layers.streams import mixed_flops
 from sparsemem.mechanisms.layer import SparseLayer
 from sparsemem.memory.table import MemoryTable
 from sparsemem.parameter import parameter
@@ -96,56 +99,65 @@ class EngramMemory(SparseLayer):
     def __init__(self, config: Model, layer: int, rows: tuple[int, ...], canonical: Tensor, separator: int) -> None:
         super().__init__(sum(rows))
         self.config: Engram = config.pools["engram"]
-        memory_width, width = len(rows) * self.config.row_dim, config.width
+        self.streams = _gates(config)
+        memory_width, width, widths = len(rows) * self.config.row_dim, config.width, self.streams * config.width
         self.hash = NgramHash(self.config, layer, rows, canonical, separator)
         self.table = MemoryTable(rows, self.config.row_dim, self.config.init_std)
-        self.key = parameter(width, memory_width, std=config.init_std)
+        self.key = parameter(widths, memory_width, std=config.init_std)
         self.value = parameter(width, memory_width, std=config.init_std)
-        self.key_bias = parameter(width) if self.config.bias else None
+        self.key_bias = parameter(widths) if self.config.bias else None
         self.value_bias = parameter(width) if self.config.bias else None
-        self.hidden_norm = RMSNorm(width, config.norm_eps)
-        self.key_norm = RMSNorm(width, config.norm_eps)
+        self.hidden_norm = RMSNorm(width, config.norm_eps, self.streams)
+        self.key_norm = RMSNorm(width, config.norm_eps, self.streams)
         if self.config.conv:
-            self.conv_norm = RMSNorm(width, config.norm_eps)
-            self.taps_KD = parameter(self.config.conv_kernel, width)  # zero: the module starts as its gated value
+            self.conv_norm = RMSNorm(width, config.norm_eps, self.streams)
+            # zero: the module starts as its gated value
+            self.taps_KD = parameter(self.config.conv_kernel, *([self.streams] * (self.streams > 1)), width)
 
-    def forward(self, hidden_BTD: Tensor, tokens_BT: Tensor) -> Tensor:
-        """Hidden states (B, T, D) and raw token ids (B, T) -> what the memory adds, (B, T, D)."""
+    def forward(self, hidden: Tensor, tokens_BT: Tensor) -> Tensor:
+        """Hidden states (B, T, D), with a gate for each stream (B, T, S, D), and raw token ids (B, T) -> what the
+        memory adds, of the same shape.
+        """
         rows_BTH = self.hash(tokens_BT)
         memory_BTM = self.table(rows_BTH)
-        key_BTD = linear(memory_BTM, self.key, self.key_bias)
-        value_BTD = linear(memory_BTM, self.value, self.value_bias)
-        gate_BT1 = self.gate(hidden_BTD, key_BTD)
-        value_BTD = gate_BT1.to(value_BTD.dtype) * value_BTD
+        key = linear(memory_BTM, self.key, self.key_bias).view_as(hidden)
+        value = linear(memory_BTM, self.value, self.value_bias)
+        if self.streams > 1:
+            value = value.unsqueeze(2)
+        gate = self.gate(hidden, key)
+        value = gate.to(value.dtype) * value
         documents_BT = documents(tokens_BT, self.hash.separator) if self.config.conv_reset_at_document_end else None
-        out_BTD = value_BTD + self._convolve(value_BTD, documents_BT) if self.config.conv else value_BTD
+        out = value + self._convolve(value, documents_BT) if self.config.conv else value
         if not self.training:
-            self.note(rows_BTH + self.table.first_H, out_BTD, gated=value_BTD, gate_mean=gate_BT1)
-        return out_BTD
+            self.note(rows_BTH + self.table.first_H, out, gated=value, gate_mean=gate.flatten(2))
+        return out
 
     def ngrams(self, tokens_BT: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         orders_H = tuple(order for order in self.config.orders for _ in range(self.config.heads))
         return torch.stack(tuple(self.hash.lookback(tokens_BT)), -1), orders_H
 
-    def gate(self, hidden_BTD: Tensor, key_BTD: Tensor) -> Tensor:
-        """How much of the memory each position lets in, (B, T, 1) between 0 and 1 (Engram sec. 2)."""
-        score_BT1 = (self.hidden_norm(hidden_BTD) * self.key_norm(key_BTD)).sum(-1, keepdim=True) / math.sqrt(
-            hidden_BTD.shape[-1]
-        )
+    def gate(self, hidden: Tensor, key: Tensor) -> Tensor:
+        """How much of the memory each position lets in, and each stream, (..., 1) between 0 and 1 (Engram sec. 2)."""
+        score = (self.hidden_norm(hidden) * self.key_norm(key)).sum(-1, keepdim=True) / math.sqrt(hidden.shape[-1])
         if self.config.gate == "signed-root":
-            score_BT1 = score_BT1.sign() * score_BT1.abs().clamp_min(1e-6).sqrt()
-        return score_BT1.sigmoid()
+            score = score.sign() * score.abs().clamp_min(1e-6).sqrt()
+        return score.sigmoid()
 
-    def _convolve(self, value_BTD: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+    def _convolve(self, value: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         """SiLU of a depthwise causal convolution; tap j reads j x (largest order) positions back, given documents not
         out of its own.
         """
-        x_BTD = self.conv_norm(value_BTD)
-        T, dilation = x_BTD.shape[1], self.config.orders[-1]
-        out_BTD = x_BTD * self.taps_KD[0]
+        x = self.conv_norm(value)
+        T, dilation = x.shape[1], self.config.orders[-1]
+        out = x * self.taps_KD[0]
         for tap in range(1, min(self.config.conv_kernel, 1 + (T - 1) // dilation)):
-            out_BTD = out_BTD + earlier(x_BTD, tap * dilation, documents_BT) * self.taps_KD[tap]
-        return F.silu(out_BTD)
+            out = out + earlier(x, tap * dilation, documents_BT) * self.taps_KD[tap]
+        return F.silu(out)
+
+
+def _gates(config: Model) -> int:
+    """Gates of a module, each with a key projection, norms and taps: one, or one for each residual stream."""
+    return config.stream_count if config.pools["engram"].fusion == "per_branch" else 1
 
 
 def engram_account(config: Model, rows: tuple[tuple[int, ...], ...]) -> Account:
@@ -156,8 +168,11 @@ def engram_account(config: Model, rows: tuple[tuple[int, ...], ...]) -> Account:
 
 
 def _module_account(config: Model, engram: Engram, rows: tuple[int, ...]) -> Account:
-    width, read = config.width, len(rows) * engram.row_dim
-    projections = always_active(2 * width * read) + always_active(2 * width * engram.bias, flops=0)
+    gates, width, read = _gates(config), config.width, len(rows) * engram.row_dim
+    outputs = (gates + 1) * width  # keys and the value
+    projections = always_active(outputs * read) + always_active(outputs * engram.bias, flops=0)
     score = norm_account(width) * 2 + Account(flops=2 * width)
     conv = norm_account(width) + always_active(width * engram.conv_kernel) if engram.conv else Account()
-    return projections + score + conv + Account(sum(rows) * engram.row_dim, read, 0, read * BYTES_PER_PARAMETER)
+    rows_read = Account(sum(rows) * engram.row_dim, read, 0, read * BYTES_PER_PARAMETER)
+    own_read = Account() if gates > 1 else Account(flops=mixed_flops(config))
+    return projections + (score + conv) * gates + rows_read + own_read
