@@ -95,10 +95,12 @@ def _fit_shared_width(config: Model, budget: Budget, sizes: Sizes) -> Sizes:
         routed = sizes.routed_experts and experts
         parts = [
             "attention",
+            *(["what reads and writes the residual streams"] if config.stream_count > 1 else []),
             *(["router", f"the top-{experts.top_k} experts"] if routed else []),
             "the memory's projections",
         ]
         smaller = f"`{EXPERTS.field('expert_width')}`" if routed else "the memory's widths"
+        smaller += " or `model.streams`" if config.stream_count > 2 else ""
         raise BudgetError(
             "active_params",
             f"field `budget.active_params` has the value {budget.active_params:,}: {', '.join(parts[:-1])} and "

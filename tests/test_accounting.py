@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparsemem.accounting import Account, always_active
 from sparsemem.config import Model
+from sparsemem.config.model import MANY_STREAMS
+from sparsemem.layers import streams
 from sparsemem.mechanisms.hashed import distinct_primes
 from sparsemem.model import Sizes, Transformer, count_model, memory_params
 
@@ -163,6 +165,39 @@ def _linear(a_shape: Any, b_shape: Any, *_: Any, **__: Any) -> int:
     return 2 * math.prod(a_shape) * int(b_shape[0])
 
 
+def _flops(config: Model, sizes: Sizes) -> float:
+    """Of a forward pass under torch's counter, per token, over the causal triangle."""
+    model = Transformer(config, sizes, CONTEXT, torch.arange(VOCABULARY), separator=0).initialize(0)
+    counter = FlopCounterMode(
+        display=False,
+        custom_mapping={torch.ops.aten._grouped_mm: _grouped, torch.ops.mkldnn._linear_pointwise: _linear},
+    )
+    with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(torch.arange(CONTEXT).unsqueeze(0))
+    heads = config.heads * config.head_width
+    beyond_the_triangle = config.layers * (4 * heads * CONTEXT - 2 * heads * (CONTEXT + 1))
+    return counter.get_total_flops() / CONTEXT - beyond_the_triangle
+
+
+@pytest.mark.parametrize("residual", MANY_STREAMS)
+@pytest.mark.parametrize("fusion", [None, "after_mix", "per_branch"])
+def test_flops_of_streams_equal_those_that_torch_counts(residual: str, fusion: str | None) -> None:
+    """But for elementwise products: each write, and what a gated residual lets in, beside the two of Engram; and of
+    what makes a matrix doubly stochastic, since no parameter is multiplied there.
+    """
+    engram = {"layers": [2], "heads": 2, "row_dim": 4, "fusion": fusion} if fusion else None
+    config = _model(residual=residual, streams=3, engram=engram)
+    sizes = _sizes(config, 4, 12)
+    account, one = count_model(config, sizes, CONTEXT, VOCABULARY), 2 * config.stream_count * config.width
+    sublayers, reads = 2 * config.layers, 2 * config.layers + (fusion == "after_mix")
+    elementwise = one * (sublayers + reads * (residual == "gated"))
+    elementwise += 2 * config.width * 5 * (config.stream_count if fusion == "per_branch" else bool(fusion))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "sinkhorn", lambda logits_AIJ: logits_AIJ)
+        counted = _flops(config, sizes)
+    assert counted + elementwise == account.flops_per_token_head / 3
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("routed", [0, 3, 12])
 @pytest.mark.parametrize(
@@ -179,23 +214,13 @@ def test_flops_equal_those_that_torch_counts(tied: bool, routed: int, engram: di
     moe = {"expert_width": 8, "top_k": 2, "leading_dense": 1} | ({"dense_width": 20} if tied else {})
     config = _model(engram=engram if routed else None, tie_embeddings=tied, moe=moe, **wide)
     sizes = _sizes(config, routed, 12)
-    model = Transformer(config, sizes, CONTEXT, torch.arange(VOCABULARY), separator=0).initialize(0)
-    counter = FlopCounterMode(
-        display=False,
-        custom_mapping={torch.ops.aten._grouped_mm: _grouped, torch.ops.mkldnn._linear_pointwise: _linear},
-    )
-    with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        model(torch.arange(CONTEXT).unsqueeze(0))
     account, width = count_model(config, sizes, CONTEXT, VOCABULARY), config.width
-    heads = config.heads * config.head_width
-    beyond_the_triangle = config.layers * (4 * heads * CONTEXT - 2 * heads * (CONTEXT + 1))
     elementwise = 0
     if config.engram:
         elementwise = (
             len(sizes.tables.get("engram", ())) * 2 * width * (1 + config.engram.conv_kernel * config.engram.conv)
         )
-    counted = counter.get_total_flops() / CONTEXT - beyond_the_triangle + elementwise
-    assert counted == account.flops_per_token_head / 3
+    assert _flops(config, sizes) + elementwise == account.flops_per_token_head / 3
     assert account.flops_per_token_head - account.flops_per_token == 3 * 2 * VOCABULARY * width
 
 

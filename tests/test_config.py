@@ -186,6 +186,18 @@ def test_a_refusal_names_ten_problems_and_counts_the_rest(tmp_path: Path) -> Non
         ("model.engram.orders", [3, 2], ["`orders`", "[3, 2]"]),
         ("model.engram.orders", [1, 2], ["model.engram.orders", "1"]),
         ("model.engram.conv", "yes please", ["model.engram.conv"]),
+        ("model.engram.fusion", "per_branch", ["`engram.fusion` is per_branch", "pre_norm", "leave `fusion` out"]),
+        ("model.engram.fusion", "per-branch", ["model.engram.fusion", "did you mean `per_branch`?"]),
+        ("model.residual", "hyper-connections", ["model.residual", "did you mean `hyper_connections`?"]),
+        ("model.residual", "prenorm", ["model.residual", "did you mean `pre_norm`?"]),
+        ("model.residual", "mhc", ["model.residual", "static, hyper_connections, manifold or gated"]),
+        ("model.residual", ["static"], ["model.residual"]),
+        ("model.hyper_connections", True, ["did you mean `model.residual`?"]),
+        ("model.n_streams", 4, ["did you mean `model.streams`?"]),
+        ("model.streams", 4, ["`streams` is 4", "`residual: pre_norm` has one stream", "leave `streams` out"]),
+        ("model.streams", 0, ["model.streams", "0", "at least 2"]),
+        ("model.streams", 1, ["model.streams", "1", "at least 2"]),
+        ("model.streams", 2.5, ["model.streams", "2.5", "whole number"]),
         ("model.moe.leading_dense", 3, ["leading_dense", "3"]),
         ("model.moe.gate", "tanh", ["model.moe.gate", "'tanh'", "sigmoid"]),
         ("budget.total_params", "1.2 MB", ["budget.total_params", "1.2 MB", "1.24M"]),
@@ -738,6 +750,13 @@ def test_an_id_depends_on_no_field_that_keeps_its_default() -> None:
     """So a release may add fields without giving every finished trial a new name."""
     assert _trial(train=STUDY["train"] | {"weight_decay": 0.1}).id == _trial().id
     assert _trial(train=STUDY["train"] | {"weight_decay": 0.2}).id != _trial().id
+
+
+def test_a_residual_is_the_same_trial_whether_its_default_is_written_or_not() -> None:
+    assert _trial(model=STUDY["model"] | {"residual": "pre_norm"}).id == _trial().id
+    gated = STUDY["model"] | {"residual": "gated"}
+    assert _trial(model=gated | {"streams": 4}).id == _trial(model=gated).id
+    assert len({_trial(model=gated | {"streams": n}).id for n in (2, 3, 4)} | {_trial().id}) == 4
 
 
 def test_the_defaults_that_ids_rest_on_have_not_changed() -> None:

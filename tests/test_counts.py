@@ -20,6 +20,7 @@ from torch import Tensor
 from sparsemem import model
 from sparsemem.accounting import Account
 from sparsemem.config import MEMORY_POOLS, POOLS, Model, load_study
+from sparsemem.config.model import MANY_STREAMS
 from sparsemem.mechanisms.moe import layer as moe
 from sparsemem.mechanisms.product_key import PRODUCT_KEY
 from sparsemem.memory.table import MemoryTable, Reads
@@ -84,6 +85,12 @@ def _points() -> Iterator[tuple[str, str, Model]]:
         for name, field in _pool_class(pool).model_fields.items():
             changed = ({pool: _least(pool) | {name: value}} for value in _values(field) if value != field.default)
             yield from ((pool, name, config) for config in itertools.islice(filter(None, map(_build, changed)), MOST))
+    for residual in MANY_STREAMS:
+        streams = {"residual": residual, "streams": 3}
+        for pool in POOLS:
+            yield "model", "streams", Model.model_validate(BASE | streams | {pool: _least(pool)})
+        branches = {"engram": _least("engram") | {"fusion": "per_branch", "bias": True}}
+        yield "engram", "fusion", Model.model_validate(BASE | streams | branches)
     for name, field in Model.model_fields.items():
         changed = (every | {name: value} for value in _values(field) if name not in POOLS and value != field.default)
         yield from (("model", name, config) for config in itertools.islice(filter(None, map(_build, changed)), MOST))

@@ -18,7 +18,7 @@ from torch import Tensor
 from sparsemem.kernels import REFERENCE
 
 ROUNDS, NEWTON_STEPS = 6, 5
-REFERENCE_ROUNDS = 1000
+REFERENCE_ROUNDS = 300
 
 
 def sinkhorn(logits_AIJ: Tensor) -> Tensor:

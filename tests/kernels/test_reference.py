@@ -16,6 +16,7 @@ from sparsemem.kernels.cross_entropy import head_loss, head_loss_reference
 from sparsemem.kernels.grouped_experts import grouped_experts, grouped_experts_reference
 from sparsemem.kernels.rms_norm import rms_norm, rms_norm_reference
 from sparsemem.kernels.rotary import rotate, rotate_reference, rotations
+from sparsemem.kernels.sinkhorn import sinkhorn, sinkhorn_reference
 from sparsemem.kernels.swiglu import swiglu, swiglu_reference
 
 COS_SIN = rotations(6, 3, 8, 10_000.0, torch.device("cpu"))
@@ -24,6 +25,7 @@ TARGETS = torch.tensor([3, 0, -1, 7, 2])
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
     "rms_norm": (lambda x, g: rms_norm(x, g, 1e-5), lambda x, g: rms_norm_reference(x, g, 1e-5), ((5, 7), (7,))),
     "swiglu": (swiglu, swiglu_reference, ((5, 12),)),
+    "sinkhorn": (sinkhorn, sinkhorn_reference, ((5, 4, 4),)),
     "rotary": (lambda x: rotate(x, COS_SIN), lambda x: rotate_reference(x, *COS_SIN.to(x.dtype)), ((2, 6, 3, 8),)),
     "cross_entropy": (
         lambda x, w: head_loss(x, w, TARGETS),
@@ -54,7 +56,7 @@ def test_a_kernel_equals_its_formula_in_value_and_gradients(name: str) -> None:
         torch.testing.assert_close(ours.double(), their, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("pool", ["engram", "ultramem_v2"])
+@pytest.mark.parametrize("pool", ["engram", "ultramem_v2", "streams"])
 def test_a_whole_model_runs_on_the_formulas(pool: str) -> None:
     """Losses of the first steps, each choice of kernels in a process of its own."""
     found = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import torch
 
@@ -17,14 +18,18 @@ POOLS = {
 }
 
 
-def main(pool: str) -> None:
-    model = {
+STREAMS = {"residual": "manifold", "streams": 2}
+
+
+def main(case: str) -> None:
+    pool = "engram" if case == "streams" else case
+    model: dict[str, Any] = {
         "layers": 2,
         "width": 16,
         "heads": 2,
         "moe": {"expert_width": 8, "top_k": 2, "shared_experts": 1},
         pool: POOLS[pool],
-    }
+    } | (STREAMS if case == "streams" else {})
     budget = {"total_params": "40k", "active_params": "9k", "tokens": "1k", "tolerance": "10%"}
     fields = {
         "data": {"vocab_size": 300, "context": 16},
