@@ -36,7 +36,7 @@ class Model(Strict):
     is doubly stochastic) depend on the token; `static` is `manifold` without that; `gated` (2608.30320) gates each
     number that is read and mixes nothing. Its parameters count in P_act.
     """
-    streams: Annotated[Few, Field(ge=2)] | None = None
+    streams: Annotated[SmallCount, Field(ge=2)] | None = None
     """Residual streams where there are several; default: 4."""
     if TYPE_CHECKING:
 
