@@ -306,7 +306,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _probe(arguments: argparse.Namespace) -> int:
     import torch
 
-    from sparsemem.probes.study import probe_study
+    from sparsemem.study.probing import probe_study
     from sparsemem.train.step import default_device
 
     torch.set_flush_denormal(True)  # as in training

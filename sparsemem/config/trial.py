@@ -124,6 +124,9 @@ class Train(Strict):
         return self
 
 
+Probe = Literal["logit_lens", "gates", "suppression", "usage"]
+
+
 class Run(Strict):
     """How trials are placed. None of it enters a trial's identity; the ledger refuses to mix precisions, which the
     device decides.
@@ -161,6 +164,10 @@ class Run(Strict):
     """Leave each trial's model (`model.safetensors`, `config.json`, `tokenizer.json`) beside its result; or of the
     trials with one of these shares (`rho`, or `dense`) or ids. Diverged trials and those of `tune` leave none.
     """
+    probe: bool | tuple[Probe, ...] = False
+    """Look inside each kept model at the end of its trial, as `sparsemem probe` does, which also compares pairs: with
+    all probes, or with these.
+    """
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> Run:
@@ -168,6 +175,14 @@ class Run(Strict):
             raise ValueError(
                 f"`gpus_per_trial` has the value {self.gpus_per_trial:g}: above 1 it must be a whole number"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _probed(self) -> Run:
+        if self.probe and not self.keep_models:
+            raise ValueError("`probe` reads kept models; add `keep_models: true`, or leave `probe` out")
+        if self.probe and self.storage:
+            raise ValueError("`probe` does not go with `storage`; leave it out and run `sparsemem probe` afterwards")
         return self
 
     def keeps(self, trial: Trial) -> bool:

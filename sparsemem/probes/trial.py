@@ -12,13 +12,16 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sparsemem.config import Probe
+from sparsemem.data import Tokens
 from sparsemem.files import write_text
 from sparsemem.probes.gates import gate_rows, text_rows
 from sparsemem.probes.logit_lens import MEASURES, logit_lens
@@ -26,28 +29,54 @@ from sparsemem.probes.reading import read
 from sparsemem.probes.sample import Sample
 from sparsemem.probes.suppression import suppression_rows
 from sparsemem.probes.use import usage_rows
-from sparsemem.train.kept import KeptModel
+from sparsemem.train.kept import KeptModel, load_model
 
 FOLDER = "probes"
+LENS, GATES, SUPPRESSION, USAGE = PROBES = get_args(Probe)
 
 
-def probe_trial(kept: KeptModel, sample: Sample, trial_folder: Path) -> Tensor:
-    """Write all files. One of which the model has nothing (a dense one has no gates, pools or rows) is left out.
+SEQUENCES = 256
+"""Held-out sequences that are read, at most, unless another number is asked for."""
+
+
+def probe_folder(trial_folder: Path, tokens_folder: Path, device: str, probes: bool | Sequence[str]) -> None:
+    """Probe the model that was kept in a trial's folder.
+
+    Args:
+        tokens_folder: what `data.prepare` built.
+        probes: names of the files to write; True: all.
+    """
+    kept, tokens = load_model(trial_folder, device), Tokens.load(tokens_folder)
+    held_out = np.array(tokens.val[: kept.trial.data.validation_tokens])
+    probe_trial(kept, Sample.of(kept, held_out, lambda: tokens.train, SEQUENCES), trial_folder, probes)
+
+
+def probe_trial(
+    kept: KeptModel, sample: Sample, trial_folder: Path, probes: bool | Sequence[str] = True
+) -> Tensor | None:
+    """Write the files of these probes. One of which the model has nothing (a dense one has no gates, pools or rows) is
+    left out.
 
     Returns:
-        The area under KL(final || layer) against relative depth (`under_lens`).
+        The area under KL(final || layer) against relative depth (`under_lens`); None without a lens.
     """
-    folder = trial_folder / FOLDER
-    parts = list(logit_lens(kept.model, *sample.windows, kept.precision))
-    sums_SL3, counts_S = (torch.cat(part) for part in zip(*parts, strict=True))
-    write_rows(folder / "logit_lens.csv", lens_rows(sums_SL3, counts_S))
-    losses_ST, readings = read(kept.model, *sample.windows, kept.precision)
-    write_rows(folder / "gates.csv", gate_rows(sample, readings))
-    write_rows(folder / "gate_text.csv", text_rows(sample, readings))
-    suppressed = suppression_rows(kept.model, sample, losses_ST, readings, kept.precision)
-    write_rows(folder / "suppression.csv", suppressed)
-    write_rows(folder / "usage.csv", usage_rows(readings))
-    return under_lens(sums_SL3)
+    folder, chosen, under_S = trial_folder / FOLDER, PROBES if isinstance(probes, bool) else probes, None
+    if LENS in chosen:
+        parts = list(logit_lens(kept.model, *sample.windows, kept.precision))
+        sums_SL3, counts_S = (torch.cat(part) for part in zip(*parts, strict=True))
+        write_rows(folder / f"{LENS}.csv", lens_rows(sums_SL3, counts_S))
+        under_S = under_lens(sums_SL3)
+    if set(chosen) - {LENS}:
+        losses_ST, readings = read(kept.model, *sample.windows, kept.precision)
+        if GATES in chosen:
+            write_rows(folder / f"{GATES}.csv", gate_rows(sample, readings))
+            write_rows(folder / "gate_text.csv", text_rows(sample, readings))
+        if SUPPRESSION in chosen:
+            rows = suppression_rows(kept.model, sample, losses_ST, readings, kept.precision)
+            write_rows(folder / f"{SUPPRESSION}.csv", rows)
+        if USAGE in chosen:
+            write_rows(folder / f"{USAGE}.csv", usage_rows(readings))
+    return under_S
 
 
 def under_lens(sums_SL3: Tensor) -> Tensor:

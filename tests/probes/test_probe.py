@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,12 +17,13 @@ import torch
 
 from sparsemem.api import run_study
 from sparsemem.cli import main
-from sparsemem.config import Run, Trial, load_study
-from sparsemem.probes import study as module
+from sparsemem.config import ConfigError, Run, Study, Trial, load_study
+from sparsemem.data.prepare import kept_folder
 from sparsemem.probes.alignment import soft_alignment
 from sparsemem.probes.cka import CKA
 from sparsemem.probes.pairs import SEEDS, SHARES, alignments, by_share, pairs
 from sparsemem.study import launch
+from sparsemem.study import probing as module
 from sparsemem.study.engines.worker import run_job
 from sparsemem.study.jobs import Job
 from sparsemem.study.ledger import Ledger
@@ -218,3 +220,51 @@ def test_cka_at_ends_of_units_is_that_of_their_rows(ledger: Ledger) -> None:
     wanted.add(*([each[ends] for each in module._streams(kept, sample.windows[0])] for kept in (first, second)))
     assert found["unit_ends"].tokens == int(ends.sum()) < found["all"].tokens
     assert torch.allclose(found["unit_ends"].matrix("unbiased"), wanted.matrix("unbiased"), atol=1e-10)
+
+
+# --- at the end of a trial --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("probe", "left"), [(["usage", "logit_lens"], {"usage.csv", "logit_lens.csv"}), (False, set()), ("fails", set())]
+)
+def test_a_study_may_probe_each_trial_at_its_end(
+    ledger: Ledger,
+    probe: Any,
+    left: set[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    id_ = ledger.rows[0]["trial_id"]
+    copy = shutil.copytree(ledger.trial_folder(id_), tmp_path / id_, ignore=shutil.ignore_patterns("probes"))
+    if probe == "fails":
+        monkeypatch.setattr("sparsemem.probes.trial.read", lambda *_: 1 / 0)
+        probe = ["gates"]
+    kept = load_model(copy)
+    tokens = kept_folder(kept.corpus)
+    assert tokens is not None
+    run_job(Job(copy, tokens), Run(keep_models=True, probe=probe))
+    assert {path.name for path in copy.glob("probes/*")} == left
+    (tmp_path / "again").mkdir()
+    for name in left:
+        samples = module.Samples(256)
+        module.probe_trial(kept, samples.of(kept), tmp_path / "again")
+        assert (tmp_path / "again" / "probes" / name).read_text() == (copy / "probes" / name).read_text()
+    if not left and probe:
+        assert "the probes failed; `sparsemem probe` runs them again" in capsys.readouterr().err
+        assert Ledger.read(ledger.folder).state(id_).status == "finished"
+
+
+def test_probes_are_no_part_of_a_trial_and_need_its_model(tmp_path: Path) -> None:
+    def study(**run: Any) -> Study:
+        return load_study(machine.write_study(tmp_path, run=run))
+
+    ids = [each.id for each in study(keep_models=True).trials()]
+    assert [each.id for each in study(keep_models=True, probe=True).trials()] == ids
+    with pytest.raises(ConfigError, match="`probe` reads kept models; add `keep_models: true`"):
+        study(probe=True)
+    with pytest.raises(ConfigError, match="run `sparsemem probe` afterwards"):
+        study(probe=["gates"], keep_models=True, storage="file:///nowhere")
+    with pytest.raises(ConfigError, match=r"run\.probe"):
+        study(probe=["lens"], keep_models=True)

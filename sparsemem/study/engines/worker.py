@@ -32,6 +32,7 @@ from sparsemem.files import or_warn, write_json
 from sparsemem.study.jobs import Job
 from sparsemem.study.remote.staging import staged
 from sparsemem.study.remote.storage import StorageAway
+from sparsemem.trial_files import MODEL
 
 STORAGE_AWAY = 4  # an exit code
 GRACE_SECONDS = 5.0  # between asking a process to end and killing it
@@ -64,7 +65,19 @@ def run_job(job: Job, run: Run, node: str | None = None) -> None:
         settings: dict[str, Any] = {"threads": run.cpus_per_trial, "device": device, "ranks": ranks, "gpu_share": share}
         settings["keep"] = run.keeps(trial)
         run_trial(trial, here.tokens_folder, here.trial_folder, **settings)
+        if run.probe and settings["keep"] and (here.trial_folder / MODEL).is_file():
+            _probe(here, run, device)
         place.unlink(missing_ok=True)
+
+
+def _probe(job: Job, run: Run, device: str) -> None:
+    """What goes wrong here costs the probes, not the trial, and stands in its log."""
+    from sparsemem.probes.trial import probe_folder
+
+    try:
+        probe_folder(job.trial_folder, job.tokens_folder, device, run.probe)
+    except Exception:
+        print(f"the probes failed; `sparsemem probe` runs them again:\n{traceback.format_exc()}", file=sys.stderr)
 
 
 # --- the server -------------------------------------------------------------------------------------------------------

@@ -63,7 +63,9 @@ def probe_study(folder: Path, names: Sequence[str], sequences: int, device: str,
         done += 1
         say(f"[{done}/{steps}] lens, gates, suppression and usage of {_named(trial)}")
         kept = loaded(trial.id)
-        under[trial.id] = probe_trial(kept, samples.of(kept), folder / "trials" / trial.id).numpy()
+        area_S = probe_trial(kept, samples.of(kept), folder / "trials" / trial.id)
+        assert area_S is not None
+        under[trial.id] = area_S.numpy()
     rows, areas, compared = list[dict[str, Any]](), list[dict[str, Any]](), list[tuple[str, Trial, Trial, Tensor]]()
     for kind, first, second in chosen:
         done += 1
