@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pandas as pd
 
 from analysis.cells import RATE, split_cells
 from analysis.results import FREQUENCY_NATS, LEARNED_NOTHING, Results
 from analysis.table import si, varied_fields
-from sparsemem.config import Tuned, Winner
+from sparsemem.config import ConfigError, Tuned, Winner, load_study
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
 from sparsemem.results import LEARNED_NATS, TrialStatus
 
@@ -53,6 +54,10 @@ def remarks(results: Results) -> list[str]:
         if len(values) > MOST_LISTED:
             listed = f"{len(values)} values from {values[0]} to {values[-1]}"
         lines.append(f"Tuned before the study: {path} {listed}.")
+    if results.tuned and any(winner.searched for winner in results.tuned.winners):
+        with suppress(ConfigError):  # written before a field had its bounds, or with a memory that is not installed
+            trials = [trial for _, trial in load_study(results.folder / "study.yaml").points()]
+            lines += filter(None, [results.tuned.elsewhere(trials)])
     idle = results.trials[results.trials["status"] == LEARNED_NOTHING]
     if len(idle):
         lines.append(
@@ -70,9 +75,9 @@ def remarks(results: Results) -> list[str]:
         lines.append(
             f"Warning: {len(dull)} of {len(results.finished)} finished trials, such as {dull['trial_id'].iloc[0]}"
             f"{f' (all of {where})' if where else ''}, end within {FREQUENCY_NATS:g} nats of, or above, the loss of "
-            f"token frequencies alone ({results.corpus['token_frequency_loss']:.3f} nats). They know which tokens are "
-            "common and nothing of their order, so a difference from them is one of failed training: look at "
-            "`expert_load_max` in their `curve.csv`, try another `model.init_std` or `train.lr`, or train longer."
+            f"token frequencies alone ({results.corpus['token_frequency_loss']:.3f} nats). They know at most which "
+            "tokens are common, and nothing of their order, so a difference from them is one of failed training: look "
+            "at `expert_load_max` in their `curve.csv`, try another `model.init_std` or `train.lr`, or train longer."
         )
     return lines
 

@@ -117,7 +117,8 @@ def foresee(study: config.Study, planned: Sequence[PlannedTrial]) -> list[str]:
     try:
         analysis = analyse(results)
         analysis.check()
-        return [*few_steps(planned), *(analysis.foresee() if len(planned) > 1 else ())]
+        elsewhere = study.tuned.elsewhere([p.trial for p in planned]) if study.tuned else ""
+        return [*few_steps(planned), *filter(None, [elsewhere]), *(analysis.foresee() if len(planned) > 1 else ())]
     except AnalysisError as error:
         problem = str(error).removeprefix(f"{results.folder}: ")
         others = ", ".join(f"`analysis: {kind}`" for kind in readable_by(results))

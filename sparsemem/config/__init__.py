@@ -15,7 +15,7 @@ from sparsemem.config.nearest import nearest_path, study_around
 from sparsemem.config.optimum import FIRST_SHARES, GRID_SHARES, Optimum
 from sparsemem.config.study import Study, changed, load_study, load_tuned
 from sparsemem.config.trial import WIDEST_TOLERANCE, Budget, Probe, Run, Train, Trial
-from sparsemem.config.tune import Search, Tune, Tuned, Winner, named, point
+from sparsemem.config.tune import Search, Tune, Tuned, Winner, named, point, settings
 from sparsemem.mechanisms import MEMORY_POOLS, POOLS
 from sparsemem.values import BudgetError, ConfigError, parse_quantity, parse_real, parse_share
 
@@ -49,5 +49,6 @@ __all__ = [
     "parse_real",
     "parse_share",
     "point",
+    "settings",
     "study_around",
 ]

@@ -5,7 +5,7 @@ set are.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
@@ -101,6 +101,8 @@ class Winner(Strict):
     """Field of a range -> the values tried next below and above the best one; None where there is none."""
     seed: int | None = None
     """The seed that all values were tried with."""
+    searched: dict[str, Any] = Field(default_factory=dict)
+    """`settings` of its trial. Empty in files of before it was kept."""
 
     @model_validator(mode="after")
     def _fields_exist(self) -> Winner:
@@ -136,6 +138,30 @@ class Tuned(Strict):
         """Dotted paths that any winner sets."""
         return tuple(dict.fromkeys(path for winner in self.winners for path in winner.values))
 
+    def elsewhere(self, trials: Sequence[Trial]) -> str:
+        """Where trials have other settings than those at which their values were searched, such as another budget or
+        text; "" where none has.
+        """
+        found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+        others = 0
+        for trial in trials:
+            winner = self.winner(trial)
+            there, here = winner.searched, settings(trial, (*winner.at, *winner.values)) if winner.searched else {}
+            differing = [
+                path for path in there | here if there.get(path) != here.get(path) and _in_both(path, there, here)
+            ]
+            others += bool(differing)
+            for path in differing:
+                for side, values in zip((there, here), found.setdefault(path, ({}, {})), strict=True):
+                    values[_listed(side[path]) if path in side else "default"] = None
+        if not found:
+            return ""
+        each = "; ".join(f"`{path}` {_few(there)} there, {_few(here)} here" for path, (there, here) in found.items())
+        return (
+            f"Warning: {others} of {len(trials)} trials take values that `sparsemem tune` found at other settings: "
+            f"{each}. What is best there need not be best here: tune these points too."
+        )
+
     def winner(self, trial: Trial) -> Winner:
         """
         Raises:
@@ -149,6 +175,38 @@ class Tuned(Strict):
         raise ValueError(
             f"no winner for {named(point(trial, paths)) or 'any trial'}; the file holds {held}; tune that point too"
         )
+
+
+def settings(trial: Trial, without: Sequence[str]) -> dict[str, Any]:
+    """Dotted path -> value of a trial's fields that differ from their default, but the seed and those named."""
+    left_out = {"seed", *without, *(("shares",) if "rho" in without else ())}
+    fields = trial.model_dump(mode="json", exclude_defaults=True)
+    return {path: value for path, value in _leaves(fields) if path not in left_out}
+
+
+def _leaves(fields: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        path = f"{place}{name}"
+        if isinstance(value, dict) and path != "shares":
+            yield from _leaves(value, f"{path}.")
+        else:
+            yield path, value
+
+
+def _in_both(path: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Whether a field can be compared: that of a pool only where both have the pool."""
+    pool = path.rpartition(".")[0]
+    return pool.count(".") < 1 or all(any(name.startswith(f"{pool}.") for name in side) for side in (there, here))
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _few(values: Iterable[str]) -> str:
+    """The first of them, and how many more there are."""
+    first, *more = values
+    return f"{first} and {len(more)} more" if more else first
 
 
 def point(trial: Trial, paths: Mapping[str, Any] | tuple[str, ...]) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def test_trials_that_know_token_frequencies_alone_are_told(new_points: Callable[
     (folder / "data.json").write_text(json.dumps(manifest | {"token_frequency_loss": 5.8}))
     page = words(folder)
     assert told in page
-    assert "the loss of token frequencies alone (5.800 nats)" in page
+    assert "the loss of token frequencies alone (5.800 nats). They know at most which tokens are common" in page
     (folder / "data-0.json").write_text("{}")  # a study of several texts: whose loss that is is not known
     assert told not in words(folder)
 

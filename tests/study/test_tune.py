@@ -9,6 +9,8 @@ import importlib.util
 import json
 import math
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,6 +25,7 @@ import optuna
 import pytest
 import yaml
 
+from analysis.report import write_report
 from sparsemem.api import run_study
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, Trial, Tune, Winner, load_study
@@ -217,6 +220,36 @@ def test_a_study_takes_over_the_winners_that_tune_has_trained(
     assert (
         run_study(other, tmp_path, tmp_path / "runs", say=said.append).counts()["finished"] == 0
     )  # its own tuning alone
+
+
+def test_values_found_at_other_settings_are_told_by_plan_run_and_report(
+    run: Callable[..., list[Outcome]],
+    workers: FakeWorkers,
+    write_study: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run(trials=1)
+    monkeypatch.setattr(launch, "find_engine", lambda *a: lambda jobs, run: None)
+    monkeypatch.setattr("sparsemem.study.plan.estimate_seconds", lambda planned, study: None)
+    taken = {"tuned": "runs/tiny/tune/winners.yaml"}
+    data = yaml.safe_load(write_study().read_text())["data"]
+    for changed, told in (
+        ({"vary": VARY}, ""),
+        ({"vary": VARY | {"budget.tokens": [4096, 8192]}}, "4 of 8 .* `budget.tokens` 4096 there, 8192 here"),
+        (
+            {"vary": VARY, "data": data | {"files": ["corpus/0*"]}},
+            r"4 of 4 .* `data.files` corpus/\*.txt there, corpus/0",
+        ),
+    ):
+        study, said = load_study(file := write_study(study="other", **taken, **changed)), list[str]()
+        shutil.rmtree(tmp_path / "runs" / "other", ignore_errors=True)
+        folder = run_study(study, tmp_path, tmp_path / "runs", say=said.append).folder
+        assert main(["plan", str(file)]) == 0
+        for words in ("\n".join(said), capsys.readouterr().err, write_report(folder).read_text()):
+            words = re.sub("</?code>", "`", words)
+            assert re.search(f"Warning: {told}", words) if told else "at other settings" not in words
 
 
 def test_a_winner_whose_model_is_to_be_kept_is_trained_by_the_study(

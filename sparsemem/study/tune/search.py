@@ -24,7 +24,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import qmc
 
-from sparsemem.config import ConfigError, Trial, Tune, Winner, changed, named, point
+from sparsemem.config import ConfigError, Trial, Tune, Winner, changed, named, point, settings
 from sparsemem.files import write_atomically
 from sparsemem.results import LEARNED_NATS, TrialStatus
 from sparsemem.study.jobs import Job
@@ -183,6 +183,7 @@ class PointSearch:
             unbracketed=tuple(path for path, found in tried.items() if values[path] in (found[0], found[-1])),
             next_tried={path: _neighbours(found, values[path]) for path, found in tried.items()},
             seed=self.trial.seed,
+            searched=settings(self.trial, (*self.at, *values)),
         )
         learned = best.value <= math.log(self.trial.data.vocab_size) - LEARNED_NATS
         near = {path: [self.values(trial)[path] for trial in tied] for path in ranges}
