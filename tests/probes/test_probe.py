@@ -18,7 +18,7 @@ import torch
 from sparsemem.api import run_study
 from sparsemem.cli import main
 from sparsemem.config import ConfigError, Run, Study, Trial, load_study
-from sparsemem.data.prepare import kept_folder
+from sparsemem.data.cache import kept_folder
 from sparsemem.probes.alignment import soft_alignment
 from sparsemem.probes.cka import CKA
 from sparsemem.probes.pairs import SEEDS, SHARES, alignments, by_share, pairs
