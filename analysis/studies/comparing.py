@@ -68,7 +68,7 @@ class Comparison:
         return points.assign(left=points["shared_width"] / reference)
 
     def warnings(self, model: Mapping[str, Any]) -> list[str]:
-        """Where a memory takes over a quarter of what the shared experts would have, and what to try.
+        """Where a memory, or a residual, takes over a quarter of what the shared experts would have, and what to try.
 
         Args:
             model: the section of the study, for the values that it gives all trials.
@@ -81,7 +81,7 @@ class Comparison:
             )
             sentences = (
                 f"Warning: {name} leaves the shared experts a width of {each}. What it activates itself (keys, "
-                f"projections) takes the rest, so its loss is also that of a smaller shared part. "
+                f"projections, streams) takes the rest, so its loss is also that of a smaller shared part. "
                 f"{_smaller(name, model)}"
             )
             lines.append(led(self.label, sentences))
@@ -208,6 +208,8 @@ def _smaller(name: str, model: Mapping[str, Any]) -> str:
             tried.append(f"`model.{pool}.key_dim={width // 2}`")
         if len(layers := settings.get("layers") or ()) > 1:
             tried.append(f"`model.{pool}.layers=[{', '.join(map(str, layers[: len(layers) // 2]))}]`")
+    if "model.residual" in name:
+        tried.append("`model.streams=2`")
     if tried:
         return f"To lessen it, try {' or '.join(tried)}; `plan` says where the budget must follow."
     return "To lessen it, give it fewer layers, heads or a smaller `key_dim`."

@@ -1,6 +1,7 @@
 """Optimisers and the learning-rate schedule of one trial.
 
-Backbone: AdamW, with decay on matrices only (the vocabulary's and the convolution's taps among them).
+Backbone: AdamW, with decay on matrices only (among them the vocabulary's, the convolution's taps and the projections of
+residual streams, whose biases, scales and gains are stored flat).
 Memory tables: Adam without decay at a multiple of the rate, which may fall linearly from its start to its end, on the
 rows that the step read (as torch's SparseAdam: moments of other rows stay as they are; the bias correction counts steps
 of the whole table).

@@ -18,6 +18,7 @@ from analysis.detect import detect
 from analysis.fits.comparison import fit_comparison
 from analysis.results import Results
 from analysis.status import Status
+from analysis.studies import comparing
 from analysis.studies.allocation import Allocation
 from analysis.studies.memories import Memories
 
@@ -253,3 +254,8 @@ def test_its_noise_tells_what_a_plan_can_detect(new_points: New, shares: tuple[f
     assert (found["noise"]["paired_sd"], found["noise"]["df"]) == (comparison.fit.paired_sd, comparison.fit.noise_df)
     (design,) = found["designs"]
     assert (design["points"], design["seeds"]) == (1 + 3 * len(shares), 2)
+
+
+def test_what_streams_displace_is_lessened_by_their_number() -> None:
+    assert "try `model.streams=2`" in comparing._smaller("model.residual manifold, model.engram.fusion per_branch", {})
+    assert "streams" not in comparing._smaller("Engram", {})
