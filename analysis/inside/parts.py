@@ -63,7 +63,7 @@ def scope(results: Results) -> str:
     """Which models are shown."""
     found = Found(results)
     least = int(found.trials.groupby("share")["seed"].nunique().min())
-    told = f"{len(found.trials)} kept models were probed on held-out text: {', '.join(map(named, found.shares))}"
+    told = f"{len(found.trials)} kept models were probed: {', '.join(map(named, found.shares))}"
     told += f"; {least} seed{'s' * (least > 1)} of each at least."
     if found.left_out:
         told += f" {found.left_out} others differ in more than share and seed; theirs are in the trials' folders only."

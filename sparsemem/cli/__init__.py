@@ -310,7 +310,8 @@ def _probe(arguments: argparse.Namespace) -> int:
     from sparsemem.train.step import default_device
 
     torch.set_flush_denormal(True)  # as in training
-    print(probe_study(arguments.folder, arguments.trial, arguments.sequences, default_device(), _say))
+    asked = (arguments.folder, arguments.trial, arguments.sequences)
+    print(probe_study(*asked, default_device(), _say, arguments.text))
     return DONE
 
 

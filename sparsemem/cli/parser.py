@@ -168,7 +168,10 @@ def _add_to_read(add: Callable[[str, str, str], Parser]) -> None:
         "--trial", nargs="+", default=[], metavar="TRIAL", help="shares, `dense` or ids (default: every kept model)"
     )
     probe.add_argument(
-        "--sequences", type=int, default=256, metavar="N", help="held-out sequences at most (default: %(default)s)"
+        "--sequences", type=int, default=256, metavar="N", help="sequences of the text at most (default: %(default)s)"
+    )
+    probe.add_argument(
+        "--text", nargs="+", default=[], metavar="FILE", help="texts or globs (default: each trial's held-out text)"
     )
     for sub in (report, pack, probe):
         sub.add_argument("folder", type=Path, metavar="DIR", help="results folder of one study")

@@ -30,7 +30,7 @@ from sparsemem.study.ledger import Ledger
 from sparsemem.study.plan.kept import without_model
 from sparsemem.study.text import table
 from sparsemem.train.kept import KeptModel, load_model
-from sparsemem.train.text_loss import held_out_text, training_ids
+from sparsemem.train.text_loss import held_out_text, read_text, training_ids
 from sparsemem.trial_files import MODEL
 from sparsemem.values import parse_kept
 
@@ -41,24 +41,27 @@ TOKENS_AT_ONCE = 2048  # whose streams of all layers of both models are held, in
 Say = Callable[[str], object]
 
 
-def probe_study(folder: Path, names: Sequence[str], sequences: int, device: str, say: Say) -> str:
+def probe_study(
+    folder: Path, names: Sequence[str], sequences: int, device: str, say: Say, texts: Sequence[str] = ()
+) -> str:
     """Write the probes' files; returns what came out, for people.
 
     Args:
         names: shares or ids of the trials to probe; none: all.
-        sequences: of the held-out text, at most.
+        sequences: of the text, at most.
         say: is told of each step.
+        texts: files or globs to read in place of the held-out text.
 
     Raises:
         ConfigError: no model was kept of these trials, one is damaged, or the cache lacks their text.
     """
     if sequences < 1:
-        raise ConfigError(f"--sequences {sequences}: write 1 or more held-out sequences")
+        raise ConfigError(f"--sequences {sequences}: write 1 or more sequences of the text")
     trials = kept_trials(Ledger.read(folder), names)
     chosen = list(pairs(trials))
     steps, done = len(trials) + len(chosen), 0
     loaded = lru_cache(maxsize=2)(lambda id_: load_model(folder / "trials" / id_, device))
-    samples, under = Samples(sequences), dict[str, npt.NDArray[np.float64]]()
+    samples, under = Samples(sequences, texts), dict[str, npt.NDArray[np.float64]]()
     for trial in trials:
         done += 1
         say(f"[{done}/{steps}] lens, gates, suppression and usage of {_named(trial)}")
@@ -123,10 +126,12 @@ def _named(trial: Trial) -> str:
 
 
 class Samples:
-    """The held-out sequences of models; trials of one text share what is known of it."""
+    """The sequences that models read, of their held-out text or of files; trials of one text share what is known of
+    it.
+    """
 
-    def __init__(self, sequences: int) -> None:
-        self._sequences = sequences
+    def __init__(self, sequences: int, texts: Sequence[str] = ()) -> None:
+        self._sequences, self._texts = sequences, texts
         self._found: dict[tuple[Any, ...], Sample] = {}
 
     def of(self, kept: KeptModel) -> Sample:
@@ -134,7 +139,13 @@ class Samples:
         key = (kept.corpus, data.context, data.validation_tokens, data.mask_document_start)
         if key not in self._found:
             self._found.clear()
-            ids = held_out_text(kept).ids
+            text = read_text(kept, self._texts, Path(), "--text") if self._texts else held_out_text(kept)
+            ids = text.ids
+            if len(ids) <= data.context:
+                raise ConfigError(
+                    f"the text has {len(ids):,} tokens, which fill no sequence of `data.context` {data.context}; name "
+                    "more text"
+                )
             self._found[key] = Sample.of(kept, ids, lambda: training_ids(kept, (), Path()), self._sequences)
         return self._found[key]
 

@@ -33,8 +33,8 @@ def model_of(memory: str | None) -> Transformer:
     return made.eval()
 
 
-def sample_of(ids: Any, train: Any, sequences: int = 6) -> Sample:
+def sample_of(ids: Any, train: Any, sequences: int = 6, context: int = CONTEXT) -> Sample:
     words = {f"w{number}": number for number in range(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w1"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return Sample(ids, lambda: train, tokenizer, CONTEXT, SEPARATOR, sequences, None)
+    return Sample(ids, lambda: train, tokenizer, context, SEPARATOR, sequences, None)

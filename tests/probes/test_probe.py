@@ -268,3 +268,17 @@ def test_probes_are_no_part_of_a_trial_and_need_its_model(tmp_path: Path) -> Non
         study(probe=["gates"], keep_models=True, storage="file:///nowhere")
     with pytest.raises(ConfigError, match=r"run\.probe"):
         study(probe=["lens"], keep_models=True)
+
+
+def test_any_text_may_be_read(ledger: Ledger, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    id_ = ledger.rows[-1]["trial_id"]
+    (tmp_path / "a.py").write_text("def load_models(path):\n    return [path]\n" * 40)
+    command = ["probe", str(ledger.folder), "--trial", id_, "--text"]
+    assert main([*command, str(tmp_path / "a.py")]) == 0
+    passage = "".join(row["text"] for row in read(ledger.trial_folder(id_) / "probes" / "gate_text.csv"))
+    assert passage.strip() in (tmp_path / "a.py").read_text()
+    (tmp_path / "b.py").write_text("x")
+    assert main([*command, str(tmp_path / "b.py")]) == 2
+    assert "fill no sequence of `data.context`" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "c.py")]) == 2
+    assert "--text" in capsys.readouterr().err
