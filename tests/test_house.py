@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for package in ("sparsemem", "analysis") for path in (ROOT / package).rglob("*.py"))
-MOST_LINES, MOST_OF_A_FUNCTION, MOST_OF_THE_PATH = 400, 80, 4600
+MOST_LINES, MOST_OF_A_FUNCTION, MOST_OF_THE_PATH = 400, 80, 4500
 
 
 def lines(path: Path) -> int:

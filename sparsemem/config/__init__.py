@@ -13,8 +13,9 @@ from sparsemem.config.data import Data
 from sparsemem.config.model import Model
 from sparsemem.config.nearest import nearest_path, study_around
 from sparsemem.config.optimum import FIRST_SHARES, GRID_SHARES, Optimum
+from sparsemem.config.run import Probe, Run
 from sparsemem.config.study import Study, changed, load_study, load_tuned
-from sparsemem.config.trial import WIDEST_TOLERANCE, Budget, Probe, Run, Train, Trial
+from sparsemem.config.trial import WIDEST_TOLERANCE, Budget, Train, Trial
 from sparsemem.config.tune import Search, Tune, Tuned, Winner, named, point, settings
 from sparsemem.mechanisms import MEMORY_POOLS, POOLS
 from sparsemem.values import BudgetError, ConfigError, parse_quantity, parse_real, parse_share

@@ -19,7 +19,8 @@ from sparsemem.config.nearest import nearest_path
 from sparsemem.config.optimum import FIRST_SHARES, Optimum
 from sparsemem.config.reading import read_mapping
 from sparsemem.config.refusal import named_errors
-from sparsemem.config.trial import REPLACED_BY, TOKENS_PER_ACTIVE_PARAM, Run, Trial
+from sparsemem.config.run import Run
+from sparsemem.config.trial import REPLACED_BY, TOKENS_PER_ACTIVE_PARAM, Trial
 from sparsemem.config.tune import Search, Tune, Tuned
 from sparsemem.values import ConfigError, Strict, brief, shortened
 
