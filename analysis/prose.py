@@ -9,11 +9,11 @@ from contextlib import suppress
 import pandas as pd
 
 from analysis.cells import RATE, split_cells
-from analysis.results import FREQUENCY_NATS, LEARNED_NOTHING, Results
+from analysis.results import LEARNED_NOTHING, Results
 from analysis.table import si, varied_fields
 from sparsemem.config import ConfigError, Tuned, Winner, load_study
 from sparsemem.mechanisms import EXPERTS, MEMORY_POOLS
-from sparsemem.results import LEARNED_NATS, TrialStatus
+from sparsemem.results import FREQUENCY_NATS, LEARNED_NATS, TrialStatus
 
 MOST_LISTED = 6
 """Tuned values that are listed; of more the ends are given."""
@@ -71,13 +71,15 @@ def remarks(results: Results) -> list[str]:
         axes = [
             name for name in varied_fields(results.trials) if name != "seed" and dull[name].nunique(dropna=False) == 1
         ]
+        point, points = dull[axes].astype(str).iloc[0], results.finished[axes].astype(str)
         where = ", ".join(f"{name} {dull[name].iloc[0]}" for name in axes)
+        alike = f" ({len(dull)} of the {(points == point).all(axis=1).sum()} with {where})" if where else ""
         lines.append(
             f"Warning: {len(dull)} of {len(results.finished)} finished trials, such as {dull['trial_id'].iloc[0]}"
-            f"{f' (all of {where})' if where else ''}, end within {FREQUENCY_NATS:g} nats of, or above, the loss of "
-            f"token frequencies alone ({results.corpus['token_frequency_loss']:.3f} nats). They know at most which "
-            "tokens are common, and nothing of their order, so a difference from them is one of failed training: look "
-            "at `expert_load_max` in their `curve.csv`, try another `model.init_std` or `train.lr`, or train longer."
+            f"{alike}, end within {FREQUENCY_NATS:g} nats of, or above, the loss of token frequencies alone "
+            f"({results.corpus['token_frequency_loss']:.3f} nats). They know at most which tokens are common, and "
+            "nothing of their order, so a difference from them is one of failed training: look at `expert_load_max` in "
+            "their `curve.csv`, try another `model.init_std` or `train.lr`, or train longer."
         )
     return lines
 

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from analysis.errors import AnalysisError
 from analysis.table import load_curves, load_sequence_losses, load_trials, trial_files, typed_trials
 from sparsemem.config import Tuned, nearest_path, study_around
-from sparsemem.results import LEARNED_NATS, TrialStatus
+from sparsemem.results import FREQUENCY_NATS, LEARNED_NATS, TrialStatus
 from sparsemem.trial_files import TrialFiles
 
 LEARNED_NOTHING = "learned_nothing"
@@ -29,10 +29,6 @@ COUNTS = (
     *("bytes_per_token", "vocab_size", "canonical_size", "token_frequency_loss"),
 )
 """Numbers of `data.json`."""
-
-
-FREQUENCY_NATS = 0.02
-"""A loss less than this below that of token frequencies alone says that nothing of the tokens' order was learned."""
 
 
 def learned_nothing(trials: pd.DataFrame, chance: pd.Series) -> pd.Series:

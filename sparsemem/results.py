@@ -30,6 +30,8 @@ FINAL = (TrialStatus.FINISHED, TrialStatus.DIVERGED)
 
 LEARNED_NATS = 0.05
 """Below the loss of equally likely tokens, from which on a trial has learned something."""
+FREQUENCY_NATS = 0.02
+"""A loss less than this below that of token frequencies alone says that nothing of the tokens' order was learned."""
 
 
 @dataclass(frozen=True)

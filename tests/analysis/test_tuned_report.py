@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from analysis.report import summarize, write_report
@@ -109,19 +110,30 @@ def test_trials_that_learned_nothing_are_told(new_points: Callable[..., Path]) -
 
 def test_trials_that_know_token_frequencies_alone_are_told(new_points: Callable[..., Path]) -> None:
     points = [
-        {"rho": 0.5, "share_moe": 0.5, "loss": loss, **{f"share_{other}": 0.5 * (other == pool) for other in POOLS}}
+        {
+            "rho": 0.5,
+            "share_moe": 0.5,
+            "loss": loss,
+            "train.lr": loss / 1000,
+            **{f"share_{other}": 0.5 * (other == pool) for other in POOLS},
+        }
         for pool, loss in zip(POOLS, (5.79, 4.0), strict=True)
     ]
     folder = new_points("memories", points)
+    worst = pd.read_csv(folder / "trials.csv")["val_loss"].max()  # all but one lie below
     told = "2 of 4 finished trials, such as 000000000000"
     assert told not in words(folder)  # of an old study, where that loss is not known
     manifest = json.loads((folder / "data.json").read_text())
     (folder / "data.json").write_text(json.dumps(manifest | {"token_frequency_loss": 5.8}))
     page = words(folder)
-    assert told in page
+    assert f"{told} (2 of the 2 with train.lr 0.00579)" in page
     assert "the loss of token frequencies alone (5.800 nats). They know at most which tokens are common" in page
+    (folder / "data.json").write_text(json.dumps(manifest | {"token_frequency_loss": worst + 0.019}))
+    assert re.search(
+        r"1 of 4 finished trials, such as \w+ \(1 of the 2 with train.lr 0.00579\), end within", words(folder)
+    )
     (folder / "data-0.json").write_text("{}")  # a study of several texts: whose loss that is is not known
-    assert told not in words(folder)
+    assert "loss of token frequencies" not in words(folder)
 
 
 def test_each_doubt_of_a_tuned_rate_is_told_by_its_own_name(new_points: Callable[..., Path]) -> None:

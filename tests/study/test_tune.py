@@ -444,6 +444,22 @@ def test_a_winner_that_learned_nothing_is_told(run: Callable[..., list[Outcome]]
     assert "warning: the best loss at rho=0.0 is that of equally likely tokens: its trials learned nothing" in text
 
 
+@pytest.mark.parametrize(("frequencies", "told"), [(4.14, True), (4.16, False)])
+def test_a_winner_that_knows_token_frequencies_alone_is_told(
+    run: Callable[..., list[Outcome]],
+    workers: FakeWorkers,
+    monkeypatch: pytest.MonkeyPatch,
+    frequencies: float,
+    told: bool,
+) -> None:
+    monkeypatch.setattr("sparsemem.study.plan.corpora.token_frequency_loss", lambda tokens: frequencies)
+    search = {"train.lr": {"choices": [0.004, 0.02]}}  # the best losses: 4.125
+    text = describe_outcomes(run(search=search, trials=4), Tune.model_validate(TUNE | {"search": search}))
+    alone = "warning: the best loss at rho=0.0 is not clearly below that of token frequencies alone (4.140 nats)"
+    assert (alone in text) is told
+    assert ("token frequencies" in text) is told
+
+
 def test_winners_are_not_overwritten_without_a_word(
     run: Callable[..., list[Outcome]], workers: FakeWorkers, tmp_path: Path
 ) -> None:

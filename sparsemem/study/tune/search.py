@@ -26,7 +26,7 @@ from scipy.stats import qmc
 
 from sparsemem.config import ConfigError, Trial, Tune, Winner, changed, named, point, settings
 from sparsemem.files import write_atomically
-from sparsemem.results import LEARNED_NATS, TrialStatus
+from sparsemem.results import FREQUENCY_NATS, LEARNED_NATS, TrialStatus
 from sparsemem.study.jobs import Job
 from sparsemem.study.ledger import Ledger
 from sparsemem.study.ledger.provenance import data_id
@@ -79,7 +79,9 @@ class PointSearch:
             load_if_exists=True,
             pruner=_pruner(settings.pruner, trial.train.evaluations),
         )
-        self._study.set_user_attr("data", [data_id(trial.data), manifests[data_id(trial.data)]["digest"]])
+        manifest = manifests[data_id(trial.data)]
+        self.frequencies = manifest.get("token_frequency_loss", math.inf)
+        self._study.set_user_attr("data", [data_id(trial.data), manifest["digest"]])
         for left in self._study.get_trials(
             deepcopy=False, states=(TrialState.RUNNING,)
         ):  # their driver is gone: its lock is ours
@@ -187,9 +189,9 @@ class PointSearch:
         )
         learned = best.value <= math.log(self.trial.data.vocab_size) - LEARNED_NATS
         near = {path: [self.values(trial)[path] for trial in tied] for path in ranges}
-        return Outcome(
-            self.at, dict(statuses), winner, learned, {path: (min(found), max(found)) for path, found in near.items()}
-        )
+        ends = {path: (min(found), max(found)) for path, found in near.items()}
+        frequencies = self.frequencies if best.value > self.frequencies - FREQUENCY_NATS else None
+        return Outcome(self.at, dict(statuses), winner, learned, ends, frequencies)
 
     def values(self, trial: FrozenTrial) -> dict[str, Any]:
         return {path: _rounded(trial.params[path], self.settings, path) for path in self.fields}

@@ -35,6 +35,8 @@ class Outcome:
     """Whether the winner's loss is below that of equally likely tokens."""
     near: Mapping[str, tuple[float, float]]
     """Range field -> its least and largest value among the trials within one standard error of the best loss."""
+    frequencies: float | None = None
+    """The loss of token frequencies alone, where that of the winner is not clearly below it."""
 
 
 def edges(fields: Mapping[str, BaseDistribution], values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -97,6 +99,13 @@ def describe_outcomes(outcomes: Sequence[Outcome], settings: Tune) -> str:
         "learned nothing, so no value is better than another; search other values, or train longer"
         for outcome in outcomes
         if outcome.winner and not outcome.learned
+    ]
+    lines += [
+        f"warning: the best loss at {named(outcome.at) or 'all trials'} is not clearly below that of token frequencies "
+        f"alone ({outcome.frequencies:.3f} nats): its trials know nothing of the tokens' order, and another value may "
+        "be best once they do; search other values, or train longer"
+        for outcome in outcomes
+        if outcome.winner and outcome.learned and outcome.frequencies is not None
     ]
     lines += [line for path in ranges for line in movements(outcomes, settings, path)]
     for winner in (outcome.winner for outcome in outcomes if outcome.winner):
