@@ -34,6 +34,7 @@ from sparsemem.study import launch
 from sparsemem.study.jobs import Job
 from sparsemem.study.plan import describe, plan
 from sparsemem.study.tune import study as tune
+from sparsemem.study.tune.search import _digest as search_digest
 from sparsemem.study.tune.tuned import Outcome, describe_outcomes, movements
 
 EVALUATIONS = 8
@@ -528,6 +529,22 @@ def test_what_is_searched_decides_which_trials_are_taken_up(
     monkeypatch.setenv("SPARSEMEM_CACHE", str(tmp_path / "empty"))
     with pytest.raises(ConfigError, match=r"its \d+ finished trials were trained on the corpus .*copy the folder"):
         run(trials=4)
+
+
+def test_a_search_goes_on_under_a_version_with_a_new_field(write_study: Callable[..., Path]) -> None:
+    class LaterTrial(Trial):
+        new: int = 0
+
+    class LaterTune(Tune):
+        new: int = 0
+
+    study = load_study(write_study(vary=VARY, tune=TUNE))
+    assert study.tune is not None
+    trial = study.trials()[0]
+    now = search_digest(trial, study.tune)
+    fields, settings = trial.model_dump(mode="json"), study.tune.model_dump(mode="json")
+    assert search_digest(LaterTrial.model_validate(fields), LaterTune.model_validate(settings)) == now
+    assert search_digest(LaterTrial.model_validate(fields | {"new": 1}), study.tune) != now
 
 
 @pytest.mark.parametrize(

@@ -248,11 +248,14 @@ def _rounded(value: Any, settings: Tune, path: str) -> Any:
 
 
 def _digest(trial: Trial, settings: Tune) -> str:
-    """Of all that makes a search's results comparable: other values begin another search. More `trials` extend one."""
-    held = trial.model_dump(mode="json")
-    for path in settings.search:
-        held["train"].pop(path.removeprefix("train."))
-    text = json.dumps([held, settings.model_dump(mode="json", exclude={"trials", "per"})], sort_keys=True)
+    """Of all that makes a search's results comparable: other values begin another search. More `trials` extend one, and
+    so does a version with a new field at its default, as of `Trial.id`.
+    """
+    held = trial.model_dump(
+        mode="json", exclude_defaults=True, exclude={"train": {path.removeprefix("train.") for path in settings.search}}
+    )
+    rest = settings.model_dump(mode="json", exclude_defaults=True, exclude={"trials", "per"})
+    text = json.dumps([held, rest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
