@@ -19,6 +19,7 @@ from sparsemem.results import TrialStatus
 RATE = "train.lr"
 NAMES = dict.fromkeys(("budget.tokens", "tokens"), "training tokens")
 NAMES |= {"budget.total_params": "P_tot", "budget.active_params": "P_act"}
+FIRST_NAMED = ("budget.active_params", "budget.total_params", "budget.tokens", "tokens")
 MEMORY, ON_TOP, SHARE = "memory", "on top", "rho"
 """What sets trials apart that no varied field names: memories that hold a share, memories of given rows, the share of
 routed experts.
@@ -43,11 +44,13 @@ class Cell:
     """
     planned: pd.DataFrame
     """All trials of the cell but those of the dense baseline, finished or not, at every learning rate."""
+    implied: frozenset[str] = frozenset()
+    """Fields whose value follows from the others, such as a width from P_act: the label leaves them out."""
 
     @property
     def label(self) -> str:
         """Names the cell among its study's, such as `2M training tokens`; '' where it is the only one."""
-        return named_fields(self.fields)
+        return named_fields({path: value for path, value in self.fields.items() if path not in self.implied})
 
 
 def named_fields(fields: dict[str, Any]) -> str:
@@ -94,12 +97,32 @@ def split_cells(
                 inside.append(sorted([*rows, *fitting]))
         clash = _pooled(trials, axis, inside, {name: values[name] for name in rest})
         if clash is None:
-            return [_cell(key, trials.iloc[rows], axis) for key, rows in zip(cells, inside, strict=True)]
+            implied = _implied(cells)
+            return [_cell(key, trials.iloc[rows], axis, implied) for key, rows in zip(cells, inside, strict=True)]
         fields.append(clash)
         rest.remove(clash)
 
 
 _UNUSED = object()
+
+
+def _implied(cells: Sequence[dict[str, Any]]) -> frozenset[str]:
+    """Fields whose value the others settle: P_act is named before P_tot, both before tokens, these before the rest.
+
+    >>> sorted(_implied([{"width": 32, "budget.active_params": 1}, {"width": 64, "budget.active_params": 2}]))
+    ['width']
+    """
+    names = list(dict.fromkeys(name for key in cells for name in key))
+    names.sort(key=lambda name: FIRST_NAMED.index(name) if name in FIRST_NAMED else len(FIRST_NAMED))
+
+    def told(named: Sequence[str]) -> int:
+        return len({tuple(str(key.get(name, _UNUSED)) for name in named) for key in cells})
+
+    kept: list[str] = []
+    for name in names:
+        if told([*kept, name]) > told(kept):
+            kept.append(name)
+    return frozenset(names) - set(kept)
 
 
 def _varied_values(trials: pd.DataFrame, axis: Sequence[str]) -> dict[str, list[Any]]:
@@ -165,10 +188,10 @@ def _pooled(
     return min(clashing, key=lambda name: len(clashing[name]), default=None)  # the one that makes the fewest cells
 
 
-def _cell(key: dict[str, Any], trials: pd.DataFrame, axis: Sequence[str]) -> Cell:
+def _cell(key: dict[str, Any], trials: pd.DataFrame, axis: Sequence[str], implied: frozenset[str]) -> Cell:
     finished, rates = best_rates(trials[trials["status"] == TrialStatus.FINISHED], axis)
     dense, planned_dense = (_is_dense(each) for each in (finished, trials))
-    return Cell(key, finished[~dense], finished[dense], rates, trials[~planned_dense])
+    return Cell(key, finished[~dense], finished[dense], rates, trials[~planned_dense], implied)
 
 
 def _is_dense(trials: pd.DataFrame) -> pd.Series:

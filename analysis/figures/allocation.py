@@ -77,11 +77,12 @@ def share_figure(
     with style():
         figure, drawn = panels(len(cells), columns, 0.45, 2.45)
         used: dict[str, Line2D | Patch] = {}
+        below = range(1, len(cells), 3)[-1:]  # of three columns the middle one names the axis: it is too long for each
         for place, (axes, (name, cell)) in enumerate(zip(drawn, cells, strict=True)):
             shares = cell["share"][cell["series"] == "run"]
             used |= published(axes, shares.min(), shares.max())
             used |= _panel(axes, cell, COLOURS[place % len(COLOURS)], COLOURS[0] if len(cells) == 1 else GREY)
-            share_axis(axes, shares.min(), shares.max(), label)
+            share_axis(axes, shares.min(), shares.max(), label if columns < 3 or place in below else "")
             axes.set_title(str(name))
         for axes in drawn[::columns]:
             axes.set_ylabel("Validation loss (nats/token)")

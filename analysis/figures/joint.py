@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis.figures.allocation import PUBLISHED
-from analysis.figures.style import COLOURS, HATCHED, MARKERS, ONE_COLUMN, new_figure, reach, style, ticks_at
+from analysis.figures.style import COLOURS, HATCHED, MARKERS, ONE_COLUMN, new_figure, reach, style, ticks_at, two_digits
 from analysis.interval import percent
 from analysis.status import Status
 
@@ -59,7 +59,7 @@ def _draw(axes: Axes, data: pd.DataFrame, factor: str) -> dict[str, Line2D | Pat
         used["in doubt or at an end"] = Line2D([], [], **look | {"markerfacecolor": "white"})
     sampled = points["value"] if len(points) else law["value"].iloc[[0, -1]]
     axes.set_xscale("log")
-    ticks_at(axes.xaxis, sampled, "{:.2g}".format)
+    ticks_at(axes.xaxis, sampled, two_digits)
     axes.set(xlim=(sampled.min() / 1.25, sampled.max() * 1.25), ylim=(-0.05, 1.05))
     axes.set(xlabel=LABELS[factor], ylabel="Best share")
     return used

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.figures.allocation import PUBLISHED as ENGRAM
-from analysis.figures.style import GREY, MARKERS, ONE_COLUMN, look, new_figure, style, ticks_at
+from analysis.figures.style import GREY, MARKERS, ONE_COLUMN, look, new_figure, style, ticks_at, two_digits
 from analysis.status import Status
 from analysis.table import RHO
 
@@ -38,7 +38,7 @@ def sparsity_figure(data: pd.DataFrame) -> Figure:
         bottom.axhline(0, color=GREY, linewidth=0.6, zorder=0)
         bottom.set_ylabel(f"Gain over {RHO} = 1 (nats/token)")
         bottom.set(xlabel="Sparsity, P_tot / P_act", xscale="log")
-        ticks_at(bottom.xaxis, data["sparsity"], "{:.2g}".format)
+        ticks_at(bottom.xaxis, data["sparsity"], two_digits)
         bottom.set_xlim(data["sparsity"].min() / 1.15, data["sparsity"].max() * 1.15)
         below: dict[str, Any] = {"loc": "outside lower center", "ncols": 1 if len(used) < 5 else 2}
         figure.legend(used.values(), used.keys(), handlelength=1.8, **below)

@@ -136,6 +136,15 @@ def reach(data: pd.DataFrame, quantity: str = "value") -> list[pd.Series]:
     return [data[quantity] - data["low"], data["high"] - data[quantity]]
 
 
+def two_digits(value: float) -> str:
+    """A tick's number, such as 4, 240 or 34k.
+
+    >>> two_digits(3.992), two_digits(239.6), two_digits(34_064)
+    ('4', '240', '34k')
+    """
+    return si(float(f"{value:.2g}"))
+
+
 def ticks_at(axis: Axis, values: Iterable[float], form: Callable[[float], str]) -> None:
     """Ticks at what was sampled, and nowhere else."""
     values = sorted(set(values))

@@ -64,6 +64,8 @@ NOT_VARIED = ("budget.flops_per_token", *(f"model.{pool}.rows" for pool in MEMOR
 NEEDED: dict[str, dict[str, Any]] = {
     "data.validation_files": {"data.corpus": "files"},
     "data.document_separator": {"data.corpus": "files"},
+    "model.streams": {"model.residual": "static"},
+    "model.engram.fusion": {"model.residual": "static"},
     **{f"model.{pool}.conv_reset_at_document_end": {f"model.{pool}.query_conv": 3} for pool in PRODUCT_KEY},
 }
 """Other fields without which a field has but one value."""
@@ -162,6 +164,23 @@ def test_every_value_of_every_field_has_a_curve_of_its_own() -> None:
                 left = set(trials["trial_id"]) - {trial for cell in cells for trial in cell.trials["trial_id"]}
                 assert not left, f"{path} {values}: {len(left)} trials are in no curve"
     assert len(tried) > 0.9 * len(fields)
+
+
+def test_a_label_leaves_out_what_follows_from_the_others() -> None:
+    """Sizes that go together are named by P_act, and a batch that goes with the tokens by these."""
+    small = {"model.width": [64], "budget.active_params": ["150k"], "budget.total_params": ["2M"]}
+    large = {"model.width": [128], "budget.active_params": ["600k"], "budget.total_params": ["8M"]}
+    short = {"budget.tokens": ["100k"], "train.batch_tokens": [1024]}
+    long = {"budget.tokens": ["400k"], "train.batch_tokens": [2048]}
+    shares = {"shares": [{"moe": 1.0}, {"moe": 0.5, "engram": 0.5}]}
+    vary = [size | length | shares for size in (small, large) for length in (short, long)]
+    trials = planned(Study.model_validate({"study": "sizes", **BASE, "vary": vary}))
+    cells = split_cells(trials)
+    assert [cell.label for cell in cells] == [
+        *("P_act 150k, 100k training tokens", "P_act 150k, 400k training tokens"),
+        *("P_act 600k, 100k training tokens", "P_act 600k, 400k training tokens"),
+    ]
+    assert "model.width" in cells[0].fields  # what `fits.json` names is all
 
 
 def test_memories_at_one_share_are_curves_of_their_own_and_have_the_pure_experts_in_common() -> None:
