@@ -87,7 +87,7 @@ def cka_figure(data: pd.DataFrame) -> Figure:
     """
     rows, columns = (list(dict.fromkeys(data[name])) for name in ("row", "column"))
     with style():
-        figure = new_figure(TWO_COLUMNS, 0.5 + 1.95 * len(rows))
+        figure = new_figure(TWO_COLUMNS, 0.6 + ((TWO_COLUMNS - 1.3) / len(columns) + 0.15) * len(rows))
         grid = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
         scale = Normalize(min(0.0, data["cka"].min()), max(1.0, data["cka"].max()))
         for (row, column), part in data.groupby(["row", "column"], sort=False):
