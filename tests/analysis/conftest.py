@@ -14,6 +14,7 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
+from analysis.fits.allocation import fit_allocation
 from analysis.fits.joint import fit_joint
 from sparsemem.results import COLUMNS, MEASURED
 
@@ -257,10 +258,13 @@ def troubled_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def light(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Laws over several budgets take `FEW` resamples, and figures are saved as empty pages but in tests marked
-    `figures`.
+    """Laws over several budgets take `FEW` resamples, curves four times as many, and figures are saved as empty pages
+    but in tests marked `figures`.
     """
     monkeypatch.setattr("analysis.studies.allocation.fit_joint", functools.partial(fit_joint, resamples=FEW))
+    monkeypatch.setattr(
+        "analysis.studies.allocation.fit_allocation", functools.partial(fit_allocation, resamples=4 * FEW)
+    )
     if not request.node.get_closest_marker("figures"):
         monkeypatch.setattr("analysis.report.save", _save_nothing)
 

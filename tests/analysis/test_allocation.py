@@ -242,6 +242,7 @@ def test_a_hill_has_no_minimum_inside() -> None:
     assert (fit.status, fit.argmin, fit.best_end) == (Status.NO_INTERIOR_MINIMUM, None, 1.0)
 
 
+@pytest.mark.slow
 def test_a_flat_curve_is_rarely_claimed_to_have_an_optimum() -> None:
     fits = [fit_allocation(simulate(lambda x: 4 + 0 * x, 0.01, random=random), resamples=200) for random in range(40)]
     assert np.mean([fit.status is Status.NO_INTERIOR_MINIMUM for fit in fits]) >= 0.75

@@ -84,6 +84,7 @@ def test_differences_and_training_curves(new_study: New) -> None:
     assert set(loss["seeds"]) == {2}
 
 
+@pytest.mark.slow
 def test_compute_ratio(new_points: New) -> None:
     points = [
         {"memory_flops_share": share, "model.ultramem_v2.top_m": 4 * place, "loss": 4 + 2.5 * (share - 0.2) ** 2}
@@ -171,6 +172,7 @@ def test_simplex(new_points: New) -> None:
     assert series["best"][names].iloc[0].to_numpy(float) == pytest.approx(best, abs=0.03)  # a lattice of fiftieths
 
 
+@pytest.mark.slow
 def test_sparsity(new_points: New) -> None:
     best = {10: 0.75, 20: 0.5, 40: 0.3}
     points = [

@@ -85,6 +85,7 @@ def test_the_fits_are_recorded_with_status_rows_and_provenance(new_study: New) -
     assert {"trials_csv_sha256", "numpy", "scipy"} <= set(record["provenance"])
 
 
+@pytest.mark.slow
 @pytest.mark.figures
 def test_the_same_ledger_gives_the_same_bytes_whatever_the_users_style(study: Path) -> None:
     write_report(study)
@@ -143,6 +144,7 @@ def test_the_summary_of_a_boundary_optimum_claims_no_interior_one(new_study: New
     assert "no_interior_minimum" in text
 
 
+@pytest.mark.slow
 @pytest.mark.figures
 def test_fifty_trials_take_less_than_ten_seconds(new_study: New) -> None:
     folder = new_study(tokens=(500_000, 2_000_000), seeds=3, dense=True)

@@ -123,6 +123,7 @@ def coverage(beta: Beta, studies: int) -> tuple[float, float, float]:
     return tuple(hits / studies)
 
 
+@pytest.mark.slow
 def test_the_tied_mixes_hold_the_best_and_a_third_pool_is_credited_only_where_it_helps() -> None:
     tied, gain, helps = coverage(INSIDE, 20)
     assert tied >= 0.8

@@ -56,7 +56,7 @@ def test_a_kernel_equals_its_formula_in_value_and_gradients(name: str) -> None:
         torch.testing.assert_close(ours.double(), their, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("pool", ["engram", "ultramem_v2", "streams"])
+@pytest.mark.parametrize("pool", ["engram", pytest.param("ultramem_v2", marks=pytest.mark.slow), "streams"])
 def test_a_whole_model_runs_on_the_formulas(pool: str) -> None:
     """Losses of the first steps, each choice of kernels in a process of its own."""
     found = {}

@@ -605,8 +605,8 @@ def test_scores_of_pairs_by_hand() -> None:
 
 def test_batch_norm_sums_over_the_parts_of_a_divided_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other rank has the same values here: means stay, and what counts tokens has twice as many."""
-    monkeypatch.setattr(parallel, "is_divided", lambda: True)
-    monkeypatch.setattr(parallel, "total", lambda part: part * 2)
+    monkeypatch.setattr(parallel, "is_sharded", lambda: True)
+    monkeypatch.setattr(parallel, "all_reduce", lambda part: part * 2)
     x_SF = torch.randn(6, 3)
     divided, whole = BatchNorm(3), BatchNorm(3)
     for norm in (divided, whole):

@@ -146,6 +146,7 @@ def test_a_study_over_a_storage_ends_as_one_without(
     assert len(elsewhere.ran) == 3
 
 
+@pytest.mark.parametrize("place", ["folder", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
 def test_a_driver_on_another_machine_finds_what_was_trained(
     write_study: Callable[..., Path], elsewhere: Elsewhere, undisturbed: Path, place: str
 ) -> None:
@@ -417,6 +418,7 @@ def test_status_of_a_storage_is_that_of_its_study(
     assert "holds no study" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place", ["folder", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
 def test_a_kept_model_arrives_with_its_result(
     write_study: Callable[..., Path], elsewhere: Elsewhere, place: str
 ) -> None:

@@ -33,15 +33,16 @@ VAL_LOSS = [(8, 5.375), (16, 5.25)]
 TRAIN_LOSS = [(4, 5.5), (8, 5.25), (16, 5.125)]
 READERS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}  # the libraries that read what was told
 
-every_tracker = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name, marks=pytest.mark.skipif(not importlib.util.find_spec(library), reason=f"{library} is not installed")
-        )
-        for name, library in READERS.items()
-    ],
-)
+
+def trackers(*slow: str) -> pytest.MarkDecorator:
+    """Each tracker whose library is installed; a test of these takes long."""
+    missing = {name: not importlib.util.find_spec(library) for name, library in READERS.items()}
+    marks = {name: [pytest.mark.skipif(missing[name], reason=f"{name} is not installed")] for name in READERS}
+    marks |= {name: [*marks[name], pytest.mark.slow] for name in slow}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=own) for name, own in marks.items()])
+
+
+every_tracker = trackers()
 
 TELL_AND_DIE = """
 import os, signal, sys
@@ -154,7 +155,7 @@ def _leveldb_records(content: bytes) -> list[bytes]:
 # --- what is told -----------------------------------------------------------------------------------------------------
 
 
-@every_tracker
+@trackers("mlflow", "wandb")
 def test_each_trial_is_told_once_also_after_a_killed_driver(
     write_study: Callable[..., Path], engine: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
