@@ -28,6 +28,8 @@ from .fits.precision import PrecisionFit as PrecisionFit
 from .fits.precision import fit_precision as fit_precision
 from .fits.routing import RoutingFit as RoutingFit
 from .fits.routing import fit_routing as fit_routing
+from .fits.scaling import fit_scaling as fit_scaling
+from .fits.scaling_result import ScalingFit as ScalingFit
 from .fits.simplex import fit_simplex as fit_simplex
 from .fits.simplex_result import SimplexFit as SimplexFit
 from .fits.slots import fit_slots as fit_slots

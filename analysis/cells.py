@@ -136,14 +136,14 @@ def _varied_values(trials: pd.DataFrame, axis: Sequence[str]) -> dict[str, list[
             found[name] = [_UNUSED if not used else None if empty else value for used, empty, value in pairs]
     own: dict[str, list[Any]] = {ON_TOP: _on_top(trials)}
     if not any(name.startswith("share_") and name != "share_moe" for name in axis):
-        own[MEMORY] = [mix or _UNUSED for mix in _mixes(trials)]
+        own[MEMORY] = [mix or _UNUSED for mix in mixes(trials)]
     if not {"rho", "share_moe"} & set(axis):
-        pairs = zip(_is_dense(trials), trials["rho"].isna(), trials["rho"].round(9).tolist(), strict=True)
+        pairs = zip(is_dense(trials), trials["rho"].isna(), trials["rho"].round(9).tolist(), strict=True)
         own[SHARE] = [_UNUSED if dense else None if empty else share for dense, empty, share in pairs]
     return found | {name: values for name, values in own.items() if len(set(values) - {_UNUSED}) > 1}
 
 
-def _mixes(trials: pd.DataFrame) -> list[str]:
+def mixes(trials: pd.DataFrame) -> list[str]:
     """The memories that hold a share, and in what proportion where they are several; '' for none."""
     rho, written_out = trials["rho"].to_numpy(float), trials.get("shares", [None] * len(trials))
     held = {pool: each & ~_given(trials, pool) for pool in memories(trials) if (each := holds(trials, pool)).any()}
@@ -190,11 +190,11 @@ def _pooled(
 
 def _cell(key: dict[str, Any], trials: pd.DataFrame, axis: Sequence[str], implied: frozenset[str]) -> Cell:
     finished, rates = best_rates(trials[trials["status"] == TrialStatus.FINISHED], axis)
-    dense, planned_dense = (_is_dense(each) for each in (finished, trials))
+    dense, planned_dense = (is_dense(each) for each in (finished, trials))
     return Cell(key, finished[~dense], finished[dense], rates, trials[~planned_dense], implied)
 
 
-def _is_dense(trials: pd.DataFrame) -> pd.Series:
+def is_dense(trials: pd.DataFrame) -> pd.Series:
     """Of the dense baseline: memory on top of a dense backbone has no share, but is no baseline."""
     return trials["rho"].isna() & ~(trials["sparse_params"] > 0) if "sparse_params" in trials else trials["rho"].isna()
 

@@ -8,7 +8,8 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,15 @@ class Law:
     says: str
     needs: tuple[str, ...]
     may: tuple[str, ...]
-    fit: Callable[[pd.DataFrame, dict[str, str]], Any]
+    fit: Callable[..., Any]
     """From the table and the columns, by option."""
     example: str
     sizes: tuple[str, ...] = ()
     """Options of the columns by which runs are of one cell, of which `--best-of-cell` keeps the best; () where repeats
     are seeds.
     """
+    compares: bool = False
+    """Whether it needs `--reference`: a value of the column `--mechanism`."""
 
 
 ARGUMENTS = {"n": "params", "d": "tokens", "share": "x", "slots": "x", "loss-se": "loss_se"}
@@ -69,9 +72,9 @@ def _call(home: str, name: str, given: dict[str, Any] | None = None, **names: st
         names: option -> argument, where it is not that of `ARGUMENTS`.
     """
 
-    def call(frame: pd.DataFrame, columns: dict[str, str]) -> Any:
+    def call(frame: pd.DataFrame, columns: dict[str, str], **chosen: str) -> Any:
         arguments = {(ARGUMENTS | names).get(option, option): column for option, column in columns.items()}
-        return getattr(import_module(f"analysis.fits.{home}"), name)(frame, **arguments, **(given or {}))
+        return getattr(import_module(f"analysis.fits.{home}"), name)(frame, **arguments, **(given or {}), **chosen)
 
     return call
 
@@ -158,6 +161,15 @@ LAWS = {
         _call("slots", "fit_slots"),
         "--mechanism mechanism --slots memory_rows --loss val_loss --seed seed",
     ),
+    "scaling": Law(
+        "loss against compute in each mechanism at fixed tokens for each parameter, and the compute that each saves "
+        "against --reference",
+        ("mechanism", "flops", "n", "d", "loss", "seed"),
+        (),
+        _call("scaling", "fit_scaling", n="active", d="tokens"),
+        "--mechanism mechanism --reference dense --flops flops --n active_params --d tokens --loss loss --seed seed",
+        compares=True,
+    ),
 }
 
 
@@ -187,6 +199,10 @@ def build_parser() -> Parser:
         takers = {name: law for name, law in LAWS.items() if option in (*law.needs, *law.may)}
         users = ", ".join(name + ": optional" * (option in law.may) for name, law in takers.items())
         parser.add_argument(f"--{option}", metavar="COLUMN", help=f"{holds} ({users})")
+    comparing = ", ".join(name for name, law in LAWS.items() if law.compares)
+    parser.add_argument(
+        "--reference", metavar="NAME", help=f"the mechanism that the others are held against ({comparing})"
+    )
     parser.add_argument("--group", metavar="COLUMN", help="fit the rows of each value of this column apart")
     cells = ", ".join(name for name, law in LAWS.items() if law.sizes)
     parser.add_argument(
@@ -214,11 +230,15 @@ def main(arguments: list[str]) -> int:
         what = f"needs {' and '.join(missing)}"
     elif foreign := [option for option in columns if option not in (*law.needs, *law.may)]:
         what = f"has no --{foreign[0]}"
+    elif law.compares is not bool(chosen.reference):
+        what = "needs --reference NAME" if law.compares else "has no --reference"
     elif chosen.best_of_cell and not law.sizes:
         what = "has no --best-of-cell: its repeats are seeds, and all of them count"
     from analysis.interval import at_level
     from analysis.reader import require_file
 
+    if law.compares:
+        law = replace(law, fit=partial(law.fit, reference=chosen.reference))
     try:
         require_file(chosen.table)
         if what:

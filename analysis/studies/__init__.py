@@ -18,6 +18,7 @@ KINDS = {
     "simplex": "Simplex",
     "sparsity": "Sparsity",
     "memories": "Memories",
+    "scaling": "Scaling",
 }
 """Value of `analysis` -> its class, in the module of the same name."""
 

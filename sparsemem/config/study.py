@@ -35,7 +35,7 @@ class Study(Strict):
     study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     question: str = ""
     analysis: Literal[
-        "allocation", "compute-ratio", "ladder", "density", "slots", "simplex", "sparsity", "memories"
+        "allocation", "compute-ratio", "ladder", "density", "slots", "simplex", "sparsity", "memories", "scaling"
     ] = "allocation"
     """Which fits and figures `report` makes of the results."""
     base: dict[str, Any]

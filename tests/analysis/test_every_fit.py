@@ -63,6 +63,12 @@ def paired_runs(name: str) -> pd.DataFrame:
         case "slots":
             frame = crossed(mechanism=["a", "b"], memory_rows=[1e3, 1e4, 1e5], seed=[0, 1])
             return noisy(frame, lambda each: 4 - 0.02 * np.log10(each["memory_rows"]))
+        case "scaling":
+            frame = crossed(mechanism=["a", "b"], active_params=[1e4, 4e4, 1.6e5, 6.4e5], seed=[0, 1])
+            frame = frame.assign(tokens=15 * frame["active_params"], flops=90 * frame["active_params"] ** 2)
+            return noisy(
+                frame, lambda each: 2 + (each["flops"] / 1e13) ** -0.15 + 0.05 * (each["mechanism"] == "b")
+            )
         case "density":
             frame = crossed(memory_rows=[1e3, 4e3, 1.6e4], memory_rows_read=[4, 16, 64], seed=[0, 1])
             return noisy(frame, lambda each: 4 - 0.02 * np.log10(each["memory_rows"]))
@@ -76,6 +82,7 @@ PAIRED: dict[str, Callable[[pd.DataFrame], Fit]] = {
     "simplex": functools.partial(analysis.fit_simplex, pools=["a", "b", "c"], resamples=50),
     "joint": functools.partial(analysis.fit_joint, resamples=20),
     "slots": functools.partial(analysis.fit_slots, resamples=20),
+    "scaling": functools.partial(analysis.fit_scaling, reference="a", resamples=50),
     "density": analysis.fit_density,
     "ladder": analysis.fit_ladder,
     "comparison": fit_comparison,
@@ -136,7 +143,11 @@ def made(name: str) -> Fit:
 
 
 NAMES = (
+
     *(*PAIRED, "log_log", "isoflop"),
+=======
+    *("allocation", "simplex", "joint", "slots", "scaling", "density", "ladder", "comparison", "log_log", "isoflop"),
+>>>>>>> aca487e (fit_scaling: loss against compute in several mechanisms, one floor tested against own ones, compute multipliers where the reference was measured; the study kind scaling)
     *("power", "surface", "routing", "data_constrained", "precision", "moe_joint"),
 )
 
@@ -176,6 +187,7 @@ def test_predictions_take_a_table_a_mapping_or_an_array(name: str) -> None:
     places = {
         "simplex": [[0.25, 0.25, 0.5], [0.5, 0.25, 0.25]],
         "slots": [["a", 2e3], ["b", 5e4]],
+        "scaling": [["a", 2e11], ["b", 5e12]],
         "density": [[2e3, 8], [1e4, 32]],
         "joint": [[0.3, 8], [0.7, 30]],
         "allocation": [[0.3], [0.7]],
@@ -189,7 +201,7 @@ def test_predictions_take_a_table_a_mapping_or_an_array(name: str) -> None:
     assert (found["low"] <= value).all()
     assert (value <= found["high"]).all()
     assert found.equals(fit.predict(table.to_dict("list")))
-    if name != "slots":  # text and numbers are no array
+    if name not in ("slots", "scaling"):  # text and numbers are no array
         assert np.allclose(found.to_numpy(float), fit.predict(np.array(places)).to_numpy(float))
     with pytest.raises(AnalysisError, match=f"`{fit.predictors[-1]}` is missing"):
         fit.predict(dict.fromkeys(fit.predictors[:-1], 1.0))

@@ -59,6 +59,23 @@ def shares(*tokens: float) -> pd.DataFrame:
     )
 
 
+def sizes() -> pd.DataFrame:
+    """36 runs of three mechanisms at six sizes, two seeds each, 20 tokens for each parameter."""
+    rng = np.random.default_rng(0)
+    active = np.tile(np.repeat(1e7 * 4.0 ** np.arange(6), 2), 3)
+    better = np.repeat([0.0, 0.05, 0.1], 12)
+    return pd.DataFrame(
+        {
+            "mechanism": np.repeat(["dense", "engram", "experts"], 12),
+            "active_params": active,
+            "tokens": 20 * active,
+            "flops": 120 * active**2,
+            "loss": 1.8 + (1 - better) * (120 * active**2 / 1e18) ** -0.15 + 0.003 * rng.standard_normal(36),
+            "seed": np.tile([0, 1], 18),
+        }
+    ).assign(trial_id=[f"t{i}" for i in range(36)])
+
+
 WRITERS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
     "csv": lambda frame, path: frame.to_csv(path, index=False),
     "parquet": lambda frame, path: frame.to_parquet(path),
@@ -80,9 +97,8 @@ def table(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """`runs`, or where the test has a law the table that it needs."""
     law = request.node.callspec.params.get("law") if hasattr(request.node, "callspec") else None
     path = tmp_path / "runs.csv"
-    {"allocation": lambda: shares(1e6), "allocation-joint": lambda: shares(1e6, 4e6), "slots": one_length}.get(
-        law, runs
-    )().to_csv(path, index=False)
+    own = {"allocation": lambda: shares(1e6), "allocation-joint": lambda: shares(1e6, 4e6), "slots": one_length}
+    (own | {"scaling": sizes}).get(law, runs)().to_csv(path, index=False)
     return path
 
 
@@ -132,7 +148,7 @@ def test_words_end_in_an_aligned_table(table: Path, capsys: pytest.CaptureFixtur
     assert len({len(line) for line in lines[head:]}) == 1
 
 
-@pytest.mark.parametrize("law", ["allocation", "allocation-joint", "slots"])
+@pytest.mark.parametrize("law", ["allocation", "allocation-joint", "slots", "scaling"])
 def test_a_fit_of_a_study_comes_with_its_data_too(law: str, table: Path, tmp_path: Path) -> None:
     assert (
         main(["fit", "--law", law, str(table), *LAWS[law].example.split(), "--figure", str(tmp_path / "fit.svg")]) == 0
@@ -144,8 +160,25 @@ def test_a_fit_of_a_study_comes_with_its_data_too(law: str, table: Path, tmp_pat
             "allocation": {"run", "mean", "curve", "optimum"},
             "allocation-joint": {"curve", "law"},
             "slots": {"run", "mean", "line", "slope"},
+            "scaling": {"run", "mean", "curve"},
         }[law]
     )
+
+
+@pytest.mark.parametrize(
+    ("more", "law", "message"),
+    [
+        ([], "scaling", "law scaling needs --reference NAME"),
+        (["--reference", "dens"], "scaling", "no run is of the reference `dens`; did you mean"),
+        (["--reference", "dense"], "slots", "law slots has no --reference"),
+    ],
+)
+def test_a_law_that_compares_needs_its_reference(
+    more: list[str], law: str, message: str, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = LAWS[law].example.replace("--reference dense ", "").split()
+    assert main(["fit", "--law", law, str(table), *example, *more]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png"])
