@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from analysis.figures.style import GREY, TWO_COLUMNS, look, new_figure, reach, style
 
 ASIDE = 1.06
-"""Markers of one rung stand beside each other, by this factor a mechanism, so that their errors can be read."""
+"""Residuals of one rung stand beside each other, by this factor a mechanism, so that their errors can be read."""
 
 
 def scaling_figure(data: pd.DataFrame) -> Figure:
@@ -53,11 +53,11 @@ def _losses(axes: Axes, series: dict[str, pd.DataFrame], names: Sequence[str]) -
     used = {}
     for place, name in enumerate(names):
         curve, run, mean = (_own(series, key, name) for key in ("curve", "run", "mean"))
-        points, aside = look(place), _aside(place, len(names))
+        points = look(place)
         axes.fill_between(curve["flops"], curve["low"], curve["high"], color=points["color"], alpha=0.12, linewidth=0)
         axes.plot(curve["flops"], curve["value"], **points | {"marker": ""})
-        axes.plot(aside * run["flops"], run["value"], **_single(place))
-        axes.plot(aside * mean["flops"], mean["value"], **points | {"linestyle": ""})
+        axes.plot(run["flops"], run["value"], **_single(place))
+        axes.plot(mean["flops"], mean["value"], **points | {"linestyle": ""})
         used[name] = Line2D([], [], **points)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -22,6 +22,7 @@ import pandas as pd
 from scipy.special import fdtrc  # scipy.stats would take a second to import
 
 from analysis.errors import AnalysisError, require_columns
+from analysis.fits.newton import Minimum
 from analysis.fits.refits import covariance_of, verdict
 from analysis.fits.runs import (
     MIXED,
@@ -199,7 +200,7 @@ def _estimate(
     noise_BI = means.noise(resamples, np.random.default_rng(random_seed))
     found = fit_curves(laws[chosen], means, noise_BI)
     law = ScalingLaw(laws[chosen], found.theta_BK, centre, tuple(kept))
-    data, draws = (type(found)(*(each[rows] for each in found)) for rows in (slice(0, 1), slice(1, None)))
+    data, draws = (Minimum(*(each[rows] for each in found)) for rows in (slice(0, 1), slice(1, None)))
     status, message = verdict(data, draws, _ends(law), "Train over a wider range.", runs=10**6)
     status, message = _judged(status, message, law, means, tests, lack, copied, repeated, lone)
     order = [name for name in names if name in kept]

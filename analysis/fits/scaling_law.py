@@ -58,31 +58,31 @@ class RungMeans:
         """Rungs are 0, 1, ..., rising. Where seeds of one rung cannot be linked by two mechanisms, its repeats are of
         both kinds of noise; they count only where no rung is linked.
         """
-        models, seeds, parts, linked = [], [], [], []
+        models, seeds, logs, within, free, linked = [], [], [], [], [], []
         for rung in range(int(rung_N.max()) + 1):
             own_N = rung_N == rung
             model = seed_model(mechanism_N[own_N], y_N[own_N], seeds_N[own_N])
-            free = int(own_N.sum()) - len(model.mean_I)
-            log_c_I = np.array([log_c_N[own_N & (mechanism_N == m)][0] for m in model.x_I])
             models.append(model)
             seeds.append(len(np.unique(seeds_N[own_N])))
-            linked.append(free > 0 and model.df < free)
-            within = model.spread**2 * free if free else 0.0
-            parts.append((model.x_I, np.full(len(model.x_I), rung), log_c_I, model.mean_I, within, free))
+            logs.append(np.array([log_c_N[own_N & (mechanism_N == m)][0] for m in model.x_I]))
+            free.append(int(own_N.sum()) - len(model.mean_I))
+            within.append(model.spread**2 * free[-1] if free[-1] else 0.0)
+            linked.append(model.df < free[-1])
         chosen = [r for r, each in enumerate(linked) if each or not any(linked)]
         df, squares = sum(models[r].df for r in chosen), sum(models[r].squares for r in chosen)
         pairs = [r for r in chosen if linked[r]]
-        # Of n runs of a point, n - 1 parts of its seeds' variance are between them (Henderson's third method).
-        runs = sum(_between(mechanism_N[rung_N == r], seeds_N[rung_N == r]) for r in pairs)
         return cls(
-            *(np.concatenate([part[k] for part in parts]) for k in range(4)),
+            mechanism_I=np.concatenate([model.x_I for model in models]),
+            rung_I=np.repeat(np.arange(len(models)), [len(model.x_I) for model in models]),
+            log_c_I=np.concatenate(logs),
+            mean_I=np.concatenate([model.mean_I for model in models]),
             models=tuple(models),
             seeds=tuple(seeds),
             sd=math.sqrt(squares / df) if df else math.nan,
             df=df,
-            level_squares=sum(parts[r][4] - models[r].squares for r in pairs),
-            level_df=sum(parts[r][5] - models[r].df for r in pairs),
-            level_runs=runs,
+            level_squares=sum(within[r] - models[r].squares for r in pairs),
+            level_df=sum(free[r] - models[r].df for r in pairs),
+            level_runs=sum(_between(mechanism_N[rung_N == r], seeds_N[rung_N == r]) for r in pairs),
         )
 
     def level_variance(self, sd_B: Array, squares_B: Array) -> Array:
@@ -135,7 +135,9 @@ class RungMeans:
 
 
 def _between(mechanism_N: Array, seeds_N: Array) -> float:
-    """Trace of Z' (1 - P) Z, Z the runs of each seed and P the means of the mechanisms."""
+    """Trace of Z' (1 - P) Z, Z the runs of each seed and P the means of the mechanisms: so many times the variance of a
+    seed's effect is in the sum of squares of the seeds (Henderson's third method, Biometrics 9, 1953).
+    """
     pairs = [np.equal.outer(each, each) for each in (seeds_N, mechanism_N)]
     return float(len(seeds_N) - (pairs[0] * pairs[1] / pairs[1].sum(1)).sum())
 

@@ -119,8 +119,8 @@ class Mechanism:
             saves = high.low > 1 or high.high < 1
             doubt = "" if saves else ", which may be no difference"
             lines.append(
-                f"At {flops(self.span[1])} {reference} needs {_range(high, 2)} times the compute for its loss{doubt}; "
-                f"at {flops(self.span[0])} {_range(low, 2)}."
+                f"At {flops(self.span[1])} its loss takes {reference} {_range(high, 2)} times the compute{doubt}; at "
+                f"{flops(self.span[0])} {_range(low, 2)}."
             )
             if self.span[1] > self.span[0] * EDGE:
                 told = not self.growth.low <= 1 <= self.growth.high
@@ -260,7 +260,7 @@ class ScalingFit(Fit):
                 if not each.hit
             )
             by = (
-                "pure power laws, as fewer rungs carry no floor"
+                "pure power laws, which two rungs allow (a miss above them says that the curves flatten)"
                 if self.foretold[0].floors == "none"
                 else "laws with a floor"
             )

@@ -29,7 +29,7 @@ HELD = "tokens/P_act"
 _CAPTION = (
     "Left, top: validation loss against the FLOPs of the training; filled markers: means for the average seed; open: "
     "single runs with the effect of their seed at their size taken off; lines: the laws with their 95% band. Below: "
-    "what the law leaves over, with paired standard error. Mechanisms of one size are set side by side. Right: compute "
+    "what the law leaves over, with paired standard error; mechanisms of one size are set side by side. Right: compute "
     f"that {REFERENCE} need for the loss of a mechanism, over its own, with 95% band; drawn only where {REFERENCE} "
     "were measured on both sides of that loss. Above 1 the mechanism saves compute."
 )
