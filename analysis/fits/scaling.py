@@ -23,13 +23,14 @@ from scipy.special import fdtrc  # scipy.stats would take a second to import
 
 from analysis.errors import AnalysisError, require_columns
 from analysis.fits.newton import Minimum
+from analysis.fits.noise import unrepeated
 from analysis.fits.refits import covariance_of, verdict
 from analysis.fits.runs import (
     MIXED,
-    NO_LOSS,
     Runs,
     finished,
     listed,
+    refused_losses,
     require_resamples,
     same_losses,
     same_runs,
@@ -101,7 +102,7 @@ def fit_scaling(
     common: dict[str, Any] = {
         "law": "power with floor",
         "reference": reference,
-        "seeds": len(np.unique(runs.seeds_N)),
+        "seeds": runs.seeds,
         "rows": runs.rows,
         "conventions": _conventions(flops, loss, tokens, active, resamples, random_seed),
         "_columns": (mechanism, flops),
@@ -110,8 +111,8 @@ def fit_scaling(
     def refused(status: Status, message: str) -> ScalingFit:
         return ScalingFit(status=status, message=f"{message} {left_out}".strip(), **common)
 
-    if bad := runs.unusable():
-        return refused(Status.NOT_FINITE, NO_LOSS.format(bad))
+    if wrong := refused_losses(runs):
+        return refused(*wrong)
     rungs = len(np.unique(runs.x_NK[:, 1]))
     if rungs < 2:
         return refused(
@@ -274,11 +275,8 @@ def _judged(
     message = message if status is Status.CONVERGED else ""
     if copied or not repeated:
         status = Status.TOO_FEW_POINTS
-        doubts.append(
-            copied
-            or "no repeats, so seed noise is not measured and the residuals around the law stand in for it: train a "
-            "second seed."
-        )
+    if copied:
+        doubts.append(copied)
     if lack is not None and lack < REFUTED:
         status = Status.POOR_FIT if status is Status.CONVERGED else status
         doubts.append(
@@ -306,7 +304,10 @@ def _judged(
         doubts.append(odd)
     if lone:
         doubts.append(f"left out, with one rung each: {listed(lone)}.")
-    return status, " ".join([*doubts, message]).strip()
+    doubts.append(message)
+    if not (copied or repeated):
+        doubts.append(unrepeated("the residuals around the law stand in for it"))
+    return status, " ".join(filter(None, doubts))
 
 
 def _uneven(means: RungMeans) -> str:

@@ -66,9 +66,7 @@ def paired_runs(name: str) -> pd.DataFrame:
         case "scaling":
             frame = crossed(mechanism=["a", "b"], active_params=[1e4, 4e4, 1.6e5, 6.4e5], seed=[0, 1])
             frame = frame.assign(tokens=15 * frame["active_params"], flops=90 * frame["active_params"] ** 2)
-            return noisy(
-                frame, lambda each: 2 + (each["flops"] / 1e13) ** -0.15 + 0.05 * (each["mechanism"] == "b")
-            )
+            return noisy(frame, lambda each: 2 + (each["flops"] / 1e13) ** -0.15 + 0.05 * (each["mechanism"] == "b"))
         case "density":
             frame = crossed(memory_rows=[1e3, 4e3, 1.6e4], memory_rows_read=[4, 16, 64], seed=[0, 1])
             return noisy(frame, lambda each: 4 - 0.02 * np.log10(each["memory_rows"]))
@@ -143,11 +141,7 @@ def made(name: str) -> Fit:
 
 
 NAMES = (
-
     *(*PAIRED, "log_log", "isoflop"),
-=======
-    *("allocation", "simplex", "joint", "slots", "scaling", "density", "ladder", "comparison", "log_log", "isoflop"),
->>>>>>> aca487e (fit_scaling: loss against compute in several mechanisms, one floor tested against own ones, compute multipliers where the reference was measured; the study kind scaling)
     *("power", "surface", "routing", "data_constrained", "precision", "moe_joint"),
 )
 
