@@ -35,7 +35,7 @@ def told(name: str, law: ScalingLaw, means: RungMeans, runs: Runs, own_N: Array,
         return Mechanism(**common)
     known = means.log_c_I[means.mechanism_I == law.names.index(reference)] + law.centre
     span = law.comparable(name, reference, np.log(c_I), known)
-    more = {"exponent_less": Estimate.of(law.exponents(name) - law.exponents(reference)), "span": span}
+    more: dict[str, Any] = {"exponent_less": Estimate.of(law.exponents(name) - law.exponents(reference)), "span": span}
     if span is None:
         best, worst = law.losses(reference, known.max())[0], law.losses(reference, known.min())[0]
         side = "less" if law.losses(name, np.log(c_I).min())[0] < best else "more"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -310,7 +310,8 @@ class ScalingFit(Fit):
                 pd.DataFrame({"series": "run_residual", "value": runs["paired"] - law, **at}),
             ]
             error, c_I = np.array(own.errors), np.array(own.flops)
-            for series, less in (("mean", 0.0), ("residual", self._law.losses(own.name, np.log(c_I)))):
+            laws: dict[str, Any] = {"mean": 0.0, "residual": self._law.losses(own.name, np.log(c_I))}
+            for series, less in laws.items():
                 value = np.array(own.means) - less
                 ends = {"low": value - error, "high": value + error}
                 found.append(pd.DataFrame({"series": series, "flops": c_I, "value": value, **ends}))
