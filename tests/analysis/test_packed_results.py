@@ -13,7 +13,7 @@ from analysis.report import write_report
 from analysis.results import Results
 from sparsemem.study.ledger import Ledger
 from sparsemem.study.ledger.pack import pack_study
-from sparsemem.trial_files import PACK, Records, TrialFiles
+from sparsemem.trial_files import PACK, RECORDS, Records, TrialFiles
 
 RESULTS = Path(__file__).parents[2] / "results"
 STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/study.yaml"))
@@ -25,7 +25,7 @@ def both_forms(name: str, place: Path) -> tuple[Path, Path, Records]:
     """
     source = TrialFiles(RESULTS / name)
     records = {
-        id_: {path.name: path.read_bytes() for path in (RESULTS / name / "trials").glob(f"{id_}/*")}
+        id_: {path.name: path.read_bytes() for path in (RESULTS / name / "trials").glob(f"{id_}/*") if path.is_file()}
         for id_ in source.begun()
     }
     records |= source.packed
@@ -35,6 +35,8 @@ def both_forms(name: str, place: Path) -> tuple[Path, Path, Records]:
         (folders / "trials" / id_).mkdir(parents=True)
         for file, content in own.items():
             (folders / "trials" / id_ / file).write_bytes(content)
+        if (probes := RESULTS / name / "trials" / id_ / "probes").is_dir():  # no records: never packed
+            shutil.copytree(probes, folders / "trials" / id_ / "probes")
     shutil.copytree(folders, packed)
     pack_study(packed, lambda line: None)
     return folders, packed, records
@@ -87,7 +89,7 @@ def test_a_committed_pack_holds_the_trials_that_its_table_names(name: str) -> No
     packed, ledger = TrialFiles(RESULTS / name).packed, Ledger.read(RESULTS / name)
     recorded = pd.read_csv(RESULTS / name / "trials.csv", dtype={"trial_id": str})
     assert packed
-    assert not [id_ for id_ in packed if ledger.trial_folder(id_).exists()]
+    assert not [id_ for id_ in packed for record in RECORDS if (ledger.trial_folder(id_) / record).exists()]
     now = pd.DataFrame(ledger.table())
     assert now["status"].tolist() == recorded["status"].tolist()
     pd.testing.assert_series_equal(
