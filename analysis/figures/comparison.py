@@ -30,7 +30,11 @@ def comparison_figure(data: pd.DataFrame) -> Figure:
     """Losses over the share on the left, differences on the right."""
     differences = data[data["series"].isin(("difference", "mean"))]
     with style():
-        figure = new_figure(TWO_COLUMNS, max(2.6, 0.9 + 0.26 * len(differences)))
+        names = list(dict.fromkeys(data["name"][data["series"] == "level"]))
+        columns = 3 if max(map(len, names), default=0) <= LABEL_CHARACTERS else 1
+        lines = [len(textwrap.wrap(name + ", mean", LABEL_CHARACTERS)) for name in differences["name"]]
+        height = 0.9 + sum(max(0.26, 0.13 * count) for count in lines) + (0.16 * len(names) if columns == 1 else 0)
+        figure = new_figure(TWO_COLUMNS, max(2.6, height))
         left, right = figure.subplots(1, 2, width_ratios=(1, 0.9))
         _levels(left, data)
         draw_differences(right, differences)
@@ -38,7 +42,7 @@ def comparison_figure(data: pd.DataFrame) -> Figure:
         for verdict in (each for each in LOOKS if (differences["verdict"] == each).any()):
             handles.append(Line2D([], [], linestyle="", **LOOKS[verdict]))
             labels.append(f"{verdict} (95% interval)")
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
         return figure
 
 

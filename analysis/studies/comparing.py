@@ -18,7 +18,7 @@ from analysis.fits.comparison import ComparisonFit, Difference, fit_comparison
 from analysis.results import Results
 from analysis.studies.tables import facts, interval, led, noise_fact, numbered
 from analysis.studies.types import Drawing, Reading, Section, Table
-from analysis.table import RHO, fixed, si
+from analysis.table import RHO, fixed, si, uses
 from sparsemem import mechanisms
 from sparsemem.mechanisms import MEMORY_POOLS
 
@@ -161,15 +161,22 @@ def _compared(label: str, cells: Sequence[Cell]) -> Comparison:
     alternatives: dict[str, dict[str, Any]] = {}
 
     def named(trials: pd.DataFrame, alone: str) -> pd.DataFrame:
-        """The trials, each once, with their `alternative`: what the cells that hold one have in common; `alone` leads
-        where they are several, since then it has no use for what sets them apart.
+        """The trials, each once, with their `alternative`: what the cells that hold one have in common, but for fields
+        that it has no use for; `alone` leads where that is less than what a cell holds.
         """
         trials, names = trials.drop_duplicates("trial_id"), []
+        paths = {path for cell in cells for path in cell.fields}
+        used = {path: dict(zip(trials["trial_id"], uses(trials, path), strict=True)) for path in paths}
         for trial in trials["trial_id"]:
             first, *others = holders[trial]
             held = [other.fields.items() for other in others]
-            common = {path: value for path, value in first.fields.items() if all((path, value) in own for own in held)}
-            name = ", ".join(filter(None, (alone if others or alone == DENSE else "", named_fields(common))))
+            common = {
+                path: value
+                for path, value in first.fields.items()
+                if all((path, value) in own for own in held) and used[path][trial]
+            }
+            leads = others or alone == DENSE or len(common) < len(first.fields)
+            name = ", ".join(filter(None, (alone if leads else "", named_fields(common))))
             alternatives[name] = common
             names.append(name)
         return trials.assign(alternative=names)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from analysis.studies.allocation import Allocation
 from analysis.studies.memories import Memories
 
 New = Callable[..., Path]
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 TRUE = {"engram": 0.0, "ngram_embedding": 0.0, "ultramem_v2": 0.05}
 
 
@@ -259,3 +261,11 @@ def test_its_noise_tells_what_a_plan_can_detect(new_points: New, shares: tuple[f
 def test_what_streams_displace_is_lessened_by_their_number() -> None:
     assert "try `model.streams=2`" in comparing._smaller("model.residual manifold, model.engram.fusion per_branch", {})
     assert "streams" not in comparing._smaller("Engram", {})
+
+
+def test_experts_alone_are_named_alike_whether_one_design_of_a_memory_is_beside_them_or_two() -> None:
+    """Else residuals with a memory of two designs were no pair with those of one."""
+    (fit,) = (each.fit for each in Memories(Results(RESULTS / "residual-streams")).compared)
+    pairs = [(each.first, each.second) for each in fit.differences if each.share == 1]
+    kinds = ("pre_norm", "static", "hyper_connections", "manifold", "gated")
+    assert pairs == list(combinations([f"routed experts alone, model.residual {kind}" for kind in kinds], 2))
