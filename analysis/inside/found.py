@@ -1,7 +1,8 @@
 """The probes' files of a results folder as tables, each row with the share and the seed of its trial.
 
 Trials that differ in more than their shares and seed are not drawn together: of several such groups, the one with the
-most probed trials is taken, the first of them if several have as many.
+most probed trials is taken, the first of them if several have as many. Settings of a pool say nothing of a trial
+without it, and each share may have a training of its own.
 """
 
 from __future__ import annotations
@@ -17,11 +18,18 @@ from scipy.stats import t as student
 from analysis.errors import AnalysisError
 from analysis.interval import ends
 from analysis.results import Results
-from analysis.table import varied_fields
-from sparsemem.mechanisms import POOLS
+from analysis.table import memories, varied_fields
+from sparsemem.mechanisms import POOLS, label
 
 DENSE = "dense"
 OF_PAIRS, OF_TRIALS = ("lens_area", "cka", "alignment"), ("logit_lens", "gates", "gate_text", "suppression", "usage")
+
+OF_ENDS = {
+    "first_id": "first_share",
+    "second_id": "second_share",
+    "reference_id": "reference_share",
+    "trial_id": "share",
+}
 
 
 @dataclass(frozen=True)
@@ -37,16 +45,19 @@ class Found:
         trials = self.results.trials[self.results.trials["trial_id"].isin(probed)]
         if trials.empty:
             return pd.DataFrame(columns=["trial_id", "share", "seed"])
-        own = tuple(f"model.{pool}." for pool in POOLS)
-        others = [name for name in varied_fields(trials) if not name.startswith(own) and "." in name]
-        if others:
-            sizes = trials.groupby(others, sort=False, dropna=False)["trial_id"].transform("size")
-            first = trials.loc[sizes.idxmax(), others]
-            same = [(trials[name] == first[name]) | (trials[name].isna() & pd.isna(first[name])) for name in others]
-            trials = trials[np.all(same, axis=0)]
+        trials = trials.assign(share=_shares(trials))
+        fields = [name for name in varied_fields(trials) if "." in name]
+        training = [name for name in fields if name.startswith("train.")]
+        own = {pool: [name for name in fields if name.startswith(f"model.{pool}.")] for pool in POOLS}
+        trials = _largest(trials, sorted(set(fields).difference(training, *own.values())))
+        for settings in own.values():
+            without = trials[settings].isna().all(axis=1) if settings else trials["seed"].notna()
+            kept = _largest(trials[~without], settings)
+            trials = trials[without | trials.index.isin(kept.index)]
+        if trials[["share", *training]].drop_duplicates()["share"].duplicated().any():  # a share may have a tuned rate
+            trials = _largest(trials, training)
         trials = trials.sort_values(["rho", "seed"], ascending=[False, True], na_position="last")
-        share = trials["rho"].map(lambda rho: DENSE if np.isnan(rho) else f"{rho:g}")
-        return trials[["trial_id", "seed"]].assign(share=share).reset_index(drop=True)
+        return trials[["trial_id", "seed", "share"]].reset_index(drop=True)
 
     @property
     def shares(self) -> list[str]:
@@ -74,12 +85,13 @@ class Found:
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     def of_pairs(self, name: str) -> pd.DataFrame:
-        """A file of pairs, of those that are drawn."""
+        """A file of pairs, of those that are drawn, with shares as `trials` names them."""
         table = _read(self.results.folder / "probes" / f"{name}.csv")
-        ids = set(self.trials["trial_id"])
-        for column in ("first_id", "second_id", "reference_id", "trial_id"):
+        share = self.trials.set_index("trial_id")["share"]
+        for column, named in OF_ENDS.items():
             if column in table:
-                table = table[table[column].isin(ids)]
+                table = table[table[column].isin(share.index)]
+                table = table.assign(**{named: table[column].map(share)})
         return table.reset_index(drop=True)
 
     def _path(self, trial: str, name: str) -> Path:
@@ -94,6 +106,27 @@ def _read(path: Path) -> pd.DataFrame:
         return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
     except (ValueError, OSError) as error:
         raise AnalysisError(f"{path}: cannot be read ({error}); write it again by `sparsemem probe`") from None
+
+
+def _shares(trials: pd.DataFrame) -> list[str]:
+    """Rho or `dense`; where trials differ in which memories they hold, with these, and of several with their shares."""
+    pools = {pool: trials[f"share_{pool}"].fillna(0) for pool in memories(trials) if f"share_{pool}" in trials}
+    pools = {pool: share for pool, share in pools.items() if (share > 0).any()}
+    names = trials["rho"].map(lambda rho: DENSE if np.isnan(rho) else f"{rho:g}").tolist()
+    if len(pools) < 2:
+        return names
+    for place in range(len(names)):
+        held = {label(pool): share.iloc[place] for pool, share in pools.items() if share.iloc[place] > 0}
+        names[place] += "".join(f", {name}" + f" {share:g}" * (len(held) > 1) for name, share in held.items())
+    return names
+
+
+def _largest(trials: pd.DataFrame, fields: list[str]) -> pd.DataFrame:
+    """Those that agree in these fields; of several such groups the one with the most trials."""
+    if not fields or trials.empty:
+        return trials
+    group = trials.groupby(fields, sort=False, dropna=False).ngroup()
+    return trials[group == group.loc[group.map(group.value_counts()).idxmax()]]
 
 
 def over_seeds(values: pd.Series) -> tuple[float, float, float]:

@@ -93,12 +93,12 @@ def alignments(compared: Sequence[tuple[str, Trial, Trial, Tensor]]) -> list[dic
 
 def by_share(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float | None, float | None, int]]:
     """Reference's share, the other's, mean difference over layers, its standard error over seeds (None of a single
-    one), and the number of seeds, of `alignments`.
+    one), and the number of seeds, of `alignments`; several pairs of one seed count as one.
     """
-    found: dict[tuple[str, str], dict[tuple[str, str], list[float]]] = {}
+    found: dict[tuple[str, str], dict[int, list[float]]] = {}
     for row in rows:
         seeds = found.setdefault((row["reference_share"], row["share"]), {})
-        layers = seeds.setdefault((row["reference_id"], row["trial_id"]), [])
+        layers = seeds.setdefault(row["seed"], [])
         if row["difference"] is not None and not math.isnan(row["difference"]):
             layers.append(row["difference"])
     table = list[tuple[str, str, float | None, float | None, int]]()

@@ -195,6 +195,54 @@ def test_only_trials_of_one_budget_are_drawn_together(folder: Path) -> None:
     assert "1-2" not in set(found.of_pairs("cka")[["first_id", "second_id"]].to_numpy().ravel())
 
 
+def more(folder: Path, **columns: list[object]) -> pd.DataFrame:
+    """The nine trials with more columns, in the order of `SHARES` and `SEEDS`."""
+    trials = pd.read_csv(folder / "trials.csv").assign(**columns)
+    trials.to_csv(folder / "trials.csv", index=False)
+    return Found(Results(folder)).trials
+
+
+def test_each_share_may_have_a_rate_of_its_own(folder: Path) -> None:
+    assert len(more(folder, **{"train.lr": [0.1] * 3 + [0.2] * 6})) == 9
+
+
+@pytest.mark.parametrize("pool", ["engram", "moe"])
+def test_settings_of_a_pool_are_no_seeds(folder: Path, pool: str) -> None:
+    own = ["1-0", "1-1", "1-2"] if pool == "engram" else ["dense-0", "dense-1", "dense-2"]
+    settings = [None] * 3 + [1, 1, 2] + [None] * 3 if pool == "engram" else [1, 2, 1, 1, 1, 1] + [None] * 3
+    trials = more(folder, **{f"model.{pool}.of_each": settings})
+    assert set(own) <= set(trials["trial_id"])
+    assert len(trials) == 8
+
+
+def test_memories_of_one_rho_are_no_seeds(folder: Path) -> None:
+    trials = pd.read_csv(folder / "trials.csv")
+    trials["share_ultramem"] = [0.0] * 5 + [0.5] + [0.0] * 3
+    trials["share_engram"] -= trials["share_ultramem"]
+    trials.to_csv(folder / "trials.csv", index=False)
+    found = Found(Results(folder))
+    assert found.shares == ["1", "0.5, Engram", "0.5, UltraMem", "dense"]
+    parts = {part.heading: part for part in inside(Results(folder))}
+    areas = parts["Logit lens"].drawings[0].data
+    assert areas[areas["part"] == "area"].set_index("share")["seeds"].to_dict() == {
+        "0.5, Engram": 2,
+        "0.5, UltraMem": 1,
+        "dense": 3,
+        "seeds": 3,
+    }
+
+
+def test_shares_of_several_memories_are_named_with_theirs(folder: Path) -> None:
+    trials = pd.read_csv(folder / "trials.csv")
+    half = trials["rho"] == 0.5
+    trials["share_engram"] = trials["share_ultramem"] = half * 0.25
+    trials.to_csv(folder / "trials.csv", index=False)
+    for path in (folder / "probes").glob("*.csv"):  # as `probe` names them
+        path.write_text(path.read_text().replace(",0.5,", ",moe=0.5 engram=0.25 ultramem=0.25,"))
+    parts = {part.heading: part for part in inside(Results(folder))}
+    assert set(parts["Effective depth"].drawings[0].data["share"]) == {"0.5, Engram 0.25, UltraMem 0.25", "dense"}
+
+
 def test_means_over_seeds_leave_out_what_is_missing() -> None:
     table = pd.DataFrame({"share": ["a", "a", "a", "b"], "value": [1.0, 3.0, np.nan, np.nan]})
     found = by_seed(table, ["share"], "value").set_index("share")

@@ -203,12 +203,15 @@ def test_the_index_is_held_against_the_references_own_seeds() -> None:
 
 def test_the_interval_is_over_seeds() -> None:
     def row(seed: int, layer: int, difference: float) -> dict[str, Any]:
-        ids = {"reference_id": f"a{seed}", "trial_id": f"b{seed}"}
+        ids = {"reference_id": f"a{seed}", "trial_id": f"b{seed}", "seed": seed}
         return ids | {"reference_share": "1", "share": "0", "layer": layer, "difference": difference}
 
     rows = [row(0, 1, 1.0), row(0, 2, 0.0), row(1, 1, 2.0), row(1, 2, math.nan), row(2, 1, 0.0), row(2, 2, 1.0)]
     means = [0.5, 2.0, 0.5]
-    assert by_share(rows) == [("1", "0", 1.0, statistics.stdev(means) / math.sqrt(3), 3)]
+    found = [("1", "0", 1.0, statistics.stdev(means) / math.sqrt(3), 3)]
+    assert by_share(rows) == found
+    again = [{**each, "trial_id": f"{each['trial_id']} at another rate"} for each in rows]
+    assert by_share([*rows, *again]) == found
 
 
 def test_cka_at_ends_of_units_is_that_of_their_rows(ledger: Ledger) -> None:
