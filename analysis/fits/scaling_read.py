@@ -63,8 +63,8 @@ def _require_alike(table: pd.DataFrame, names: list[str], mechanism: str, flops:
             )
     for _, own in table.groupby(RUNG):
         require_one_budget(own, RUNG, caller, ("embedding_params",))
-    for name in table.columns:
-        held = table[name].dropna().astype(str).unique() if str(name).startswith("data.") else ()
+    for name in [name for name in table.columns if str(name).startswith("data.")]:
+        held = table[name].dropna().astype(str).unique()
         if len(held) > 1:
             raise AnalysisError(
                 f"{caller}: column `{name}` holds {held[0]} and {held[1]}, so the losses are not of one text and "
