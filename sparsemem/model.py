@@ -85,11 +85,13 @@ class Block(nn.Module):
         )
         self._entry = list(zip(_attach(self, at_entry), [each.per_stream for each in at_entry], strict=True))
         self.attention_streams, self.ffn_streams = (connection(config, 2 * block - 2 + place) for place in range(2))
-        self.attention_norm, self.ffn_norm = (
+        own_norm = [
             None if through and through.norms else RMSNorm(config.width, config.norm_eps)
             for through in (self.attention_streams, self.ffn_streams)
-        )
+        ]
+        self.attention_norm = own_norm[0]
         self.attention = Attention(config)
+        self.ffn_norm = own_norm[1]
         if not _attach(self, as_ffn):
             self.ffn = (
                 None if block in config.replaced else FeedForward(config, EXPERTS.dense_width(config, sizes, block))

@@ -14,7 +14,7 @@ Shape letters: R rows of a table, C width of a row, U distinct rows that a step 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class Optimizer:
             AdamW([weight for weight in self.backbone if weight.ndim == 1], config.betas, 0.0),
             *[RowAdam(table, config.betas, getattr(table, "rate", None) or constant) for table in tables],
         ]
+        self.names: Mapping[Tensor, str] = {weight: name for name, weight in model.named_parameters()}
 
     def step(self, rate: float, done: float) -> float:
         """Clip the backbone's gradient, update everything, forget the gradients. Returns the norm before clipping.
@@ -54,12 +55,25 @@ class Optimizer:
             part.step(rate, done)
         return float(norm)
 
-    def state_dict(self) -> list[list[Any]]:
-        return [part.state for part in self.parts]
+    def state_dict(self) -> dict[str, list[Any]]:
+        """First moment, second moment and steps of each weight, by its name: their order is no part of a checkpoint."""
+        pairs = (pair for part in self.parts for pair in zip(part.weights, part.state, strict=True))
+        return {self.names[weight]: state for weight, state in pairs}
 
-    def load_state_dict(self, states: list[list[Any]]) -> None:
-        for part, state in zip(self.parts, states, strict=True):
-            part.load(state)
+    def load_state_dict(self, states: Mapping[str, list[Any]]) -> None:
+        """Take over a `state_dict`.
+
+        Raises:
+            ValueError: it is of other weights; nothing is taken over then.
+        """
+        shapes = {self.names[weight]: weight.shape for part in self.parts for weight in part.weights}
+        if not isinstance(states, Mapping) or states.keys() != shapes.keys():
+            raise ValueError("the state of its optimiser is not one of these weights, by their names")
+        for name, (mean, square, _) in states.items():
+            if not mean.shape == square.shape == shapes[name]:
+                raise ValueError(f"the state of its optimiser for `{name}` has the shape {tuple(mean.shape)}")
+        for part in self.parts:
+            part.load([states[self.names[weight]] for weight in part.weights])
 
 
 class AdamW:
@@ -110,6 +124,7 @@ class RowAdam:
 
     def __init__(self, table: Tensor, betas: tuple[float, float], factors: tuple[float, float]) -> None:
         self.table, self.betas, self.factors = table, betas, factors
+        self.weights = [table]
         self.mean_RC, self.square_RC, self.steps = _zeros_on_demand(table), _zeros_on_demand(table), 0
 
     @torch.no_grad()
@@ -127,11 +142,11 @@ class RowAdam:
         self.table.index_copy_(0, rows_U, new_UC)
 
     @property
-    def state(self) -> list[Any]:
-        return [self.mean_RC, self.square_RC, self.steps]
+    def state(self) -> list[list[Any]]:
+        return [[self.mean_RC, self.square_RC, self.steps]]
 
-    def load(self, state: list[Any]) -> None:
-        mean_RC, square_RC, self.steps = state
+    def load(self, state: list[list[Any]]) -> None:
+        ((mean_RC, square_RC, self.steps),) = state
         self.mean_RC, self.square_RC = mean_RC.to(self.table.device), square_RC.to(self.table.device)
 
 

@@ -80,3 +80,44 @@ def test_the_first_step_moves_each_weight_by_the_scheduled_rate() -> None:
     model, _ = _step(_train(lr=123.0, weight_decay=0, grad_clip=0.1), gradient=-5.0)
     for weight in model.parameters():
         assert torch.allclose(weight, torch.tensor(1.01), atol=1e-5)
+
+
+def _two_weights(first: str, second: str) -> nn.Module:
+    module = nn.Module()
+    for name in (first, second):
+        module.register_parameter(name, nn.Parameter(torch.full((4, 3) if name == "wide" else (4,), 0.5)))
+    module.register_parameter("late", nn.Parameter(torch.full((3, 4), 0.5)))
+    module.register_parameter("early", nn.Parameter(torch.full((3, 4), -0.5)))
+    return module
+
+
+def _stepped(module: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    for name, weight in module.named_parameters():
+        weight.grad = torch.full_like(weight, {"late": 1.0, "early": -2.0}.get(name, 0.1))
+    optimizer.step(0.01, 0.5)
+    return {name: weight.detach().clone() for name, weight in module.named_parameters()}
+
+
+def test_a_state_is_taken_over_by_name_whatever_the_order_of_the_weights() -> None:
+    """By position, moments of one weight would move another, or be read beyond their end."""
+    one, other = _two_weights("narrow", "wide"), nn.Module()
+    optimizer = Optimizer(one, _train())
+    _stepped(one, optimizer)
+    for name, weight in reversed(list(one.named_parameters())):
+        other.register_parameter(name, nn.Parameter(weight.detach().clone()))
+    resumed = Optimizer(other, _train())
+    resumed.load_state_dict(optimizer.state_dict())
+    after, expected = _stepped(other, resumed), _stepped(one, optimizer)
+    assert all(torch.allclose(after[name], weight, rtol=0, atol=1e-7) for name, weight in expected.items())
+
+
+def test_a_state_of_other_weights_is_refused() -> None:
+    optimizer = Optimizer(_two_weights("narrow", "wide"), _train())
+    state = optimizer.state_dict()
+    for wrong, words in (
+        ([state["wide"]], "by their names"),  # as it was written once
+        ({name: each for name, each in state.items() if name != "wide"}, "by their names"),
+        (state | {"wide": state["late"]}, r"`wide` has the shape \(3, 4\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            optimizer.load_state_dict(wrong)  # type: ignore[arg-type]
