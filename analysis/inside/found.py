@@ -146,4 +146,6 @@ def by_seed(table: pd.DataFrame, groups: list[str], value: str) -> pd.DataFrame:
         known = dict(zip(groups, names if isinstance(names, tuple) else (names,), strict=True))
         reach = {"least": part[value].min(), "most": part[value].max()}
         rows.append(known | {"seeds": part[value].notna().sum(), "mean": mean, "low": low, "high": high} | reach)
-    return pd.DataFrame(rows, columns=[*groups, "seeds", "mean", "low", "high", "least", "most"])
+    numbers = ["mean", "low", "high", "least", "most"]
+    found = pd.DataFrame(rows, columns=[*groups, "seeds", *numbers])
+    return found.astype(dict.fromkeys(numbers, float))  # also of no rows, which other tables are put below

@@ -133,18 +133,19 @@ def _alignment(found: Found) -> Iterator[Part]:
         return
     table = table[table["reference_share"] == found.reference]
     if table["difference"].isna().all():
-        words, sure = alignment_words(pd.DataFrame(), found.reference, int(table["layer"].max()))
+        words, sure = alignment_words(pd.DataFrame(), found.reference, int(table["layer"].max()), np.nan)
         yield Part("Effective depth", words, sure, [])
         return
     data = by_seed(table, ["share", "layer"], "difference")
     whole = table.groupby(["share", "seed"], sort=False)["difference"].mean().reset_index()
     means = by_seed(whole, ["share"], "difference")
+    off = (table["null"] - table["layer"]).groupby(table["seed"]).mean().abs().max()
     caption = (
         f"At which layer of {named(found.reference)} each layer of the others stands (Engram paper, eq. 9), less where "
         "the reference's own other seeds stand. Above 0: as deep as a later layer. Lines: means over seeds; dashes: "
         "least and most of them."
     )
-    words, sure = alignment_words(means, found.reference, int(table["layer"].max()))
+    words, sure = alignment_words(means, found.reference, int(table["layer"].max()), off)
     yield Part("Effective depth", words, sure, [Drawing("inside-alignment", caption, alignment_figure, data)])
 
 

@@ -47,15 +47,18 @@ def lens_words(areas: pd.DataFrame, reference: str) -> Words:
     return f"{_sentence(doubts)} {found}", bool(apart)
 
 
-def alignment_words(means: pd.DataFrame, reference: str, layers: int) -> Words:
+def alignment_words(means: pd.DataFrame, reference: str, layers: int, off: float) -> Words:
     """
     Args:
         means: share, seeds, mean, low, high; of the mean over layers of the index less its null.
         layers: of a model.
+        off: how far a seed of the reference stands, by its other seeds, off its own depth: mean over layers, in size;
+            the largest of all seeds.
     """
     doubt = (
         "Pairs of shares have one seed, with it their shared weights at the start and the order of the text, which the "
-        "null's two seeds have not; CKA can miss what a function needs, and an index of few layers is coarse"
+        "null's two seeds have not; the nulls of all seeds share models, so intervals are too narrow; CKA can miss "
+        "what a function needs, and an index of few layers is coarse"
     )
     if means.empty:
         return (
@@ -64,11 +67,12 @@ def alignment_words(means: pd.DataFrame, reference: str, layers: int) -> Words:
             "one (`vary: {seed: [0, 1]}`).",
             False,
         )
-    apart = _beyond(means, pd.DataFrame())
+    apart = _beyond(means, pd.DataFrame({"most": [off]}))
     told = [f"{named(row['share'])} {_signed(row)}" for row in means.to_dict("records")]
     found = (
         f"Layers that a share saves: the soft alignment index in {named(reference)} less that of the reference's own "
-        f"other seeds, mean over the {layers} layers: {_and(told)}."
+        f"other seeds, mean over the {layers} layers: {_and(told)}. By that null a seed of {named(reference)} itself "
+        f"stands up to {off:.3f} off its own depth."
     )
     found += _verdict(apart, "layers stand", "less deep", "deeper")
     return f"{_sentence([doubt, *_few(means)])} {found}", bool(apart)
@@ -192,7 +196,7 @@ def _beyond(table: pd.DataFrame, null: pd.DataFrame) -> list[tuple[str, float]]:
     return [
         (row["share"], row["mean"])
         for row in table.to_dict("records")
-        if (row["low"] > 0 or row["high"] < 0) and abs(row["mean"]) > least
+        if (row["low"] > 0 or row["high"] < 0) and round(abs(row["mean"]) - least, 6) > 0
     ]
 
 

@@ -53,12 +53,19 @@ def probe_study(
         texts: files or globs to read in place of the held-out text.
 
     Raises:
-        ConfigError: no model was kept of these trials, one is damaged, or the cache lacks their text.
+        ConfigError: no model was kept of these trials, one is damaged, the cache lacks their text, or its sequences are
+            too short for CKA.
     """
     if sequences < 1:
         raise ConfigError(f"--sequences {sequences}: write 1 or more sequences of the text")
     trials = kept_trials(Ledger.read(folder), names)
     chosen = list(pairs(trials))
+    for _, first, _ in chosen:
+        if first.data.context < LEAST_TOKENS:
+            raise ConfigError(
+                f"`data.context` of trial {first.id} is {first.data.context}, and CKA needs {LEAST_TOKENS} "
+                "tokens; name by --trial one trial, which is compared with none"
+            )
     steps, done = len(trials) + len(chosen), 0
     loaded = lru_cache(maxsize=2)(lambda id_: load_model(folder / "trials" / id_, device))
     samples, under = Samples(sequences, texts), dict[str, npt.NDArray[np.float64]]()
@@ -155,15 +162,13 @@ def compare(first: KeptModel, second: KeptModel, samples: Samples) -> dict[str, 
     `UNIT_ENDS`, where the text has enough of those.
 
     Raises:
-        ConfigError: they were trained on different texts, or on sequences that are too short.
+        ConfigError: they were trained on different texts.
     """
     if first.corpus != second.corpus:
         raise ConfigError(
             f"trials {first.trial.id} and {second.trial.id} were trained on different texts ({first.corpus} and "
             f"{second.corpus}); name trials of one text by --trial"
         )
-    if first.trial.data.context < LEAST_TOKENS:
-        raise ConfigError(f"`data.context` is {first.trial.data.context}; CKA needs {LEAST_TOKENS} tokens or more")
     sample = samples.of(first)
     inputs_ST, ends_ST = sample.windows[0], torch.from_numpy(sample.unit_ends_P).view(sample.sequences, -1)
     found, at_once = {ALL: CKA(), UNIT_ENDS: CKA()}, max(1, TOKENS_AT_ONCE // inputs_ST.shape[1])

@@ -55,6 +55,7 @@ def folder(tmp_path: Path) -> Path:
                 known = {"reference_id": f"1-{seed}", "trial_id": f"{share}-{seed}", "reference_share": "1"}
                 difference = layer / 10 if share == "0.5" else 0.2 * (seed - 1)
                 aligned.append(known | {"share": share, "seed": seed, "layer": layer, "difference": difference})
+                aligned[-1]["null"] = layer + (seed - 1) / 10
     for first, second in ((0, 1), (0, 2), (1, 2)):
         ids = {"pair": "seeds", "first_id": f"1-{first}", "second_id": f"1-{second}"}
         ids |= {"first_share": "1", "second_share": "1", "first_seed": first, "second_seed": second}
@@ -163,7 +164,7 @@ def test_a_difference_counts_beyond_its_interval_and_beyond_what_seeds_differ_by
 
 
 def test_one_seed_has_no_null() -> None:
-    words, sure = alignment_words(pd.DataFrame(), "1", 3)
+    words, sure = alignment_words(pd.DataFrame(), "1", 3, np.nan)
     assert "no second seed" in words
     assert not sure
     rows = pd.DataFrame([{"share": "0.5", "seeds": 1, "mean": -0.2, "low": np.nan, "high": np.nan, "most": -0.2}])
@@ -171,6 +172,19 @@ def test_one_seed_has_no_null() -> None:
     assert "there is no interval" in words
     assert "one seed" in words
     assert not sure
+
+
+def test_a_share_is_deeper_only_beyond_what_its_reference_is_off_itself(folder: Path) -> None:
+    def words() -> str:
+        return next(part.sentences for part in inside(Results(folder)) if part.heading == "Effective depth")
+
+    told = "at \N{GREEK SMALL LETTER RHO} = 0.5 layers stand deeper"
+    assert told in words()
+    path = folder / "probes" / "alignment.csv"
+    rows = pd.read_csv(path)
+    rows.assign(null=rows["layer"] - 0.15 * (rows["seed"] == 1)).to_csv(path, index=False)
+    assert told not in words()
+    assert "stands up to 0.150 off its own depth" in words()
 
 
 def test_gates_that_disagree_are_said_to() -> None:
@@ -200,6 +214,18 @@ def more(folder: Path, **columns: list[object]) -> pd.DataFrame:
     trials = pd.read_csv(folder / "trials.csv").assign(**columns)
     trials.to_csv(folder / "trials.csv", index=False)
     return Found(Results(folder)).trials
+
+
+def test_one_seed_is_drawn(folder: Path) -> None:
+    trials = pd.read_csv(folder / "trials.csv")
+    trials[trials["seed"] == 0].to_csv(folder / "trials.csv", index=False)
+    for path, kept in (("lens_area", "first_seed"), ("cka", "first_seed"), ("alignment", "seed")):
+        rows = pd.read_csv(folder / "probes" / f"{path}.csv").query(f"{kept} == 0")
+        rows = rows[rows["pair"] == "shares"] if "pair" in rows else rows.assign(difference=None)
+        rows.to_csv(folder / "probes" / f"{path}.csv", index=False)
+    parts = {part.heading: part for part in inside(Results(folder))}
+    assert "has one seed, so what two seeds differ by is not known" in parts["Logit lens"].sentences
+    assert "no second seed with a kept model" in parts["Effective depth"].sentences
 
 
 def test_each_share_may_have_a_rate_of_its_own(folder: Path) -> None:

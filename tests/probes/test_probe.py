@@ -151,6 +151,18 @@ def test_what_cannot_be_probed_is_refused(
     assert said in capsys.readouterr().err
 
 
+def test_sequences_too_short_for_cka_are_refused_before_any_work(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = module.kept_trials(ledger, [])
+    short = [each.model_copy(update={"data": each.data.model_copy(update={"context": 2})}) for each in trials]
+    monkeypatch.setattr(module, "kept_trials", lambda *_: short)
+    said = list[str]()
+    with pytest.raises(ConfigError, match=r"`data\.context` of trial .* is 2, and CKA needs"):
+        module.probe_study(ledger.folder, [], 8, "cpu", said.append)
+    assert said == []
+
+
 def test_where_no_model_was_kept_it_says_what_to_type(
     ledger: Ledger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
