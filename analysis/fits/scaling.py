@@ -183,7 +183,7 @@ def _estimate(
     copied = same_seeds(means.sd, runs.y_N) or same_runs(
         [alphabet[code] for code in code_N], runs.x_NK[:, 1], runs.seeds_N, runs.y_N
     )
-    laws = choices(counts[codes])
+    laws = choices(counts[codes].tolist())
     squares = [2 * float(fit_curves(law, means, np.zeros((0, len(means.mean_I)))).objective_B[0]) for law in laws]
     free = len(means.mean_I) - np.array([law.size for law in laws])
     means, repeated = _with_noise(means, squares[-1], int(free[-1]))
@@ -300,6 +300,8 @@ def _judged(
             f"{rungs} rungs cannot give each mechanism a floor of its own: one floor for all is assumed, which the "
             f"text sets and not the model{'' if lack is None else f' (lack of fit p = {lack:.2g})'}."
         )
+    if law.curves.floors:
+        doubts.append("intervals of exponents and floors are too short: take them for a lower bound of the doubt.")
     if (odd := _uneven(means)) and repeated:
         doubts.append(odd)
     if lone:
