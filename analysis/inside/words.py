@@ -28,7 +28,11 @@ def lens_words(areas: pd.DataFrame, reference: str) -> Words:
         "of basis"
     )
     if areas.empty:
-        return f"{lens}. No two models differ in share or seed alone, so no curves are compared.", False
+        return (
+            f"{lens}. No curves are compared with those of {named(reference)}: `sparsemem probe` of the study's folder "
+            "compares shares of one seed and seeds of one share, where more than one model is kept.",
+            False,
+        )
     others, null = areas[areas["share"] != SEEDS], areas[areas["share"] == SEEDS]
     doubts = [lens, *_few(others)]
     if null.empty:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from sparsemem.config.trial import Trial
 
 Probe = Literal["logit_lens", "gates", "suppression", "usage"]
+
+
+def _parse_probe(value: Any) -> Any:
+    """Refuses what names no probe in one message; the types alone give one for each of the two forms."""
+    names = get_args(Probe)
+    if isinstance(value, bool) or (isinstance(value, list | tuple) and all(name in names for name in value)):
+        return value
+    raise ValueError(f"write true, false, or some of [{', '.join(names)}]")
 
 
 class Run(Strict):
@@ -51,7 +59,7 @@ class Run(Strict):
     """Leave each trial's model (`model.safetensors`, `config.json`, `tokenizer.json`) beside its result; or of the
     trials with one of these shares (`rho`, or `dense`) or ids. Diverged trials and those of `tune` leave none.
     """
-    probe: bool | tuple[Probe, ...] = False
+    probe: Annotated[bool | tuple[Probe, ...], BeforeValidator(_parse_probe)] = False
     """Look inside each kept model at the end of its trial, as `sparsemem probe` does, which also compares pairs: with
     all probes, or with these.
     """

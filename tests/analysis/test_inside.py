@@ -187,6 +187,12 @@ def test_a_share_is_deeper_only_beyond_what_its_reference_is_off_itself(folder: 
     assert "stands up to 0.150 off its own depth" in words()
 
 
+def test_models_whose_pairs_were_not_probed_are_not_said_to_differ_in_more_than_share_or_seed() -> None:
+    words, sure = lens_words(pd.DataFrame(), "0.5")
+    assert "= 0.5: `sparsemem probe` of the study's folder compares" in words
+    assert not sure
+
+
 def test_gates_that_disagree_are_said_to() -> None:
     rows = pd.DataFrame(gates(0) + [row | {"value": -0.3, "value_low": -0.4, "value_high": -0.2} for row in gates(1)])
     words, sure = gate_words(rows.assign(series="gate"))

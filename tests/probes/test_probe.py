@@ -281,7 +281,8 @@ def test_probes_are_no_part_of_a_trial_and_need_its_model(tmp_path: Path) -> Non
         study(probe=True)
     with pytest.raises(ConfigError, match="run `sparsemem probe` afterwards"):
         study(probe=["gates"], keep_models=True, storage="file:///nowhere")
-    with pytest.raises(ConfigError, match=r"run\.probe"):
+    message = r"field `run\.probe` has the value \['lens'\]: write true, false, or some of \[logit_lens, gates"
+    with pytest.raises(ConfigError, match=message):
         study(probe=["lens"], keep_models=True)
 
 
