@@ -136,7 +136,7 @@ def alignment_figure(data: pd.DataFrame) -> Figure:
             xlabel="Layer of the other model", ylabel="Soft alignment index less its null\n(layers of the reference)"
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend()
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
         return figure
 
 
