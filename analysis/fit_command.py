@@ -154,7 +154,7 @@ def _with_group(table: pd.DataFrame, column: str, path: Path) -> tuple[pd.DataFr
     Raises:
         AnalysisError: no row names one.
     """
-    from analysis.fits.runs import listed
+    from sparsemem.values import listed
 
     empty = table[column].isna()
     if empty.all():
@@ -175,7 +175,8 @@ def usable(table: pd.DataFrame, columns: dict[str, str], path: Path) -> tuple[pd
         AnalysisError: no row is left.
     """
     from analysis.columns import FINISHED
-    from analysis.fits.runs import finished, listed, unfinished
+    from analysis.fits.runs import finished, unfinished
+    from sparsemem.values import listed
 
     left_out = [unfinished(table)] if unfinished(table) else []
     frame = finished(table)

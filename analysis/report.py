@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 from analysis import prose
 from analysis.figures.style import save
 from analysis.fits.types import plain
+from analysis.inside.found import Found
 from analysis.inside.parts import Part, inside, scope
 from analysis.results import LEARNED_NOTHING, Results
 from analysis.studies import analyse
@@ -52,12 +53,19 @@ def write_report(results_dir: Path | str) -> Path:
     results = Results(Path(results_dir))
     analysis = analyse(results)
     record = _fits_record(results, analysis)  # reads the ledger: what is refused is refused before anything is written
-    parts = inside(results)
+    found = Found(results)
+    parts = inside(found)
     drawings = [*analysis.drawings(), *(drawing for part in parts for drawing in part.drawings)]
     record["figures"] = [drawing.name for drawing in drawings]
     if parts:
         record["inside"] = [{"label": part.heading, "sentences": part.sentences, "sure": part.sure} for part in parts]
-    page = _page(results, analysis, [_save(drawing, results.folder / "figures") for drawing in drawings], parts)
+    page = _page(
+        results,
+        analysis,
+        [_save(drawing, results.folder / "figures") for drawing in drawings],
+        parts,
+        scope(found) if parts else "",
+    )
     write_json(results.folder / "fits.json", record)
     write_text(results.folder / "report.html", page)
     return results.folder / "report.html"
@@ -125,7 +133,7 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]], parts: list[Part]) -> str:
+def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]], parts: list[Part], scope: str) -> str:
     trials, described = results.trials, results.described
     of_parts = {drawing.name for part in parts for drawing in part.drawings}
     return render(
@@ -142,7 +150,7 @@ def _page(results: Results, analysis: Analysis, figures: list[dict[str, str]], p
         inside=[
             (part, [each for each in figures if each["name"] in {one.name for one in part.drawings}]) for part in parts
         ],
-        scope=scope(results) if parts else "",
+        scope=scope,
         caveats=[*prose.caveats(results, analysis.point, analysis.axis), *analysis.caveats()],
         sections=[
             *analysis.sections(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -197,3 +198,13 @@ class Strict(BaseModel):
     """A group of fields: frozen, and an unknown name is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """The first few of many names.
+
+    >>> listed(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

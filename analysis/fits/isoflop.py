@@ -22,11 +22,12 @@ from analysis.fits.counting import unit_of_flops
 from analysis.fits.isoflop_result import Budget, IsoflopFit, Profile
 from analysis.fits.log_log import LogLogFit, fit_log_log
 from analysis.fits.points import Points, read_points
-from analysis.fits.runs import distinct, finished, listed, require_resamples, same_seeds
+from analysis.fits.runs import distinct, finished, require_resamples, same_seeds
 from analysis.fits.scatter import judge_scatter, with_scatter
 from analysis.fits.types import REFUTED, Estimate
 from analysis.interval import percent, takes_level
 from analysis.status import Status
+from sparsemem.values import listed
 
 Array = np.ndarray
 SAME_BUDGET = (

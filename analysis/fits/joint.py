@@ -50,7 +50,6 @@ from analysis.fits.newton import SETTLED
 from analysis.fits.noise import Noise, SeedModel, resample, seed_model, tie_width, tied_with_best, unrepeated
 from analysis.fits.runs import (
     Runs,
-    listed,
     places,
     read_shares,
     refused_losses,
@@ -64,6 +63,7 @@ from analysis.fits.runs import (
 from analysis.fits.types import Estimate
 from analysis.interval import percent, takes_level
 from analysis.status import Status
+from sparsemem.values import listed
 
 Array = np.ndarray
 LEAST_SHARES = 4

@@ -14,8 +14,9 @@ import pandas as pd
 
 from analysis.columns import floats
 from analysis.errors import AnalysisError, require_columns
-from analysis.fits.runs import distinct, finished, listed, places, same_losses, unfinished
+from analysis.fits.runs import distinct, finished, places, same_losses, unfinished
 from analysis.status import Status
+from sparsemem.values import listed
 
 Array = np.ndarray
 

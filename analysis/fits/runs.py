@@ -15,6 +15,7 @@ import pandas as pd
 from analysis.columns import floats, is_finished
 from analysis.errors import AnalysisError, require_columns
 from analysis.status import Status
+from sparsemem.values import listed
 
 Array = np.ndarray
 
@@ -286,12 +287,3 @@ def same_runs(names_N: Sequence[str], x_N: Iterable[Any], seeds_N: Array, y_N: A
         if found
         else ""
     )
-
-
-def listed(names: Sequence[str], most: int = 5) -> str:
-    """The first few of many names.
-
-    >>> listed(["a", "b", "c"], most=2)
-    'a, b and 1 more'
-    """
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

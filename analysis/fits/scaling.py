@@ -29,7 +29,6 @@ from analysis.fits.runs import (
     MIXED,
     Runs,
     finished,
-    listed,
     refused_losses,
     require_resamples,
     same_losses,
@@ -45,6 +44,7 @@ from analysis.fits.types import REFUTED, Estimate
 from analysis.interval import percent, takes_level
 from analysis.status import Status
 from sparsemem.config.nearest import nearest_name
+from sparsemem.values import listed
 
 Array = np.ndarray
 LEVEL = 0.05

@@ -14,9 +14,10 @@ import numpy as np
 from scipy.special import fdtrc  # scipy.stats would take a second to import
 
 from analysis.fits.points import Points
-from analysis.fits.runs import ALIKE, listed
+from analysis.fits.runs import ALIKE
 from analysis.fits.types import REFUTED
 from analysis.status import Status
+from sparsemem.values import listed
 
 Array = np.ndarray
 SAME = 1.0001

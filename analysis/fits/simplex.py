@@ -33,7 +33,6 @@ from analysis.fits.noise import Noise, SeedModel, aicc, lack_of_fit, resample, s
 from analysis.fits.runs import (
     APART,
     Runs,
-    listed,
     read_shares,
     refused_losses,
     require_one_budget,
@@ -44,6 +43,7 @@ from analysis.fits.runs import (
 from analysis.fits.simplex_result import JOIN, SimplexFit, Surface
 from analysis.fits.types import REFUTED, Estimate
 from analysis.status import Status
+from sparsemem.values import listed
 
 Array = np.ndarray
 NONE = 0.01  # a smaller share counts as none

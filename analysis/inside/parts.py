@@ -21,7 +21,6 @@ from analysis.figures.inside import (
 )
 from analysis.inside.found import Found, by_seed
 from analysis.inside.words import alignment_words, cka_words, gate_words, lens_words, suppression_words, usage_words
-from analysis.results import Results
 from analysis.studies.types import Drawing, Table
 from sparsemem.mechanisms import label
 
@@ -50,23 +49,21 @@ class Passage:
     tokens: list[tuple[str, float]]
 
 
-def inside(results: Results) -> list[Part]:
+def inside(found: Found) -> list[Part]:
     """Of a study whose models were probed; else nothing."""
-    found = Found(results)
     if found.trials.empty:
         return []
     parts = (_lens(found), _cka(found), _alignment(found), _gates(found), _suppression(found), _usage(found))
     return [part for each in parts for part in each]
 
 
-def scope(results: Results) -> str:
+def scope(found: Found) -> str:
     """Which models are shown."""
-    found = Found(results)
     least = int(found.trials.groupby("share")["seed"].nunique().min())
     told = f"{len(found.trials)} kept models were probed: {', '.join(map(named, found.shares))}"
     told += f"; {least} seed{'s' * (least > 1)} of each at least."
-    if found.left_out:
-        told += f" {found.left_out} others differ in more than share and seed; theirs are in the trials' folders only."
+    if left_out := found.left_out:
+        told += f" {left_out} others differ in more than share and seed; theirs are in the trials' folders only."
     return told
 
 
@@ -119,9 +116,8 @@ def _cka(found: Found) -> Iterator[Part]:
     data = mean[["row", "column", "first_layer", "second_layer", "seeds", "cka"]]
     caption = (
         f"Unbiased linear CKA of the layers of {named(found.reference)} (the reference, upward) with those of the "
-        "other "
-        "shares of the same seed, and of its own other seeds: mean over pairs. Contours: 0.5 (dotted), 0.7 (dashed) "
-        "and 0.9. Ends of units: the last tokens of words and identifiers of several tokens."
+        "other shares of the same seed, and of its own other seeds: mean over pairs. Contours: 0.5 (dotted), 0.7 "
+        "(dashed) and 0.9. Ends of units: the last tokens of words and identifiers of several tokens."
     )
     words, sure = cka_words(data, found.reference)
     yield Part("Which layers are alike", words, sure, [Drawing("inside-cka", caption, cka_figure, data)])
@@ -176,8 +172,7 @@ def _gates(found: Found) -> Iterator[Part]:
     data = data.assign(label="mean gate").astype({"order": int})
     caption = (
         "Mean gate by how often the n-gram that ends at a token occurs in the training text; bands reach from the "
-        "least "
-        "to the most of the seeds. All layers and branches are shown."
+        "least to the most of the seeds. All layers and branches are shown."
     )
     words, sure = gate_words(gates)
     drawings = Drawing.of_any("inside-gates", caption, frequency_figure, data)
@@ -226,8 +221,9 @@ def _passages(found: Found) -> list[Passage]:
 
 
 def _suppression(found: Found) -> Iterator[Part]:
-    table = found.of_trials("suppression").dropna(subset="increase") if len(found.of_trials("suppression")) else None
-    if table is None or table.empty:
+    table = found.of_trials("suppression")
+    table = table.dropna(subset="increase") if len(table) else table
+    if table.empty:
         return
     series = [f"{label(row['pool'])}, {named(row['share'])}" for row in table.to_dict("records")]
     table = table.assign(series=series, column=table["suppression"].map(SUPPRESSED))
@@ -263,10 +259,8 @@ def _usage(found: Found) -> Iterator[Part]:
     )[["part", "series", "seed", "layer", "value", "random"]]
     caption = (
         "Left: entropy of the reads over experts or rows, over its largest value (1: all are read as often). Right: "
-        "the "
-        "share of the distinct n-grams of the text that share their row with another one, a point a table; on the "
-        "line: "
-        "as many as if they were thrown at random."
+        "the share of the distinct n-grams of the text that share their row with another one, a point a table; on the "
+        "line: as many as if they were thrown at random."
     )
     words, sure = usage_words(even, shared)
     yield Part("Use of experts and rows", words, sure, [Drawing("inside-usage", caption, usage_figure, data)])

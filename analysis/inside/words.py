@@ -67,8 +67,7 @@ def alignment_words(means: pd.DataFrame, reference: str, layers: int, off: float
     if means.empty:
         return (
             f"{named(reference)} has no second seed with a kept model, so the index has no null and says nothing: "
-            "train "
-            "one (`vary: {seed: [0, 1]}`).",
+            "train one (`vary: {seed: [0, 1]}`).",
             False,
         )
     apart = _beyond(means, pd.DataFrame({"most": [off]}))
@@ -98,8 +97,7 @@ def cka_words(data: pd.DataFrame, reference: str) -> Words:
     null = "other seed" in set(same["column"])
     doubts = [
         "Positions of a sequence depend on each other, CKA can be moved by a few tokens far from the others, and "
-        "models "
-        "of one seed are alike by their shared weights at the start, as two seeds are not"
+        "models of one seed are alike by their shared weights at the start, as two seeds are not"
     ]
     doubts += [] if null else [f"{named(reference)} has one seed, so how alike two seeds are is not known"]
     return (
@@ -156,8 +154,7 @@ def suppression_words(whole: pd.DataFrame) -> Words:
         told.append(f"{series}: {', '.join(kinds)}")
     doubt = (
         "A model is suppressed that was trained with what it now lacks, so an increase mixes what a pool knows with "
-        "the "
-        "shock of a missing input: compare the three kinds, and the experts."
+        "the shock of a missing input: compare the three kinds, and the experts."
     )
     sure = bool(len(whole) and (whole["increase_low"] > 0).all())
     return f"{doubt} Loss increase over all tokens, nats/token, mean over seeds: {'; '.join(told)}.", sure

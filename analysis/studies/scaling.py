@@ -123,9 +123,8 @@ class Scaling(CellAnalysis[ScalingFit]):
     def readings(self) -> list[Reading]:
         found = []
         for cell, fit in self.fitted:
-            first, *others = Reading.of(cell.label, fit).sentences.splitlines() or [""]
-            sure = Reading.of(cell.label, fit).sure
-            found += [Reading(cell.label, line, sure) for line in (first, *others)]
+            whole = Reading.of(cell.label, fit)
+            found += [Reading(cell.label, line, whole.sure) for line in whole.sentences.splitlines() or [""]]
         return found
 
     def drawings(self) -> list[Drawing]:

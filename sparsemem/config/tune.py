@@ -5,14 +5,14 @@ set are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, model_validator
 
 from sparsemem.config.nearest import named_elsewhere, nearest_name
 from sparsemem.config.trial import Train, Trial
-from sparsemem.values import Count, Real, Size, Strict, parse_share
+from sparsemem.values import Count, Real, Size, Strict, listed, parse_share
 
 Bound = Annotated[float, BeforeValidator(parse_share)]
 
@@ -156,7 +156,10 @@ class Tuned(Strict):
                     values[_listed(side[path]) if path in side else "default"] = None
         if not found:
             return ""
-        each = "; ".join(f"`{path}` {_few(there)} there, {_few(here)} here" for path, (there, here) in found.items())
+        each = "; ".join(
+            f"`{path}` {listed(there, most=1)} there, {listed(here, most=1)} here"
+            for path, (there, here) in found.items()
+        )
         return (
             f"Warning: {others} of {len(trials)} trials take values that `sparsemem tune` found at other settings: "
             f"{each}. What is best there need not be best here: tune these points too."
@@ -201,12 +204,6 @@ def _in_both(path: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bo
 
 def _listed(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _few(values: Iterable[str]) -> str:
-    """The first of them, and how many more there are."""
-    first, *more = values
-    return f"{first} and {len(more)} more" if more else first
 
 
 def point(trial: Trial, paths: Mapping[str, Any] | tuple[str, ...]) -> dict[str, Any]:

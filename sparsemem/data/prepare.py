@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from sparsemem.data.python_source import open_python_source
 from sparsemem.data.selection import Selection, fair_share, hold_out_by_size, select
 from sparsemem.data.tokenizer import SEPARATOR, load_tokenizer, tokenize, train_tokenizer
 from sparsemem.files import write_json
+from sparsemem.values import listed
 
 FORMAT = 1  # part of the digest: raise it when the same settings give other tokens
 VALIDATION_BYTES_A_TOKEN = (
@@ -244,7 +245,7 @@ def select_text(
         field = "files" if config.corpus == "files" else "dataset"
         value = list(config.files) if config.files else config.dataset
         raise refused(
-            field, value, f"no text in {shown_names(corpus.versions)}; name files or a data set with text in them"
+            field, value, f"no text in {listed(corpus.versions, most=4)}; name files or a data set with text in them"
         )
     held_out = corpus.validation() if corpus.validation else None
     total = sum(document.size for document in (*documents, *(held_out or ())))
@@ -281,12 +282,6 @@ def select_text(
             f"no text is left to hold out{_dropped(text.near_held_out, config)}; {VALIDATION_REMEDY}",
         )
     return text, total + sum(corpus.unread.values())
-
-
-def shown_names(names: Iterable[str], most: int = 4) -> str:
-    """The first names, and how many more there are."""
-    listed = list(names)
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 def _dropped_of(config: Data, text: Selection) -> str:

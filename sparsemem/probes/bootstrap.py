@@ -9,6 +9,7 @@ Shape letters: S sequences, R resamples, K quantities.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -76,16 +77,11 @@ def estimate(of: Callable[..., Numbers], *sums_S: Numbers) -> Estimate:
     return value, None if low is None else float(low), None if high is None else float(high)
 
 
-_DRAWN: dict[int, Numbers] = {}
-
-
+@lru_cache(maxsize=1)
 def _drawn(sequences: int) -> Numbers:
     """How often each sequence is in each resample, (R, S): the same for all quantities, which so stay paired."""
-    if sequences not in _DRAWN:
-        _DRAWN.clear()
-        draws = np.random.default_rng(0).multinomial(sequences, np.full(sequences, 1 / sequences), RESAMPLES)
-        _DRAWN[sequences] = draws.astype(np.float64)
-    return _DRAWN[sequences]
+    draws = np.random.default_rng(0).multinomial(sequences, np.full(sequences, 1 / sequences), RESAMPLES)
+    return draws.astype(np.float64)
 
 
 def named(name: str, found: Estimate) -> dict[str, float | None]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sparsemem.counting import occurrences
 from sparsemem.mechanisms.layer import SparseLayer
+from sparsemem.memory.table import MemoryTable
 from sparsemem.model import Transformer, placed_layers
 from sparsemem.train.evaluate import token_losses
 
@@ -38,6 +39,10 @@ class LayerReading:
     hashed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Ids of n-grams and their rows over all tables, (B T, N) and (B T, H) each."""
     orders_H: tuple[int, ...] = ()
+
+    @property
+    def tables(self) -> list[MemoryTable]:
+        return [each for each in self.layer.modules() if isinstance(each, MemoryTable)]
 
 
 @torch.no_grad()

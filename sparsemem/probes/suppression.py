@@ -95,11 +95,7 @@ def _parts(
 
 def suppressible(layers: Sequence[LayerReading], kind: str) -> bool:
     """Whether these layers have what a suppression takes away."""
-    return kind == ZERO or any(reading.hashed if kind == OTHER_NGRAM else tables(reading) for reading in layers)
-
-
-def tables(reading: LayerReading) -> list[MemoryTable]:
-    return [each for each in reading.layer.modules() if isinstance(each, MemoryTable)]
+    return kind == ZERO or any(reading.hashed if kind == OTHER_NGRAM else reading.tables for reading in layers)
 
 
 @contextmanager
@@ -115,7 +111,7 @@ def suppressed(layers: Sequence[LayerReading], kind: str) -> Iterator[None]:
         draws = torch.Generator("cpu").manual_seed(0)
         reads = dict[MemoryTable, Tensor]()  # layers may share a table
         for reading in layers:
-            for table in tables(reading):
+            for table in reading.tables:
                 reads[table] = reads.get(table, torch.zeros_like(reading.reads_N)) + reading.reads_N
         for table, reads_R in reads.items():
             if kind == MEAN_ROW:

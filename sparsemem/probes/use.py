@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsemem.memory.table import MemoryTable
 from sparsemem.probes.reading import LayerReading
 
 COLUMNS = (
@@ -41,7 +40,7 @@ def _tables(reading: LayerReading) -> list[tuple[int, int, int]]:
     """First row, end and order of each table of n-grams."""
     if not reading.hashed:
         return []
-    first_H = next(each.first_H.tolist() for each in reading.layer.modules() if isinstance(each, MemoryTable))
+    first_H = reading.tables[0].first_H.tolist()
     return list(zip(first_H, (*first_H[1:], len(reading.reads_N)), reading.orders_H, strict=True))
 
 

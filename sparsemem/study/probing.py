@@ -190,10 +190,9 @@ def _streams(kept: KeptModel, inputs_BT: Tensor) -> list[Tensor]:
 def of_pair(first: Trial, second: Trial) -> dict[str, Any]:
     """Columns that name two trials."""
     return {
-        f"{name}_{what}": value
-        for what in ("id", "share", "seed")
-        for name, trial in (("first", first), ("second", second))
-        for value in (trial.id if what == "id" else share_of(trial) if what == "share" else trial.seed,)
+        **{"first_id": first.id, "second_id": second.id},
+        **{"first_share": share_of(first), "second_share": share_of(second)},
+        **{"first_seed": first.seed, "second_seed": second.seed},
     }
 
 

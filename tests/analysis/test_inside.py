@@ -124,7 +124,7 @@ def suppressed(increase: float, seed: int) -> list[dict[str, object]]:
 
 
 def test_pairs_are_turned_so_that_the_most_experts_are_the_reference(folder: Path) -> None:
-    parts = {part.heading: part for part in inside(Results(folder))}
+    parts = {part.heading: part for part in inside(Found(Results(folder)))}
     drawn = parts["Logit lens"].drawings[0].data
     areas = drawn[drawn["part"] == "area"].set_index("share")
     assert areas.loc["0.5", "mean"] == pytest.approx(-0.21)
@@ -138,7 +138,7 @@ def test_pairs_are_turned_so_that_the_most_experts_are_the_reference(folder: Pat
 
 
 def test_words_follow_the_numbers(folder: Path) -> None:
-    parts = {part.heading: part for part in inside(Results(folder))}
+    parts = {part.heading: part for part in inside(Found(Results(folder)))}
     lens, depth = parts["Logit lens"], parts["Effective depth"]
     assert f"at {RHO} = 0.5 predictions form earlier" in lens.sentences
     assert "dense predictions form" not in lens.sentences
@@ -176,7 +176,7 @@ def test_one_seed_has_no_null() -> None:
 
 def test_a_share_is_deeper_only_beyond_what_its_reference_is_off_itself(folder: Path) -> None:
     def words() -> str:
-        return next(part.sentences for part in inside(Results(folder)) if part.heading == "Effective depth")
+        return next(part.sentences for part in inside(Found(Results(folder))) if part.heading == "Effective depth")
 
     told = "at \N{GREEK SMALL LETTER RHO} = 0.5 layers stand deeper"
     assert told in words()
@@ -229,7 +229,7 @@ def test_one_seed_is_drawn(folder: Path) -> None:
         rows = pd.read_csv(folder / "probes" / f"{path}.csv").query(f"{kept} == 0")
         rows = rows[rows["pair"] == "shares"] if "pair" in rows else rows.assign(difference=None)
         rows.to_csv(folder / "probes" / f"{path}.csv", index=False)
-    parts = {part.heading: part for part in inside(Results(folder))}
+    parts = {part.heading: part for part in inside(Found(Results(folder)))}
     assert "has one seed, so what two seeds differ by is not known" in parts["Logit lens"].sentences
     assert "no second seed with a kept model" in parts["Effective depth"].sentences
 
@@ -254,7 +254,7 @@ def test_memories_of_one_rho_are_no_seeds(folder: Path) -> None:
     trials.to_csv(folder / "trials.csv", index=False)
     found = Found(Results(folder))
     assert found.shares == ["1", "0.5, Engram", "0.5, UltraMem", "dense"]
-    parts = {part.heading: part for part in inside(Results(folder))}
+    parts = {part.heading: part for part in inside(Found(Results(folder)))}
     areas = parts["Logit lens"].drawings[0].data
     assert areas[areas["part"] == "area"].set_index("share")["seeds"].to_dict() == {
         "0.5, Engram": 2,
@@ -271,7 +271,7 @@ def test_shares_of_several_memories_are_named_with_theirs(folder: Path) -> None:
     trials.to_csv(folder / "trials.csv", index=False)
     for path in (folder / "probes").glob("*.csv"):  # as `probe` names them
         path.write_text(path.read_text().replace(",0.5,", ",moe=0.5 engram=0.25 ultramem=0.25,"))
-    parts = {part.heading: part for part in inside(Results(folder))}
+    parts = {part.heading: part for part in inside(Found(Results(folder)))}
     assert set(parts["Effective depth"].drawings[0].data["share"]) == {"0.5, Engram 0.25, UltraMem 0.25", "dense"}
 
 
@@ -290,7 +290,7 @@ def test_the_page_shows_every_part_and_text_as_text(folder: Path, monkeypatch: p
         "analysis.report._save", lambda drawing, folder: {"name": drawing.name, "caption": "", "inches": "1", "uri": ""}
     )
     page = write_report(folder).read_text(encoding="utf-8")
-    for part in inside(Results(folder)):
+    for part in inside(Found(Results(folder))):
         assert f"<h3>{part.heading}</h3>" in page
     assert (
         '<span style="--gate: 0.25" title="0.25">&lt;b&gt;</span><span style="--gate: 1.00" title="1.00"></span>'
@@ -308,4 +308,4 @@ def test_the_page_shows_every_part_and_text_as_text(folder: Path, monkeypatch: p
 def test_a_study_without_probes_says_nothing_of_them(folder: Path) -> None:
     for path in folder.glob("trials/*/probes/*"):
         path.unlink()
-    assert inside(Results(folder)) == []
+    assert inside(Found(Results(folder))) == []

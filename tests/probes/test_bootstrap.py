@@ -39,5 +39,5 @@ def test_what_has_no_interval_has_none() -> None:
 
 def test_resamples_are_the_same_in_every_call() -> None:
     first = ratio(np.arange(30.0), np.ones(30))
-    bootstrap._DRAWN.clear()
+    bootstrap._drawn.cache_clear()
     assert ratio(np.arange(30.0), np.ones(30)) == first
